@@ -1,0 +1,175 @@
+"""The datastore as the rest of the project sees it: etcd v3's promises and nothing of its wire format.
+
+Two implementations pass one contract suite (tests/contract/test_store.py): `etcd.EtcdStore` and `memory.MemoryStore`.
+Keys are text, values bytes. Every write returns the revision etcd gave it; every read tells the revision it reflects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class StoreError(Exception):
+    """Anything the datastore can answer that is not the wanted result."""
+
+
+class StoreUnavailable(StoreError):
+    """No endpoint answered in time. A write that ends so may or may not have happened: read before writing again."""
+
+
+class StoreAuthError(StoreError):
+    """Credentials or permissions refused. Not retried."""
+
+
+class KeyExists(StoreError):
+    """Create found the key present. `current` is what is there."""
+
+    def __init__(self, current: KeyValue) -> None:
+        super().__init__(f"{current.key} already exists at revision {current.mod_revision}")
+        self.current = current
+
+
+class Conflict(StoreError):
+    """Compare-and-swap found another revision. `current` is None when the key is gone."""
+
+    def __init__(self, key: str, current: KeyValue | None) -> None:
+        super().__init__(f"{key} was changed meanwhile" if current else f"{key} does not exist")
+        self.key = key
+        self.current = current
+
+
+class Compacted(StoreError):
+    """The revision asked for is no longer kept: list again and compare. `revision` is the oldest that is."""
+
+    def __init__(self, revision: int) -> None:
+        super().__init__(f"history before revision {revision} is compacted")
+        self.revision = revision
+
+
+@dataclass(frozen=True, slots=True)
+class KeyValue:
+    key: str
+    value: bytes
+    mod_revision: int
+    create_revision: int
+    version: int
+    lease: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Every key under a prefix at one revision, sorted by key."""
+
+    kvs: list[KeyValue]
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One change. `kv` is None for a deletion; `previous` is what was there before, where the server still knew it."""
+
+    key: str
+    kv: KeyValue | None
+    revision: int
+    previous: KeyValue | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WatchBatch:
+    """All changes up to and including `revision`: a batch never ends inside a revision (fragments are joined).
+
+    `resync` marks a batch made by listing again after compaction: it holds what differs from what this watch had told before,
+    deletions included, so a consumer applies it like any other.
+    """
+
+    events: list[Event]
+    revision: int
+    resync: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """One condition of a transaction: `mod_revision` 0 means "does not exist"."""
+
+    key: str
+    mod_revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    key: str
+    value: bytes
+    lease: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    key: str
+
+
+Op = Put | Delete
+
+
+@dataclass(frozen=True, slots=True)
+class TxnResult:
+    """`succeeded` tells whether all compares held. When they did not, `current` holds the compared keys as they are."""
+
+    succeeded: bool
+    revision: int
+    current: dict[str, KeyValue | None]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerStatus:
+    cluster_id: int
+    member_id: int
+    revision: int
+    version: str
+
+
+class Store(Protocol):
+    """All methods raise StoreUnavailable after their own bounded retries, StoreAuthError when refused."""
+
+    async def get(self, key: str, *, revision: int = 0) -> KeyValue | None: ...
+
+    async def list(self, prefix: str, *, revision: int = 0, keys_only: bool = False) -> Listing:
+        """Pages internally at one pinned revision. Raises Compacted when `revision` is no longer kept."""
+        ...
+
+    def watch(self, prefix: str, *, revision: int, known: dict[str, int] | None = None) -> AsyncIterator[WatchBatch]:
+        """Changes from `revision` (inclusive) on, for ever: reconnects, changes endpoint, resumes by itself.
+
+        known: key -> mod_revision that the caller already holds (from a list at revision - 1); needed to turn a compaction into
+        a `resync` batch without false deletes. Without it Compacted is raised instead. The iterator's `aclose()` ends the watch.
+        """
+        ...
+
+    async def create(self, key: str, value: bytes, *, lease: int = 0) -> int:
+        """Revision of the write. Raises KeyExists."""
+        ...
+
+    async def update(self, key: str, value: bytes, *, mod_revision: int, lease: int = 0) -> int:
+        """Compare-and-swap; raises Conflict."""
+        ...
+
+    async def put(self, key: str, value: bytes, *, lease: int = 0) -> int: ...
+
+    async def delete(self, key: str, *, mod_revision: int | None = None) -> int | None:
+        """Revision of the deletion, None when the key was absent and no revision was demanded; raises Conflict otherwise."""
+        ...
+
+    async def txn(self, compares: Sequence[Compare], ops: Sequence[Op]) -> TxnResult: ...
+
+    async def lease_grant(self, ttl_s: int) -> int:
+        """A lease that this store keeps alive until `lease_revoke` or `close`."""
+        ...
+
+    async def lease_revoke(self, lease: int) -> None: ...
+
+    async def status(self) -> ServerStatus: ...
+
+    async def compact(self, revision: int) -> None: ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,64 @@
+"""Settings of felix. Environment names follow Calico's (FELIX_<FIELD WITHOUT UNDERSCORES>) where Calico has the
+setting.
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from libs.runtime.config import RuntimeConfig, setting
+
+NODENAME_FILE = Path("/var/lib/calico/nodename")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FelixConfig(RuntimeConfig):
+    env_prefix: ClassVar[str] = "FELIX_"
+
+    node: str = setting(
+        "",
+        "Name of this node; empty: /var/lib/calico/nodename, else the host name in lower case.",
+        env=("FELIX_FELIXHOSTNAME", "NODENAME"),
+    )
+    cni_socket: Path = setting(
+        Path("/var/run/calico/felix-cni.sock"),
+        "Unix socket on which the CNI shim is served.",
+        env=("CALICO_CNI_SOCKET",),
+    )
+    state_dir: Path = setting(
+        Path("/var/lib/calico/felix"), "Directory of the CNI journal, kept across restarts.", env=("FELIX_STATE_DIR",)
+    )
+    interface_prefix: str = setting(
+        "cali", "Names of workload interfaces begin with this.", env=("FELIX_INTERFACEPREFIX",)
+    )
+    ipv6_support: bool = setting(True, "Program IPv6 as well.", env=("FELIX_IPV6SUPPORT",))
+    default_endpoint_to_host_action: Literal["DROP", "ACCEPT", "RETURN"] = setting(
+        "DROP",
+        "What happens to packets from a workload to its own host once its egress policy allows them.",
+        env=("FELIX_DEFAULTENDPOINTTOHOSTACTION",),
+    )
+    nftables_refresh_interval_s: float = setting(
+        180.0, "How often the ruleset is compared with the kernel; 0: never.", unit="s", minimum=0,
+        env=("FELIX_NFTABLESREFRESHINTERVAL",),
+    )  # fmt: skip
+    route_refresh_interval_s: float = setting(
+        90.0, "How often routes are compared with the kernel; 0: never.", unit="s", minimum=0,
+        env=("FELIX_ROUTEREFRESHINTERVAL",),
+    )  # fmt: skip
+    program_cluster_routes: bool = setting(
+        True, "Program plain routes to other nodes' blocks in the same subnet.", env=("FELIX_PROGRAMCLUSTERROUTES",)
+    )
+    policy_setup_timeout_s: float = setting(
+        20.0, "How long CNI ADD waits for the pod's policy to reach the kernel.", unit="s", minimum=0.1
+    )
+    mtu_bytes: int = setting(0, "MTU of pods; 0: that of the device to the other nodes.", unit="bytes", minimum=0)
+
+    def node_name(self) -> str:
+        if self.node:
+            return self.node
+        if NODENAME_FILE.is_file():
+            return NODENAME_FILE.read_text().strip()
+        return socket.gethostname().lower()

@@ -1,0 +1,210 @@
+"""Typha: one watch on etcd, one calculation for all nodes, each node's share on the bus."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+
+from libs.bus import connect as connect_bus
+from libs.bus import subjects, wire
+from libs.bus.api import Bus, BusError
+from libs.model import keys
+from libs.policy.calculator import Calculator
+from libs.runtime import tracing
+from libs.runtime.service import Service
+from libs.store import connect as connect_store
+from libs.store.api import Store, StoreError
+from services.typha.config import TyphaConfig
+from services.typha.core.publisher import Outgoing, Publisher
+from services.typha.metrics import SYNCER, Metrics
+from services.typha.shell.serve import Contact, Server
+from services.typha.shell.sync import PREFIX, Sync, WentBack
+
+log = logging.getLogger(__name__)
+trace = tracing.tracer("typha")
+
+HEALTH_TIMEOUT_S = 30.0
+
+
+class Typha:
+    """Wires the parts. Everything but I/O waits runs on one thread, so a flush sees one state."""
+
+    def __init__(self, config: TyphaConfig, service: Service, store: Store, bus: Bus, cluster: int) -> None:
+        self.config = config
+        self.store = store
+        self.bus = bus
+        self.metrics = Metrics(service.registry)
+        self.calculator = Calculator()
+        instance = config.instance or secrets.token_hex(4)
+        self.publisher = Publisher(wire.Epoch(instance, time.time_ns(), cluster), self.calculator)
+        self.contact = Contact()
+        self.sync = Sync(store, self.calculator, self._batch)
+        self.server = Server(bus, self.publisher, self.contact, self.flush, self.send)
+        self._dirty = asyncio.Event()
+        self._events: list[wire.EventMsg] = []
+        self._flushes = 0
+        self._watching = service.health.register("DatastoreSync", timeout_s=HEALTH_TIMEOUT_S)
+        self._bus_health = service.health.register("Bus")
+
+    # --- etcd → calculation → bus ---
+
+    def _batch(self, rev: int, events: list[wire.EventMsg]) -> None:
+        self.metrics.updates.labels(SYNCER).inc(len(events))
+        self.metrics.kvs_per_msg.labels(SYNCER).observe(len(events))
+        if self.config.events:
+            self._events += events
+        self._dirty.set()
+
+    def flush(self) -> None:
+        """Publish whatever was read and not yet published."""
+        rev = self.sync.rev
+        if not self.sync.in_sync or (rev <= self.publisher.rev and not self._events):
+            return
+        started = time.monotonic()
+        before = self.publisher.rev
+        with trace.span("typha.flush", attributes={"rev.from": before + 1, "rev.to": rev}) as span:
+            out = self.publisher.publish(self.calculator.flush(), self.sync.take_config(), rev, started)
+            self.send(out, span.traceparent())
+        self._publish_events()
+        self.server.advanced()
+        self._flushes += 1
+        self.metrics.breadcrumb_seq.labels(SYNCER).set(self._flushes)
+        self.metrics.breadcrumb_size.labels(SYNCER).observe(len(out))
+        self.metrics.next_breadcrumb.labels(SYNCER).observe(time.monotonic() - started)
+        if not out:
+            self.metrics.skipped.labels(SYNCER).inc()
+
+    def send(self, out: list[Outgoing], traceparent: str | None = None) -> None:
+        headers = {"traceparent": traceparent} if traceparent else None
+        for subject, data in out:
+            self.bus.publish(subject, data, headers)
+
+    def _publish_events(self) -> None:
+        events, self._events = self._events, []
+        for event in events:
+            parsed = keys.parse_key(event.key)
+            kind, namespace, name = keys.describe(parsed) if parsed is not None else ("Unknown", "", event.key)
+            subject = subjects.event(self.publisher.epoch.instance, kind, namespace, name)
+            self.bus.publish(subject, wire.encode(event))
+
+    async def flush_forever(self) -> None:
+        """At once when idle; while changes keep coming, at most one flush per `batch_s` and never back to back."""
+        last_end = 0.0
+        while True:
+            await self._dirty.wait()
+            pause = self.config.batch_s - (time.monotonic() - last_end)
+            if pause > 0:
+                self.metrics.breadcrumb_block.labels(SYNCER).inc()
+                await asyncio.sleep(pause)
+            else:
+                self.metrics.breadcrumb_non_block.labels(SYNCER).inc()
+            self._dirty.clear()
+            self.flush()
+            last_end = time.monotonic()
+            await asyncio.sleep(0)
+
+    async def sync_forever(self) -> None:
+        while True:
+            try:
+                await self.sync.run()
+            except WentBack:
+                raise
+            except StoreError as error:
+                log.warning("lost the datastore, listing again", extra={"error": str(error)})
+                await asyncio.sleep(0.5)
+
+    async def contact_forever(self, cluster: int) -> None:
+        """A quorum read each second tells readers how fresh we are, and us whether etcd went back."""
+        while True:
+            try:
+                listing = await self.store.list(f"{PREFIX}.contact")
+                if listing.revision < self.sync.rev or (await self.store.status()).cluster_id != cluster:
+                    raise WentBack(f"etcd is at revision {listing.revision}, we were at {self.sync.rev}")
+                self.contact.at, self.contact.head = time.monotonic(), listing.revision
+            except StoreError as error:
+                log.debug("no contact with the datastore", extra={"error": str(error)})
+            await asyncio.sleep(1.0)
+
+    async def beat_forever(self) -> None:
+        while True:
+            now = time.monotonic()
+            publisher = self.publisher
+            age = self.contact.age_s(now)
+            beat = wire.Beat(epoch=publisher.epoch, rev=publisher.rev, etcd_age_s=age, head=self.contact.head)
+            if publisher.rev:
+                self.bus.publish(subjects.beat(publisher.epoch.instance), wire.encode(beat))
+            before = len(publisher.readers)
+            self.send(publisher.remind(now))
+            self.metrics.dropped.labels(SYNCER).inc(before - len(publisher.readers))
+            self.server.tick()
+            self._report_health(age)
+            await asyncio.sleep(1.0)
+
+    def _report_health(self, age_s: float) -> None:
+        detail = (
+            f"revision {self.sync.rev}, etcd answered {age_s:.1f} s ago" if self.sync.in_sync else "waiting for etcd"
+        )
+        self._watching.report(ready=self.sync.in_sync, detail=detail)
+        self._bus_health.report(ready=self.bus.connected, detail="" if self.bus.connected else "not connected")
+        readers = self.publisher.readers.values()
+        metrics = self.metrics
+        metrics.active.labels(SYNCER).set(len(readers))
+        metrics.streaming.labels(SYNCER).set(sum(reader.applied_seq >= reader.seq for reader in readers))
+        metrics.cache_size.labels(SYNCER).set(self.sync.size)
+        metrics.snapshot_raw.labels(SYNCER).set(self.server.last_raw)
+        metrics.snapshot_packed.labels(SYNCER).set(self.server.last_packed)
+
+    async def ping_forever(self) -> None:
+        while True:
+            await asyncio.sleep(10.0)
+            started = time.monotonic()
+            try:
+                await self.bus.barrier()
+            except BusError:
+                continue
+            self.metrics.ping.labels(SYNCER).observe(time.monotonic() - started)
+
+
+async def run(config: TyphaConfig, service: Service) -> None:
+    store = await connect_store()
+    try:
+        bus = await connect_bus("typha")
+        try:
+            cluster = await _cluster_id(store, service)
+            if cluster is None:
+                return
+            typha = Typha(config, service, store, bus, cluster)
+            typha.server.start()
+            await bus.barrier()
+            for name, work in (
+                ("sync", typha.sync_forever()),
+                ("flush", typha.flush_forever()),
+                ("contact", typha.contact_forever(cluster)),
+                ("beat", typha.beat_forever()),
+                ("ping", typha.ping_forever()),
+            ):
+                service.spawn(work, name=name)
+            service.ready()
+            await service.stop.wait()
+        finally:
+            await bus.close()
+    finally:
+        await store.close()
+
+
+async def _cluster_id(store: Store, service: Service) -> int | None:
+    """etcd's cluster id, waiting for etcd as long as it takes; None when told to stop meanwhile."""
+    delay_s = 0.2
+    while not service.stop.is_set():
+        try:
+            return (await store.status()).cluster_id
+        except StoreError as error:
+            log.warning("waiting for the datastore", extra={"error": str(error)})
+        try:
+            async with asyncio.timeout(delay_s):
+                await service.stop.wait()
+        except TimeoutError:
+            delay_s = min(5.0, delay_s * 2)
+    return None

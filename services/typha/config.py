@@ -1,0 +1,19 @@
+"""Settings of typha. Names of the environment follow Calico's (TYPHA_…)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from libs.runtime.config import RuntimeConfig, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class TyphaConfig(RuntimeConfig):
+    env_prefix: ClassVar[str] = "TYPHA_"
+
+    instance: str = setting("", "Name of this instance on the bus; random when empty.")
+    batch_s: float = setting(
+        0.005, "How long changes are collected before they are published while more keep coming.", unit="s", minimum=0
+    )
+    events: bool = setting(True, "Publish every resource change on calico.typha.<instance>.event.>, for people.")

@@ -1,0 +1,335 @@
+"""From what the calculation changed to what goes on the bus: pure, single-threaded, no I/O.
+
+Contents (rules, members, tables) go once to shared streams, whoever follows them. Then every reader that the change
+concerns gets one commit on its own subject, naming the seqs it needs and the endpoints that changed; contents it newly
+follows ride along when small. Only registered readers (felixes that took a snapshot and still report) get commits, so a
+cluster of pretend nodes costs nothing. Sequence numbers of a stream go on for the life of the process, also while
+nobody follows it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from libs.bus import subjects, wire
+from libs.policy.calculator import Calculator, Changes, NodeChange
+from libs.policy.output import IPSet, PolicyKey
+
+INLINE_BYTES = 16_384
+MESSAGE_BYTES = (
+    400_000  # NATS refuses 1 MB; a larger commit is replaced by a mark, which makes the reader take a snapshot
+)
+SET_CHUNK = 8_000  # members per message
+TABLE_CHUNK = 1_000  # entries per message
+REMEMBERED_FLUSHES = 20_000
+READER_TIMEOUT_S = 45.0
+LAG_S = 1.0
+LAG_MAX_S = 10.0
+
+Outgoing = tuple[str, bytes]
+
+
+@dataclass(slots=True)
+class Reader:
+    """A felix that follows this instance."""
+
+    seq: int = 0
+    streams: set[str] = field(default_factory=set)
+    seen_at: float = 0.0
+    applied_seq: int = -1
+    applied_rev: int = 0
+    sent_at: float = 0.0
+    remind_s: float = LAG_S
+
+
+class Publisher:
+    def __init__(self, epoch: wire.Epoch, calculator: Calculator) -> None:
+        self.epoch = epoch
+        self.rev = 0
+        self.readers: dict[str, Reader] = {}
+        self.config: dict[str, msgspec.Raw] = {}
+        self.messages = 0
+        self.bytes = 0
+        self._calculator = calculator
+        self._seqs: dict[str, int] = {}
+        self._node_seqs: dict[str, int] = {}  # of readers that were forgotten: their streams must not start again
+        self._encoded: dict[str, wire.StreamState] = {}
+        self._followers: dict[str, set[str]] = {}  # stream -> readers
+        self._concerned: OrderedDict[int, tuple[int, frozenset[str]]] = OrderedDict()  # last rev -> (first rev, nodes)
+        self._marks: list[tuple[int, tuple[str, ...]]] = []
+
+    # --- publishing ---
+
+    def publish(self, changes: Changes, config: dict[str, msgspec.Raw | None], rev: int, now: float) -> list[Outgoing]:
+        """Messages that carry `changes`, all of etcd's revisions up to `rev`, in the order in which they must be
+        sent.
+        """
+        first, self.rev = self.rev + 1, rev
+        for key, value in config.items():
+            if value is None:
+                self.config.pop(key, None)
+            else:
+                self.config[key] = value
+        out: list[Outgoing] = []
+        out += self._policies(changes)
+        out += self._sets(changes)
+        tables = self._tables(changes, config, out)
+        concerned = frozenset(self.all_nodes() if tables else changes.nodes)
+        for node in concerned:
+            reader = self.readers.get(node)
+            if reader is not None:
+                out.append(self._commit(node, reader, changes.nodes.get(node), tables, now))
+        if concerned:
+            self._concerned[rev] = (first, concerned)
+            while len(self._concerned) > REMEMBERED_FLUSHES:
+                self._concerned.popitem(last=False)
+        out += self._due_marks(now)
+        return self._count(out)
+
+    def _policies(self, changes: Changes) -> Iterator[Outgoing]:
+        for key, policy in changes.policies.items():
+            stream = subjects.policy_stream(str(key))
+            seq = self._bump(stream)
+            if policy is not None and stream in self._followers:
+                yield self._message(stream, wire.PolicyMsg(**self._envelope(seq), policy=policy))
+        for name, profile in changes.profiles.items():
+            stream = subjects.policy_stream(f"pro/{name}")
+            seq = self._bump(stream)
+            if profile is not None and stream in self._followers:
+                yield self._message(stream, wire.PolicyMsg(**self._envelope(seq), profile=profile))
+
+    def _sets(self, changes: Changes) -> Iterator[Outgoing]:
+        for set_id, change in changes.ipsets.items():
+            stream = subjects.ipset_stream(set_id)
+            if change.deleted or change.created is not None or stream not in self._followers:
+                self._bump(stream)
+                continue
+            added, removed = sorted(change.added), sorted(change.removed)
+            for start in range(0, max(len(added), len(removed)), SET_CHUNK):
+                part = slice(start, start + SET_CHUNK)
+                seq = self._bump(stream)
+                message = wire.SetMsg(**self._envelope(seq), added=added[part], removed=removed[part])
+                yield self._message(stream, message)
+
+    def _tables(self, changes: Changes, config: dict[str, msgspec.Raw | None], out: list[Outgoing]) -> dict[str, int]:
+        """Publish changes of the tables that all nodes follow; stream -> seq."""
+        needs: dict[str, int] = {}
+        for stream, column, entries in (
+            ("route.blocks", "blocks", list(changes.blocks.items())),
+            ("route.nodes", "nodes", list(changes.node_infos.items())),
+            ("route.pools", "pools", list(changes.pools.items())),
+            (subjects.CONFIG_STREAM, "config", list(config.items())),
+        ):
+            for start in range(0, len(entries), TABLE_CHUNK):
+                seq = needs[stream] = self._bump(stream)
+                message = wire.TableMsg(**self._envelope(seq))
+                setattr(message, column, dict(entries[start : start + TABLE_CHUNK]))
+                out.append(self._message(stream, message))
+        return needs
+
+    def _commit(
+        self, node: str, reader: Reader, change: NodeChange | None, tables: dict[str, int], now: float
+    ) -> Outgoing:
+        commit = wire.Commit(**self._envelope(reader.seq + 1), needs=dict(tables))
+        if change is not None:
+            added = [
+                *(subjects.policy_stream(str(key)) for key in change.policies_added),
+                *(subjects.policy_stream(f"pro/{name}") for name in change.profiles_added),
+                *(subjects.ipset_stream(set_id) for set_id in change.sets_added),
+            ]
+            removed = [
+                *(subjects.policy_stream(str(key)) for key in change.policies_removed),
+                *(subjects.policy_stream(f"pro/{name}") for name in change.profiles_removed),
+                *(subjects.ipset_stream(set_id) for set_id in change.sets_removed),
+            ]
+            changed = [
+                *(subjects.policy_stream(str(key)) for key in change.policies_changed),
+                *(subjects.policy_stream(f"pro/{name}") for name in change.profiles_changed),
+                *(subjects.ipset_stream(set_id) for set_id in change.sets_changed),
+            ]
+            self._follow(node, reader, added, removed)
+            budget = MESSAGE_BYTES // 2
+            for stream in added:
+                state = self.state_of(stream)
+                fits = state is not None and len(state.content) <= min(INLINE_BYTES, budget)
+                commit.add[stream] = state if fits else None
+                budget -= len(state.content) if fits and state is not None else 0
+            commit.remove = removed
+            for stream in changed:
+                commit.needs[stream] = self._seqs[stream]
+            commit.workloads = {str(key): workload for key, workload in change.workloads.items()}
+            commit.hosts = dict(change.hosts)
+        reader.seq += 1
+        reader.sent_at, reader.remind_s = now, LAG_S
+        data = wire.encode(commit)
+        if len(data) > MESSAGE_BYTES:
+            return self._mark(node, reader)  # a seq ahead of what it has: the reader takes a snapshot, in chunks
+        return subjects.node_stream(self.epoch.instance, node), data
+
+    def _follow(self, node: str, reader: Reader, added: Iterable[str], removed: Iterable[str]) -> None:
+        for stream in removed:
+            reader.streams.discard(stream)
+            followers = self._followers.get(stream)
+            if followers is not None:
+                followers.discard(node)
+                if not followers:
+                    del self._followers[stream]
+        for stream in added:
+            reader.streams.add(stream)
+            self._followers.setdefault(stream, set()).add(node)
+
+    # --- marks: proof of a revision, and finder of lost tails ---
+
+    def want_mark(self, rev: int, nodes: Iterable[str], now: float) -> list[Outgoing]:
+        self._marks.append((rev, tuple(nodes)))
+        return self._count(self._due_marks(now))
+
+    def remind(self, now: float) -> list[Outgoing]:
+        """Marks for readers that have not confirmed what they were sent; forgets those that fell silent."""
+        out: list[Outgoing] = []
+        for node, reader in list(self.readers.items()):
+            if now - reader.seen_at > READER_TIMEOUT_S:
+                self.forget(node)
+            elif reader.applied_seq < reader.seq and now - reader.sent_at > reader.remind_s:
+                reader.sent_at, reader.remind_s = now, min(LAG_MAX_S, reader.remind_s * 2)
+                out.append(self._mark(node, reader))
+        return self._count(out)
+
+    def _due_marks(self, now: float) -> list[Outgoing]:
+        due = [nodes for rev, nodes in self._marks if rev <= self.rev]
+        if not due:
+            return []
+        self._marks = [(rev, nodes) for rev, nodes in self._marks if rev > self.rev]
+        wanted = {node for nodes in due for node in (nodes or self.readers)}
+        return [self._mark(node, self.readers[node]) for node in sorted(wanted) if node in self.readers]
+
+    def _mark(self, node: str, reader: Reader) -> Outgoing:
+        mark = wire.Mark(epoch=self.epoch, rev=self.rev, seq=reader.seq)
+        return subjects.node_stream(self.epoch.instance, node), wire.encode(mark)
+
+    # --- readers ---
+
+    def applied(self, report: wire.Applied, now: float) -> list[Outgoing]:
+        """Note what a felix says it holds. One that was forgotten meanwhile is told that it missed something."""
+        if report.epoch != self.epoch:
+            return []
+        reader = self.readers.get(report.node)
+        if reader is None:
+            seq = self._node_seqs[report.node] = self._node_seqs.get(report.node, 0) + 1
+            return self._count([self._mark(report.node, Reader(seq=seq))])
+        reader.seen_at = now
+        reader.applied_seq = max(reader.applied_seq, report.seq)
+        reader.applied_rev = max(reader.applied_rev, report.rev)
+        return []
+
+    def forget(self, node: str) -> None:
+        reader = self.readers.pop(node, None)
+        if reader is not None:
+            self._node_seqs[node] = reader.seq
+            self._follow(node, reader, (), list(reader.streams))
+
+    def snapshot(self, node: str, now: float) -> wire.Snapshot:
+        """Everything `node` needs, and from now on it is a reader."""
+        view = self._calculator.view(node)
+        streams = {
+            *(subjects.policy_stream(str(key)) for key in view.policies),
+            *(subjects.policy_stream(f"pro/{name}") for name in view.profiles),
+            *(subjects.ipset_stream(set_id) for set_id in view.ipsets),
+        }
+        reader = self.readers.get(node)
+        if reader is None:
+            reader = self.readers[node] = Reader(seq=self._node_seqs.get(node, 0))
+        reader.seen_at = now
+        self._follow(node, reader, streams - reader.streams, reader.streams - streams)
+        states = {name: self.state_of(name) for name in (*sorted(streams), *subjects.SHARED_BY_ALL)}
+        return wire.Snapshot(
+            rev=self.rev,
+            seq=reader.seq,
+            full=True,
+            workloads={str(key): workload for key, workload in view.workloads.items()},
+            hosts=dict(view.hosts),
+            streams={name: state for name, state in states.items() if state is not None},
+        )
+
+    def some_streams(self, request: wire.SnapshotRequest) -> wire.Snapshot:
+        """Contents of the streams asked for that are newer than what the reader has."""
+        reader = self.readers.get(request.node, Reader())
+        answer = wire.Snapshot(rev=self.rev, seq=reader.seq, full=False)
+        for name, have in request.streams.items():
+            state = self.state_of(name) if name in reader.streams or name in subjects.SHARED_BY_ALL else None
+            if state is None:
+                answer.gone.append(name)
+            elif state.seq > have:
+                answer.streams[name] = state
+        return answer
+
+    def state_of(self, stream: str) -> wire.StreamState | None:
+        """Current content of a stream, encoded once per seq."""
+        seq = self._seqs.setdefault(stream, 0)
+        known = self._encoded.get(stream)
+        if known is not None and known.seq == seq:
+            return known
+        content = self._content(stream)
+        if content is None:
+            return None
+        state = self._encoded[stream] = wire.StreamState(seq, msgspec.Raw(wire.encode(content)))
+        return state
+
+    def _content(self, stream: str) -> wire.Content | None:
+        family, _, ident = stream.partition(".")
+        calculator = self._calculator
+        if stream == "route.blocks":
+            return wire.TableContent(blocks=dict(calculator.blocks))
+        if stream == "route.nodes":
+            return wire.TableContent(nodes=dict(calculator.node_infos))
+        if stream == "route.pools":
+            return wire.TableContent(pools=dict(calculator.pools))
+        if stream == subjects.CONFIG_STREAM:
+            return wire.TableContent(config=dict(self.config))
+        if family == "ipset":
+            ipset: IPSet | None = calculator.ipsets.get(ident)
+            return None if ipset is None else wire.SetContent(ipset.type, sorted(ipset.members))
+        if ident.startswith("pro/"):
+            profile = calculator.profiles.get(ident.removeprefix("pro/"))
+            return None if profile is None else wire.ProfileContent(profile)
+        policy = calculator.policies.get(PolicyKey.parse(ident))
+        return None if policy is None else wire.PolicyContent(policy)
+
+    # --- who is concerned ---
+
+    def all_nodes(self) -> set[str]:
+        return {*self._calculator.nodes(), *self.readers}
+
+    def concerns(self, rev: int) -> wire.ConcernsReply:
+        """Nodes that revision `rev` concerns. Call only once `rev` is published."""
+        for last, (first, nodes) in reversed(self._concerned.items()):
+            if first <= rev <= last:
+                return wire.ConcernsReply(rev=rev, nodes=sorted(nodes))
+            if last < rev:
+                return wire.ConcernsReply(rev=rev)
+        if len(self._concerned) < REMEMBERED_FLUSHES:
+            return wire.ConcernsReply(rev=rev)
+        return wire.ConcernsReply(rev=rev, nodes=sorted(self.all_nodes()), unknown=True)
+
+    # --- small things ---
+
+    def _bump(self, stream: str) -> int:
+        seq = self._seqs[stream] = self._seqs.get(stream, 0) + 1
+        self._encoded.pop(stream, None)
+        return seq
+
+    def _envelope(self, seq: int) -> Any:
+        return {"epoch": self.epoch, "rev": self.rev, "seq": seq, "prev": seq - 1}
+
+    def _message(self, stream: str, message: msgspec.Struct) -> Outgoing:
+        return subjects.of_stream(self.epoch.instance, stream), wire.encode(message)
+
+    def _count(self, out: list[Outgoing]) -> list[Outgoing]:
+        self.messages += len(out)
+        self.bytes += sum(len(data) for _, data in out)
+        return out

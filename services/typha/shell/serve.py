@@ -1,0 +1,165 @@
+"""Requests that typha answers on the bus: snapshots in compressed chunks, marks, and which nodes a revision
+concerns.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
+
+from libs.bus import subjects, wire
+from libs.bus.api import Bus, Msg
+from services.typha.core.publisher import Outgoing, Publisher
+
+log = logging.getLogger(__name__)
+M = TypeVar("M", bound=msgspec.Struct)
+
+CHUNK_BYTES = 512_000
+KEPT_S = 60.0
+
+
+@dataclass(slots=True)
+class Answer:
+    """A snapshot being pulled by its reader, chunk by chunk."""
+
+    reply: wire.SnapshotReply
+    chunks: list[bytes]
+    expires_at: float
+
+
+@dataclass(slots=True)
+class Contact:
+    """Last time etcd answered a quorum read, and its revision then."""
+
+    at: float = -1e9
+    head: int = 0
+
+    def age_s(self, now: float) -> float:
+        return round(min(now - self.at, 1e6), 3)
+
+
+class Server:
+    def __init__(
+        self,
+        bus: Bus,
+        publisher: Publisher,
+        contact: Contact,
+        flush: Callable[[], None],
+        send: Callable[[list[Outgoing]], None],
+    ) -> None:
+        self.snapshots = 0
+        self.last_raw = 0  # bytes of the last snapshot
+        self.last_packed = 0  # the same, compressed
+        self._bus = bus
+        self._publisher = publisher
+        self._contact = contact
+        self._flush = flush
+        self._send = send
+        self._answers: dict[str, Answer] = {}
+        self._waiting: list[tuple[float, wire.ConcernsRequest, Msg]] = []
+
+    def start(self) -> None:
+        instance = self._publisher.epoch.instance
+        self._bus.subscribe(f"{subjects.TYPHA_SNAPSHOT}.*", self._on_snapshot, queue=subjects.TYPHA_QUEUE)
+        self._bus.subscribe(subjects.own_snapshots(instance), self._on_snapshot)
+        self._bus.subscribe(subjects.ALL_APPLIED, self._on_applied)
+        self._bus.subscribe(subjects.TYPHA_MARK, self._on_mark)
+        self._bus.subscribe(subjects.TYPHA_CONCERNS, self._on_concerns, queue=subjects.TYPHA_QUEUE)
+
+    def tick(self) -> None:
+        """Drop abandoned answers, answer questions whose time is up. Called each second."""
+        now = time.monotonic()
+        for ident in [ident for ident, answer in self._answers.items() if answer.expires_at < now]:
+            del self._answers[ident]
+        late = [entry for entry in self._waiting if entry[0] < now]
+        self._waiting = [entry for entry in self._waiting if entry[0] >= now]
+        for _, request, msg in late:
+            error = f"this typha has only reached revision {self._publisher.rev}"
+            msg.respond(wire.encode(wire.ConcernsReply(rev=request.rev, error=error)))
+
+    def advanced(self) -> None:
+        """The publisher reached a new revision: answer who waited for it."""
+        if not self._waiting:
+            return
+        due = [entry for entry in self._waiting if entry[1].rev <= self._publisher.rev]
+        self._waiting = [entry for entry in self._waiting if entry[1].rev > self._publisher.rev]
+        for _, request, msg in due:
+            msg.respond(wire.encode(self._publisher.concerns(request.rev)))
+
+    # --- handlers: synchronous, called by the bus in order of arrival ---
+
+    def _on_snapshot(self, msg: Msg) -> None:
+        request = _decode(msg, wire.SnapshotRequest)
+        if request is not None:
+            msg.respond(wire.encode(self._answer(request)))
+
+    def _on_applied(self, msg: Msg) -> None:
+        report = _decode(msg, wire.Applied)
+        if report is not None:
+            self._send(self._publisher.applied(report, time.monotonic()))
+
+    def _on_mark(self, msg: Msg) -> None:
+        request = _decode(msg, wire.MarkRequest)
+        if request is not None:
+            self._send(self._publisher.want_mark(request.rev, request.nodes, time.monotonic()))
+
+    def _on_concerns(self, msg: Msg) -> None:
+        request = _decode(msg, wire.ConcernsRequest)
+        if request is None:
+            return
+        if request.rev <= self._publisher.rev:
+            msg.respond(wire.encode(self._publisher.concerns(request.rev)))
+        else:
+            self._waiting.append((time.monotonic() + min(request.timeout_s, 60.0), request, msg))
+
+    def _answer(self, request: wire.SnapshotRequest) -> wire.SnapshotReply:
+        now = time.monotonic()
+        publisher = self._publisher
+        reply = wire.SnapshotReply(
+            epoch=publisher.epoch, rev=publisher.rev, etcd_age_s=self._contact.age_s(now), head=self._contact.head
+        )
+        if publisher.rev == 0:
+            reply.error = "not in sync with the datastore yet"
+            return reply
+        if request.hello:
+            return reply
+        if request.id:
+            answer = self._answers.get(request.id)
+            if answer is None or not 0 <= request.chunk < len(answer.chunks):
+                reply.error = "no such answer (any more)"
+                return reply
+            if request.chunk == len(answer.chunks) - 1:
+                del self._answers[request.id]
+            else:
+                answer.expires_at = now + KEPT_S
+            return msgspec.structs.replace(answer.reply, chunk=request.chunk, data=answer.chunks[request.chunk])
+        self._flush()  # what was read but not yet published belongs in
+        snapshot = publisher.some_streams(request) if request.streams else publisher.snapshot(request.node, now)
+        reply.rev = publisher.rev
+        raw = wire.encode(snapshot)
+        packed = zlib.compress(raw, 1)
+        self.snapshots += 1
+        self.last_raw, self.last_packed = len(raw), len(packed)
+        chunks = [packed[start : start + CHUNK_BYTES] for start in range(0, len(packed), CHUNK_BYTES)]
+        reply.chunks, reply.data = len(chunks), chunks[0]
+        if len(chunks) > 1:
+            reply.id = secrets.token_hex(8)
+            self._answers[reply.id] = Answer(reply, chunks, now + KEPT_S)
+        return reply
+
+
+def _decode(msg: Msg, kind: type[M]) -> M | None:
+    """A request from the bus, or None when it is not what it should be: logged, not answered, harmless."""
+    try:
+        decoded: M = wire.decoder(kind).decode(msg.data)
+    except msgspec.DecodeError as error:
+        log.warning("malformed request", extra={"subject": msg.subject, "error": str(error)})
+        return None
+    return decoded

@@ -1,0 +1,46 @@
+"""What all tests share: Hypothesis profiles, and the rule that a skip must stand in tests/skips.txt."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "gate", derandomize=True, max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile(
+    "hunt", max_examples=5000, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "gate"))
+
+SKIPS = Path(__file__).parent / "skips.txt"
+_unlisted: list[str] = []
+
+
+def allowed_skips() -> list[str]:
+    """Reasons that may be given, one a line; `#` starts a comment."""
+    lines = (line.split("#", 1)[0].strip() for line in SKIPS.read_text().splitlines())
+    return [line for line in lines if line]
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if not report.skipped or hasattr(report, "wasxfail") or os.environ.get("PYTEST_XDIST_WORKER"):
+        return
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    if not any(allowed in reason for allowed in allowed_skips()):
+        _unlisted.append(f"{report.nodeid}: {reason}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if _unlisted:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _unlisted:
+        terminalreporter.section("skips that are not listed in tests/skips.txt", red=True)
+        for line in _unlisted:
+            terminalreporter.line(line)
