@@ -1,8 +1,10 @@
-"""What the calculation says and every consumer reads: typha publishes these values, felix programs them, the judge prints them.
+"""What the calculation says and every consumer reads: typha publishes these values, felix programs them, the judge
+prints them.
 
-Field names and meaning follow Felix's dataplane messages (facts/felix.md section 2.9), so that a reader who knows Calico finds
-his way; only the containers differ. All values are immutable and carry no clock, no revision and no I/O. Addresses and networks
-are strings in canonical form (`10.0.0.0/8`, `fd00::/64`, always with a prefix length) because they go to the wire unchanged.
+Field names and meaning follow Felix's dataplane messages (facts/felix.md section 2.9), so that a reader who knows
+Calico finds his way; only the containers differ. All values are immutable and carry no clock, no revision and no I/O.
+Addresses and networks are strings in canonical form (`10.0.0.0/8`, `fd00::/64`, always with a prefix length) because
+they go to the wire unchanged.
 """
 
 from __future__ import annotations
@@ -92,8 +94,9 @@ class RuleOrigin(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Rule(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """One rule with every reference resolved to an IP set id. All present matches are ANDed; inside a tuple entries are ORed,
-    except IP set ids, which are ANDed. `*_ports` and `*_named_port_sets` of one side and sign are ORed with each other.
+    """One rule with every reference resolved to an IP set id. All present matches are ANDed; inside a tuple entries are
+    ORed, except IP set ids, which are ANDed. `*_ports` and `*_named_port_sets` of one side and sign are ORed with each
+    other.
 
     protocol: a lower-case name (tcp udp icmp icmpv6 sctp udplite) or a number. ip_version: 4, 6 or 0 for both.
     """
@@ -139,7 +142,7 @@ class Policy(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     namespace: str = ""
     inbound: tuple[Rule, ...] = ()
     outbound: tuple[Rule, ...] = ()
-    selector: str = ""  # the policy's own selector as stored, for people
+    selector: str = ""  # what it selects: namespace and service account terms included, in canonical form
     untracked: bool = False
     pre_dnat: bool = False
     performance_hints: tuple[str, ...] = ()

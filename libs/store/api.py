@@ -6,7 +6,7 @@ Keys are text, values bytes. Every write returns the revision etcd gave it; ever
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -46,6 +46,10 @@ class Compacted(StoreError):
     def __init__(self, revision: int) -> None:
         super().__init__(f"history before revision {revision} is compacted")
         self.revision = revision
+
+
+class LeaseLost(StoreError):
+    """The lease expired or was revoked; what hung on it is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +142,9 @@ class Store(Protocol):
         """Pages internally at one pinned revision. Raises Compacted when `revision` is no longer kept."""
         ...
 
-    def watch(self, prefix: str, *, revision: int, known: dict[str, int] | None = None) -> AsyncIterator[WatchBatch]:
+    def watch(
+        self, prefix: str, *, revision: int, known: dict[str, int] | None = None
+    ) -> AsyncGenerator[WatchBatch, None]:
         """Changes from `revision` (inclusive) on, for ever: reconnects, changes endpoint, resumes by itself.
 
         known: key -> mod_revision that the caller already holds (from a list at revision - 1); needed to turn a compaction into

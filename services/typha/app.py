@@ -7,14 +7,13 @@ import logging
 import secrets
 import time
 
-from libs.bus import connect as connect_bus
 from libs.bus import subjects, wire
 from libs.bus.api import Bus, BusError
 from libs.model import keys
 from libs.policy.calculator import Calculator
 from libs.runtime import tracing
 from libs.runtime.service import Service
-from libs.store import connect as connect_store
+from libs.runtime.backends import open_bus, open_store
 from libs.store.api import Store, StoreError
 from services.typha.config import TyphaConfig
 from services.typha.core.publisher import Outgoing, Publisher
@@ -65,8 +64,11 @@ class Typha:
         started = time.monotonic()
         before = self.publisher.rev
         with trace.span("typha.flush", attributes={"rev.from": before + 1, "rev.to": rev}) as span:
-            out = self.publisher.publish(self.calculator.flush(), self.sync.take_config(), rev, started)
-            self.send(out, span.traceparent())
+            changes = self.calculator.flush()
+            for key, reason in changes.refused.items():
+                log.error("bad value, treated as absent", extra={"key": key, "error": reason})
+            out = self.publisher.publish(changes, self.sync.take_config(), rev, started)
+            self.send(out, span.traceparent)
         self._publish_events()
         self.server.advanced()
         self._flushes += 1
@@ -168,30 +170,22 @@ class Typha:
 
 
 async def run(config: TyphaConfig, service: Service) -> None:
-    store = await connect_store()
-    try:
-        bus = await connect_bus("typha")
-        try:
-            cluster = await _cluster_id(store, service)
-            if cluster is None:
-                return
-            typha = Typha(config, service, store, bus, cluster)
-            typha.server.start()
-            await bus.barrier()
-            for name, work in (
-                ("sync", typha.sync_forever()),
-                ("flush", typha.flush_forever()),
-                ("contact", typha.contact_forever(cluster)),
-                ("beat", typha.beat_forever()),
-                ("ping", typha.ping_forever()),
-            ):
-                service.spawn(work, name=name)
-            service.ready()
-            await service.stop.wait()
-        finally:
-            await bus.close()
-    finally:
-        await store.close()
+    async with open_store() as store, open_bus("typha") as bus:
+        cluster = await _cluster_id(store, service)
+        if cluster is None:
+            return
+        typha = Typha(config, service, store, bus, cluster)
+        typha.server.start()
+        for name, work in (
+            ("sync", typha.sync_forever()),
+            ("flush", typha.flush_forever()),
+            ("contact", typha.contact_forever(cluster)),
+            ("beat", typha.beat_forever()),
+            ("ping", typha.ping_forever()),
+        ):
+            service.spawn(work, name=name)
+        service.ready()
+        await service.stop.wait()
 
 
 async def _cluster_id(store: Store, service: Service) -> int | None:

@@ -17,8 +17,9 @@ from typing import Any
 import msgspec
 
 from libs.bus import subjects, wire
-from libs.policy.calculator import Calculator, Changes, NodeChange
-from libs.policy.output import IPSet, PolicyKey
+from libs.policy.calculator import Calculator
+from libs.policy.changes import Changes, NodeChange
+from libs.policy.output import PolicyKey
 
 INLINE_BYTES = 16_384
 MESSAGE_BYTES = (
@@ -292,7 +293,7 @@ class Publisher:
         if stream == subjects.CONFIG_STREAM:
             return wire.TableContent(config=dict(self.config))
         if family == "ipset":
-            ipset: IPSet | None = calculator.ipsets.get(ident)
+            ipset = calculator.ipset(ident)
             return None if ipset is None else wire.SetContent(ipset.type, sorted(ipset.members))
         if ident.startswith("pro/"):
             profile = calculator.profiles.get(ident.removeprefix("pro/"))
@@ -303,7 +304,7 @@ class Publisher:
     # --- who is concerned ---
 
     def all_nodes(self) -> set[str]:
-        return {*self._calculator.nodes(), *self.readers}
+        return {*self._calculator.nodes, *self.readers}
 
     def concerns(self, rev: int) -> wire.ConcernsReply:
         """Nodes that revision `rev` concerns. Call only once `rev` is published."""

@@ -1,0 +1,500 @@
+"""The bus over core NATS and nats-py.
+
+nats-py's own reconnect is switched off: each connection is a new client object, made by one supervisor task here, and every
+subscription and request belongs to this class. That hides what the client does on its bad days: it closes for good on some server
+errors, waits without end for a peer that is stopped, and goes deaf when its read loop meets an unexpected exception. The
+supervisor notices all of them the same way, as a missing round trip to ourselves, and starts afresh.
+
+Its `flush` is not a barrier either: the PING overtakes what is still queued. The second one cannot, see `_flush`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import ssl
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping
+from random import Random
+from secrets import token_hex
+from types import MappingProxyType, TracebackType
+from typing import Any, Self
+
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg as NatsMsg
+from nats.aio.subscription import Subscription as NatsSubscription
+
+from libs.bus.api import BusNoResponders, BusPayloadTooLarge, BusTimeout, BusUnavailable, Callback, Msg
+from libs.bus.config import BusConfig, BusConfigError
+from libs.bus.subject_match import check_publish_subject, check_subscribe_subject
+from libs.bus.tokens import encode_token
+
+log = logging.getLogger(__name__)
+
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+_NO_RESPONDERS = "503"
+_MESSAGE_OVERHEAD = 64  # what a queued message costs besides its payload, roughly
+_UNLIMITED = 1 << 62
+
+
+async def connect(config: BusConfig, *, name: str, timeout_s: float | None = None) -> NatsBus:
+    """A started bus, once it is connected. With `timeout_s`, raises BusUnavailable when that took too long."""
+    bus = NatsBus(config, name=name)
+    try:
+        bus.start()
+        await bus.wait_connected(timeout_s)
+    except BaseException:
+        await bus.close()
+        raise
+    return bus
+
+
+class _Subscription:
+    """Outlives connections: `handle` is its incarnation on the current one."""
+
+    __slots__ = ("_bus", "active", "callback", "handle", "queue", "subject")
+
+    def __init__(self, bus: NatsBus, subject: str, callback: Callback, queue: str | None) -> None:
+        self._bus = bus
+        self.subject = subject
+        self.callback = callback
+        self.queue = queue
+        self.active = True
+        self.handle: NatsSubscription | None = None
+
+    def unsubscribe(self) -> None:
+        if self.active:
+            self.active = False
+            self._bus._unsubscribe(self)
+
+    async def deliver(self, message: NatsMsg) -> None:
+        """Called by nats-py, message by message."""
+        if not self.active:
+            return
+        headers = message.headers or _NO_HEADERS
+        try:
+            self.callback(Msg(message.subject, message.data, message.reply, headers, self._bus.publish))
+        except Exception as error:
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": f"subscriber of {self.subject} failed", "exception": error}
+            )
+
+
+class NatsBus:
+    """One process's connection. `start` once, inside a running loop; `close` at the end.
+
+    name: who we are. Answers arrive below `_INBOX.<name>.`, so that a server can permit each node its own inbox only.
+    """
+
+    def __init__(self, config: BusConfig, *, name: str, random: Random | None = None) -> None:
+        self.on_disconnect: list[Callable[[], None]] = []
+        self.on_reconnect: list[Callable[[], None]] = []
+        self.on_slow_consumer: list[Callable[[str], None]] = []
+        self.connections = 0  # made so far
+        self._config = config
+        self._name = name
+        self._random = random or Random()
+        self._inbox = f"_INBOX.{encode_token(name)}.{token_hex(8)}"
+        self._client: Client | None = None
+        self._lost = asyncio.Event()  # of the current connection
+        self._ready = asyncio.Event()
+        self._closed = False
+        self._max_payload_bytes = 1024 * 1024
+        self._subscriptions: set[_Subscription] = set()
+        self._requests: dict[str, asyncio.Future[Msg]] = {}
+        self._request_number = 0
+        self._echo: asyncio.Future[None] | None = None
+        self._buffer: deque[tuple[str, bytes, str, Mapping[str, str] | None]] = deque()
+        self._buffered_bytes = 0
+        self._supervisor: asyncio.Task[None] | None = None
+        self._leftovers: set[asyncio.Task[None]] = set()  # old connections being closed
+        self._tls = _tls_context(config)
+        self._auth = _auth_options(config)
+        self.subscribe(f"{self._inbox}.*", self._answered)
+
+    # --- what users call ---------------------------------------------------------------------------------------------
+
+    @property
+    def connected(self) -> bool:
+        return self._ready.is_set()
+
+    @property
+    def max_payload_bytes(self) -> int:
+        return self._max_payload_bytes
+
+    def start(self) -> None:
+        """Begin to connect, and stay so until `close`."""
+        self._supervisor = asyncio.get_running_loop().create_task(self._supervise(), name=f"bus {self._name}")
+        self._supervisor.add_done_callback(_report_crash)
+
+    async def wait_connected(self, timeout_s: float | None = None) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._ready.wait()
+        except TimeoutError as error:
+            servers = ", ".join(self._config.servers)
+            raise BusUnavailable(f"no NATS server reachable within {timeout_s} s: {servers}") from error
+
+    def publish(self, subject: str, data: bytes, headers: Mapping[str, str] | None = None) -> None:
+        check_publish_subject(subject)
+        self._publish(subject, data, "", headers)
+
+    def subscribe(self, subject: str, callback: Callback, queue: str | None = None) -> _Subscription:
+        check_subscribe_subject(subject)
+        if self._closed:
+            raise BusUnavailable("closed")
+        subscription = _Subscription(self, subject, callback, queue)
+        self._subscriptions.add(subscription)
+        if self._client is not None:
+            self._stand(subscription, self._client)
+        return subscription
+
+    async def request(
+        self, subject: str, data: bytes, timeout_s: float, headers: Mapping[str, str] | None = None
+    ) -> Msg:
+        check_publish_subject(subject)
+        if not self.connected:
+            raise BusUnavailable("not connected")
+        self._request_number += 1
+        token = str(self._request_number)
+        future: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
+        self._requests[token] = future
+        try:
+            self._publish(subject, data, f"{self._inbox}.{token}", headers)
+            async with asyncio.timeout(timeout_s):
+                answer = await future
+        except TimeoutError as error:
+            raise BusTimeout(f"no answer on {subject} within {timeout_s} s") from error
+        finally:
+            del self._requests[token]
+        if not answer.data and answer.headers.get("Status") == _NO_RESPONDERS:
+            raise BusNoResponders(f"nobody answers on {subject}")
+        return answer
+
+    async def barrier(self, timeout_s: float = 10.0) -> None:
+        client = self._client
+        if client is None or not self.connected:
+            raise BusUnavailable("not connected")
+        lost = asyncio.ensure_future(self._lost.wait())
+        flush = asyncio.ensure_future(_flush(client, timeout_s))
+        try:
+            await asyncio.wait((lost, flush), return_when=asyncio.FIRST_COMPLETED)
+            if not flush.done():
+                raise BusUnavailable("connection lost before the server had everything")
+            try:
+                flush.result()
+            except (TimeoutError, nats.errors.Error, OSError) as error:
+                raise BusUnavailable(f"server did not confirm: {error}") from error
+        finally:
+            lost.cancel()
+            flush.cancel()
+
+    async def close(self) -> None:
+        """Send what is buffered if there is a connection, then end it. Pending requests fail."""
+        if self._closed:
+            return
+        if self.connected:
+            with contextlib.suppress(BusUnavailable):
+                await self.barrier(1.0)
+        self._closed = True
+        self._ready.clear()
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            await asyncio.wait([self._supervisor])
+        self._fail_requests()
+        if self._leftovers:
+            await asyncio.wait(self._leftovers)
+
+    async def __aenter__(self) -> Self:
+        if self._supervisor is None:
+            self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    # --- one connection after another --------------------------------------------------------------------------------
+
+    async def _supervise(self) -> None:
+        failures = 0
+        servers: list[str] = []
+        myself = asyncio.current_task()
+        assert myself is not None
+        while not myself.cancelling():  # nats-py's wait_for may swallow the CancelledError itself (CPython gh-86296)
+            if not servers:
+                servers = list(self._config.servers)
+                self._random.shuffle(servers)
+            server = servers.pop()
+            client = await self._try_connect(server, failures)
+            if client is None:
+                failures += 1
+                ceiling = min(self._config.reconnect_max_s, self._config.reconnect_min_s * 2 ** min(failures, 16))
+                await asyncio.sleep(self._random.uniform(ceiling / 2, ceiling))
+                continue
+            failures = 0
+            try:
+                await self._until_lost(client)
+            finally:
+                self._disconnected(client)
+
+    async def _try_connect(self, server: str, failures: int) -> Client | None:
+        """A client on which every subscription stands, or None."""
+        client = Client()
+        self._lost = lost = asyncio.Event()
+
+        async def closed() -> None:
+            lost.set()
+
+        async def failed(error: Exception) -> None:
+            self._client_error(error, client, lost)
+
+        try:
+            async with asyncio.timeout(self._config.connect_timeout_s):
+                await client.connect(
+                    servers=[server],
+                    name=self._name,
+                    error_cb=failed,
+                    closed_cb=closed,
+                    allow_reconnect=False,
+                    max_reconnect_attempts=1,
+                    reconnect_time_wait=0,
+                    connect_timeout=self._config.connect_timeout_s,
+                    ping_interval=_UNLIMITED,  # the watchdog does that
+                    pending_size=_UNLIMITED,  # we count ourselves: publish must not wait
+                    flusher_queue_size=0,  # unlimited: subscribe must not wait
+                    tls=self._tls,
+                    **self._auth,
+                )
+                lost.clear()  # a first refused attempt has set it
+                self._client = client
+                for subscription in self._subscriptions:
+                    self._stand(subscription, client)
+                await _flush(client, self._config.connect_timeout_s)
+        except (TimeoutError, OSError, ssl.SSLError, nats.errors.Error) as error:
+            level = logging.WARNING if failures in (0, 5) or failures % 100 == 0 else logging.DEBUG
+            log.log(
+                level, "no connection to NATS", extra={"server": server, "error": str(error), "tries": failures + 1}
+            )
+            self._client = None
+            self._discard(client)
+            return None
+        except BaseException:
+            self._client = None
+            self._discard(client)
+            raise
+        return client
+
+    async def _until_lost(self, client: Client) -> None:
+        """From connected to not connected any more."""
+        self._max_payload_bytes = client.max_payload
+        self._drain_buffer(client)
+        self._ready.set()
+        log.info("connected to NATS", extra={"server": _where(client), "subscriptions": len(self._subscriptions)})
+        self.connections += 1
+        if self.connections > 1:
+            _call(self.on_reconnect)
+        missed = 0
+        while not self._lost.is_set():
+            await _wait(self._lost, self._config.watchdog_s)
+            if self._lost.is_set():
+                return
+            missed = 0 if await self._round_trip() else missed + 1
+            if missed >= 2:
+                log.warning("connection to NATS is deaf, making a new one", extra={"server": _where(client)})
+                return
+
+    def _disconnected(self, client: Client) -> None:
+        self._ready.clear()
+        self._client = None
+        self._lost.set()
+        for subscription in self._subscriptions:
+            subscription.handle = None
+        self._discard(client)
+        self._fail_requests()
+        if not self._closed:
+            log.warning("connection to NATS lost", extra={"server": _where(client)})
+            _call(self.on_disconnect)
+
+    def _discard(self, client: Client) -> None:
+        """Close in the background and without patience: nobody waits for this one any more."""
+        task = asyncio.get_running_loop().create_task(_abort(client), name=f"bus {self._name} closing")
+        self._leftovers.add(task)
+        task.add_done_callback(self._leftovers.discard)
+
+    def _client_error(self, error: Exception, client: Client, lost: asyncio.Event) -> None:
+        """nats-py's error callback: everything it does not raise to a caller."""
+        if isinstance(error, nats.errors.SlowConsumerError):
+            log.warning("dropped a message: subscriber too slow", extra={"subject": error.subject})
+            _call(self.on_slow_consumer, error.subject)
+        elif isinstance(error, nats.errors.UnexpectedEOF | nats.errors.StaleConnectionError | OSError):
+            lost.set()
+        elif client is self._client:
+            log.warning("NATS reports an error", extra={"error": str(error)})
+
+    async def _round_trip(self) -> bool:
+        """Does what we publish come back to us? A PONG alone would not show that messages are still dispatched."""
+        self._echo = asyncio.get_running_loop().create_future()
+        try:
+            self._publish(f"{self._inbox}.echo", b"", "", None)
+            async with asyncio.timeout(self._config.watchdog_s):
+                await self._echo
+        except (TimeoutError, BusUnavailable):
+            return False
+        finally:
+            self._echo = None
+        return True
+
+    # --- plumbing ----------------------------------------------------------------------------------------------------
+
+    def _publish(self, subject: str, data: bytes, reply: str, headers: Mapping[str, str] | None) -> None:
+        if self._closed:
+            raise BusUnavailable("closed")
+        if len(data) > self._max_payload_bytes:
+            raise BusPayloadTooLarge(f"{len(data)} bytes; the server takes {self._max_payload_bytes}")
+        client = self._client
+        cost = len(data) + _MESSAGE_OVERHEAD
+        if client is None or not self._ready.is_set():
+            if self._buffered_bytes + cost > self._config.max_buffered_bytes:
+                raise BusUnavailable("not connected, and the outbound buffer is full")
+            self._buffer.append((subject, data, reply, headers))
+            self._buffered_bytes += cost
+            return
+        if client.pending_data_size + cost > self._config.max_buffered_bytes:
+            raise BusUnavailable("the outbound buffer is full: the server takes less than is published")
+        _publish_on(client, subject, data, reply, headers)
+
+    def _drain_buffer(self, client: Client) -> None:
+        while self._buffer:
+            _publish_on(client, *self._buffer.popleft())
+        self._buffered_bytes = 0
+
+    def _stand(self, subscription: _Subscription, client: Client) -> None:
+        with contextlib.suppress(nats.errors.ConnectionClosedError, nats.errors.ConnectionDrainingError):
+            # A client that closed under us: the supervisor is about to notice and subscribes again.
+            subscription.handle = _now(
+                client.subscribe(
+                    subscription.subject,
+                    queue=subscription.queue or "",
+                    cb=subscription.deliver,
+                    pending_msgs_limit=self._config.max_pending_msgs,
+                    pending_bytes_limit=self._config.max_pending_bytes,
+                )
+            )
+
+    def _unsubscribe(self, subscription: _Subscription) -> None:
+        self._subscriptions.discard(subscription)
+        handle, subscription.handle = subscription.handle, None
+        if handle is not None:
+            with contextlib.suppress(nats.errors.Error):
+                _now(handle.unsubscribe())
+
+    def _answered(self, message: Msg) -> None:
+        token = message.subject.rpartition(".")[2]
+        if token == "echo":
+            if self._echo is not None and not self._echo.done():
+                self._echo.set_result(None)
+            return
+        future = self._requests.get(token)
+        if future is not None and not future.done():
+            future.set_result(message)
+
+    def _fail_requests(self) -> None:
+        for future in self._requests.values():
+            if not future.done():
+                future.set_exception(BusUnavailable("connection lost while waiting for the answer"))
+
+
+def _now(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Run to its end a coroutine of nats-py that has nothing to wait for, given the unlimited queues above."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        return done.value
+    coroutine.close()
+    raise RuntimeError("nats-py waited where it should not: was the client made with unlimited queues?")
+
+
+def _publish_on(client: Client, subject: str, data: bytes, reply: str, headers: Mapping[str, str] | None) -> None:
+    try:
+        _now(client.publish(subject, data, reply, dict(headers) if headers else None))
+    except nats.errors.ConnectionClosedError:
+        pass  # closed under us and the supervisor not told yet: lost, as it would be on the wire
+    except nats.errors.MaxPayloadError as error:
+        raise BusPayloadTooLarge(str(error)) from error
+
+
+async def _flush(client: Client, timeout_s: float) -> None:
+    """A real barrier. The first PING may overtake queued messages, but it makes the flusher write them; so the second cannot."""
+    async with asyncio.timeout(timeout_s):
+        await client.flush(timeout_s)
+        await client.flush(timeout_s)
+    if client.is_closed:
+        raise nats.errors.ConnectionClosedError
+
+
+async def _abort(client: Client) -> None:
+    """Drop the connection at once. `Client.close` first tries to send, which never ends when the peer is stopped."""
+    writer = getattr(client._transport, "_io_writer", None)
+    if writer is not None:
+        writer.transport.abort()
+    client._pending, client._pending_data_size = [], 0
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(2.0):
+            await client.close()
+
+
+async def _wait(event: asyncio.Event, timeout_s: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+
+
+def _call(hooks: list[Callable[..., None]], *arguments: str) -> None:
+    for hook in list(hooks):
+        try:
+            hook(*arguments)
+        except Exception as error:
+            asyncio.get_running_loop().call_exception_handler({"message": "bus hook failed", "exception": error})
+
+
+def _report_crash(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        task.get_loop().call_exception_handler({"message": "bus supervisor failed", "exception": error, "task": task})
+
+
+def _where(client: Client) -> str:
+    server = client._current_server
+    return str(server.uri.netloc.rpartition("@")[2]) if server else "?"
+
+
+def _tls_context(config: BusConfig) -> ssl.SSLContext | None:
+    if not (config.ca_file or config.cert_file or any(url.startswith("tls://") for url in config.servers)):
+        return None
+    try:
+        context = ssl.create_default_context(cafile=str(config.ca_file) if config.ca_file else None)
+        if config.cert_file and config.key_file:
+            context.load_cert_chain(config.cert_file, config.key_file)
+    except (OSError, ssl.SSLError) as error:
+        raise BusConfigError(f"TLS files of the bus cannot be used: {error}") from error
+    return context
+
+
+def _auth_options(config: BusConfig) -> dict[str, Any]:
+    if config.creds_file or config.nkey_file:
+        try:
+            import nkeys  # type: ignore[import-not-found] # noqa: F401
+        except ImportError as error:
+            raise BusConfigError("NATS_CREDS and NATS_NKEY need the package nkeys (nats-py[nkeys])") from error
+    options = {
+        "user": config.user,
+        "password": config.password,
+        "token": config.token,
+        "user_credentials": str(config.creds_file) if config.creds_file else None,
+        "nkeys_seed": str(config.nkey_file) if config.nkey_file else None,
+    }
+    return {key: value for key, value in options.items() if value}

@@ -1,0 +1,137 @@
+"""What changes in the kernel: links, addresses, routes, as they happen.
+
+Events can be lost when we are slow; then the callback gets `Lost`, and whoever holds a picture must list everything
+again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import TypeAlias
+
+from libs.netlink.addresses import RTM_DELADDR, RTM_NEWADDR, Address, decode_address
+from libs.netlink.codec import split_messages
+from libs.netlink.links import RTM_DELLINK, RTM_NEWLINK, Link, decode_link
+from libs.netlink.neighbours import RTM_DELNEIGH, RTM_NEWNEIGH, Neighbour, decode_neighbour
+from libs.netlink.routes import RTM_DELROUTE, RTM_NEWROUTE, Route, decode_route
+from libs.netlink.socket import NETLINK_ADD_MEMBERSHIP, NETLINK_ROUTE, SOL_NETLINK, NetlinkSocket
+
+
+class Group(IntEnum):
+    """enum rtnetlink_groups"""
+
+    LINK = 1
+    NEIGHBOUR = 3
+    IPV4_ADDRESS = 5
+    IPV4_ROUTE = 7
+    IPV6_ADDRESS = 9
+    IPV6_ROUTE = 11
+
+
+LINKS = (Group.LINK,)
+ADDRESSES = (Group.IPV4_ADDRESS, Group.IPV6_ADDRESS)
+ROUTES = (Group.IPV4_ROUTE, Group.IPV6_ROUTE)
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """An object that is new or different, or that is gone (then as it was last)."""
+
+    object: Link | Address | Route | Neighbour
+    gone: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Events were dropped: list again."""
+
+
+Event: TypeAlias = Changed | Lost
+
+_GONE = {RTM_DELLINK, RTM_DELADDR, RTM_DELROUTE, RTM_DELNEIGH}
+
+
+def decode_event(kind: int, body: bytes) -> Changed | None:
+    """None for messages that are none of the four kinds, or entries without an address."""
+    found: Link | Address | Route | Neighbour | None = None
+    if kind in (RTM_NEWLINK, RTM_DELLINK):
+        found = decode_link(body)
+    elif kind in (RTM_NEWADDR, RTM_DELADDR):
+        found = decode_address(body)
+    elif kind in (RTM_NEWROUTE, RTM_DELROUTE):
+        found = decode_route(body)
+    elif kind in (RTM_NEWNEIGH, RTM_DELNEIGH):
+        found = decode_neighbour(body)
+    return None if found is None else Changed(found, kind in _GONE)
+
+
+class Monitor:
+    """Calls back from the event loop. Subscribes at once, so list after creating it and before start(): nothing is
+    missed.
+    """
+
+    def __init__(
+        self, event: Callable[[Event], None], groups: Iterable[Group], netns: int | str | Path | None = None
+    ) -> None:
+        self._event = event
+        self._netlink = NetlinkSocket(NETLINK_ROUTE, netns)
+        for group in groups:
+            self._netlink.socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
+        self._netlink.socket.setblocking(False)
+
+    def start(self) -> None:
+        asyncio.get_running_loop().add_reader(self._netlink.socket, self._readable)
+
+    def stop(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._netlink.socket)
+        self._netlink.close()
+
+    def _readable(self) -> None:
+        for _ in range(64):  # give others their turn, the loop calls again
+            try:
+                data = self._netlink.socket.recv(1 << 16)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                self._event(Lost())
+                continue
+            for kind, _, _, _, body in split_messages(data):
+                changed = decode_event(kind, body)
+                if changed is not None:
+                    self._event(changed)
+
+
+@asynccontextmanager
+async def events(
+    groups: Iterable[Group], netns: int | str | Path | None = None, backlog: int = 10_000
+) -> AsyncIterator[AsyncIterator[Event]]:
+    """`async with events(LINKS) as stream: async for event in stream`. Beyond `backlog` unread events they become
+    one Lost.
+    """
+    queue: asyncio.Queue[Event] = asyncio.Queue()
+
+    def put(event: Event) -> None:
+        if queue.qsize() >= backlog:
+            while not queue.empty():
+                queue.get_nowait()
+            event = Lost()
+        queue.put_nowait(event)
+
+    async def stream() -> AsyncIterator[Event]:
+        while True:
+            yield await queue.get()
+
+    monitor = Monitor(put, groups, netns)
+    monitor.start()
+    try:
+        yield stream()
+    finally:
+        monitor.stop()

@@ -1,0 +1,334 @@
+"""Resources reduced to what the calculation uses, so that a change that does not matter is recognised by comparing two
+values.
+
+This is the only place that knows the v3 shapes (besides the rules themselves) and the places where one object of the
+API becomes something else: labels that are added or taken away, host addresses made networks, names that carry a
+meaning (`kns.`, `ksa.`). `reduce` raises ValueError for a resource that must be treated as absent, because a part of it
+means nothing (a selector that does not parse). Such a resource would have been refused by the API; it can only come
+from a raw write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import msgspec
+
+from libs import model
+from libs.model.selector import NAMESPACE_PREFIX, SERVICE_ACCOUNT_PREFIX, Selector
+from libs.policy import nets, rules
+from libs.policy.order import PolicyOrder, TierSpec
+from libs.policy.output import Block, Host, Nat, NodeInfo, PolicyKey, Pool, Workload, WorkloadKey
+from libs.policy.sets import PORT_PROTOCOLS, Contributor, NamedPort
+
+EVERY_NODE_HINT = "AssumeNeededOnEveryNode"
+DEFAULT_TIER = "default"
+PASSTHROUGH_KINDS = frozenset({"BGPConfiguration", "BGPFilter", "BGPPeer", "ClusterInformation", "FelixConfiguration"})
+NAMESPACE_PROFILE = "kns."
+SERVICE_ACCOUNT_PROFILE = "ksa."
+
+
+class EndpointInput(msgspec.Struct, frozen=True):
+    """A workload or host endpoint. `base` is what is published, without tiers; `key` a WorkloadKey or the host
+    endpoint's name.
+    """
+
+    node: str
+    key: WorkloadKey | str
+    labels: dict[str, str]
+    profiles: tuple[str, ...]
+    contributor: Contributor
+    base: Workload | Host
+
+    @property
+    def identity(self) -> Hashable:
+        return (self.node, self.key) if isinstance(self.key, WorkloadKey) else self.key
+
+
+class NetworkSetInput(msgspec.Struct, frozen=True):
+    identity: str
+    labels: dict[str, str]
+    parents: tuple[str, ...]
+    contributor: Contributor
+
+
+class PolicyInput(msgspec.Struct, frozen=True):
+    order: PolicyOrder
+    selector: Selector
+    ingress: tuple[model.Rule, ...]
+    egress: tuple[model.Rule, ...]
+    hints: tuple[str, ...]
+
+    @property
+    def identity(self) -> PolicyKey:
+        return self.order.key
+
+
+class ProfileInput(msgspec.Struct, frozen=True):
+    identity: str
+    labels: dict[str, str]
+    ingress: tuple[model.Rule, ...]
+    egress: tuple[model.Rule, ...]
+
+
+class TierInput(msgspec.Struct, frozen=True):
+    identity: str
+    spec: TierSpec
+
+
+class NodeInput(msgspec.Struct, frozen=True):
+    identity: str
+    info: NodeInfo
+
+
+class PoolInput(msgspec.Struct, frozen=True):
+    identity: str  # the CIDR
+    pool: Pool
+
+
+class BlockInput(msgspec.Struct, frozen=True):
+    identity: str  # the CIDR
+    block: Block
+
+
+class PassthroughInput(msgspec.Struct, frozen=True):
+    """Configuration and BGP kinds: not calculated with, handed on as they are."""
+
+    identity: str
+    resource: model.Resource
+
+
+Input = (
+    EndpointInput
+    | NetworkSetInput
+    | PolicyInput
+    | ProfileInput
+    | TierInput
+    | NodeInput
+    | PoolInput
+    | BlockInput
+    | PassthroughInput
+)
+
+
+def reduce(key: str, resource: model.Resource) -> Input | None:
+    """What the calculation needs of a resource; None when it has no part in it. Raises ValueError (see above)."""
+    match resource:
+        case model.WorkloadEndpoint():
+            return _workload(resource)
+        case model.HostEndpoint():
+            return _host(resource)
+        case model.NetworkPolicy() | model.GlobalNetworkPolicy():
+            return _policy(resource)
+        case model.StagedNetworkPolicy() | model.StagedGlobalNetworkPolicy():
+            # A staged deletion concerns the policy that it would delete, which goes on unchanged.
+            return None if resource.spec.staged_action == "Delete" else _policy(resource)
+        case model.NetworkSet() | model.GlobalNetworkSet():
+            return _network_set(resource)
+        case model.Profile():
+            spec = resource.spec
+            return ProfileInput(
+                _name(resource), dict(spec.labels_to_apply or {}), tuple(spec.ingress or ()), tuple(spec.egress or ())
+            )
+        case model.Tier():
+            return TierInput(_name(resource), TierSpec(resource.spec.order, resource.spec.default_action or "Deny"))
+        case model.Node():
+            return NodeInput(_name(resource), _node(resource))
+        case model.IPPool():
+            return _pool(resource)
+        case model.IPAMBlock():
+            return _block(resource)
+        case _:
+            return PassthroughInput(key, resource) if resource.kind in PASSTHROUGH_KINDS else None
+
+
+def _name(resource: model.Resource) -> str:
+    return resource.metadata.name or ""
+
+
+def _workload(resource: model.WorkloadEndpoint) -> EndpointInput | None:
+    spec, namespace = resource.spec, resource.metadata.namespace or ""
+    networks = tuple(map(nets.canonical, spec.ip_networks or ()))
+    if not networks:
+        return None
+    labels = {
+        label: value
+        for label, value in (resource.metadata.labels or {}).items()
+        if not label.startswith((NAMESPACE_PREFIX, SERVICE_ACCOUNT_PREFIX))
+    }
+    if namespace:
+        labels[rules.NAMESPACE_LABEL] = namespace
+    if spec.service_account_name:
+        labels[rules.SERVICE_ACCOUNT_LABEL] = spec.service_account_name
+    third = {"k8s": spec.pod, "cni": spec.container_id, "libnetwork": "libnetwork"}.get(
+        spec.orchestrator or "", spec.workload
+    )
+    nat = [Nat(entry.external_ip or "", entry.internal_ip or "") for entry in spec.ip_nats or ()]
+    profiles = tuple(spec.profiles or ())
+    return EndpointInput(
+        node=spec.node or "",
+        key=WorkloadKey(spec.orchestrator or "", f"{namespace}/{third or ''}", spec.endpoint or ""),
+        labels=labels,
+        profiles=profiles,
+        contributor=Contributor(networks, _ports(spec.ports)),
+        base=Workload(
+            name=spec.interface_name or "",
+            mac=spec.mac or "",
+            profiles=profiles,
+            nets4=_family(networks, 4),
+            nets6=_family(networks, 6),
+            nat4=tuple(entry for entry in nat if nets.version_of(entry.internal) == 4),
+            nat6=tuple(entry for entry in nat if nets.version_of(entry.internal) == 6),
+            allowed_source_prefixes=tuple(map(nets.canonical, spec.allow_spoofed_source_prefixes or ())),
+            labels=labels,
+        ),
+    )
+
+
+def _host(resource: model.HostEndpoint) -> EndpointInput:
+    spec = resource.spec
+    networks = tuple(map(nets.canonical, spec.expected_ips or ()))
+    profiles = tuple(spec.profiles or ())
+    return EndpointInput(
+        node=spec.node or "",
+        key=_name(resource),
+        labels=dict(resource.metadata.labels or {}),
+        profiles=profiles,
+        contributor=Contributor(networks, _ports(spec.ports)),
+        base=Host(
+            name=spec.interface_name or "",
+            profiles=profiles,
+            expected4=tuple(map(nets.address, _family(networks, 4))),
+            expected6=tuple(map(nets.address, _family(networks, 6))),
+        ),
+    )
+
+
+def _ports(ports: Sequence[model.EndpointPort | model.WorkloadEndpointPort]) -> tuple[NamedPort, ...]:
+    """Named ports of an endpoint; those without a name or of a protocol without ports are of no use here."""
+    found = []
+    for port in ports or ():
+        protocol = rules.named_port_protocol(rules.protocol_of(port.protocol))
+        if port.name:
+            found.append(NamedPort(port.name, protocol if protocol in PORT_PROTOCOLS else "tcp", port.port or 0))
+    return tuple(found)
+
+
+def _network_set(resource: model.NetworkSet | model.GlobalNetworkSet) -> NetworkSetInput:
+    namespace = resource.metadata.namespace or ""
+    labels = dict(resource.metadata.labels or {})
+    if namespace:
+        labels[rules.NAMESPACE_LABEL] = namespace
+    return NetworkSetInput(
+        identity=f"{namespace}/{_name(resource)}",
+        labels=labels,
+        parents=(f"{NAMESPACE_PROFILE}{namespace}",) if namespace else (),
+        contributor=Contributor(tuple(map(nets.canonical, resource.spec.nets or ()))),
+    )
+
+
+PolicyResource = (
+    model.NetworkPolicy | model.GlobalNetworkPolicy | model.StagedNetworkPolicy | model.StagedGlobalNetworkPolicy
+)
+
+
+def _policy(resource: PolicyResource) -> PolicyInput:
+    spec, namespace = resource.spec, resource.metadata.namespace or ""
+    ingress, egress = tuple(spec.ingress or ()), tuple(spec.egress or ())
+    types = spec.types or ("Ingress", "Egress")  # none given means both here; the API fills it in
+    namespace_selector = ""
+    untracked = pre_dnat = on_forward = False
+    if isinstance(spec, model.GlobalNetworkPolicySpec | model.StagedGlobalNetworkPolicySpec):
+        namespace_selector = spec.namespace_selector or ""
+        untracked, pre_dnat, on_forward = bool(spec.do_not_track), bool(spec.pre_dnat), bool(spec.apply_on_forward)
+    order = PolicyOrder(
+        key=PolicyKey(resource.kind, _name(resource), namespace),
+        tier=spec.tier or DEFAULT_TIER,
+        order=spec.order,
+        ingress="Ingress" in types,
+        egress="Egress" in types,
+        untracked=untracked,
+        pre_dnat=pre_dnat,
+        apply_on_forward=on_forward,
+    )
+    selector = rules.policy_selector(
+        spec.selector or "", namespace, namespace_selector, spec.service_account_selector or ""
+    )
+    rules.check(ingress, namespace)
+    rules.check(egress, namespace)
+    return PolicyInput(order, selector, ingress, egress, tuple(spec.performance_hints or ()))
+
+
+def _node(resource: model.Node) -> NodeInfo:
+    spec, status = resource.spec, resource.status
+    bgp, wireguard = spec.bgp, spec.wireguard
+    return NodeInfo(
+        ipv4=(bgp.ipv4_address or "") if bgp is not None else "",
+        ipv6=(bgp.ipv6_address or "") if bgp is not None else "",
+        as_number=str(bgp.as_number) if bgp is not None and bgp.as_number is not None else "",
+        labels=dict(resource.metadata.labels or {}),
+        vxlan_ipv4=spec.ipv4_vxlan_tunnel_addr or "",
+        vxlan_mac=spec.vxlan_tunnel_mac_addr or "",
+        vxlan_ipv6=spec.ipv6_vxlan_tunnel_addr or "",
+        vxlan_mac6=spec.vxlan_tunnel_mac_addr_v6 or "",
+        ipip_ipv4=(bgp.ipv4_ipip_tunnel_addr or "") if bgp is not None else "",
+        wireguard_ipv4=(wireguard.interface_ipv4_address or "") if wireguard is not None else "",
+        wireguard_key=(status.wireguard_public_key or "") if status is not None else "",
+        wireguard_ipv6=(wireguard.interface_ipv6_address or "") if wireguard is not None else "",
+        wireguard_key6=(status.wireguard_public_key_v6 or "") if status is not None else "",
+    )
+
+
+def _pool(resource: model.IPPool) -> PoolInput:
+    spec = resource.spec
+    cidr = nets.canonical(spec.cidr or "")
+    return PoolInput(
+        cidr,
+        Pool(
+            cidr=cidr,
+            nat_outgoing=bool(spec.nat_outgoing),
+            ipip_mode=spec.ipip_mode or "Never",
+            vxlan_mode=spec.vxlan_mode or "Never",
+            allowed_uses=tuple(spec.allowed_uses or ()),
+            disabled=bool(spec.disabled),
+        ),
+    )
+
+
+def _block(resource: model.IPAMBlock) -> BlockInput:
+    """Who owns the block, and which addresses another node uses. What has no node (a released address too) routes
+    nowhere.
+    """
+    spec = resource.spec
+    cidr = nets.canonical(spec.cidr)
+    kind, _, owner = (spec.affinity or "").partition(":")
+    node = owner if kind == "host" else ""
+    users = [(attribute.secondary or {}).get("node", "") for attribute in spec.attributes]
+    borrowed = {
+        nets.nth_address(cidr, ordinal): users[index]
+        for ordinal, index in enumerate(spec.allocations)
+        if index is not None and index < len(users) and users[index] and users[index] != node
+    }
+    return BlockInput(cidr, Block(cidr=cidr, node=node, borrowed=borrowed))
+
+
+def _family(networks: tuple[str, ...], version: int) -> tuple[str, ...]:
+    return tuple(net for net in networks if nets.version_of(net) == version)
+
+
+def namespace_of_profile(name: str) -> str | None:
+    """`kns.<namespace>` stands for a namespace."""
+    return name.removeprefix(NAMESPACE_PROFILE) if name.startswith(NAMESPACE_PROFILE) else None
+
+
+def service_account_of_profile(name: str) -> tuple[str, str] | None:
+    """`ksa.<namespace>.<name>` stands for a service account: (namespace, name)."""
+    if not name.startswith(SERVICE_ACCOUNT_PROFILE):
+        return None
+    namespace, dot, account = name.removeprefix(SERVICE_ACCOUNT_PROFILE).partition(".")
+    return (namespace, account) if dot else None
+
+
+def carried_labels(labels: dict[str, str], prefix: str) -> dict[str, str]:
+    """The labels of the namespace or service account that a profile carries under `prefix`."""
+    return {label.removeprefix(prefix): value for label, value in labels.items() if label.startswith(prefix)}

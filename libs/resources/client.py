@@ -1,0 +1,360 @@
+"""Create, read, change and delete v3 resources in the datastore, with the promises that Calico's own client gives.
+
+Flows in: typed resources (`libs.model`). Flows out: the same with what the datastore knows (uid, creation time,
+resource version), and the revision of every write. Before a write the resource gets its defaults and is checked; a
+fault is a `ResourceError` that names every bad field. Updates are compare-and-swap on the revision that was read.
+
+Checks that need other resources live in `libs.resources.rules`; releasing addresses is the business of IPAM, reached
+through `AddressRelease`, so that this module does not depend on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Protocol
+from uuid import uuid4
+
+import msgspec
+
+from libs.model.base import Resource
+from libs.model.cluster import ClusterInformation
+from libs.model.pools import IPPool
+from libs.resources import codec, rules
+from libs.resources.errors import (
+    AlreadyExists,
+    Conflict,
+    FieldProblem,
+    Identity,
+    NotFound,
+    NotSupported,
+    ValidationError,
+)
+from libs.resources.patch import PatchError, PatchType, apply_patch
+from libs.store import api as store_api
+from libs.store.api import Compare, KeyValue, Put, Store
+
+MAX_TRIES = 5
+"""Times that an update without a given resource version is tried again when somebody else was faster."""
+POOL_REST_S = 0.5
+"""Between disabling a pool and releasing its blocks, so that allocations under way with the old pool finish first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A resource as it now stands. revision: of the write; of the earlier one when nothing had to change."""
+
+    resource: Resource
+    revision: int
+    created: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """Sorted by key (namespace, then name), all at `revision`."""
+
+    items: list[Resource]
+    revision: int
+
+
+class AddressRelease(Protocol):
+    """What IPAM has to do when a pool or a node goes."""
+
+    async def release_pool(self, cidr: str) -> None:
+        """Give back every block affinity inside the pool."""
+        ...
+
+    async def release_node(self, node: str) -> None:
+        """Release the node's workload and tunnel addresses, its affinities and its IPAM host record."""
+        ...
+
+
+class ResourceClient:
+    """CRUD over one Store. `release` None: pools and nodes are deleted without touching IPAM's own records."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        release: AddressRelease | None = None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        new_uid: Callable[[], str] = lambda: str(uuid4()),
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.store = store
+        self._release = release
+        self._now = now
+        self._new_uid = new_uid
+        self._sleep = sleep
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    async def get(self, kind: str, name: str, namespace: str = "") -> Resource:
+        """Raises NotFound."""
+        if rules.is_default_allow(kind, name):
+            return rules.default_allow_profile()
+        identity = Identity(kind, name, namespace)
+        found = await self.store.get(codec.key(identity))
+        if found is None:
+            raise NotFound(identity)
+        return codec.from_kv(kind, found)
+
+    async def list(self, kind: str, namespace: str = "") -> Listed:
+        """All of a kind, of one namespace where given. Values that nobody can read are left out, as Calico does."""
+        listing = await self.store.list(codec.prefix(kind, namespace))
+        items = [resource for kv in listing.kvs if (resource := codec.readable(kind, kv)) is not None]
+        if kind == "Profile":
+            items.append(rules.default_allow_profile())
+        return Listed(items, listing.revision)
+
+    # --- writing -----------------------------------------------------------------------------------------------------
+
+    async def create(self, resource: Resource) -> Written:
+        """Raises AlreadyExists, NotFound (the tier of a policy), ValidationError, NotSupported."""
+        identity = codec.identity(resource)
+        if rules.is_default_allow(identity.kind, identity.name):
+            raise AlreadyExists(identity)
+        if resource.metadata.resource_version:
+            problem = FieldProblem("metadata.resourceVersion", "must be empty when a resource is created")
+            raise ValidationError(identity, [problem])
+        stamped = codec.with_metadata(
+            resource,
+            uid=resource.metadata.uid or self._new_uid(),
+            creation_timestamp=resource.metadata.creation_timestamp or codec.timestamp(self._now()),
+        )
+        ready = self._checked(stamped)
+        key, value = codec.to_storage(ready)
+        # An existing one is told as such before rules that would trip over it (a pool overlaps itself).
+        if await self.store.get(key) is not None:
+            raise AlreadyExists(identity)
+        if identity.kind == "Node":
+            await self.ensure_initialized()
+        for _ in range(MAX_TRIES):
+            needed = await rules.before_create(self, ready)
+            result = await self.store.txn([Compare(key, 0), *needed], [Put(key, value)])
+            if result.succeeded:
+                await self._settle_overlap(ready, result.revision)
+                return Written(codec.stored(ready, result.revision), result.revision, created=True)
+            if result.current.get(key) is not None:
+                raise AlreadyExists(identity)
+        raise Conflict(identity)
+
+    async def update(self, resource: Resource) -> Written:
+        """Replace all of it; its resource version must be the latest. Raises Conflict, NotFound, ValidationError."""
+        identity = codec.identity(resource)
+        self._refuse_default_allow("update", identity)
+        given = resource.metadata.resource_version
+        if not given:
+            raise ValidationError(identity, [FieldProblem("metadata.resourceVersion", "is required for an update")])
+        found = await self.store.get(codec.key(identity))
+        if found is None:
+            raise NotFound(identity)
+        if str(found.mod_revision) != given:
+            raise Conflict(identity, given, str(found.mod_revision))
+        return await self._swap(resource, found)
+
+    async def replace(self, resource: Resource) -> Written:
+        """Update what exists. A given resource version must be the latest; without one the latest is taken.
+
+        uid and creation time stay; labels and annotations are added to those that are there (Calico's CLI does not
+        remove them: `calicoctl label --remove` does). Raises NotFound, Conflict, ValidationError.
+        """
+        identity = codec.identity(resource)
+        self._refuse_default_allow("update", identity)
+        given = resource.metadata.resource_version
+        for _ in range(MAX_TRIES):
+            found = await self.store.get(codec.key(identity))
+            if found is None:
+                raise NotFound(identity)
+            if given and given != str(found.mod_revision):
+                raise Conflict(identity, given, str(found.mod_revision))
+            current = codec.from_kv(identity.kind, found)
+            merged = codec.with_metadata(
+                current,
+                labels={**current.metadata.labels, **resource.metadata.labels},
+                annotations={**current.metadata.annotations, **resource.metadata.annotations},
+            ).metadata
+            try:
+                return await self._swap(codec.with_whole_metadata(resource, merged), found)
+            except Conflict:
+                if given:
+                    raise
+        raise Conflict(identity)
+
+    async def apply(self, resource: Resource) -> Written:
+        """Create, or replace what exists."""
+        if not resource.metadata.resource_version:
+            try:
+                return await self.create(resource)
+            except AlreadyExists:
+                pass
+        else:
+            fresh = codec.with_metadata(resource, resource_version="")
+            try:
+                return await self.create(fresh)
+            except AlreadyExists:
+                pass
+        return await self.replace(resource)
+
+    async def patch(self, kind: str, name: str, patch: object, patch_type: PatchType, namespace: str = "") -> Written:
+        """Read, patch, write; repeated when somebody else was faster. patch: decoded JSON.
+
+        Raises NotFound, ValidationError (also for a patch that does not fit), Conflict.
+        """
+        identity = Identity(kind, name, namespace)
+        self._refuse_default_allow("patch", identity)
+        for _ in range(MAX_TRIES):
+            found = await self.store.get(codec.key(identity))
+            if found is None:
+                raise NotFound(identity)
+            before = codec.to_json(codec.from_kv(kind, found))
+            try:
+                after = apply_patch(before, patch, patch_type)
+            except PatchError as error:
+                raise ValidationError(identity, [FieldProblem("", str(error))]) from error
+            changed = codec.from_json(after)
+            if codec.identity(changed) != identity:
+                problem = FieldProblem("metadata", "a patch may not change kind, name or namespace")
+                raise ValidationError(identity, [problem])
+            wanted = changed.metadata.resource_version
+            if wanted and wanted != str(found.mod_revision):
+                raise Conflict(identity, wanted, str(found.mod_revision))
+            try:
+                return await self._swap(changed, found)
+            except Conflict:
+                continue
+        raise Conflict(identity)
+
+    async def delete(self, kind: str, name: str, namespace: str = "", resource_version: str = "") -> Written:
+        """What was deleted, and the revision of that. Raises NotFound, Conflict, NotSupported.
+
+        A tier must have no policies. A pool is disabled first and its blocks released; a node takes its endpoints,
+        addresses and per-node configuration along.
+        """
+        identity = Identity(kind, name, namespace)
+        self._refuse_default_allow("delete", identity)
+        key = codec.key(identity)
+        found = await self.store.get(key)
+        if found is None:
+            raise NotFound(identity)
+        if resource_version and resource_version != str(found.mod_revision):
+            raise Conflict(identity, resource_version, str(found.mod_revision))
+        await rules.before_delete(self, identity)
+        if kind == "IPPool":
+            found = await self._retire_pool(found)
+        elif kind == "Node":
+            await self._delete_of_node(name)
+        pinned = found.mod_revision if resource_version or kind in ("IPPool", "Tier") else None
+        try:
+            revision = await self.store.delete(key, mod_revision=pinned)
+        except store_api.Conflict as conflict:
+            latest = str(conflict.current.mod_revision) if conflict.current else ""
+            raise Conflict(identity, str(found.mod_revision), latest) from conflict
+        if revision is None:
+            raise NotFound(identity)
+        gone = codec.readable(kind, found) or codec.placeholder(identity)
+        return Written(gone, revision)
+
+    # --- initialisation ----------------------------------------------------------------------------------------------
+
+    async def ensure_initialized(self, version: str = "", cluster_type: str = "") -> None:
+        """The cluster's information and the built-in tiers exist. Given version and type are merged into the former."""
+        await self._cluster_information(version, cluster_type)
+        for tier in rules.builtin_tiers():
+            try:
+                await self.create(tier)
+            except AlreadyExists:
+                continue
+
+    async def _cluster_information(self, version: str, cluster_type: str) -> None:
+        for _ in range(MAX_TRIES):
+            found = await self.store.get(codec.key(rules.CLUSTER_INFORMATION))
+            try:
+                if found is None:
+                    await self.create(rules.cluster_information(None, uuid4().hex, version, cluster_type))
+                    return
+                current = codec.from_kv("ClusterInformation", found)
+                assert isinstance(current, ClusterInformation)
+                wanted = rules.cluster_information(current, uuid4().hex, version, cluster_type)
+                if wanted != current:
+                    await self._swap(wanted, found)
+                return
+            except (AlreadyExists, Conflict):
+                continue
+        raise Conflict(rules.CLUSTER_INFORMATION)
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _checked(self, resource: Resource) -> Resource:
+        """With defaults, and valid."""
+        ready = codec.with_defaults(resource)
+        if problems := codec.problems(ready):
+            raise ValidationError(codec.identity(resource), problems)
+        return ready
+
+    def _refuse_default_allow(self, operation: str, identity: Identity) -> None:
+        if rules.is_default_allow(identity.kind, identity.name):
+            raise NotSupported(operation, identity, "it is built in and not stored")
+
+    async def _swap(self, resource: Resource, found: KeyValue) -> Written:
+        """Write over `found`, provided that nobody changed it since. Equal content is not written again."""
+        identity = codec.identity(resource)
+        current = codec.from_kv(identity.kind, found)
+        kept = codec.with_metadata(
+            resource,
+            uid=current.metadata.uid or self._new_uid(),
+            creation_timestamp=current.metadata.creation_timestamp or codec.timestamp(self._now()),
+        )
+        ready = self._checked(kept)
+        await rules.before_update(self, ready, current)
+        key, value = codec.to_storage(ready)
+        if value == found.value:
+            return Written(codec.stored(ready, found.mod_revision), found.mod_revision)
+        try:
+            revision = await self.store.update(key, value, mod_revision=found.mod_revision)
+        except store_api.Conflict as conflict:
+            if conflict.current is None:
+                raise NotFound(identity) from conflict
+            raise Conflict(identity, str(found.mod_revision), str(conflict.current.mod_revision)) from conflict
+        return Written(codec.stored(ready, revision), revision)
+
+    async def _settle_overlap(self, resource: Resource, revision: int) -> None:
+        """Two overlapping pools created at the same moment: each looks again, and the later one gives way."""
+        if not isinstance(resource, IPPool):
+            return
+        identity = codec.identity(resource)
+        earlier = await rules.earlier_overlap(self, resource, revision)
+        if earlier is None:
+            return
+        await self.store.delete(codec.key(identity), mod_revision=revision)
+        raise ValidationError(identity, [earlier])
+
+    async def _retire_pool(self, found: KeyValue) -> KeyValue:
+        """Disable a pool and give its blocks back; returns it as stored then."""
+        pool = codec.from_kv("IPPool", found)
+        assert isinstance(pool, IPPool)
+        identity = codec.identity(pool)
+        if not pool.spec.disabled:
+            spec = msgspec.structs.replace(pool.spec, disabled=True)
+            key, value = codec.to_storage(msgspec.structs.replace(pool, spec=spec))
+            try:
+                await self.store.update(key, value, mod_revision=found.mod_revision)
+            except store_api.Conflict as conflict:
+                raise Conflict(identity, str(found.mod_revision)) from conflict
+            if self._release is not None:
+                await self._sleep(POOL_REST_S)
+        if self._release is not None:
+            await self._release.release_pool(pool.spec.cidr)
+        latest = await self.store.get(codec.key(identity))
+        if latest is None:
+            raise NotFound(identity)
+        return latest
+
+    async def _delete_of_node(self, node: str) -> None:
+        """What makes no sense without the node, in Calico's order: addresses, endpoints, peers, configuration."""
+        if self._release is not None:
+            await self._release.release_node(node)
+        for identity in await rules.belonging_to_node(self, node):
+            await self.store.delete(codec.key(identity))

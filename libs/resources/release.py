@@ -1,0 +1,51 @@
+"""What IPAM has to do when a pool or a node is deleted, done with `libs.ipam`."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv6Address, ip_interface, ip_network
+
+from libs import model
+from libs.ipam.block import ReleaseOption
+from libs.ipam.client import IpamClient
+from libs.ipam.errors import HandleMissing
+from libs.resources import codec
+from libs.store.api import Store
+
+TUNNELS = ("ipip", "vxlan", "vxlan-v6", "wireguard", "wireguard-v6")
+"""A node holds the address of a tunnel under the handle `<this>-tunnel-addr-<node>`."""
+
+
+class IpamRelease:
+    """`libs.resources.client.AddressRelease` over one store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._ipam = IpamClient(store)
+
+    async def release_pool(self, cidr: str) -> None:
+        await self._ipam.release_pool_affinities(ip_network(cidr, strict=False))
+
+    async def release_node(self, node: str) -> None:
+        """Addresses are given up with the handle and sequence number seen, so that nobody else's is ever released."""
+        wanted = await self._addresses_of_workloads(node)
+        options = [
+            ReleaseOption(allocation.address, allocation.handle, allocation.sequence)
+            for block in await self._ipam.blocks()
+            for allocation in block.allocated()
+            if allocation.address in wanted and allocation.attrs.get("node", node) == node
+        ]
+        if options:
+            await self._ipam.release_ips(options)
+        for tunnel in TUNNELS:
+            with suppress(HandleMissing):
+                await self._ipam.release_by_handle(f"{tunnel}-tunnel-addr-{node}")
+        await self._ipam.remove_host(node)
+
+    async def _addresses_of_workloads(self, node: str) -> set[IPv4Address | IPv6Address]:
+        found = set()
+        for kv in (await self._store.list(codec.prefix("WorkloadEndpoint"))).kvs:
+            endpoint = codec.readable("WorkloadEndpoint", kv)
+            if isinstance(endpoint, model.WorkloadEndpoint) and endpoint.spec.node == node:
+                found |= {ip_interface(network).ip for network in endpoint.spec.ip_networks}
+        return found

@@ -1,0 +1,46 @@
+"""etcd v3 behind one protocol: `etcd.EtcdStore` for real, `memory.MemoryStore` in tests."""
+
+from libs.store.api import (
+    Compacted,
+    Compare,
+    Conflict,
+    Delete,
+    Event,
+    KeyExists,
+    KeyValue,
+    LeaseLost,
+    Listing,
+    Op,
+    Put,
+    ServerStatus,
+    Store,
+    StoreAuthError,
+    StoreError,
+    StoreUnavailable,
+    TxnResult,
+    WatchBatch,
+)
+from libs.store.config import StoreConfig, StoreConfigError
+
+__all__ = [
+    "Compacted",
+    "Compare",
+    "Conflict",
+    "Delete",
+    "Event",
+    "KeyExists",
+    "KeyValue",
+    "LeaseLost",
+    "Listing",
+    "Op",
+    "Put",
+    "ServerStatus",
+    "Store",
+    "StoreAuthError",
+    "StoreConfig",
+    "StoreConfigError",
+    "StoreError",
+    "StoreUnavailable",
+    "TxnResult",
+    "WatchBatch",
+]

@@ -1,0 +1,91 @@
+"""How to reach etcd: Calico's environment variables (facts: etcd-layout section 7), parsed once and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+
+class StoreConfigError(ValueError):
+    """A setting is missing, malformed or contradicts another; the text names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreConfig:
+    """endpoints: `http://host:port` or `https://host:port`, all of one cluster. ca, cert, key: PEM; empty means not used.
+
+    A user is used only when it has a password too. Passwords and keys do not show in `repr`.
+    """
+
+    endpoints: tuple[str, ...]
+    username: str = ""
+    password: str = field(default="", repr=False)
+    ca: bytes = field(default=b"", repr=False)
+    cert: bytes = field(default=b"", repr=False)
+    key: bytes = field(default=b"", repr=False)
+    request_timeout_s: float = 10.0  # one call, retries of a read included
+    keepalive_time_s: float = 10.0  # a silent connection is probed this often; etcd refuses less than 5 s
+    keepalive_timeout_s: float = 5.0
+    page_keys: int = 5_000  # of a list; larger is not faster
+    probe_key: str = "/calico/resources/v3/projectcalico.org/clusterinformations/default"  # that every role may read
+
+    def __post_init__(self) -> None:
+        if not self.endpoints:
+            raise StoreConfigError("ETCD_ENDPOINTS names no endpoint")
+        for endpoint in self.endpoints:
+            split_endpoint(endpoint)
+        if bool(self.cert) != bool(self.key):
+            raise StoreConfigError("the client certificate and its key must be set together")
+
+    @property
+    def authenticates(self) -> bool:
+        return bool(self.username and self.password)
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> StoreConfig:
+        """ETCD_ENDPOINTS (comma separated; default http://127.0.0.1:2379), ETCD_USERNAME, ETCD_PASSWORD, and as files
+        ETCD_CA_CERT_FILE, ETCD_CERT_FILE, ETCD_KEY_FILE or as PEM text ETCD_CA_CERT, ETCD_CERT, ETCD_KEY, not both.
+
+        Raises StoreConfigError, also for DATASTORE_TYPE other than etcdv3 and for ETCD_DISCOVERY_SRV, which is not supported.
+        """
+        kind = env.get("DATASTORE_TYPE", "") or "etcdv3"
+        if kind != "etcdv3":
+            raise StoreConfigError(f"DATASTORE_TYPE is {kind!r}; only etcdv3 is supported here")
+        if env.get("ETCD_DISCOVERY_SRV"):
+            raise StoreConfigError("ETCD_DISCOVERY_SRV is not supported: list the endpoints in ETCD_ENDPOINTS")
+        endpoints = tuple(part.strip() for part in env.get("ETCD_ENDPOINTS", "").split(",") if part.strip())
+        return cls(
+            endpoints=endpoints or ("http://127.0.0.1:2379",),
+            username=env.get("ETCD_USERNAME", ""),
+            password=env.get("ETCD_PASSWORD", ""),
+            ca=_pem(env, "ETCD_CA_CERT"),
+            cert=_pem(env, "ETCD_CERT"),
+            key=_pem(env, "ETCD_KEY"),
+        )
+
+
+def split_endpoint(endpoint: str) -> tuple[bool, str]:
+    """(uses TLS, host:port) of an endpoint URL. Raises StoreConfigError."""
+    parts = urlsplit(endpoint)
+    try:
+        port = parts.port or 2379
+    except ValueError:
+        port = 0
+    if parts.scheme not in ("http", "https") or not parts.hostname or not port or parts.path not in ("", "/"):
+        raise StoreConfigError(f"ETCD_ENDPOINTS: {endpoint!r} is not http://host:port or https://host:port")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return parts.scheme == "https", f"{host}:{port}"
+
+
+def _pem(env: Mapping[str, str], name: str) -> bytes:
+    text, file = env.get(name, ""), env.get(f"{name}_FILE", "")
+    if text and file:
+        raise StoreConfigError(f"set {name} or {name}_FILE, not both")
+    if not file:
+        return text.encode()
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise StoreConfigError(f"{name}_FILE: {file}: {error.strerror}") from error

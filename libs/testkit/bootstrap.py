@@ -1,0 +1,75 @@
+"""What a cluster's etcd holds before anybody starts: the resources that installing Calico makes."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from libs.store.api import Store
+    from libs.testkit.cluster import Cluster
+
+POOL_V4, POOL_V6 = "10.65.0.0/16", "fd00:65::/48"
+
+
+def resource(kind: str, name: str, spec: Mapping[str, Any], **metadata: Any) -> bytes:
+    """A resource of projectcalico.org/v3 as calicoctl would have stored it."""
+    created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    meta = {"name": name, "uid": str(uuid.uuid4()), "creationTimestamp": created} | metadata
+    return json.dumps(
+        {"kind": kind, "apiVersion": "projectcalico.org/v3", "metadata": meta, "spec": spec}, separators=(",", ":")
+    ).encode()
+
+
+def key(plural: str, name: str) -> str:
+    return f"/calico/resources/v3/projectcalico.org/{plural}/{name}"
+
+
+def pool_spec(cidr: str, *, vxlan_mode: str = "Never", block_size: int) -> dict[str, Any]:
+    return {
+        "cidr": cidr,
+        "vxlanMode": vxlan_mode,
+        "ipipMode": "Never",
+        "natOutgoing": False,
+        "blockSize": block_size,
+        "nodeSelector": "all()",
+        "allowedUses": ["Workload", "Tunnel"],
+        "assignmentMode": "Automatic",
+    }
+
+
+async def defaults(store: Store, cluster: Cluster) -> None:
+    """Node resources of the cluster's nodes, tiers, a pool of each family, ClusterInformation."""
+    entries = {
+        key("clusterinformations", "default"): resource(
+            "ClusterInformation", "default", {"clusterGUID": uuid.uuid4().hex, "datastoreReady": True}
+        ),
+        key("ippools", "default-ipv4-ippool"): resource(
+            "IPPool", "default-ipv4-ippool", pool_spec(POOL_V4, block_size=26)
+        ),
+        key("ippools", "default-ipv6-ippool"): resource(
+            "IPPool", "default-ipv6-ippool", pool_spec(POOL_V6, block_size=122)
+        ),
+    }
+    for name, order, action in (
+        ("default", 1_000_000, "Deny"), ("kube-admin", 1_000, "Pass"), ("kube-baseline", 10_000_000, "Pass"),
+    ):  # fmt: skip
+        entries[key("tiers", name)] = resource("Tier", name, {"order": order, "defaultAction": action})
+    for node in cluster.nodes:
+        entries[key("nodes", node.name)] = resource(
+            "Node",
+            node.name,
+            {
+                "addresses": [
+                    {"address": str(node.ipv4.ip), "type": "InternalIP"},
+                    {"address": str(node.ipv6.ip), "type": "InternalIP"},
+                ],
+                "bgp": {"ipv4Address": str(node.ipv4), "ipv6Address": str(node.ipv6)},
+            },
+            labels={"kubernetes.io/hostname": node.name},
+        )
+    for name, value in entries.items():
+        await store.put(name, value)

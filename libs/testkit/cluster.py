@@ -1,0 +1,447 @@
+"""A whole cluster on one machine: nodes and pods are network namespaces, services are real processes, packets are real.
+
+    fabric namespace                      node1 namespace            pod namespaces
+    ┌──────────────────────────┐   veth   ┌──────────────────┐       ┌───────────┐
+    │ br0 172.31.0.1           ├──────────┤ eth0 172.31.0.11 │ cali… │ client    │
+    │     fd00:172:31::1       │          │ felix            ├───────┤ probe     │
+    │ etcd, NATS, typha        ├────── …  └──────────────────┘       └───────────┘
+
+Nothing is made in the root namespace; two relay ports on its loopback lead to etcd and NATS. Clusters have an id of
+their own and may run side by side; since each has its own fabric, all use the same addresses. Pods are plugged by
+running the compiled CNI plugin with the environment and stdin that a container runtime would give it.
+
+    async with Cluster.create(nodes=3) as cluster:
+        web = await cluster.add_pod("node1", "web", labels={"app": "web"})
+        client = await cluster.add_pod("node2", "client")
+        assert await cluster.reach([(client, web, 8080, "tcp")]) == [Verdict.ALLOW]
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from libs.runtime.compile_c import compile_c
+from libs.testkit import bootstrap
+from libs.testkit.http_probe import Answer, http_get
+from libs.testkit.netns_relay import NetnsRelay
+from libs.testkit.pods import CniError, Pod, cni_environment, cni_stdin
+from libs.testkit.processes import Probe, Process, ProcessError, nsrun, probe_program
+from libs.testkit.reach import Flow, Protocol, Verdict, check
+from libs.testkit.servers import EtcdServer, NatsServer
+from libs.testkit.sweep import RUN_DIR, claim, release, sweep_stale
+from libs.testkit.topology import Namespace, remove
+
+if TYPE_CHECKING:
+    from libs.store.etcd import EtcdStore
+
+__all__ = ["Cluster", "CniError", "Node", "Pod", "sweep_stale"]
+
+PROJECT = Path(__file__).resolve().parents[2]
+SHIM = PROJECT / "services" / "cni" / "shim.c"
+FELIX_PORT, TYPHA_PORT = 9099, 9098  # health and metrics
+_OURS = ("ETCD", "NATS", "FELIX", "TYPHA", "CALICO", "CNI", "NODENAME", "LOG_", "HEALTH")
+
+Address = IPv4Address | IPv6Address
+Target = Pod | Address | str
+Question = tuple[Pod, Target, int, Protocol]
+
+
+@dataclass
+class Node:
+    """A pretend host. `felix` is its process; `env` what that is started with (change it before a restart)."""
+
+    name: str
+    namespace: Namespace
+    ipv4: IPv4Interface
+    ipv6: IPv6Interface
+    directory: Path
+    env: dict[str, str]
+    felix: Process
+    pods: dict[str, Pod] = field(default_factory=dict)
+
+    @property
+    def cni_socket(self) -> Path:
+        return self.directory / "cni.sock"
+
+
+class Cluster:
+    """See the module. Methods that start processes are called from the main thread."""
+
+    @classmethod
+    def create(
+        cls,
+        nodes: int = 3,
+        *,
+        typhas: int = 1,
+        felix: Sequence[str] = (sys.executable, "-m", "services.felix"),
+        typha: Sequence[str] = (sys.executable, "-m", "services.typha"),
+        services: bool = True,
+        env: Mapping[str, str] | None = None,
+        fill: Callable[[EtcdStore, Cluster], Awaitable[None]] | None = None,
+        tcp_ports: Sequence[int] = (8080, 8081),
+        udp_ports: Sequence[int] = (8080, 8081),
+        log_level: str = "info",
+        keep: bool = False,
+        run_dir: Path = RUN_DIR,
+    ) -> Cluster:
+        """Nothing runs before `start`.
+
+        felix, typha: commands of the services; services False starts neither. env: added to every service's
+        environment.
+        fill: fills etcd before the services start; by default Node resources, tiers, pools and ClusterInformation.
+        tcp_ports, udp_ports: what every pod serves. keep: leave logs and data in `directory` after `stop`.
+        """
+        return cls(
+            nodes, typhas, tuple(felix), tuple(typha), services, dict(env or {}), fill, tuple(tcp_ports),
+            tuple(udp_ports), log_level, keep, run_dir,
+        )  # fmt: skip
+
+    def __init__(
+        self, nodes: int, typhas: int, felix: tuple[str, ...], typha: tuple[str, ...], services: bool,
+        env: dict[str, str], fill: Callable[[EtcdStore, Cluster], Awaitable[None]] | None, tcp_ports: tuple[int, ...],
+        udp_ports: tuple[int, ...], log_level: str, keep: bool, run_dir: Path,
+    ) -> None:  # fmt: skip
+        if not 1 <= nodes <= 200:
+            raise ValueError("a cluster has 1 to 200 nodes")
+        self.id, self.directory = claim(run_dir)
+        self.fabric = Namespace(f"cal-{self.id}-fabric")
+        self.ipv4, self.ipv6 = IPv4Interface("172.31.0.1/24"), IPv6Interface("fd00:172:31::1/64")
+        self.etcd = EtcdServer(address=str(self.ipv4.ip), netns=self.fabric.name, directory=self.directory / "etcd")
+        self.nats = NatsServer(address=str(self.ipv4.ip), netns=self.fabric.name, directory=self.directory / "nats")
+        self._services, self._fill, self._keep = services, fill or bootstrap.defaults, keep
+        self._tcp_ports, self._udp_ports = tcp_ports, udp_ports
+        self._relay: NetnsRelay | None = None
+        self._namespaces: list[Namespace] = [self.fabric]
+        self.env = self._base_env() | {"LOG_LEVEL": log_level, "LOG_FORMAT": "json"} | env
+        self.nodes = [self._make_node(i, felix) for i in range(1, nodes + 1)]
+        self.typhas = [self._make_typha(i, typha) for i in range(typhas)]
+        atexit.register(self._remove)  # a test run that is interrupted leaves nothing either
+
+    def _base_env(self) -> dict[str, str]:
+        # A developer's own ETCD_ENDPOINTS or FELIX_… would send our services to another cluster.
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(_OURS)}
+        return inherited | {"ETCD_ENDPOINTS": self.etcd.endpoint, "NATS_URL": self.nats.url}
+
+    def _make_node(self, number: int, felix: tuple[str, ...]) -> Node:
+        name = f"node{number}"
+        directory = self.directory / name
+        directory.mkdir()
+        ipv4, ipv6 = IPv4Interface(f"172.31.0.{10 + number}/24"), IPv6Interface(f"fd00:172:31::{10 + number:x}/64")
+        env = self.env | {
+            "NODENAME": name,
+            "FELIX_HEALTHHOST": str(ipv4.ip),
+            "FELIX_HEALTHPORT": str(FELIX_PORT),
+            "FELIX_STATE_DIR": str(directory / "state"),
+            "CALICO_CNI_SOCKET": str(directory / "cni.sock"),
+        }
+        namespace = Namespace(f"cal-{self.id}-{name}")
+        self._namespaces.append(namespace)
+        process = Process(
+            f"felix on {name}", felix, netns=namespace, log_path=directory / "felix.log", env=env, cwd=PROJECT
+        )
+        return Node(name, namespace, ipv4, ipv6, directory, process.env, process)
+
+    def _make_typha(self, number: int, typha: tuple[str, ...]) -> Process:
+        env = self.env | {"TYPHA_HEALTHHOST": str(self.ipv4.ip), "TYPHA_HEALTHPORT": str(TYPHA_PORT + number * 10)}
+        log = self.directory / f"typha{number}.log"
+        return Process(f"typha {number}", typha, netns=self.fabric, log_path=log, env=env, cwd=PROJECT)
+
+    # --- life
+    # ----------------------------------------------------------------------------------------------------------
+
+    async def start(self, *, ready_timeout_s: float = 60.0) -> Self:
+        """Until every service is ready. Raises ProcessError with a log's tail, ServerError; then call `stop`."""
+        for program in (nsrun, probe_program):
+            program()
+        self._wire()
+        await asyncio.gather(self.etcd.start_async(), self.nats.start_async())
+        self._relay = NetnsRelay(
+            self.fabric.path, [(str(self.ipv4.ip), self.etcd.port), (str(self.ipv4.ip), self.nats.port)]
+        )
+        async with self.store() as store:
+            await self._fill(store, self)
+        if self._services:
+            for process in (*self.typhas, *(node.felix for node in self.nodes)):
+                process.start()
+            await self.wait_ready(timeout_s=ready_timeout_s)
+        return self
+
+    def _wire(self) -> None:
+        for namespace in self._namespaces:
+            namespace.create()
+        quiet = {"ipv6/conf/default/accept_dad": 0, "ipv6/conf/all/accept_dad": 0, "ipv6/conf/default/accept_ra": 0}
+        # Frames that the bridge forwards are the underlay's business: they must not meet conntrack a second time.
+        plain = {"bridge/bridge-nf-call-iptables": 0, "bridge/bridge-nf-call-ip6tables": 0}
+        self.fabric.sysctl(quiet | plain)
+        commands = [
+            "link add br0 type bridge mcast_snooping 0 forward_delay 0",
+            f"addr add {self.ipv4} dev br0",
+            f"addr add {self.ipv6} dev br0 nodad",
+            "link set br0 up",
+        ]
+        for node in self.nodes:
+            node.namespace.sysctl(
+                quiet | {"ipv4/ip_forward": 1, "ipv6/conf/all/forwarding": 1, "ipv6/conf/default/forwarding": 1}
+            )
+            commands += [
+                f"link add {node.name} type veth peer name eth0 netns {node.namespace.name}",
+                f"link set {node.name} master br0 up",
+            ]
+        self.fabric.ip(commands)
+        for node in self.nodes:
+            node.namespace.ip([
+                f"addr add {node.ipv4} dev eth0",
+                f"addr add {node.ipv6} dev eth0 nodad",
+                "link set eth0 up",
+                f"route add default via {self.ipv4.ip}",
+                f"route add ::/0 via {self.ipv6.ip}",
+            ])  # fmt: skip
+
+    async def wait_ready(self, *, timeout_s: float = 60.0, nodes: Sequence[Node] | None = None) -> None:
+        """Until every typha and felix (or the felixes of `nodes`) answers /readiness well. Raises ProcessError."""
+        waits = [
+            self._wait_ready(node.felix, str(node.ipv4.ip), FELIX_PORT, timeout_s)
+            for node in (self.nodes if nodes is None else nodes)
+        ]
+        if nodes is None:
+            waits += [
+                self._wait_ready(typha, str(self.ipv4.ip), int(typha.env["TYPHA_HEALTHPORT"]), timeout_s)
+                for typha in self.typhas
+            ]
+        await asyncio.gather(*waits)
+
+    async def _wait_ready(self, process: Process, host: str, port: int, timeout_s: float) -> None:
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        said = "nothing"
+        while True:
+            process.require_running()
+            with contextlib.suppress(OSError):
+                answer = await http_get(process.netns, host, port, "/readiness", timeout_s=2)
+                if answer.status in (200, 204):
+                    return
+                said = answer.text
+            if asyncio.get_running_loop().time() > deadline:
+                raise ProcessError(
+                    f"{process.name} not ready within {timeout_s:g} s; it says:\n{said}\n{process.log_tail()}"
+                )
+            await asyncio.sleep(0.03)
+
+    async def stop(self) -> None:
+        """End every process, remove every namespace and, unless told to keep it, the directory. May be called twice."""
+        running = [p for p in (*(n.felix for n in self.nodes), *self.typhas) if p.running]
+        await asyncio.gather(*(asyncio.to_thread(p.stop, 3.0) for p in running))
+        await asyncio.to_thread(self._remove)
+
+    def _remove(self) -> None:
+        atexit.unregister(self._remove)
+        for pod in self.pods():
+            if pod.probe is not None:
+                pod.probe.stop()
+        for process in (*(n.felix for n in self.nodes), *self.typhas):
+            process.kill()
+        if self._relay is not None:
+            self._relay.close()
+            self._relay = None
+        self.etcd.kill()
+        self.nats.kill()
+        remove([n for n in self._namespaces if n.exists()])
+        release(self.directory)
+        if not self._keep:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    async def __aenter__(self) -> Self:
+        try:
+            return await self.start()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    # --- access and faults -----------------------------------------------------------------------------------------
+
+    def node(self, name: str) -> Node:
+        return next(node for node in self.nodes if node.name == name)
+
+    def pods(self) -> list[Pod]:
+        return [pod for node in self.nodes for pod in node.pods.values()]
+
+    def outside_env(self) -> dict[str, str]:
+        """ETCD_ENDPOINTS and NATS_URL for a program in the root namespace, such as calicoctl."""
+        if self._relay is None:
+            raise ProcessError("the cluster is not started")
+        etcd, nats = self._relay.ports
+        return {"ETCD_ENDPOINTS": f"http://127.0.0.1:{etcd}", "NATS_URL": f"nats://127.0.0.1:{nats}"}
+
+    @contextlib.asynccontextmanager
+    async def store(self) -> AsyncIterator[EtcdStore]:
+        """The cluster's datastore, connected from here."""
+        from libs.store.config import StoreConfig
+        from libs.store.etcd import EtcdStore
+
+        store = EtcdStore(StoreConfig.from_env(self.outside_env()))
+        try:
+            yield store
+        finally:
+            await store.close()
+
+    def kill_felix(self, node: str) -> None:
+        """SIGKILL."""
+        self.node(node).felix.kill()
+
+    async def start_felix(self, node: str, *, timeout_s: float = 60.0) -> None:
+        self.node(node).felix.start()
+        await self.wait_ready(timeout_s=timeout_s, nodes=[self.node(node)])
+
+    def kill_typha(self, number: int = 0) -> None:
+        self.typhas[number].kill()
+
+    async def start_typha(self, number: int = 0, *, timeout_s: float = 60.0) -> None:
+        typha = self.typhas[number]
+        typha.start()
+        await self._wait_ready(typha, str(self.ipv4.ip), int(typha.env["TYPHA_HEALTHPORT"]), timeout_s)
+
+    async def felix_get(self, node: str, path: str) -> Answer:
+        """An HTTP GET of a felix's /liveness, /readiness or /metrics. Raises OSError."""
+        at = self.node(node)
+        return await http_get(at.namespace, str(at.ipv4.ip), FELIX_PORT, path)
+
+    async def typha_get(self, path: str, number: int = 0) -> Answer:
+        return await http_get(self.fabric, str(self.ipv4.ip), int(self.typhas[number].env["TYPHA_HEALTHPORT"]), path)
+
+    # --- pods ------------------------------------------------------------------------------------------------------
+
+    async def add_pod(
+        self,
+        node: str,
+        name: str,
+        *,
+        namespace: str = "default",
+        labels: Mapping[str, str] | None = None,
+        config: Mapping[str, Any] | None = None,
+        ports: Sequence[Mapping[str, Any]] = (),
+        probe: bool = True,
+    ) -> Pod:
+        """An empty namespace, then CNI ADD. config: merged over the plugin's configuration.
+
+        Raises CniError with the plugin's error object; the namespace is removed then.
+        """
+        at = self.node(node)
+        if name in at.pods:
+            raise ValueError(f"{node} has a pod {name} already")
+        pod = Pod(name, namespace, node, Namespace(f"cal-{self.id}-{node}-{namespace}-{name}-pod"), dict(labels or {}))
+        pod.config = dict(config or {})
+        pod.ports = [dict(port) for port in ports]
+        pod.netns.create()
+        at.pods[name] = pod
+        self._namespaces.append(pod.netns)
+        try:
+            pod.result = await self.cni("ADD", pod)
+            if probe:
+                pod.probe = Probe(name, pod.netns, self._tcp_ports, self._udp_ports)
+        except BaseException:
+            self._forget(pod)
+            raise
+        return pod
+
+    async def remove_pod(self, pod: Pod) -> None:
+        """CNI DEL, then the namespace goes. Raises CniError, and the pod stays."""
+        await self.cni("DEL", pod)
+        self._forget(pod)
+
+    def _forget(self, pod: Pod) -> None:
+        if pod.probe is not None:
+            pod.probe.stop()
+        self.node(pod.node).pods.pop(pod.name, None)
+        remove([pod.netns])
+        self._namespaces.remove(pod.netns)
+
+    async def cni(self, command: Literal["ADD", "DEL", "CHECK", "STATUS", "GC"], pod: Pod) -> dict[str, Any]:
+        """Run the plugin as a container runtime does; its result, {} when it says nothing. Raises CniError."""
+        shim = compile_c(SHIM)
+        plugin = await asyncio.create_subprocess_exec(
+            shim,
+            env=cni_environment(command, pod, shim.parent) | {"CALICO_CNI_SOCKET": str(self.node(pod.node).cni_socket)},
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            output, noise = await plugin.communicate(json.dumps(cni_stdin(command, pod)).encode())
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                plugin.kill()
+            await plugin.wait()
+            raise
+        if plugin.returncode != 0:
+            raise CniError.from_output(output, noise)
+        answer = json.loads(output) if output.strip() else {}
+        if not isinstance(answer, dict):
+            raise CniError(999, f"the plugin printed {output!r}")
+        return answer
+
+    # --- reachability ----------------------------------------------------------------------------------------------
+
+    def flow(self, source: Pod, target: Target, port: int, protocol: Protocol = "tcp", *, family: int = 4) -> Flow:
+        """family: 4 or 6, which address of a target pod is meant."""
+        if isinstance(target, Pod):
+            address = target.address(family)
+        else:
+            address = ip_address(target) if isinstance(target, str) else target
+        return Flow(source.netns.path, address, port, protocol)
+
+    async def reach(self, questions: Sequence[Question], *, family: int = 4, timeout_s: float = 1.0) -> list[Verdict]:
+        """All at once; a verdict for each (source, target, port, protocol)."""
+        flows = [self.flow(s, t, port, protocol, family=family) for s, t, port, protocol in questions]
+        return await asyncio.to_thread(check, flows, timeout_s=timeout_s)
+
+    async def matrix(
+        self,
+        pods: Sequence[Pod] | None = None,
+        *,
+        port: int = 8080,
+        protocol: Protocol = "tcp",
+        family: int = 4,
+        timeout_s: float = 1.0,
+    ) -> dict[tuple[str, str], Verdict]:
+        """(source name, target name) -> verdict for every ordered pair of different pods."""
+        pods = self.pods() if pods is None else pods
+        pairs = [(a, b) for a in pods for b in pods if a is not b]
+        verdicts = await self.reach([(a, b, port, protocol) for a, b in pairs], family=family, timeout_s=timeout_s)
+        return {(a.name, b.name): v for (a, b), v in zip(pairs, verdicts, strict=True)}
+
+    async def eventually(
+        self,
+        questions: Sequence[Question],
+        wanted: Sequence[Verdict] | Verdict,
+        *,
+        family: int = 4,
+        timeout_s: float = 10.0,
+    ) -> None:
+        """Ask again until the verdicts are the wanted ones. Raises AssertionError with what was seen last."""
+        want = [wanted] * len(questions) if isinstance(wanted, Verdict) else list(wanted)
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while (seen := await self.reach(questions, family=family, timeout_s=0.6)) != want:
+            if asyncio.get_running_loop().time() > deadline:
+                raise AssertionError(
+                    "\n".join(
+                        f"{s.name} -> {t.name if isinstance(t, Pod) else t} {protocol}/{port}: {is_}, wanted {should}"
+                        for (s, t, port, protocol), is_, should in zip(questions, seen, want, strict=True)
+                        if is_ != should
+                    )
+                )

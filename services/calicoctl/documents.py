@@ -1,0 +1,401 @@
+"""Resource files: YAML or JSON text in, plain documents out, each knowing where in the text its fields stand.
+
+A file is cut at its `---` lines first, so a document that cannot be read spoils only itself: the others are still
+handled and reported one by one. Compared with a plain YAML loader this one refuses duplicate keys (the last one would
+win silently), leaves `22:53` and `2026-01-02` text (YAML 1.1 would make them a base-60 number and a date; a port range
+and a label they are), and turns every key into the text it was written as. Python objects and unknown tags are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TextIO, TypeAlias
+
+import yaml
+
+Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
+
+MAX_NODES = 200_000
+"""Values one document may expand to: a few aliases of aliases would otherwise fill the memory."""
+SUFFIXES = (".yaml", ".yml", ".json")
+STDIN = "-"
+ARGUMENTS = ""
+"""Source of what the command line itself names; it has no place worth telling."""
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Place in a file, both from 1; column 0: unknown."""
+
+    line: int
+    column: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One resource as written. `number` counts documents of the file from 1; `item` within a list, 0 outside of one."""
+
+    source: str
+    number: int
+    value: dict[str, Json]
+    start: Position
+    item: int = 0
+    marks: dict[str, Position] = field(default_factory=dict, repr=False, compare=False)
+    prefix: str = ""
+
+    def where(self, path: str = "") -> str:
+        """`pools.yaml: document 2, line 14`: the nearest enclosing field whose place is known."""
+        position = self.position(path)
+        item = f" item {self.item}" if self.item else ""
+        column = f", column {position.column}" if position.column and path else ""
+        return f"{self.source}: document {self.number}{item}, line {position.line}{column}"
+
+    def position(self, path: str) -> Position:
+        full = _join(self.prefix, path)
+        while full:
+            if found := self.marks.get(full):
+                return found
+            full = _parent(full)
+        return self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A document that cannot even be read."""
+
+    source: str
+    number: int
+    message: str
+    position: Position
+
+    def __str__(self) -> str:
+        column = f", column {self.position.column}" if self.position.column else ""
+        return f"{self.source}: document {self.number}, line {self.position.line}{column}: {self.message}"
+
+
+class _SyntaxProblem(Exception):
+    def __init__(self, message: str, position: Position) -> None:
+        super().__init__(message)
+        self.message = message
+        self.position = position
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader whose plain scalars resolve as Go's YAML does: no base-60 numbers, no dates."""
+
+
+_Loader.yaml_implicit_resolvers = {}
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool",
+    re.compile(r"^(?:yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF)$"),
+    list("yYnNtTfFoO"),
+)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int",
+    re.compile(r"^[-+]?(?:0|[1-9][0-9]*|0x[0-9a-fA-F]+|0o?[0-7]+|0b[01]+)$"),
+    list("-+0123456789"),
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$"),
+    list("-+0123456789."),
+)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"^(?:<<)$"), ["<"])
+
+_TRUE = {"yes", "true", "on"}
+_PREFIX = "tag:yaml.org,2002:"
+
+
+class _Builder:
+    """Turns a YAML node graph into plain values, noting where each field stands."""
+
+    def __init__(self, line_offset: int) -> None:
+        self.marks: dict[str, Position] = {}
+        self._offset = line_offset
+        self._nodes = 0
+        self._open: set[int] = set()
+
+    def at(self, node: yaml.Node) -> Position:
+        return Position(node.start_mark.line + 1 + self._offset, node.start_mark.column + 1)
+
+    def build(self, node: yaml.Node, path: str) -> Json:
+        self._nodes += 1
+        if self._nodes > MAX_NODES:
+            raise _SyntaxProblem(f"more than {MAX_NODES} values (aliases counted each time)", self.at(node))
+        if id(node) in self._open:
+            raise _SyntaxProblem("an alias may not contain itself", self.at(node))
+        if path and path not in self.marks:
+            self.marks[path] = self.at(node)
+        self._open.add(id(node))
+        try:
+            if isinstance(node, yaml.MappingNode):
+                return self._mapping(node, path)
+            if isinstance(node, yaml.SequenceNode):
+                if node.tag != _PREFIX + "seq":
+                    raise _SyntaxProblem(f"tag {node.tag} is not supported", self.at(node))
+                return [self.build(item, f"{path}[{index}]") for index, item in enumerate(node.value)]
+            return self._scalar(node)
+        finally:
+            self._open.discard(id(node))
+
+    def _mapping(self, node: yaml.MappingNode, path: str) -> dict[str, Json]:
+        if node.tag != _PREFIX + "map":
+            raise _SyntaxProblem(f"tag {node.tag} is not supported", self.at(node))
+        values: dict[str, Json] = {}
+        merged: dict[str, Json] = {}
+        first: dict[str, Position] = {}
+        for key_node, value_node in node.value:
+            if key_node.tag == _PREFIX + "merge":
+                sources = value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
+                for source in sources:
+                    if not isinstance(source, yaml.MappingNode):
+                        raise _SyntaxProblem("`<<` needs a mapping or a list of mappings", self.at(source))
+                    for name, value in self._mapping(source, path).items():
+                        merged.setdefault(name, value)
+                continue
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise _SyntaxProblem("a key must be a plain value, not a list or mapping", self.at(key_node))
+            name = key_node.value
+            here = self.at(key_node)
+            if name in first:
+                raise _SyntaxProblem(f"field {name!r} is given twice (first on line {first[name].line})", here)
+            first[name] = here
+            child = _join(path, name)
+            self.marks[child] = here
+            values[name] = self.build(value_node, child)
+        return {**merged, **values}
+
+    def _scalar(self, node: yaml.Node) -> Json:
+        text = str(node.value)
+        match node.tag.removeprefix(_PREFIX):
+            case "str":
+                return text
+            case "null":
+                return None
+            case "bool":
+                return text.lower() in _TRUE
+            case "int":
+                return _integer(text, self.at(node))
+            case "float":
+                try:
+                    return float(text)
+                except ValueError as error:
+                    raise _SyntaxProblem(f"{text!r} is not a number", self.at(node)) from error
+            case _:
+                raise _SyntaxProblem(f"tag {node.tag} is not supported", self.at(node))
+
+
+def _integer(text: str, position: Position) -> int:
+    digits = text.lstrip("+-")
+    sign = -1 if text.startswith("-") else 1
+    try:
+        if len(digits) > 1 and digits[0] == "0" and digits[1].isdigit():
+            return sign * int(digits, 8)
+        return sign * int(digits, 0)
+    except ValueError as error:
+        raise _SyntaxProblem(f"{text!r} is not an integer", position) from error
+
+
+def _join(path: str, name: str) -> str:
+    if not path or not name:
+        return path or name
+    return path + name if name.startswith("[") else f"{path}.{name}"
+
+
+def _parent(path: str) -> str:
+    cut = max(path.rfind("."), path.rfind("["))
+    return path[:cut] if cut > 0 else ""
+
+
+def _chunks(text: str) -> Iterator[tuple[int, str]]:
+    """(lines before it, text) of each document that holds anything but comments and markers."""
+    lines = text.splitlines(keepends=True)
+    start = 0
+    cuts = [
+        index for index, line in enumerate(lines) if line.startswith("---") and (len(line) == 3 or line[3].isspace())
+    ]
+    for end in [*cuts, len(lines)]:
+        chunk = lines[start:end]
+        if any(_has_content(line) for line in chunk):
+            yield start, "".join(chunk)
+        start = end
+
+
+def _has_content(line: str) -> bool:
+    text = line.strip()
+    if text.startswith("---") and line.startswith("---"):
+        text = text[3:].strip()
+    return bool(text) and not text.startswith(("#", "%")) and text != "..."
+
+
+def parse(text: str, source: str) -> Iterator[Document | Broken]:
+    """Every resource of one file in order, lists taken apart; what cannot be read comes as `Broken` in its place."""
+    if text.startswith("\ufeff"):
+        text = text[1:]
+    if text.lstrip()[:1] in ("{", "["):
+        whole = _parse_json(text, source)
+        if whole is not None:
+            yield from whole
+            return
+    for number, (offset, chunk) in enumerate(_chunks(text), start=1):
+        start = Position(_first_line(chunk) + offset)
+        try:
+            builder = _Builder(offset)
+            loader = _Loader(chunk)
+            try:
+                node = loader.get_single_node()
+            finally:
+                loader.dispose()
+            value = builder.build(node, "") if node is not None else None
+        except _SyntaxProblem as problem:
+            yield Broken(source, number, problem.message, problem.position)
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            if mark and error.context_mark and mark.line >= len(chunk.splitlines()):
+                mark = error.context_mark  # what is missing at the end is better shown where it began
+            place = Position(mark.line + 1 + offset, mark.column + 1) if mark else start
+            message = ", ".join(part for part in (error.context, error.problem) if part)
+            yield Broken(source, number, f"not valid YAML: {message}", place)
+        except yaml.YAMLError as error:
+            yield Broken(source, number, f"not valid YAML: {' '.join(str(error).split())}", start)
+        except RecursionError:
+            yield Broken(source, number, "nested too deeply", start)
+        else:
+            yield from _resources(value, source, number, start, builder.marks)
+
+
+def _first_line(chunk: str) -> int:
+    """Line (from 1) of the first content in a chunk."""
+    return next((index for index, line in enumerate(chunk.splitlines(), start=1) if _has_content(line)), 1)
+
+
+def _parse_json(text: str, source: str) -> list[Document | Broken] | None:
+    """JSON text, several values one after another included; None when it is not JSON (flow-style YAML begins alike)."""
+    decoder = json.JSONDecoder(object_pairs_hook=_pairs)
+    found: list[Document | Broken] = []
+    at, number = 0, 0
+    while (at := _skip_space(text, at)) < len(text):
+        number += 1
+        line = text.count("\n", 0, at) + 1
+        try:
+            value, at = decoder.raw_decode(text, at)
+        except _SyntaxProblem as problem:
+            return [*found, Broken(source, number, problem.message, Position(line))]
+        except json.JSONDecodeError as error:
+            if not source.endswith(".json"):
+                return None
+            return [*found, Broken(source, number, f"not valid JSON: {error.msg}", Position(error.lineno, error.colno))]
+        except RecursionError:
+            return [*found, Broken(source, number, "nested too deeply", Position(line))]
+        found += _resources(value, source, number, Position(line), {})
+    return found
+
+
+def _skip_space(text: str, at: int) -> int:
+    while at < len(text) and text[at].isspace():
+        at += 1
+    return at
+
+
+def _pairs(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+    values: dict[str, Json] = {}
+    for name, value in pairs:
+        if name in values:
+            raise _SyntaxProblem(f"field {name!r} is given twice", Position(1))
+        values[name] = value
+    return values
+
+
+def _resources(
+    value: Json, source: str, number: int, start: Position, marks: dict[str, Position]
+) -> Iterator[Document | Broken]:
+    if value is None:
+        return
+    if isinstance(value, list):
+        yield from _items(value, "", "", source, number, start, marks)
+    elif not isinstance(value, dict):
+        yield Broken(source, number, f"expected a resource (a mapping with kind), found {type(value).__name__}", start)
+    elif isinstance(kind := value.get("kind"), str) and kind.endswith("List") and "items" in value:
+        items = value["items"]
+        if items is None:
+            return
+        if not isinstance(items, list):
+            yield Broken(source, number, "items: expected a list", marks.get("items", start))
+            return
+        yield from _items(items, kind.removesuffix("List"), "items", source, number, start, marks)
+    else:
+        yield Document(source, number, value, start, marks=marks)
+
+
+def _items(
+    items: Sequence[Json], kind: str, prefix: str, source: str, number: int, start: Position, marks: dict[str, Position]
+) -> Iterator[Document | Broken]:
+    for index, item in enumerate(items):
+        path = f"{prefix}[{index}]"
+        place = marks.get(path, start)
+        if not isinstance(item, dict):
+            yield Broken(source, number, f"{path}: expected a resource (a mapping with kind)", place)
+            continue
+        # Entries of a NetworkPolicyList may leave out what the list already says; those of a plain List may not.
+        given = {"apiVersion": "projectcalico.org/v3", "kind": kind, **item} if kind and "kind" not in item else item
+        yield Document(source, number, given, place, item=index + 1, marks=marks, prefix=path)
+
+
+class FileProblem(Exception):
+    """A file or directory that cannot be read, or holds nothing where something was asked for."""
+
+
+def read_all(
+    names: Sequence[str], *, recursive: bool, skip_empty: bool, stdin: TextIO | None = None
+) -> list[Document | Broken]:
+    """Documents of all files, directories (their .yaml, .yml and .json files, by name) and `-` for standard input.
+
+    Raises FileProblem for an unreadable file, and for an empty one unless skip_empty.
+    """
+    found: list[Document | Broken] = []
+    for name in names:
+        files = list(_expand(name, recursive))
+        documents: list[Document | Broken] = []
+        for file in files:
+            of_file = list(parse(_read(file, stdin), file))
+            if not of_file and not skip_empty:
+                raise FileProblem(f"No resources specified in file {file}")
+            documents += of_file
+        if not files and not skip_empty:
+            raise FileProblem(f"No resources specified in directory {name}")
+        found += documents
+    return found
+
+
+def _read(name: str, stdin: TextIO | None) -> str:
+    try:
+        return (stdin or sys.stdin).read() if name == STDIN else Path(name).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise FileProblem(f"{name}: not UTF-8 text (byte {error.start})") from error
+    except OSError as error:
+        raise FileProblem(f"{name}: {error.strerror or error}") from error
+
+
+def _expand(name: str, recursive: bool) -> Iterator[str]:
+    path = Path(name)
+    if name == STDIN or not path.is_dir():
+        yield name
+        return
+    try:
+        entries = sorted(path.iterdir())
+    except OSError as error:
+        raise FileProblem(f"{name}: {error.strerror or error}") from error
+    for entry in entries:
+        if entry.is_dir():
+            if recursive:
+                yield from _expand(str(entry), recursive)
+        elif entry.suffix in SUFFIXES:
+            yield str(entry)

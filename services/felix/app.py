@@ -1,0 +1,194 @@
+"""Felix: this node's share of the calculation from the bus, CNI requests from a socket, both into the kernel."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from random import Random
+
+from libs.bus import subjects, wire
+from libs.bus.api import Bus, BusError
+from libs.ipam.client import IpamClient
+from libs.policy.output import WorkloadKey
+from libs.resources.client import ResourceClient
+from libs.runtime.backends import open_bus, open_store
+from libs.runtime.service import Service
+from libs.store.api import Store
+from services.felix.config import FelixConfig
+from services.felix.core.feed import Apply, Phase
+from services.felix.core.journal import Journal
+from services.felix.core.live import LiveSettings, effective
+from services.felix.core.options import RulesetOptions
+from services.felix.core.routing import Routing
+from services.felix.core.ruleset import RulesetBuilder
+from services.felix.drivers.interfaces import InterfaceDriver
+from services.felix.drivers.podlinks import KernelPodLinks
+from services.felix.drivers.tables import KernelTables
+from services.felix.metrics import Metrics
+from services.felix.shell.cni import Plugin
+from services.felix.shell.cni_server import CniServer
+from services.felix.shell.dataplane import Dataplane, Progress
+from services.felix.shell.feed import FeedRunner
+
+log = logging.getLogger(__name__)
+
+REPORT_S = 10.0
+PHASES = {Phase.DISCOVERING: 1, Phase.SYNCING: 2, Phase.FOLLOWING: 3}
+
+
+class Felix:
+    """Wires the parts of one node's agent."""
+
+    def __init__(self, config: FelixConfig, service: Service, store: Store, bus: Bus, kernel: Kernel) -> None:
+        self.config = config
+        self.node = config.node_name()
+        self.metrics = Metrics(service.registry)
+        self.bus = bus
+        self.kernel = kernel
+        random = Random()
+        endpoint_to_host = config.default_endpoint_to_host_action.capitalize()
+        options = RulesetOptions(interface_prefixes=(config.interface_prefix,), endpoint_to_host=endpoint_to_host)
+        self.routing = Routing(self.node, program_cluster_routes=config.program_cluster_routes)
+        self.dataplane = Dataplane(
+            RulesetBuilder(options),
+            kernel.tables.pair,
+            self.routing,
+            kernel.interfaces,
+            on_progress=self.report,
+            random=random,
+        )
+        self.feed = FeedRunner(bus, self.node, self.on_apply, random)
+        self.settings = LiveSettings()
+        self.plugin = Plugin(
+            self.node,
+            ResourceClient(store),
+            IpamClient(store),
+            KernelPodLinks(),
+            self,
+            Journal(config.state_dir / "cni-journal"),
+            interface_prefix=config.interface_prefix,
+            policy_timeout_s=config.policy_setup_timeout_s,
+            mtu_bytes=lambda: config.mtu_bytes or kernel.interfaces.underlay_mtu_bytes(),
+            observe=lambda step, seconds: self.metrics.cni.labels(step).observe(seconds),
+        )
+        self._calculation = service.health.register("CalculationGraph", timeout_s=30.0)
+        self._main_loop = service.health.register("InternalDataplaneMainLoop", timeout_s=90.0)
+        self._bus_health = service.health.register("Bus", readiness=False)
+
+    # --- feed → dataplane → report ---
+
+    def on_apply(self, apply: Apply, traceparent: str | None) -> None:
+        if apply.delta.config:
+            self.settings = effective(self.feed.feed.state.config, self.node)
+            self.settings.apply_log_level()
+        self.dataplane.push(apply, traceparent)
+
+    def report(self, progress: Progress) -> None:
+        """Tell the cluster what this kernel holds."""
+        message = wire.Applied(
+            node=self.node, epoch=progress.epoch, rev=progress.rev, seq=progress.seq, failures=progress.failures
+        )
+        try:
+            self.bus.publish(subjects.applied(self.node), wire.encode(message))
+        except BusError as error:
+            log.debug("report not sent", extra={"error": str(error)})
+
+    # --- what CNI needs to know (services/felix/shell/cni.py, Enforcement) ---
+
+    def ready(self) -> bool:
+        return self.dataplane.in_sync and self.dataplane.passes > 0
+
+    async def programmed(self, key: WorkloadKey, rev: int, timeout_s: float) -> bool:
+        request = wire.MarkRequest(rev=rev, nodes=[self.node])
+        self.bus.publish(subjects.TYPHA_MARK, wire.encode(request))
+        plane = self.dataplane
+        return await plane.until(lambda: plane.progress.rev >= rev and key in plane.workloads, timeout_s)
+
+    def enforced(self, key: WorkloadKey) -> bool:
+        return key in self.dataplane.workloads and not self.dataplane.progress.failures
+
+    def status(self, key: WorkloadKey, status: str, rev: int) -> None:
+        message = wire.EndpointStatus(node=self.node, endpoint=str(key), status=status, rev=rev)
+        self.bus.publish(subjects.endpoint_status(self.node, str(key)), wire.encode(message))
+
+    # --- periodic ---
+
+    async def report_forever(self) -> None:
+        """The heartbeat by which typha knows its readers, and the probes and gauges."""
+        last = 0.0
+        while True:
+            now = time.monotonic()
+            if now - last >= REPORT_S and self.dataplane.in_sync:
+                last = now
+                self.report(self.dataplane.progress)
+            self._update_health()
+            await asyncio.sleep(1.0)
+
+    def _update_health(self) -> None:
+        feed, plane, metrics = self.feed.feed, self.dataplane, self.metrics
+        detail = f"{feed.phase.value}, revision {feed.rev}" + (f", typha {feed.instance}" if feed.instance else "")
+        self._calculation.report(ready=feed.in_sync, detail=detail)
+        failures = plane.progress.failures
+        detail = "; ".join(f"{name}: {reason}" for name, reason in list(failures.items())[:5])
+        self._main_loop.report(ready=plane.in_sync and plane.passes > 0, detail=detail)
+        self._bus_health.report(ready=self.bus.connected, detail="" if self.bus.connected else "not connected")
+        metrics.local_endpoints.set(len(feed.state.workloads))
+        metrics.local_policies.set(len(feed.state.policies))
+        metrics.ipsets.set(len(feed.state.sets))
+        metrics.resync_state.set(PHASES[feed.phase])
+        metrics.resyncs.set(feed.snapshots)
+        metrics.revision.set(plane.progress.rev)
+        metrics.feed_bytes.set(self.feed.received_bytes)
+        metrics.feed_messages.set(self.feed.received_messages)
+
+    async def refresh_forever(self) -> None:
+        """Compare with the kernel on a period, in case an event was missed."""
+        last_tables = last_routes = time.monotonic()
+        random = Random()
+        while True:
+            now = time.monotonic()
+            tables_s = self.settings.nftables_refresh_s or self.config.nftables_refresh_interval_s
+            routes_s = self.settings.route_refresh_s or self.config.route_refresh_interval_s
+            if tables_s and now - last_tables > tables_s:
+                last_tables = now + random.uniform(0, 0.1) * tables_s
+                self.dataplane.resync_tables()
+            if routes_s and now - last_routes > routes_s:
+                last_routes = now + random.uniform(0, 0.1) * routes_s
+                self.dataplane.resync_routes()
+            await asyncio.sleep(1.0)
+
+
+class Kernel:
+    """Everything that talks to this network namespace's kernel."""
+
+    def __init__(self, config: FelixConfig) -> None:
+        self.tables = KernelTables(RulesetBuilder.tables())
+        self.interfaces = InterfaceDriver(config.interface_prefix, ipv6=config.ipv6_support)
+
+    async def __aenter__(self) -> Kernel:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.tables.close()
+        await self.interfaces.close()
+
+
+async def run(config: FelixConfig, service: Service) -> None:
+    node = config.node_name()
+    async with open_store() as store, open_bus(f"felix-{node}") as bus, Kernel(config) as kernel:
+        felix = Felix(config, service, store, bus, kernel)
+        kernel.interfaces.prepare_host()
+        for name, work in (
+            ("feed", felix.feed.run()),
+            ("dataplane", felix.dataplane.run()),
+            ("nftables events", kernel.tables.watch(felix.dataplane.resync_tables)),
+            ("interface events", kernel.interfaces.watch(felix.dataplane.resync_routes)),
+            ("report", felix.report_forever()),
+            ("refresh", felix.refresh_forever()),
+        ):
+            service.spawn(work, name=name)
+        await felix.plugin.recover()
+        async with CniServer(felix.plugin, config.cni_socket):
+            service.ready()
+            await service.stop.wait()

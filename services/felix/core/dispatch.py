@@ -1,0 +1,213 @@
+"""The fixed part of the ruleset, and the chains that belong to an endpoint: where a packet meets which policy.
+
+A packet from or to a workload passes two stages, each its own base chain, so that `accept` ends only its own stage and
+no accept mark is needed (docs/adr/0007-nftables-layout.md):
+
+    raw prerouting          source address must be the workload's own, per interface
+    forward -1, input -1    from-wl-dispatch → fw-<interface>   the sender's egress policy
+    forward  0              to-wl-dispatch   → tw-<interface>   the receiver's ingress policy
+    input    0              DefaultEndpointToHostAction, for what the egress policy let through
+    (host → local workload passes the output hook, where we have no chain: never policed)
+
+Every stage lets established and related packets out first, so policy decides on new flows only. Packets that neither
+come from nor go to a workload interface meet no rule that could drop them. Host endpoints will have their own stages
+outside these: forward -2 and +1, input -2 and output 0, raw and mangle for untracked and pre-DNAT policy; nothing here
+depends on their absence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+
+from libs.nftables import model as nft
+from libs.nftables.model import Base, Chain, Field, Hook, Rule, Set
+from libs.policy.output import STAGED_KINDS, PolicyKey, Tier, Workload
+from services.felix.core import names
+from services.felix.core.options import MARK_PASS, Family, RulesetOptions
+
+RAW = -300
+FROM_WL, TO_WL = "from-wl", "to-wl"  # verdict maps, interface → its chain
+FROM_DISPATCH, TO_DISPATCH = "from-wl-dispatch", "to-wl-dispatch"
+ADDRESSES = "wl-addrs"  # interface . source address that it may use
+SPOOF_ALLOWED = "spoof-allowed"  # verdict map, interface → chain of foreign prefixes that it may use
+SPOOFED = "spoofed-source"
+WORKLOAD_DOWN = "wl-down"  # chain, and set of interfaces
+NEIGHBOUR_TYPES = "wl-icmpv6"
+# What IPv6 needs between a workload and its host to work at all: multicast listener query, report, done; router
+# solicitation; neighbour solicitation and advertisement (facts: Felix's wl-to-host chain).
+NEIGHBOUR_DISCOVERY = frozenset({"130", "131", "132", "133", "135", "136"})
+ESTABLISHED = Rule((nft.ct_state(nft.CtState.ESTABLISHED, nft.CtState.RELATED), nft.COUNTER, nft.ACCEPT), "established")
+
+
+class TierList(msgspec.Struct, frozen=True, cache_hash=True):
+    """The policies of one tier that apply to some endpoint in one direction, in order; one chain for all who share the
+    list.
+
+    policies: enforced ones only. drop: whether a packet that no rule decided is dropped at the end.
+    """
+
+    inbound: bool
+    tier: str
+    policies: tuple[PolicyKey, ...]
+    drop: bool
+
+    @property
+    def chain(self) -> str:
+        content = "\n".join((self.tier, str(self.drop), *(f"{key.kind}/{key}" for key in self.policies)))
+        return names.tier_chain(self.tier, self.inbound, content)
+
+
+def tier_lists(tiers: Iterable[Tier], inbound: bool) -> tuple[TierList, ...]:
+    """The tiers that take part in this direction: those with an enforced policy there (datamodel facts, section 5).
+
+    A tier with staged policies only neither drops nor jumps, so it needs no chain at all.
+    """
+    out = []
+    for tier in tiers:
+        enforced = tuple(key for key in (tier.ingress if inbound else tier.egress) if key.kind not in STAGED_KINDS)
+        if enforced:
+            out.append(TierList(inbound, tier.name, enforced, tier.default_action != "Pass"))
+    return tuple(out)
+
+
+def list_chain(tier_list: TierList, passes: Mapping[PolicyKey, bool], deny: Rule) -> Chain:
+    """passes: whether a policy has a Pass rule in this direction; only then is the mark bit cleared and looked at.
+
+    Skip blocks (several policies behind one look-up of the union of their sources) would group consecutive jumps here.
+    """
+    rules: list[Rule] = []
+    uses_pass = any(passes[key] for key in tier_list.policies)
+    if uses_pass:
+        rules.append(Rule((nft.mark_and(~MARK_PASS),)))
+    for position, key in enumerate(tier_list.policies, 1):
+        rules.append(Rule((nft.jump(names.policy_chain(key, tier_list.inbound)),)))
+        if passes[key] and (tier_list.drop or position < len(tier_list.policies)):
+            rules.append(Rule((nft.mark_has(MARK_PASS), nft.RETURN), names.comment(f"passed by {key}")))
+    if tier_list.drop:
+        rules.append(deny)
+    return Chain(tier_list.chain, tuple(rules))
+
+
+def workload_chain(
+    interface: str, inbound: bool, lists: Iterable[TierList], profiles: Sequence[str], deny: Rule
+) -> Chain:
+    """Tiers in order, then profiles in order, then drop."""
+    targets = [tier_list.chain for tier_list in lists]
+    targets += [names.profile_chain(profile, inbound) for profile in profiles]
+    rules = [Rule((nft.jump(target),)) for target in targets]
+    return Chain(names.workload_chain(interface, inbound), (*rules, deny))
+
+
+class Sources(msgspec.Struct, frozen=True):
+    """Source addresses that one interface may use: exact ones, and prefixes that need a chain of their own."""
+
+    addresses: frozenset[str] = frozenset()
+    prefixes: tuple[str, ...] = ()
+
+
+def sources(workload: Workload, family: Family, options: RulesetOptions) -> Sources:
+    full = f"/{family.bits}"
+    own = workload.nets4 if family.version == 4 else workload.nets6
+    allowed = workload.allowed_source_prefixes if options.allow_source_spoofing else ()
+    nets = {*own, *(prefix for prefix in allowed if (":" in prefix) == (family.version == 6))}
+    exact = {net.removesuffix(full) for net in nets if "/" not in net or net.endswith(full)}
+    return Sources(frozenset(exact), tuple(sorted(net for net in nets if "/" in net and not net.endswith(full))))
+
+
+def spoof_chain(interface: str, prefixes: Iterable[str], family: Family) -> Chain:
+    accept = [
+        Rule((nft.Match(family.saddr, prefix), nft.COUNTER, nft.ACCEPT), "allowed source prefix") for prefix in prefixes
+    ]
+    dropped = Rule((nft.COUNTER, nft.DROP), "spoofed source")
+    return Chain(names.spoof_chain(interface), (*accept, dropped))
+
+
+def fixed_sets(family: Family, addresses: frozenset[str], down: frozenset[str]) -> list[Set]:
+    sets = [
+        Set(ADDRESSES, (nft.DataType.IFNAME, family.address), addresses),
+        Set(WORKLOAD_DOWN, (nft.DataType.IFNAME,), down),
+    ]
+    if family.version == 6:
+        sets.append(Set(NEIGHBOUR_TYPES, (nft.DataType.ICMPV6_TYPE,), NEIGHBOUR_DISCOVERY))
+    return sets
+
+
+def fixed_chains(family: Family, options: RulesetOptions, any_down: bool, any_prefixes: bool) -> list[Chain]:
+    """Base chains and the chains they lead to. any_down, any_prefixes: whether the rare rules for them are needed."""
+    prefixes = [f"{prefix}*" for prefix in options.interface_prefixes]
+    drop = (nft.COUNTER, nft.DROP)
+
+    raw = [
+        Rule(
+            (
+                nft.Match(Field.IIFNAME, p),
+                nft.InSet((Field.IIFNAME, family.saddr), ADDRESSES, negate=True),
+                nft.goto(SPOOFED),
+            ),
+        )
+        for p in prefixes
+    ]
+    spoofed = []
+    if any_down:
+        spoofed.append(Rule((nft.InSet((Field.IIFNAME,), WORKLOAD_DOWN), *drop), "workload is administratively down"))
+    if family.version == 6:
+        # Link-local sources never leave the link; with `::` a workload asks whether its address is free. Policy still
+        # applies.
+        spoofed.append(Rule((nft.Match(family.saddr, "fe80::/10"), nft.COUNTER, nft.ACCEPT), "link-local source"))
+        unspecified = (nft.Match(family.saddr, "::"), nft.Match(Field.L4PROTO, family.icmp_protocol))
+        spoofed.append(Rule((*unspecified, nft.COUNTER, nft.ACCEPT), "duplicate address detection"))
+    if any_prefixes:
+        spoofed.append(Rule((nft.Vmap((Field.IIFNAME,), SPOOF_ALLOWED),)))
+    spoofed.append(Rule(drop, "spoofed source"))
+
+    invalid = [Rule((nft.ct_state(nft.CtState.INVALID), *drop), "invalid")] if options.check_invalid else []
+    unknown = Rule(drop, "unknown workload interface")
+    encapsulated = []
+    if not options.allow_vxlan_from_workloads:
+        vxlan = (nft.Match(Field.L4PROTO, 17), nft.Match(Field.DPORT, options.vxlan_port))
+        encapsulated.append(Rule((*vxlan, *drop), "VXLAN sent by a workload"))
+    if not options.allow_ipip_from_workloads:
+        encapsulated.append(Rule((nft.Match(Field.L4PROTO, 4), *drop), "IP in IP sent by a workload"))
+
+    down = (
+        [Rule((nft.InSet((Field.OIFNAME,), WORKLOAD_DOWN), *drop), "workload is administratively down")]
+        if any_down
+        else []
+    )
+    to_host = [Rule((nft.Match(Field.IIFNAME, p), nft.goto(FROM_DISPATCH))) for p in prefixes]
+    if family.version == 6:
+        to_host[:0] = [_neighbour_discovery(p) for p in prefixes]
+
+    chains = [
+        Chain("hook-raw-prerouting", tuple(raw), Base(Hook.PREROUTING, priority=RAW)),
+        Chain(SPOOFED, tuple(spoofed)),
+        Chain(
+            "hook-forward-from",
+            (ESTABLISHED, *(Rule((nft.Match(Field.IIFNAME, p), nft.goto(FROM_DISPATCH))) for p in prefixes)),
+            Base(Hook.FORWARD, priority=-1),
+        ),
+        Chain(FROM_DISPATCH, (*invalid, *encapsulated, Rule((nft.Vmap((Field.IIFNAME,), FROM_WL),)), unknown)),
+        Chain(
+            "hook-forward-to",
+            (*down, ESTABLISHED, *(Rule((nft.Match(Field.OIFNAME, p), nft.goto(TO_DISPATCH))) for p in prefixes)),
+            Base(Hook.FORWARD, priority=0),
+        ),
+        Chain(TO_DISPATCH, (*invalid, Rule((nft.Vmap((Field.OIFNAME,), TO_WL),)), unknown)),
+        Chain("hook-input-from", (ESTABLISHED, *to_host), Base(Hook.INPUT, priority=-1)),
+        Chain(WORKLOAD_DOWN, (Rule(drop, "workload is administratively down"),)),
+    ]
+    if options.endpoint_to_host == "Drop":
+        host = [Rule((nft.Match(Field.IIFNAME, p), *drop), "DefaultEndpointToHostAction Drop") for p in prefixes]
+        if family.version == 6:
+            host[:0] = [_neighbour_discovery(p) for p in prefixes]
+        chains.append(Chain("hook-input-host", (ESTABLISHED, *host), Base(Hook.INPUT, priority=0)))
+    return chains
+
+
+def _neighbour_discovery(prefix: str) -> Rule:
+    matches = (nft.Match(Field.IIFNAME, prefix), nft.Match(Field.L4PROTO, 58))
+    return Rule(
+        (*matches, nft.InSet((Field.ICMPV6_TYPE,), NEIGHBOUR_TYPES), nft.COUNTER, nft.ACCEPT), "neighbour discovery"
+    )

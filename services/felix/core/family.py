@@ -1,0 +1,278 @@
+"""One address family's half of the ruleset compiler: turns what is dirty into chains, sets and map elements of one
+table."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from libs.nftables import model as nft
+from libs.nftables.model import Chain, Map, Set, Verdict
+from services.felix.core import dispatch, names, nat
+from services.felix.core.dispatch import Sources, TierList
+from services.felix.core.ipsets import IpSets
+from services.felix.core.options import Family, RulesetOptions
+from services.felix.core.rules import Compiled, RuleCompiler, UnknownSet
+from services.felix.core.state import Dirty, Owner, State
+
+
+class TableSink(Protocol):
+    """The part of libs.nftables.state.TableState that the compiler writes to."""
+
+    def set_chain(self, chain: Chain) -> None: ...
+
+    def del_chain(self, name: str) -> None: ...
+
+    def put_set(self, definition: Set) -> None: ...
+
+    def del_set(self, name: str) -> None: ...
+
+    def add_elements(self, name: str, texts: Iterable[str]) -> None: ...
+
+    def remove_elements(self, name: str, texts: Iterable[str]) -> None: ...
+
+    def put_map(self, definition: Map) -> None: ...
+
+    def del_map(self, name: str) -> None: ...
+
+    def put_verdicts(self, name: str, elements: Mapping[str, Verdict]) -> None: ...
+
+    def remove_verdicts(self, name: str, texts: Iterable[str]) -> None: ...
+
+
+def change_elements(sink: TableSink, name: str, add: Collection[str], remove: Collection[str]) -> None:
+    if remove:
+        sink.remove_elements(name, remove)
+    if add:
+        sink.add_elements(name, add)
+
+
+@dataclass(slots=True)
+class Uses:
+    """Sets that the chains of one policy or profile look into."""
+
+    ip_sets: dict[str, str] = field(default_factory=dict)  # kernel set → IP set id
+    shared: dict[str, Set] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Written:
+    """What the table holds for one interface."""
+
+    up: bool
+    sources: Sources
+
+
+class FamilyRuleset:
+    def __init__(self, family: Family, options: RulesetOptions) -> None:
+        self.ip_sets = IpSets(family)
+        self.refused: dict[Owner, str] = {}  # why a policy's or profile's chains deny everything
+        self._family = family
+        self._options = options
+        self._compiler = RuleCompiler(family, options, self.ip_sets.halves)
+        self._uses: dict[Owner, Uses] = {}
+        self._set_users: dict[str, set[Owner]] = {}  # kernel set → whose chains look into it
+        self._in_table: set[str] = set()  # those of these sets that the table has
+        self._interfaces: dict[str, Written] = {}
+        self._down: set[str] = set()
+        self._with_prefixes: set[str] = set()
+        self._fixed: tuple[bool, bool] | None = None  # the flags that the fixed chains were built for
+        self._nat_chains: set[str] = set()
+        self._nat_sets: dict[str, frozenset[str]] = {}
+
+    def flush(self, state: State, dirty: Dirty, sink: TableSink) -> None:
+        first = self._fixed is None
+        if first:
+            for value in dispatch.fixed_sets(self._family, frozenset(), frozenset()):
+                sink.put_set(value)
+            for name in (dispatch.FROM_WL, dispatch.TO_WL):
+                sink.put_map(Map(name, (nft.DataType.IFNAME,)))
+        owners = set(dirty.owners)
+        for set_id in self.ip_sets.reshaped:
+            owners |= state.set_users.get(set_id, set())
+        touched: dict[str, Set | str] = {}  # kernel set → itself, or the id of the IP set that it is part of
+        for owner in owners:
+            self._write_owner(owner, state, sink, touched)
+        self._write_sets(touched, sink)
+        for tier_list in dirty.lists:
+            self._write_list(tier_list, state, sink)
+        self._write_interfaces(dirty.interfaces, state, sink)
+        flags = (bool(self._down), bool(self._with_prefixes))
+        if flags != self._fixed:
+            self._write_fixed(flags, sink)
+        if dirty.nat or first:
+            self._write_nat(state, sink)
+
+    def _write_owner(self, owner: Owner, state: State, sink: TableSink, touched: dict[str, Set | str]) -> None:
+        uses = Uses()
+        self.refused.pop(owner, None)
+        for inbound in (True, False):
+            name = names.profile_chain(owner, inbound) if isinstance(owner, str) else names.policy_chain(owner, inbound)
+            if not state.wanted(owner):
+                sink.del_chain(name)
+                continue
+            compiled = self._compile(owner, inbound, state)
+            uses.ip_sets |= compiled.ip_sets
+            uses.shared |= compiled.shared
+            sink.set_chain(Chain(name, tuple(compiled.rules)))
+        old = self._uses.pop(owner, None) or Uses()
+        if uses.ip_sets or uses.shared:
+            self._uses[owner] = uses
+        for name in (*old.ip_sets, *old.shared):
+            self._set_users[name].discard(owner)
+        for name in (*uses.ip_sets, *uses.shared):
+            self._set_users.setdefault(name, set()).add(owner)
+        for both in (old, uses):
+            touched.update(both.ip_sets)
+            touched.update(both.shared)
+
+    def _compile(self, owner: Owner, inbound: bool, state: State) -> Compiled:
+        subject = state.subject(owner)
+        rules = state.rules(owner, inbound)
+        if rules is None:
+            return Compiled([self._compiler.deny(f"{subject.id} is not known")])
+        try:
+            return self._compiler.compile(rules, subject)
+        except UnknownSet as error:
+            reason = f"IP set {error} is not known"
+        except ValueError as error:
+            reason = str(error)
+        self.refused[owner] = reason
+        return Compiled([self._compiler.deny(f"{subject.id} refused: {reason}")])
+
+    def _write_sets(self, touched: Mapping[str, Set | str], sink: TableSink) -> None:
+        """Brings the sets that rules look into in line: new, unused, replaced, changed by elements."""
+        fresh = set()
+        for name, what in touched.items():
+            if self._set_users[name]:
+                if name not in self._in_table:
+                    sink.put_set(what if isinstance(what, Set) else self.ip_sets.kernel_set(what, name))
+                    self._in_table.add(name)
+                    fresh.add(name)
+                elif name in self.ip_sets.replaced and isinstance(what, str):
+                    sink.put_set(self.ip_sets.kernel_set(what, name))
+                    fresh.add(name)
+            else:
+                del self._set_users[name]
+                if name in self._in_table:
+                    self._in_table.discard(name)
+                    sink.del_set(name)
+        for name, change in self.ip_sets.changes.items():
+            if name in self._in_table and name not in fresh:
+                change_elements(sink, name, change.add, change.remove)
+        self.ip_sets.written()
+
+    def _write_list(self, tier_list: TierList, state: State, sink: TableSink) -> None:
+        if tier_list in state.list_users:
+            deny = self._compiler.deny(f"end of tier {tier_list.tier}: no policy decided")
+            sink.set_chain(dispatch.list_chain(tier_list, state.passes(tier_list), deny))
+        else:
+            sink.del_chain(tier_list.chain)
+
+    def _write_interfaces(self, interfaces: Iterable[str], state: State, sink: TableSink) -> None:
+        verdicts: dict[bool, dict[str, Verdict]] = {True: {}, False: {}}
+        gone: list[str] = []
+        add_sources: set[str] = set()
+        drop_sources: set[str] = set()
+        down_before = set(self._down)
+        for interface in interfaces:
+            endpoint = state.endpoints.get(interface)
+            old = self._interfaces.pop(interface, None)
+            new = None
+            self._down.discard(interface)
+            if endpoint is not None:
+                new = Written(endpoint.up, Sources())
+                self._interfaces[interface] = new
+                if endpoint.up:
+                    new.sources = dispatch.sources(endpoint.workload, self._family, self._options)
+                else:
+                    self._down.add(interface)
+            for inbound in (True, False):
+                chain = names.workload_chain(interface, inbound)
+                if endpoint is not None and endpoint.up:
+                    lists = endpoint.inbound if inbound else endpoint.outbound
+                    deny = self._compiler.deny("no profile allowed it")
+                    profiles = endpoint.workload.profiles
+                    sink.set_chain(dispatch.workload_chain(interface, inbound, lists, profiles, deny))
+                    if old is None or not old.up:
+                        verdicts[inbound][interface] = nft.goto(chain)
+                else:
+                    if old is not None and old.up:
+                        sink.del_chain(chain)
+                    if endpoint is not None and (old is None or old.up):
+                        verdicts[inbound][interface] = nft.goto(dispatch.WORKLOAD_DOWN)
+            if old is not None and endpoint is None:
+                gone.append(interface)
+            before = {f"{interface} . {a}" for a in old.sources.addresses} if old else set()
+            after = {f"{interface} . {a}" for a in new.sources.addresses} if new else set()
+            add_sources |= after - before
+            drop_sources |= before - after
+            self._write_prefixes(
+                interface, old.sources.prefixes if old else (), new.sources.prefixes if new else (), sink
+            )
+        for inbound, name in ((True, dispatch.TO_WL), (False, dispatch.FROM_WL)):
+            if gone:
+                sink.remove_verdicts(name, gone)
+            if verdicts[inbound]:
+                sink.put_verdicts(name, verdicts[inbound])
+        change_elements(sink, dispatch.ADDRESSES, add_sources, drop_sources)
+        change_elements(sink, dispatch.WORKLOAD_DOWN, self._down - down_before, down_before - self._down)
+
+    def _write_prefixes(self, interface: str, old: tuple[str, ...], new: tuple[str, ...], sink: TableSink) -> None:
+        if new == old:
+            return
+        if not self._with_prefixes:
+            sink.put_map(Map(dispatch.SPOOF_ALLOWED, (nft.DataType.IFNAME,)))
+        chain = names.spoof_chain(interface)
+        if new:
+            self._with_prefixes.add(interface)
+            sink.set_chain(dispatch.spoof_chain(interface, new, self._family))
+            if not old:
+                sink.put_verdicts(dispatch.SPOOF_ALLOWED, {interface: nft.goto(chain)})
+            return
+        self._with_prefixes.discard(interface)
+        sink.remove_verdicts(dispatch.SPOOF_ALLOWED, (interface,))
+        sink.del_chain(chain)
+        if not self._with_prefixes:
+            sink.del_map(dispatch.SPOOF_ALLOWED)
+
+    def _write_fixed(self, flags: tuple[bool, bool], sink: TableSink) -> None:
+        for chain in dispatch.fixed_chains(self._family, self._options, *flags):
+            sink.set_chain(chain)
+        self._fixed = flags
+
+    def _write_nat(self, state: State, sink: TableSink) -> None:
+        version, options = self._family.version, self._options.nat
+        pools = {cidr: pool for cidr, pool in state.pools.items() if (":" in cidr) == (version == 6)}
+        with_nat = frozenset(cidr for cidr, pool in pools.items() if pool.nat_outgoing)
+        floating = [
+            pair
+            for endpoint in state.endpoints.values()
+            if endpoint.up and options.floating_ips
+            for pair in (endpoint.workload.nat4 if version == 4 else endpoint.workload.nat6)
+        ]
+        chains = nat.chains(self._family, options, bool(with_nat), floating)
+        for chain in chains:
+            sink.set_chain(chain)
+        for name in self._nat_chains - {chain.name for chain in chains}:
+            sink.del_chain(name)
+        self._nat_chains = {chain.name for chain in chains}
+        sets: dict[str, frozenset[str]] = {}
+        if with_nat:
+            sets = {nat.ALL_POOLS: frozenset(pools), nat.NAT_POOLS: with_nat}
+            if options.exclude_hosts:
+                sets[nat.ALL_HOSTS] = frozenset(
+                    host.partition("/")[0]
+                    for node in state.nodes.values()
+                    if (host := node.ipv4 if version == 4 else node.ipv6)
+                )
+        for name, elements in sets.items():
+            old = self._nat_sets.get(name)
+            if old is None:
+                sink.put_set(Set(name, (self._family.address,), elements, interval=name != nat.ALL_HOSTS))
+            else:
+                change_elements(sink, name, elements - old, old - elements)
+        for name in self._nat_sets.keys() - sets.keys():
+            sink.del_set(name)
+        self._nat_sets = sets

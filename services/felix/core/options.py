@@ -1,0 +1,90 @@
+"""What the ruleset compiler takes from Felix's configuration, and the constants of the two address families."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from libs.nftables.model import DataType, Field, Table
+from libs.nftables.model import Family as NftFamily
+
+MARK_PASS = 0x20000  # "this tier said Pass"; the same bit as in Calico, second of its mark mask 0xffff0000
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """IPv4 or IPv6 in the words of nftables."""
+
+    version: int
+    bits: int
+    table: Table
+    address: DataType
+    saddr: Field
+    daddr: Field
+    icmp_protocol: int
+    icmp_type: Field
+    icmp_code: Field
+    port_unreachable: int  # ICMP code of destination-unreachable for a rejected packet
+
+
+V4 = Family(
+    version=4,
+    bits=32,
+    table=Table(NftFamily.IP, "calico"),
+    address=DataType.IPV4,
+    saddr=Field.IP_SADDR,
+    daddr=Field.IP_DADDR,
+    icmp_protocol=1,
+    icmp_type=Field.ICMP_TYPE,
+    icmp_code=Field.ICMP_CODE,
+    port_unreachable=3,
+)
+V6 = Family(
+    version=6,
+    bits=128,
+    table=Table(NftFamily.IP6, "calico"),
+    address=DataType.IPV6,
+    saddr=Field.IP6_SADDR,
+    daddr=Field.IP6_DADDR,
+    icmp_protocol=58,
+    icmp_type=Field.ICMPV6_TYPE,
+    icmp_code=Field.ICMPV6_CODE,
+    port_unreachable=4,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class NatOptions:
+    """Masquerading of traffic that leaves the pools (pools with natOutgoing)."""
+
+    exclude_hosts: bool = False  # NATOutgoingExclusions=IPPoolsAndHostIPs: nor towards the cluster's own nodes
+    ports: tuple[int, int] | None = None  # NATPortRange, inclusive
+    address: dict[int, str] = field(default_factory=dict)  # NATOutgoingAddress by family; none: the interface's own
+    out_interface: str = ""  # only when leaving by this interface; a final * stands for any end
+    floating_ips: bool = False  # FloatingIPs=Enabled
+
+
+@dataclass(frozen=True, slots=True)
+class RulesetOptions:
+    """Felix's configuration as far as it shapes the ruleset; names of the FelixConfiguration fields in the comments."""
+
+    interface_prefixes: tuple[str, ...] = ("cali",)  # InterfacePrefix
+    endpoint_to_host: str = "Drop"  # DefaultEndpointToHostAction: Drop | Accept | Return
+    deny_action: str = "Drop"  # NftablesFilterDenyAction: Drop | Reject (answers with port unreachable)
+    check_invalid: bool = True  # not DisableConntrackInvalidCheck
+    allow_source_spoofing: bool = False  # WorkloadSourceSpoofing=Any: honour the workloads' allowed prefixes
+    vxlan_port: int = 4789  # VXLANPort
+    allow_vxlan_from_workloads: bool = False
+    allow_ipip_from_workloads: bool = False
+    log_prefix: str = "calico-packet"  # LogPrefix; %t tier, %k kind, %n name, %p namespace/name
+    log_rate: tuple[int, str] | None = None  # LogActionRateLimit: (10, "minute")
+    nat: NatOptions = field(default_factory=NatOptions)
+
+    def __post_init__(self) -> None:
+        if not self.interface_prefixes or not all(self.interface_prefixes):
+            raise ValueError("InterfacePrefix must not be empty: workload interfaces could not be told from others")
+        for name, value, choices in (
+            ("DefaultEndpointToHostAction", self.endpoint_to_host, ("Drop", "Accept", "Return")),
+            ("NftablesFilterDenyAction", self.deny_action, ("Drop", "Reject")),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name} is {value!r}, not one of {', '.join(choices)}")

@@ -1,0 +1,107 @@
+"""The ruleset compiler: a node's desired state in, nftables objects out, one table for each address family.
+
+The setters take policies, profiles, IP sets, workloads, pools and nodes in any order and do no more than mark what is
+touched; `apply_to` then compiles what is marked and hands each changed object to the two tables. What it costs is in
+proportion to the change: a new pod is two short chains, two map elements and its addresses; a new member of an IP set
+is one element. The result depends on the current state only, never on the way there.
+
+Fail closed: a policy or profile that we do not know, or whose rules we cannot program (`refused`), denies what reaches
+it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from libs.nftables.model import Table
+from libs.policy.output import (
+    STAGED_KINDS,
+    IPSet,
+    IPSetType,
+    NodeInfo,
+    Policy,
+    PolicyKey,
+    Pool,
+    Profile,
+    Workload,
+    WorkloadKey,
+)
+from services.felix.core.family import FamilyRuleset, TableSink
+from services.felix.core.ipsets import parse_members
+from services.felix.core.options import V4, V6, RulesetOptions
+from services.felix.core.state import Owner, State
+
+__all__ = ["RulesetBuilder", "TableSink"]
+
+
+class RulesetBuilder:
+    """Pure and synchronous; one instance for the life of the process, and always the same two tables in `apply_to`."""
+
+    def __init__(self, options: RulesetOptions | None = None) -> None:
+        options = options or RulesetOptions()
+        self._state = State()
+        self._set_types: dict[str, IPSetType] = {}
+        self._families = (FamilyRuleset(V4, options), FamilyRuleset(V6, options))
+
+    @staticmethod
+    def tables() -> tuple[Table, Table]:
+        """`ip calico` and `ip6 calico`: all that is in them is ours (docs/design/ownership.md)."""
+        return V4.table, V6.table
+
+    @property
+    def refused(self) -> dict[Owner, str]:
+        """Policies and profiles (by name) that deny everything since their rules cannot be programmed, with the
+        reason."""
+        return {owner: reason for family in self._families for owner, reason in family.refused.items()}
+
+    def set_policy(self, key: PolicyKey, policy: Policy | None) -> None:
+        """Staged policies are ignored: they never act, and what they would do is worked out elsewhere."""
+        if key.kind not in STAGED_KINDS:
+            self._state.set_policy(key, policy)
+
+    def set_profile(self, name: str, profile: Profile | None) -> None:
+        self._state.set_profile(name, profile)
+
+    def set_ipset(self, set_id: str, ipset: IPSet | None) -> None:
+        """Raises ValueError, changing nothing, when a member cannot be parsed."""
+        if ipset is None:
+            for family in self._families:
+                family.ip_sets.remove(set_id)
+            self._set_types.pop(set_id, None)
+            return
+        members = parse_members(ipset.type, ipset.members)
+        for family in self._families:
+            family.ip_sets.replace(set_id, ipset.type, members)
+        self._set_types[set_id] = ipset.type
+
+    def change_ipset(self, set_id: str, added: Iterable[str], removed: Iterable[str]) -> None:
+        """Adds what is not there, removes what is. Raises KeyError for an unknown set, ValueError as set_ipset does."""
+        type_ = self._set_types[set_id]
+        more, less = parse_members(type_, added), parse_members(type_, removed)
+        for family in self._families:
+            family.ip_sets.change(set_id, type_, more, less)
+
+    def set_workload(self, key: WorkloadKey, workload: Workload | None) -> None:
+        self._state.set_workload(key, workload)
+
+    def set_pool(self, cidr: str, pool: Pool | None) -> None:
+        if pool is None:
+            self._state.pools.pop(cidr, None)
+        else:
+            self._state.pools[cidr] = pool
+        self._state.dirty.nat = True
+
+    def set_node(self, name: str, node: NodeInfo | None) -> None:
+        """Nodes of the cluster, this one too: with NATOutgoingExclusions=IPPoolsAndHostIPs their addresses see pods'
+        own."""
+        if node is None:
+            self._state.nodes.pop(name, None)
+        else:
+            self._state.nodes[name] = node
+        self._state.dirty.nat = True
+
+    def apply_to(self, table4: TableSink, table6: TableSink) -> None:
+        """Hands everything that changed since the last call to the two tables' desired state."""
+        dirty = self._state.resolve()
+        for family, table in zip(self._families, (table4, table6), strict=True):
+            family.flush(self._state, dirty, table)

@@ -1,0 +1,189 @@
+"""What a node was told, with the indices that keep a change small; shared by the two address families."""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from libs.policy.output import Action, Nat, NodeInfo, Policy, PolicyKey, Pool, Profile, Rule, Workload, WorkloadKey
+from services.felix.core.dispatch import TierList, tier_lists
+from services.felix.core.rules import Subject
+
+Owner: TypeAlias = PolicyKey | str  # whose rules: a policy, or a profile by its name
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A workload that owns its interface, reduced to what its chains say."""
+
+    workload: Workload
+    up: bool
+    inbound: tuple[TierList, ...]
+    outbound: tuple[TierList, ...]
+
+
+@dataclass(slots=True)
+class Dirty:
+    """What changed since the last flush, before it is known what that means for each family."""
+
+    owners: set[Owner] = field(default_factory=set)
+    lists: set[TierList] = field(default_factory=set)
+    interfaces: set[str] = field(default_factory=set)
+    nat: bool = False
+
+
+class State:
+    def __init__(self) -> None:
+        self.policies: dict[PolicyKey, Policy] = {}
+        self.profiles: dict[str, Profile] = {}
+        self.workloads: dict[WorkloadKey, Workload] = {}
+        self.endpoints: dict[str, Endpoint] = {}  # by interface, as of the last resolve()
+        self.pools: dict[str, Pool] = {}
+        self.nodes: dict[str, NodeInfo] = {}
+        self.set_users: dict[str, set[Owner]] = {}  # IP set id → who mentions it
+        self.list_users: Counter[TierList] = Counter()
+        self.lists_of: dict[PolicyKey, set[TierList]] = {}
+        self.profile_users: Counter[str] = Counter()
+        self.dirty = Dirty()
+        self._by_interface: dict[str, list[WorkloadKey]] = {}
+
+    def set_policy(self, key: PolicyKey, policy: Policy | None) -> None:
+        old = self.policies.get(key)
+        if old == policy:
+            return
+        self._index_sets(key, old, policy)
+        if policy is None:
+            del self.policies[key]
+        else:
+            self.policies[key] = policy
+        self.dirty.owners.add(key)
+        for inbound in (True, False):
+            if _passes(old, inbound) != _passes(policy, inbound):
+                self.dirty.lists |= {used for used in self.lists_of.get(key, ()) if used.inbound == inbound}
+
+    def set_profile(self, name: str, profile: Profile | None) -> None:
+        old = self.profiles.get(name)
+        if old == profile:
+            return
+        self._index_sets(name, old, profile)
+        if profile is None:
+            del self.profiles[name]
+        else:
+            self.profiles[name] = profile
+        self.dirty.owners.add(name)
+
+    def set_workload(self, key: WorkloadKey, workload: Workload | None) -> None:
+        old = self.workloads.get(key)
+        if old == workload:
+            return
+        if old is not None and (workload is None or workload.name != old.name):
+            keys = self._by_interface[old.name]
+            keys.remove(key)
+            if not keys:
+                del self._by_interface[old.name]
+            self.dirty.interfaces.add(old.name)
+        if workload is None:
+            del self.workloads[key]
+        else:
+            if old is None or old.name != workload.name:
+                insort(self._by_interface.setdefault(workload.name, []), key)
+            self.workloads[key] = workload
+            self.dirty.interfaces.add(workload.name)
+
+    def resolve(self) -> Dirty:
+        """Works out who owns each touched interface and what its chains need; returns all that is to be written
+        anew."""
+        for interface in self.dirty.interfaces:
+            old, new = self.endpoints.get(interface), self._endpoint(interface)
+            self._use(new, 1)
+            self._use(old, -1)
+            if new is None:
+                self.endpoints.pop(interface, None)
+            else:
+                self.endpoints[interface] = new
+            self.dirty.nat |= _floating(old) != _floating(new)
+        done, self.dirty = self.dirty, Dirty()
+        return done
+
+    def rules(self, owner: Owner, inbound: bool) -> tuple[Rule, ...] | None:
+        """None: not known."""
+        known = self.profiles.get(owner) if isinstance(owner, str) else self.policies.get(owner)
+        return None if known is None else known.inbound if inbound else known.outbound
+
+    def wanted(self, owner: Owner) -> bool:
+        """True when the owner must have chains: it is known, or somebody jumps to it."""
+        if isinstance(owner, str):
+            return owner in self.profiles or self.profile_users[owner] > 0
+        return owner in self.policies or bool(self.lists_of.get(owner))
+
+    def subject(self, owner: Owner) -> Subject:
+        if isinstance(owner, str):
+            return Subject(id=f"pro/{owner}", name=owner)
+        id_ = str(owner)
+        tier = self.policies[owner].tier if owner in self.policies else ""
+        return Subject(id=id_, tier=tier, kind=id_.partition("/")[0], namespace=owner.namespace, name=owner.name)
+
+    def passes(self, tier_list: TierList) -> dict[PolicyKey, bool]:
+        return {key: _passes(self.policies.get(key), tier_list.inbound) for key in tier_list.policies}
+
+    def _endpoint(self, interface: str) -> Endpoint | None:
+        """The lowest key wins an interface that several workloads name; the others wait for it to go."""
+        keys = self._by_interface.get(interface)
+        if not keys:
+            return None
+        workload = self.workloads[keys[0]]
+        return Endpoint(
+            workload, workload.state == "active", tier_lists(workload.tiers, True), tier_lists(workload.tiers, False)
+        )
+
+    def _use(self, endpoint: Endpoint | None, count: int) -> None:
+        if endpoint is None or not endpoint.up:
+            return
+        for tier_list in (*endpoint.inbound, *endpoint.outbound):
+            self.list_users[tier_list] += count
+            if self.list_users[tier_list] == (1 if count > 0 else 0):
+                self._list_appeared_or_went(tier_list, count > 0)
+        for profile in endpoint.workload.profiles:
+            self.profile_users[profile] += count
+            if profile not in self.profiles:
+                self.dirty.owners.add(profile)
+            if not self.profile_users[profile]:
+                del self.profile_users[profile]
+
+    def _list_appeared_or_went(self, tier_list: TierList, appeared: bool) -> None:
+        self.dirty.lists.add(tier_list)
+        if not appeared:
+            del self.list_users[tier_list]
+        for key in tier_list.policies:
+            lists = self.lists_of.setdefault(key, set())
+            if appeared:
+                lists.add(tier_list)
+            else:
+                lists.discard(tier_list)
+                if not lists:
+                    del self.lists_of[key]
+            if key not in self.policies:
+                self.dirty.owners.add(key)
+
+    def _index_sets(self, owner: Owner, old: Policy | Profile | None, new: Policy | Profile | None) -> None:
+        before = old.set_ids() if old is not None else set()
+        after = new.set_ids() if new is not None else set()
+        for set_id in before - after:
+            users = self.set_users[set_id]
+            users.discard(owner)
+            if not users:
+                del self.set_users[set_id]
+        for set_id in after - before:
+            self.set_users.setdefault(set_id, set()).add(owner)
+
+
+def _floating(endpoint: Endpoint | None) -> tuple[Nat, ...]:
+    return (*endpoint.workload.nat4, *endpoint.workload.nat6) if endpoint is not None and endpoint.up else ()
+
+
+def _passes(policy: Policy | None, inbound: bool) -> bool:
+    if policy is None:
+        return False
+    return any(rule.action is Action.PASS for rule in (policy.inbound if inbound else policy.outbound))

@@ -1,0 +1,164 @@
+"""Routes of this node, and the interfaces they lead to.
+
+The desired routes come as ranges with an interface name or another node's address (services/felix/core/routing.py); which kernel
+interface that is, is found here, from link and address events. A workload's route waits until its interface is there and up.
+All routes carry protocol 80, which is ours alone: what has it and is not wanted goes (docs/design/ownership.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from libs.netlink.addresses import Address as InterfaceAddress
+from libs.netlink.addresses import list_addresses
+from libs.netlink.drivers import RouteDriver
+from libs.netlink.links import Link, list_links
+from libs.netlink.monitor import ADDRESSES, LINKS, ROUTES, Changed, Event, Monitor
+from libs.netlink.routes import (
+    PROTOCOL_FELIX,
+    Route,
+    RouteKey,
+    blackhole_route,
+    device_route,
+    gateway_route,
+)
+from libs.netlink.socket import NETLINK_ROUTE, NetlinkSocket
+from libs.netlink.sysctl import SysctlError, write_sysctl
+from libs.policy.output import Workload, WorkloadKey
+from libs.reconcile import Reconciler
+from services.felix.core.routing import Address, Network, Routing, WantedRoute
+
+log = logging.getLogger(__name__)
+
+DEFAULT_MTU_BYTES = 1460  # facts/felix.md section 3.10: when no interface tells
+
+
+class InterfaceDriver:
+    def __init__(self, interface_prefix: str, *, ipv6: bool = True) -> None:
+        self._prefix = interface_prefix
+        self._ipv6 = ipv6
+        self._links: dict[str, Link] = {}
+        self._addresses: list[InterfaceAddress] = []
+        self._driver = RouteDriver()
+        self._reconciler: Reconciler[RouteKey, Route] = Reconciler(self._driver)
+        self._routes: dict[Network, Route] = {}
+        self._waiting: dict[Network, str] = {}  # range -> why it cannot be programmed yet
+        self._stale = True  # links and addresses must be listed again
+        self._changed: Callable[[], None] = lambda: None
+
+    def prepare_host(self) -> None:
+        """Forwarding, for both families. A kernel without one of them is no reason to stop."""
+        for path in ("net/ipv4/ip_forward", *(("net/ipv6/conf/all/forwarding",) if self._ipv6 else ())):
+            try:
+                write_sysctl(path, 1)
+            except SysctlError as error:
+                log.warning("forwarding not enabled", extra={"error": str(error)})
+
+    def underlay_mtu_bytes(self) -> int:
+        """Of the interfaces with addresses that are not workloads' and not loopback: the smallest."""
+        self._refresh()
+        own = {address.index for address in self._addresses if not address.interface.ip.is_link_local}
+        mtus = [
+            link.mtu_bytes
+            for link in self._links.values()
+            if link.index in own and link.name != "lo" and not link.name.startswith(self._prefix)
+        ]
+        return min(mtus, default=DEFAULT_MTU_BYTES)
+
+    def resync(self) -> None:
+        self._stale = True
+
+    async def step(self, routing: Routing, workloads: dict[WorkloadKey, Workload]) -> dict[str, str]:
+        """Make the kernel's routes match `routing`; range -> reason for those that the kernel refused."""
+        changed: dict[Network, WantedRoute | None] = routing.flush()
+        if self._stale:
+            self._refresh()
+            self._reconciler.resync()
+            changed = {**dict.fromkeys(self._routes), **routing.wanted}
+        elif not changed and self._reconciler.in_sync and not self._waiting:
+            return {}
+        for network in [network for network in self._waiting if network in routing.wanted]:
+            changed.setdefault(network, routing.wanted[network])
+        for network, wanted in changed.items():
+            old = self._routes.pop(network, None)
+            if old is not None:
+                self._reconciler.desired.pop(old.key, None)
+            self._waiting.pop(network, None)
+            route = self._resolve(network, wanted) if wanted is not None else None
+            if route is not None:
+                self._routes[network] = route
+                self._reconciler.desired[route.key] = route
+        self._reconciler.in_sync = True
+        failed = await self._reconciler.step()
+        if failed:
+            self._stale = True  # an interface may have gone meanwhile
+        return {f"route {key.dst}": str(error) for key, error in failed.items()}
+
+    async def watch(self, changed: Callable[[], None]) -> None:
+        """Calls back when interfaces, addresses or our routes changed other than by us."""
+        self._changed = changed
+        monitor = Monitor(self._event, (*LINKS, *ADDRESSES, *ROUTES))
+        self._stale = True
+        monitor.start()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            monitor.stop()
+
+    async def close(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, self._driver.close)
+
+    # --- inside ---
+
+    def _event(self, event: Event) -> None:
+        if isinstance(event, Changed) and not self._matters(event):
+            return
+        self._stale = True
+        self._changed()
+
+    def _matters(self, event: Changed) -> bool:
+        match event.object:
+            case Link() as link:
+                known = self._links.get(link.name)
+                if event.gone:
+                    return known is not None and known.index == link.index
+                # A workload's interface matters once it is wanted; its coming up is what a waiting route waits for.
+                return known is None or (known.index, known.up, known.lower_up) != (link.index, link.up, link.lower_up)
+            case Route() as route:
+                if route.protocol != PROTOCOL_FELIX:
+                    return False
+                wanted = self._reconciler.desired.get(route.key)
+                return (wanted is not None) if event.gone else wanted != route
+            case InterfaceAddress() as address:
+                return not address.interface.ip.is_link_local
+            case _:
+                return False
+
+    def _refresh(self) -> None:
+        with NetlinkSocket(NETLINK_ROUTE) as netlink:
+            self._links = {link.name: link for link in list_links(netlink)}
+            self._addresses = list_addresses(netlink)
+        self._stale = False
+
+    def _resolve(self, network: Network, wanted: WantedRoute) -> Route | None:
+        if wanted.interface:
+            link = self._links.get(wanted.interface)
+            if link is None or not link.up:
+                self._waiting[network] = f"interface {wanted.interface} is not up"
+                return None
+            return device_route(network, link.index)
+        if wanted.via is not None:
+            index = self._towards(wanted.via)
+            if index is None:
+                self._waiting[network] = f"no interface of ours is in the subnet of {wanted.via}"
+                return None
+            return gateway_route(network, wanted.via, index)
+        return blackhole_route(network)
+
+    def _towards(self, via: Address) -> int | None:
+        for address in self._addresses:
+            if address.interface.version == via.version and via in address.interface.network:
+                return address.index
+        return None

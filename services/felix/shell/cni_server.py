@@ -1,0 +1,65 @@
+"""The unix socket that the CNI shim posts to: HTTP, one request per process, root only."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from services.felix.core import cni
+from services.felix.core.cni import CniError
+from services.felix.shell.cni import Plugin
+
+log = logging.getLogger(__name__)
+
+BODY_BYTES = 8 * 1024 * 1024
+
+
+class CniServer:
+    """`async with CniServer(plugin, path):` serves until the block ends; requests in progress are finished first."""
+
+    def __init__(self, plugin: Plugin, path: Path) -> None:
+        self._plugin = plugin
+        self._path = path
+        app = web.Application(client_max_size=BODY_BYTES)
+        app.router.add_post("/cni", self._cni)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=20.0, handler_cancellation=False)
+
+    async def __aenter__(self) -> CniServer:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            self._path.unlink()  # left by a process that was killed
+        await self._runner.setup()
+        await web.UnixSite(self._runner, str(self._path)).start()
+        self._path.chmod(0o600)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._path.unlink()
+        await self._runner.cleanup()
+
+    async def _cni(self, http: web.Request) -> web.Response:
+        version = ""
+        try:
+            request = cni.parse(await http.read())
+            version = request.version
+            result = await self._plugin.handle(request)
+        except CniError as error:
+            log.warning("CNI request refused", extra={"code": error.code, "error": str(error), "details": error.details})
+            return _json(error.object(version), status=400)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            log.exception("CNI request failed")
+            return _json(CniError(cni.INTERNAL, f"internal error: {error}").object(version), status=500)
+        return _json(result) if result is not None else web.Response(body=b"")
+
+
+def _json(value: dict[str, Any], status: int = 200) -> web.Response:
+    return web.Response(body=json.dumps(value, indent=2).encode() + b"\n", status=status, content_type="application/json")

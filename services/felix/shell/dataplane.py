@@ -1,0 +1,243 @@
+"""From applied changes to the kernel: the one task that writes nftables tables, routes and interface settings.
+
+`push` takes what the feed decided (cheap, no I/O). `run` folds everything pushed meanwhile into the desired state and reconciles,
+in this order: both nftables tables (each one transaction: sets, chains, dispatch), then routes, then interface settings. So a
+workload's interface is policed before packets can be routed to it. Nothing is written before the first snapshot.
+
+What fails stays dirty and is tried again; it is reported by object together with the revision that everything else has reached.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+from typing import Protocol
+
+from libs.bus import wire
+from libs.nftables.state import TableState
+from libs.policy.output import Workload, WorkloadKey
+from libs.runtime import tracing
+from services.felix.core.feed import Apply
+from services.felix.core.routing import Routing
+from services.felix.core.ruleset import RulesetBuilder
+
+log = logging.getLogger(__name__)
+trace = tracing.tracer("felix")
+
+RETRY_S = (0.05, 10.0)
+
+
+class TableDriver(Protocol):
+    """One nftables table (services/felix/drivers/tables.py)."""
+
+    @property
+    def desired(self) -> TableState: ...
+
+    async def step(self) -> object: ...
+
+    def resync(self) -> None: ...
+
+
+class RouteWriter(Protocol):
+    """Routes and settings of interfaces (services/felix/drivers/routes.py)."""
+
+    def resync(self) -> None: ...
+
+    async def step(self, routing: Routing, workloads: dict[WorkloadKey, Workload]) -> dict[str, str]:
+        """Make the kernel match; object -> reason for what could not be."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where the kernel stands. failures: object -> reason."""
+
+    epoch: wire.Epoch | None = None
+    rev: int = 0
+    seq: int = -1
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Waiter:
+    ready: Callable[[], bool]
+    future: asyncio.Future[None]
+
+
+class Dataplane:
+    def __init__(
+        self,
+        builder: RulesetBuilder,
+        tables: tuple[TableDriver, TableDriver],
+        routing: Routing,
+        routes: RouteWriter,
+        *,
+        on_progress: Callable[[Progress], None],
+        random: Random,
+    ) -> None:
+        self.progress = Progress()
+        self.in_sync = False
+        self.workloads: dict[WorkloadKey, Workload] = {}  # as in the kernel after the last pass
+        self.passes = 0
+        self.last_pass_s = 0.0
+        self.failures_total = 0
+        self._builder = builder
+        self._tables = tables
+        self._routing = routing
+        self._routes = routes
+        self._on_progress = on_progress
+        self._random = random
+        self._queue: list[tuple[Apply, str | None]] = []
+        self._wake = asyncio.Event()
+        self._waiters: list[_Waiter] = []
+        self._wanted: dict[WorkloadKey, Workload] = {}
+        self._refused: dict[str, str] = {}
+        self._tables_work = False
+        self._retry = 0
+
+    # --- asked for by others ---
+
+    def push(self, apply: Apply, traceparent: str | None = None) -> None:
+        self._queue.append((apply, traceparent))
+        self._wake.set()
+
+    def resync_tables(self) -> None:
+        for table in self._tables:
+            table.resync()
+        self._tables_work = True
+        self._wake.set()
+
+    def resync_routes(self) -> None:
+        self._routes.resync()
+        self._wake.set()
+
+    async def until(self, ready: Callable[[], bool], timeout_s: float) -> bool:
+        """Wait until `ready()` holds after some pass; False when the time is up."""
+        if ready():
+            return True
+        waiter = _Waiter(ready, asyncio.get_running_loop().create_future())
+        self._waiters.append(waiter)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await waiter.future
+        except TimeoutError:
+            return False
+        finally:
+            self._waiters.remove(waiter)
+        return True
+
+    # --- the task ---
+
+    async def run(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            if not self._queue and not self.in_sync:
+                continue
+            await self._pass()
+
+    async def _pass(self) -> None:
+        started = time.monotonic()
+        queue, self._queue = self._queue, []
+        last = queue[-1][0] if queue else None
+        parent = next((traceparent for _, traceparent in reversed(queue) if traceparent), None)
+        rev = last.rev if last is not None else self.progress.rev
+        with trace.span("felix.apply", parent=parent, attributes={"rev": rev}) as span:
+            for apply, _ in queue:
+                self._fold(apply)
+            self.in_sync = self.in_sync or bool(queue)
+            failures = dict(self._refused)
+            failures |= await self._write_tables()
+            failures |= await self._routes.step(self._routing, self._wanted)
+            span.set("failures", len(failures))
+        self.workloads = dict(self._wanted)
+        self.passes += 1
+        self.last_pass_s = time.monotonic() - started
+        epoch, seq = (last.epoch, last.seq) if last is not None else (self.progress.epoch, self.progress.seq)
+        before, self.progress = self.progress, Progress(epoch, rev, seq, failures)
+        if failures:
+            self._later(failures)
+        else:
+            self._retry = 0
+        if queue or failures != before.failures:
+            self._on_progress(self.progress)
+        for waiter in self._waiters:
+            if not waiter.future.done() and waiter.ready():
+                waiter.future.set_result(None)
+
+    def _fold(self, apply: Apply) -> None:
+        """Into the desired state. A value that cannot be programmed is named and leaves the others alone."""
+        delta, builder, routing = apply.delta, self._builder, self._routing
+        for set_id, ipset in delta.sets.items():
+            self._try(f"ipset {set_id}", lambda s=set_id, v=ipset: builder.set_ipset(s, v))  # type: ignore[misc]
+        for set_id, (added, removed) in delta.set_changes.items():
+            if set_id not in delta.sets:
+                self._try(
+                    f"ipset {set_id}",
+                    lambda s=set_id, a=added, r=removed: builder.change_ipset(s, a, r),  # type: ignore[misc]
+                )
+        for key, policy in delta.policies.items():
+            builder.set_policy(key, policy)
+        for name, profile in delta.profiles.items():
+            builder.set_profile(name, profile)
+        for workload_key, workload in delta.workloads.items():
+            builder.set_workload(workload_key, workload)
+            routing.put_workload(workload_key, workload)
+            if workload is None:
+                self._wanted.pop(workload_key, None)
+            else:
+                self._wanted[workload_key] = workload
+        for cidr, pool in delta.pools.items():
+            builder.set_pool(cidr, pool)
+            routing.put_pool(cidr, pool)
+        for node, info in delta.nodes.items():
+            builder.set_node(node, info)
+            routing.put_node(node, info)
+        for cidr, block in delta.blocks.items():
+            routing.put_block(cidr, block)
+        if (
+            delta.policies
+            or delta.profiles
+            or delta.sets
+            or delta.set_changes
+            or delta.workloads
+            or delta.pools
+            or delta.nodes
+        ):
+            self._tables_work = True
+
+    def _try(self, name: str, change: Callable[[], None]) -> None:
+        try:
+            change()
+        except (ValueError, KeyError) as error:
+            self._refused[name] = str(error)
+            log.error("cannot be programmed", extra={"object": name, "error": str(error)})
+        else:
+            self._refused.pop(name, None)
+
+    async def _write_tables(self) -> dict[str, str]:
+        if not self._tables_work:
+            return {}
+        self._builder.apply_to(*(table.desired for table in self._tables))
+        self._tables_work = False
+        failures = {str(owner): reason for owner, reason in self._builder.refused.items()}
+        for table in self._tables:
+            try:
+                await table.step()
+            except Exception as error:  # any refusal of the kernel: reported by table, tried again
+                log.error("ruleset not applied", extra={"error": str(error)})
+                failures["nftables"] = str(error)
+                self._tables_work = True
+        return failures
+
+    def _later(self, failures: dict[str, str]) -> None:
+        """Try again, less and less often."""
+        self._retry += 1
+        self.failures_total += len(failures)
+        low, high = RETRY_S
+        delay_s = self._random.uniform(0.5, 1.0) * min(high, low * 2 ** min(self._retry, 12))
+        asyncio.get_running_loop().call_later(delay_s, self._wake.set)

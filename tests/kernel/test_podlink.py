@@ -1,0 +1,263 @@
+"""A pod's veth pair, in two namespaces: the host's and the container's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import TypeVar
+
+import pytest
+
+from libs.netlink.addresses import list_addresses
+from libs.netlink.links import VethEnd, create_veth, get_link, list_links
+from libs.netlink.netns import NamespaceError, in_netns
+from libs.netlink.podlink import (
+    AddressTaken,
+    InterfaceTaken,
+    PodLinkError,
+    PodPlugged,
+    PodVeth,
+    check_veth,
+    setup_veth,
+    teardown_veth,
+)
+from libs.netlink.routes import list_routes
+from libs.netlink.socket import NETLINK_ROUTE, NetlinkSocket, current_netns_id
+from libs.netlink.sysctl import SysctlError, write_sysctl
+from libs.testkit import netns
+
+pytestmark = pytest.mark.kernel
+R = TypeVar("R")
+POD4, POD6 = ip_address("10.65.0.2"), ip_address("fd00:65::2")
+
+
+@dataclass
+class Lab:
+    host: netns.Namespace
+    container: netns.Namespace
+
+    def pod(self, *addresses: IPv4Address | IPv6Address, name: str = "cali12345678901") -> PodVeth:
+        return PodVeth(name, str(self.container.path), addresses or (POD4, POD6))
+
+    def setup(self, pod: PodVeth) -> PodPlugged:
+        return self._in_host(lambda netlink: setup_veth(netlink, pod))
+
+    def check(self, pod: PodVeth) -> list[str]:
+        return self._in_host(lambda netlink: check_veth(netlink, pod))
+
+    def teardown(self, pod: PodVeth) -> bool:
+        return self._in_host(lambda netlink: teardown_veth(netlink, pod.netns, pod.host_name))
+
+    def host_links(self) -> set[str]:
+        return {link.name for link in self._in_host(list_links)} - {"lo"}
+
+    def _in_host(self, function: Callable[[NetlinkSocket], R]) -> R:
+        def work() -> R:
+            with NetlinkSocket(NETLINK_ROUTE) as netlink:
+                return function(netlink)
+
+        return self.host.call(work)
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    if not netns.can_make_namespaces():
+        pytest.skip("needs root and network namespaces")
+    with netns.namespace("host") as host, netns.namespace("pod") as container:
+        yield Lab(host, container)
+
+
+@pytest.mark.parametrize("addresses", [(POD4,), (POD6,), (POD4, POD6)], ids=["v4", "v6", "dual"])
+def test_pod_is_plugged_in_and_checks_well(lab: Lab, addresses: tuple[IPv4Address | IPv6Address, ...]) -> None:
+    plugged = lab.setup(lab.pod(*addresses))
+    assert plugged.host_mac == "ee:ee:ee:ee:ee:ee"
+    assert lab.check(lab.pod(*addresses)) == []
+
+
+def test_pod_and_host_reach_each_other(lab: Lab) -> None:
+    lab.host.run("ip", "link", "add", "up0", "type", "veth", "peer", "name", "up1")
+    lab.host.run("ip", "addr", "add", "192.0.2.1/24", "dev", "up0")
+    lab.host.run("ip", "addr", "add", "2001:db8::1/64", "dev", "up0", "nodad")
+    for name in ("up0", "up1"):
+        lab.host.run("ip", "link", "set", name, "up")
+    lab.host.run("ip", "route", "add", "default", "via", "192.0.2.254")
+    lab.setup(lab.pod())
+    lab.container.run("ping", "-c1", "-W2", "192.0.2.1")
+    lab.container.run("ping", "-c1", "-W2", "2001:db8::1")
+    lab.host.run("ping", "-c1", "-W2", str(POD4))
+    lab.host.run("ping", "-c1", "-W2", str(POD6))
+
+
+def test_container_has_the_routes_of_a_calico_pod(lab: Lab) -> None:
+    lab.setup(lab.pod())
+    assert "default via 169.254.1.1 dev eth0" in lab.container.run("ip", "route")
+    assert "169.254.1.1 dev eth0 scope link" in lab.container.run("ip", "route")
+    assert "default via fe80::ecee:eeff:feee:eeee dev eth0" in lab.container.run("ip", "-6", "route")
+    assert "fe80::ecee:eeff:feee:eeee/64" in lab.host.run("ip", "-6", "addr", "show", "dev", "cali12345678901")
+
+
+def test_addresses_are_usable_at_once(lab: Lab) -> None:
+    lab.setup(lab.pod())
+    assert "tentative" not in lab.container.run("ip", "-6", "addr", "show", "to", f"{POD6}/128")
+
+
+def test_second_setup_replaces_the_first(lab: Lab) -> None:
+    lab.setup(lab.pod())
+    lab.setup(lab.pod())
+    assert lab.check(lab.pod()) == []
+    assert lab.host_links() == {"cali12345678901"}
+
+
+def test_given_mac_mtu_and_queues_are_used(lab: Lab) -> None:
+    pod = replace(lab.pod(), container_mac="02:00:00:00:00:07", mtu_bytes=1410, queues=2)
+    assert lab.setup(pod).container_mac == "02:00:00:00:00:07"
+    assert lab.check(pod) == []
+    shown = lab.container.run("ip", "-d", "link", "show", "eth0")
+    assert "mtu 1410" in shown
+    assert "numtxqueues 2" in shown
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_forwarding_in_the_container_follows_the_configuration(lab: Lab, allowed: bool) -> None:
+    lab.container.run("sysctl", "-qw", f"net.ipv4.ip_forward={int(not allowed)}")
+    pod = replace(lab.pod(), allow_ip_forwarding=allowed)
+    lab.setup(pod)
+    assert lab.check(pod) == []
+    assert lab.container.run("sysctl", "-n", "net.ipv6.conf.all.forwarding").strip() == str(int(allowed))
+
+
+def test_disabled_ipv6_in_the_container_is_enabled(lab: Lab) -> None:
+    lab.container.run("sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1")
+    lab.setup(lab.pod())
+    assert lab.check(lab.pod()) == []
+
+
+def test_teardown_removes_everything_and_can_be_repeated(lab: Lab) -> None:
+    pod = lab.pod()
+    lab.setup(pod)
+    assert lab.teardown(pod)
+    assert not lab.teardown(pod)
+    assert lab.host_links() == set()
+    assert str(POD4) not in lab.host.run("ip", "route")
+
+
+def test_teardown_without_the_namespace(lab: Lab) -> None:
+    pod = lab.pod()
+    lab.setup(pod)
+    assert lab.teardown(replace(pod, netns="/run/netns/never-was"))
+    assert lab.host_links() == set()
+
+
+def test_bad_namespace_path_is_named_and_nothing_is_made(lab: Lab) -> None:
+    with pytest.raises(NamespaceError, match="never-was"):
+        lab.setup(replace(lab.pod(), netns="/run/netns/never-was"))
+    with pytest.raises(NamespaceError, match="network namespace"):
+        lab.setup(replace(lab.pod(), netns="/etc/hostname"))
+    assert lab.host_links() == set()
+
+
+def test_taken_container_interface_is_named_and_stays(lab: Lab) -> None:
+    lab.setup(lab.pod())
+    with pytest.raises(InterfaceTaken, match="eth0 exists"):
+        lab.setup(lab.pod(ip_address("10.65.0.3"), name="caliother"))
+    assert lab.host_links() == {"cali12345678901"}
+    assert lab.check(lab.pod()) == []
+
+
+def test_host_interface_that_is_no_veth_is_not_deleted(lab: Lab) -> None:
+    lab.host.run("ip", "link", "add", "cali12345678901", "type", "bridge")
+    with pytest.raises(InterfaceTaken, match="bridge"):
+        lab.setup(lab.pod())
+    assert lab.host_links() == {"cali12345678901"}
+
+
+@pytest.mark.parametrize("address", [POD4, POD6])
+def test_address_routed_elsewhere_is_an_error_that_names_the_interface(
+    lab: Lab, address: IPv4Address | IPv6Address
+) -> None:
+    def other() -> None:
+        with NetlinkSocket(NETLINK_ROUTE) as netlink:
+            create_veth(netlink, VethEnd("caliold"), VethEnd("caliold2"))
+
+    lab.host.call(other)
+    lab.host.run("ip", "link", "set", "caliold", "up")
+    lab.host.run("ip", "route", "add", str(address), "dev", "caliold")
+    with pytest.raises(AddressTaken, match="caliold"):
+        lab.setup(lab.pod())
+    assert lab.host_links() == {"caliold", "caliold2"}
+
+
+def test_check_tells_what_is_wrong(lab: Lab) -> None:
+    pod = lab.pod()
+    lab.setup(pod)
+    lab.host.run("ip", "route", "del", str(POD4))
+    lab.container.run("ip", "addr", "del", f"{POD6}/128", "dev", "eth0")
+    lab.container.run("ip", "route", "del", "default")
+    assert lab.check(pod) == [
+        f"the host has no route to {POD4} by way of cali12345678901",
+        f"container interface eth0 lacks address {POD6}",
+        "the container lacks its route to 0.0.0.0/0",
+    ]
+    lab.host.run("ip", "link", "del", "cali12345678901")
+    assert lab.check(pod) == ["host interface cali12345678901 is missing", "container interface eth0 is missing"]
+
+
+def test_failure_in_the_middle_leaves_nothing_behind(lab: Lab) -> None:
+    with pytest.raises(PodLinkError, match="cannot create veth"):
+        lab.setup(replace(lab.pod(), mtu_bytes=10))
+    assert lab.host_links() == set()
+
+
+def test_no_file_descriptor_and_no_namespace_is_kept(lab: Lab) -> None:
+    def many() -> tuple[int, int, int]:
+        with NetlinkSocket(NETLINK_ROUTE) as netlink:
+            home, before = current_netns_id(), len(os.listdir("/proc/self/fd"))
+            for _ in range(20):
+                setup_veth(netlink, lab.pod())
+                teardown_veth(netlink, lab.container.path, "cali12345678901")
+            assert current_netns_id() == home
+            return before, len(os.listdir("/proc/self/fd")), home
+
+    before, after, _ = lab.host.call(many)
+    assert after == before
+
+
+def test_thread_comes_back_when_the_block_raises(lab: Lab) -> None:
+    home = current_netns_id()
+    inside: list[int] = []
+
+    def fail() -> None:
+        with in_netns(lab.container.path):
+            inside.append(current_netns_id())
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert current_netns_id() == home
+    assert inside != [home]
+
+
+def test_missing_sysctl_is_named() -> None:
+    with pytest.raises(SysctlError, match="net/ipv4/conf/nothere/forwarding"):
+        write_sysctl("net/ipv4/conf/nothere/forwarding", 1)
+
+
+def test_listing_of_links_addresses_and_routes_agrees_with_ip(lab: Lab) -> None:
+    plugged = lab.setup(lab.pod())
+
+    def inside() -> None:
+        with NetlinkSocket(NETLINK_ROUTE) as netlink:
+            link = get_link(netlink, "eth0")
+            assert link is not None
+            assert (link.index, link.kind, link.up, link.mac) == (
+                plugged.container_index,
+                "veth",
+                True,
+                plugged.container_mac,
+            )
+            assert {a.interface.ip for a in list_addresses(netlink, link.index)} >= {POD4, POD6}
+            assert {str(route.dst) for route in list_routes(netlink)} >= {"0.0.0.0/0", "169.254.1.1/32", "::/0"}
+
+    lab.container.call(inside)

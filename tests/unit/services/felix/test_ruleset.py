@@ -1,0 +1,511 @@
+"""What the ruleset compiler writes, and what a change costs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from libs.nftables.model import Verdict, VerdictKind
+from libs.nftables.text import print_ruleset
+from libs.policy.output import (
+    Action,
+    Icmp,
+    IPSet,
+    IPSetType,
+    Nat,
+    NodeInfo,
+    Policy,
+    PolicyKey,
+    Pool,
+    PortRange,
+    Profile,
+    Rule,
+    Tier,
+)
+from services.felix.core.options import NatOptions, RulesetOptions
+from services.felix.core.ruleset import RulesetBuilder
+from tests.unit.services.felix.table import Node, gnp, np, wl, workload
+
+ALLOW, DENY, PASS, LOG = (Rule(action=action) for action in (Action.ALLOW, Action.DENY, Action.PASS, Action.LOG))
+OPEN = Profile(inbound=(ALLOW,), outbound=(ALLOW,))
+GOLDEN = Path(__file__).parents[3] / "golden"
+
+
+def compiled(*rules: Rule, version: int = 4, sets: dict[str, IPSet] | None = None) -> list[str]:
+    """The rules of a policy's ingress chain, in short."""
+    node = Node()
+    for set_id, ipset in (sets or {}).items():
+        node.builder.set_ipset(set_id, ipset)
+    node.builder.set_policy(np("p"), Policy(tier="default", inbound=rules))
+    node.flush()
+    return node.chain("pi-np/ns1/p", version)
+
+
+def nets(*members: str) -> IPSet:
+    return IPSet(IPSetType.NET, frozenset(members))
+
+
+def list_chains(node: Node) -> list[str]:
+    return sorted(name for name in node.v4.chains if name.startswith(("ti-", "to-")) and name != "to-wl-dispatch")
+
+
+class TestRules:
+    def test_cheap_matches_come_first_and_interval_sets_last(self):
+        rule = Rule(
+            action=Action.ALLOW,
+            protocol="tcp",
+            src_sets=("s:nets", "s:pods"),
+            dst_ports=(PortRange(80, 80),),
+            not_src_nets=("10.9.0.0/16",),
+        )
+        sets = {"s:nets": nets("10.0.0.0/8"), "s:pods": nets("10.0.0.1/32")}
+        assert compiled(rule, sets=sets) == [
+            "meta l4proto 6 ip saddr != 10.9.0.0/16 th dport 80 ip saddr @s-pods-h ip saddr @s-nets-n accept"
+        ]
+
+    def test_set_with_hosts_and_networks_becomes_two_rules_and_its_negation_one(self):
+        sets = {"s:both": nets("10.1.0.0/16", "10.2.0.1/32")}
+        assert compiled(Rule(action=Action.DENY, src_sets=("s:both",)), sets=sets) == [
+            "ip saddr @s-both-h drop",
+            "ip saddr @s-both-n drop",
+        ]
+        assert compiled(Rule(action=Action.DENY, not_dst_sets=("s:both",)), sets=sets) == [
+            "ip daddr != @s-both-h ip daddr != @s-both-n drop"
+        ]
+
+    def test_two_sets_with_both_halves_become_four_rules(self):
+        sets = {"s:x": nets("10.1.0.0/16", "10.2.0.1/32"), "s:y": nets("10.3.0.0/16", "10.4.0.1/32")}
+        rules = compiled(Rule(action=Action.LOG, src_sets=("s:x",), dst_sets=("s:y",)), sets=sets)
+        assert sorted(rules) == sorted(
+            {
+                'ip saddr @s-x-h ip daddr @s-y-h log "calico-packet: "',
+                'ip saddr @s-x-h ip daddr @s-y-n log "calico-packet: "',
+                'ip daddr @s-y-h ip saddr @s-x-n log "calico-packet: "',
+                'ip saddr @s-x-n ip daddr @s-y-n log "calico-packet: "',
+            }
+        )
+
+    def test_logged_alternatives_exclude_each_other_and_final_ones_do_not(self):
+        sets = {"n:http": IPSet(IPSetType.IP_PORT, frozenset({"10.0.0.1,tcp:8080"}))}
+        rule = Rule(action=Action.LOG, protocol="tcp", dst_ports=(PortRange(80, 80),), dst_named_port_sets=("n:http",))
+        named = "ip daddr . meta l4proto . th dport @n-http"
+        assert compiled(rule, sets=sets) == [
+            'meta l4proto 6 th dport 80 log "calico-packet: "',
+            f'meta l4proto 6 th dport != 80 {named} log "calico-packet: "',
+        ]
+        assert compiled(msgspec.structs.replace(rule, action=Action.ALLOW), sets=sets)[1] == (
+            f"meta l4proto 6 {named} accept"
+        )
+
+    def test_several_ports_share_one_named_set_by_content(self):
+        node = Node()
+        web = (PortRange(443, 443), PortRange(80, 80))
+        mixed = (PortRange(8000, 8010), PortRange(8011, 8020), PortRange(80, 80))
+        rules = (
+            Rule(action=Action.ALLOW, protocol="tcp", dst_ports=web),
+            Rule(action=Action.DENY, protocol="udp", not_src_ports=web[::-1]),
+            Rule(action=Action.ALLOW, protocol="tcp", dst_ports=mixed),
+        )
+        node.builder.set_policy(np("p"), Policy(tier="default", inbound=rules, outbound=rules))
+        node.flush()
+        assert node.chain("pi-np/ns1/p") == [
+            "meta l4proto 6 th dport @ports-80-443 accept",
+            "meta l4proto 17 th sport != @ports-80-443 drop",
+            "meta l4proto 6 th dport @ports-80-8000_8020 accept",
+        ]
+        assert node.v4.sets["ports-80-443"].interval is False
+        assert node.v4.sets["ports-80-8000_8020"].elements == {"80", "8000-8020"}
+        node.builder.set_policy(np("p"), None)
+        node.flush()
+        assert not [name for name in node.v4.sets if name.startswith("ports-")]
+
+    def test_many_networks_share_a_set_without_the_covered_ones(self):
+        rule = Rule(action=Action.ALLOW, src_nets=("10.0.0.0/8", "10.1.0.0/16", "192.168.0.0/16", "fd00::/8"))
+        assert compiled(rule)[0].startswith("ip saddr @nets-10.0.0.0/8-192.168.0.0/16"[:20])
+        assert compiled(rule, version=6) == ["ip6 saddr fd00::/8 accept"]
+
+    def test_rules_of_the_other_family_are_left_out(self):
+        six = Rule(action=Action.ALLOW, not_src_nets=("fd00::/8",))
+        assert compiled(six) == []
+        assert compiled(six, version=6) == ["ip6 saddr != fd00::/8 accept"]
+        assert compiled(Rule(action=Action.ALLOW, ip_version=6)) == []
+
+    def test_everything_and_its_negation(self):
+        assert compiled(Rule(action=Action.ALLOW, src_nets=("0.0.0.0/0", "10.0.0.0/8"))) == ["accept"]
+        assert compiled(Rule(action=Action.ALLOW, not_dst_nets=("0.0.0.0/0",))) == []
+        assert compiled(Rule(action=Action.ALLOW, protocol="tcp", dst_ports=(PortRange(0, 65535),))) == [
+            "meta l4proto 6 accept"
+        ]
+        assert compiled(Rule(action=Action.ALLOW, protocol="tcp", not_dst_ports=(PortRange(0, 65535),))) == []
+
+    def test_icmp_type_with_code_and_its_negation(self):
+        assert compiled(Rule(action=Action.DENY, protocol="icmp", icmp=Icmp(8, 0))) == [
+            "meta l4proto 1 icmp type 8 icmp code 0 drop"
+        ]
+        assert compiled(Rule(action=Action.DENY, protocol="icmpv6", not_icmp=Icmp(128, 0)), version=6) == [
+            "meta l4proto 58 icmpv6 type != 128 drop",
+            "meta l4proto 58 icmpv6 type 128 icmpv6 code != 0 drop",
+        ]
+        assert compiled(Rule(action=Action.DENY, protocol="icmp", icmp=Icmp(8))) != []
+        assert compiled(Rule(action=Action.DENY, protocol="icmp", icmp=Icmp(8)), version=6) == []
+
+    def test_numeric_ports_without_protocol_match_only_protocols_with_ports(self):
+        assert compiled(Rule(action=Action.ALLOW, dst_ports=(PortRange(80, 80),))) == [
+            "meta l4proto @protocols-with-ports th dport 80 accept"
+        ]
+
+    def test_comment_names_policy_rule_action_and_annotations_within_its_limit(self):
+        node = Node()
+        rule = Rule(action=Action.ALLOW, annotations={"team": 'say "shop"', "b": "x"})
+        long = PolicyKey("NetworkPolicy", "n" * 253, "s" * 63)
+        for key in (np("p"), long):
+            node.builder.set_policy(key, Policy(tier="default", inbound=(rule,)))
+        node.flush()
+        assert node.v4.chains["pi-np/ns1/p"].rules[0].comment == "np/ns1/p/0 allow; b=x,team=say ?shop?"
+        (name,) = (name for name in node.v4.chains if name.startswith("pi-np/sss"))
+        comment = node.v4.chains[name].rules[0].comment
+        assert len(name) <= 200
+        assert len(comment) <= 127
+        assert comment.startswith("np/sss")
+        assert comment.endswith("/0 allow; b=x,team=say ?shop?")
+
+    def test_log_prefix_fills_its_specifiers_and_rate_limits(self):
+        node = Node(RulesetBuilder(RulesetOptions(log_prefix="%t|%k|%n|%p", log_rate=(10, "minute"))))
+        node.builder.set_policy(np("p"), Policy(tier="sec", inbound=(LOG,)))
+        node.builder.set_profile("kns.ns1", Profile(inbound=(LOG,)))
+        node.flush()
+        assert node.chain("pi-np/ns1/p") == ['limit log "sec|np|p|ns1/p: "']
+        assert node.chain("pri-kns.ns1") == ['limit log "|pro|kns.ns1|kns.ns1: "']
+
+    @pytest.mark.parametrize(
+        ("rule", "reason"),
+        [
+            (Rule(action=Action.ALLOW, src_sets=("s:gone",)), "IP set s:gone is not known"),
+            (Rule(action=Action.ALLOW, src_nets=("10.0.0.1/8",)), "host bits"),
+            (Rule(action=Action.ALLOW, protocol="quic"), "unknown protocol 'quic'"),
+            (Rule(action=Action.ALLOW, protocol="tcp", dst_ports=(PortRange(9, 8),)), "bad port range 9-8"),
+            (Rule(action=Action.ALLOW, src_sets=("n:http",)), "IP set n:http is not of type NET"),
+        ],
+    )
+    def test_rules_that_cannot_be_programmed_deny_and_say_why(self, rule, reason):
+        node = Node()
+        node.builder.set_ipset("n:http", IPSet(IPSetType.IP_PORT, frozenset({"10.0.0.1,tcp:80"})))
+        node.builder.set_policy(np("p"), Policy(tier="default", inbound=(ALLOW, rule), outbound=(ALLOW,)))
+        node.flush()
+        assert node.chain("pi-np/ns1/p") == ["drop"]
+        assert node.chain("po-np/ns1/p") == ["accept"]
+        assert reason in node.builder.refused[np("p")]
+        node.builder.set_policy(np("p"), Policy(tier="default", inbound=(ALLOW,)))
+        node.flush()
+        assert node.builder.refused == {}
+
+
+class TestEndpoints:
+    def test_tiers_profiles_and_the_end(self):
+        node = Node()
+        node.builder.set_policy(gnp("sec"), Policy(tier="sec", inbound=(PASS,)))
+        node.builder.set_policy(np("web"), Policy(tier="default", inbound=(ALLOW,), outbound=(PASS,)))
+        tiers = (
+            Tier(name="sec", ingress=(gnp("sec"),)),
+            Tier(name="default", default_action="Pass", ingress=(np("web"),), egress=(np("web"),)),
+        )
+        node.builder.set_workload(wl("a"), workload("a", "10.0.0.1", *tiers, profiles=("kns.ns1", "ksa.ns1.x")))
+        node.flush()
+        outbound, app, sec = (name for name in sorted(list_chains(node), key=lambda n: (n[1] == "i", n)))
+        profiles = ["jump pri-kns.ns1", "jump pri-ksa.ns1.x", "drop"]
+        assert node.chain("tw-calia") == [f"jump {sec}", f"jump {app}", *profiles]
+        assert node.chain("fw-calia") == [f"jump {outbound}", "jump pro-kns.ns1", "jump pro-ksa.ns1.x", "drop"]
+        assert node.chain(sec) == [
+            "mark & 0xfffdffff ^ 0x0",
+            "jump pi-gnp/sec",
+            "meta mark & 0x20000 == 0x20000 return",
+            "drop",
+        ]
+        assert node.chain(app) == ["jump pi-np/ns1/web"]  # no Pass in this direction, and no drop at the end
+        assert node.chain(outbound) == ["mark & 0xfffdffff ^ 0x0", "jump po-np/ns1/web"]
+        assert node.chain("po-np/ns1/web") == ["mark & 0xfffdffff ^ 0x20000 return"]
+
+    def test_endpoints_with_equal_lists_share_one_chain(self):
+        node = Node()
+        for name in ("p", "q"):
+            node.builder.set_policy(np(name), Policy(tier="default", inbound=(ALLOW,)))
+        tier = Tier(name="default", ingress=(np("p"), np("q")))
+        for number in range(3):
+            node.builder.set_workload(wl(f"w{number}"), workload(f"w{number}", f"10.0.0.{number}", tier))
+        other = Tier(name="default", ingress=(np("q"), np("p")))
+        node.builder.set_workload(wl("x"), workload("x", "10.0.0.9", other))
+        node.flush()
+        assert len(list_chains(node)) == 2
+        node.builder.set_workload(wl("x"), None)
+        node.flush()
+        assert len(list_chains(node)) == 1
+
+    def test_only_staged_policies_make_no_tier(self):
+        node = Node()
+        staged = PolicyKey("StagedGlobalNetworkPolicy", "trial")
+        tier = Tier(name="default", ingress=(staged,), egress=(staged,))
+        node.builder.set_workload(wl("a"), workload("a", "10.0.0.1", tier))
+        node.flush()
+        assert node.chain("tw-calia") == ["jump pri-kns.ns1", "drop"]
+        node.builder.set_policy(staged, Policy(tier="default", inbound=(Rule(action=Action.DENY, src_sets=("s:x",)),)))
+        assert node.flush() == []
+        assert node.builder.refused == {}
+
+    def test_unknown_profile_and_policy_have_chains_that_deny(self):
+        node = Node()
+        node.builder.set_workload(wl("a"), workload("a", "10.0.0.1", Tier(name="default", egress=(np("p"),))))
+        node.flush()
+        assert node.chain("pri-kns.ns1") == node.chain("po-np/ns1/p") == ["drop"]
+        node.builder.set_profile("kns.ns1", OPEN)
+        node.builder.set_policy(np("p"), Policy(tier="default"))
+        node.flush()
+        assert node.chain("pri-kns.ns1") == ["accept"]
+        assert node.chain("po-np/ns1/p") == []
+        node.builder.set_workload(wl("a"), None)
+        node.builder.set_profile("kns.ns1", None)
+        node.builder.set_policy(np("p"), None)
+        node.flush()
+        assert not [name for name in node.v4.chains if name.startswith(("pi-", "po-", "pri-", "pro-"))]
+
+    def test_lowest_key_owns_an_interface_and_the_next_takes_over(self):
+        node = Node()
+        node.builder.set_workload(wl("b"), workload("x", "10.0.0.2", profiles=("second",)))
+        node.builder.set_workload(wl("a"), workload("x", "10.0.0.1", profiles=("first",)))
+        node.flush()
+        assert node.chain("tw-calix") == ["jump pri-first", "drop"]
+        assert node.v4.sets["wl-addrs"].elements == {"calix . 10.0.0.1"}
+        node.builder.set_workload(wl("a"), None)
+        node.flush()
+        assert node.chain("tw-calix") == ["jump pri-second", "drop"]
+        assert node.v4.sets["wl-addrs"].elements == {"calix . 10.0.0.2"}
+
+    def test_inactive_workload_is_dropped_in_every_stage(self):
+        node = Node()
+        node.builder.set_workload(wl("a"), workload("a", "10.0.0.1", state="inactive"))
+        node.flush()
+        down = Verdict(VerdictKind.GOTO, "wl-down")
+        assert node.v4.maps["from-wl"].elements == node.v4.maps["to-wl"].elements == {"calia": down}
+        assert node.v4.sets["wl-addrs"].elements == frozenset()
+        assert node.chain("hook-forward-to")[0] == "oifname @wl-down drop"
+        assert "tw-calia" not in node.v4.chains
+        node.builder.set_workload(wl("a"), workload("a", "10.0.0.1"))
+        node.flush()
+        assert node.v4.maps["to-wl"].elements == {"calia": Verdict(VerdictKind.GOTO, "tw-calia")}
+        assert node.chain("hook-forward-to")[0] == "ct state & 0x6 != 0x0 accept"
+
+    def test_foreign_source_prefixes_need_the_setting(self):
+        allowed = msgspec.structs.replace(
+            workload("a", "10.0.0.1"), allowed_source_prefixes=("10.9.0.0/16", "10.8.0.1/32", "fd09::/64")
+        )
+        node = Node()
+        node.builder.set_workload(wl("a"), allowed)
+        node.flush()
+        assert "spoof-calia" not in node.v4.chains
+        node = Node(RulesetBuilder(RulesetOptions(allow_source_spoofing=True)))
+        node.builder.set_workload(wl("a"), allowed)
+        node.flush()
+        assert node.chain("spoof-calia") == ["ip saddr 10.9.0.0/16 accept", "drop"]
+        assert node.v4.sets["wl-addrs"].elements == {"calia . 10.0.0.1", "calia . 10.8.0.1"}
+        assert node.chain("spoofed-source") == ["iifname vmap @spoof-allowed", "drop"]
+        node.builder.set_workload(wl("a"), workload("a", "10.0.0.1"))
+        node.flush()
+        assert "spoof-allowed" not in node.v4.maps
+        assert node.chain("spoofed-source") == ["drop"]
+
+
+class TestCost:
+    @pytest.fixture
+    def node(self) -> Node:
+        node = Node()
+        node.builder.set_profile("kns.ns1", OPEN)
+        for number in range(40):
+            node.builder.set_policy(
+                np(f"p{number}"), Policy(tier="default", inbound=(Rule(action=Action.ALLOW, src_sets=("s:web",)),))
+            )
+        node.builder.set_ipset("s:web", nets(*(f"10.1.{n}.1/32" for n in range(200))))
+        self.tier = Tier(name="default", ingress=tuple(np(f"p{number}") for number in range(40)))
+        for number in range(50):
+            node.builder.set_workload(wl(f"w{number}"), workload(f"w{number}", f"10.0.0.{number}", self.tier))
+        node.flush()
+        return node
+
+    def test_new_endpoint_costs_its_chains_two_verdicts_and_its_address(self, node):
+        node.builder.set_workload(wl("new"), workload("new", "10.0.1.1", self.tier))
+        assert sorted(node.flush()) == [
+            "add 1 to wl-addrs",
+            "put 1 into from-wl",
+            "put 1 into to-wl",
+            "set chain fw-calinew",
+            "set chain tw-calinew",
+        ]
+        node.builder.set_workload(wl("new"), None)
+        assert sorted(node.flush()) == [
+            "del chain fw-calinew",
+            "del chain tw-calinew",
+            "remove 1 from from-wl",
+            "remove 1 from to-wl",
+            "remove 1 from wl-addrs",
+        ]
+
+    def test_new_member_costs_one_element(self, node):
+        node.builder.change_ipset("s:web", {"10.2.0.1/32"}, set())
+        assert node.flush() == ["add 1 to s-web-h"]
+        node.builder.set_ipset("s:web", nets(*(f"10.1.{n}.1/32" for n in range(199)), "10.2.0.1/32"))
+        assert node.flush() == ["remove 1 from s-web-h"]
+
+    def test_first_network_of_a_set_rewrites_only_the_policies_that_use_it(self, node):
+        node.builder.set_policy(np("other"), Policy(tier="default", inbound=(DENY,)))
+        node.flush()
+        node.builder.change_ipset("s:web", {"10.1.0.0/24"}, set())
+        calls = node.flush()
+        assert "remove 1 from s-web-h" in calls
+        assert "put set s-web-n" in calls
+        assert not [call for call in calls if "other" in call or "cali" in call]
+        assert len(calls) == 82
+
+    def test_changed_policy_costs_its_own_chains(self, node):
+        node.builder.set_policy(np("p7"), Policy(tier="default", inbound=(DENY,)))
+        assert sorted(node.flush()) == ["set chain pi-np/ns1/p7", "set chain po-np/ns1/p7"]
+        node.builder.set_policy(np("p7"), Policy(tier="default", inbound=(PASS,)))
+        calls = node.flush()
+        assert len(calls) == 3  # and the list chain, which now looks for the mark
+        assert len(list_chains(node)) == 1
+
+    def test_nothing_new_costs_nothing(self, node):
+        node.builder.set_workload(wl("w1"), workload("w1", "10.0.0.1", self.tier))
+        node.builder.set_profile("kns.ns1", OPEN)
+        assert node.flush() == []
+
+
+class TestNat:
+    def test_pools_with_nat_outgoing_install_the_hook_and_their_removal_takes_it_away(self):
+        node = Node()
+        node.flush()
+        assert not [name for name in node.v4.chains if "nat" in name]
+        node.builder.set_pool("10.0.0.0/16", Pool(cidr="10.0.0.0/16", nat_outgoing=True))
+        node.builder.set_pool("10.1.0.0/16", Pool(cidr="10.1.0.0/16"))
+        node.flush()
+        assert node.chain("nat-outgoing") == ["ip saddr @masq-ipam-pools ip daddr != @network-ip-pools masquerade"]
+        assert node.v4.sets["network-ip-pools"].elements == {"10.0.0.0/16", "10.1.0.0/16"}
+        assert not [name for name in node.v6.chains if "nat" in name]
+        node.builder.set_pool("10.0.0.0/16", Pool(cidr="10.0.0.0/16"))
+        node.flush()
+        assert not [name for name in (*node.v4.chains, *node.v4.sets) if "nat" in name or "pools" in name]
+
+    def test_options_for_ports_address_interface_and_hosts(self):
+        options = NatOptions(exclude_hosts=True, ports=(1024, 2047), address={4: "192.0.2.7"}, out_interface="eth*")
+        node = Node(RulesetBuilder(RulesetOptions(nat=options)))
+        node.builder.set_pool("10.0.0.0/16", Pool(cidr="10.0.0.0/16", nat_outgoing=True))
+        node.builder.set_node("n1", NodeInfo(ipv4="192.0.2.1/24"))
+        node.flush()
+        match = "oifname eth* ip saddr @masq-ipam-pools ip daddr != @network-ip-pools ip daddr != @all-hosts-net nat"
+        assert node.chain("nat-outgoing") == [f"meta l4proto 6 {match}", f"meta l4proto 17 {match}", match]
+        assert node.v4.sets["all-hosts-net"].elements == {"192.0.2.1"}
+
+    def test_floating_addresses_lead_in_and_hairpin_out(self):
+        node = Node(RulesetBuilder(RulesetOptions(nat=NatOptions(floating_ips=True))))
+        floating = msgspec.structs.replace(workload("a", "10.0.0.1"), nat4=(Nat("192.0.2.50", "10.0.0.1"),))
+        node.builder.set_workload(wl("a"), floating)
+        node.flush()
+        assert node.chain("fip-dnat") == ["ip daddr 192.0.2.50 nat"]
+        assert node.chain("fip-snat") == ["ip saddr 10.0.0.1 ip daddr 10.0.0.1 nat"]
+        node.builder.set_workload(wl("a"), None)
+        node.flush()
+        assert not [name for name in node.v4.chains if "fip" in name or "nat" in name]
+
+
+def test_bad_members_and_unknown_sets_are_refused_and_change_nothing():
+    builder = RulesetBuilder()
+    with pytest.raises(ValueError, match=r"bad member '10\.0\.0\.300/32'"):
+        builder.set_ipset("s:web", nets("10.0.0.1/32", "10.0.0.300/32"))
+    with pytest.raises(KeyError):
+        builder.change_ipset("s:web", {"10.0.0.1/32"}, set())
+    builder.set_ipset("n:http", IPSet(IPSetType.IP_PORT, frozenset()))
+    with pytest.raises(ValueError, match=r"bad member '10\.0\.0\.1,tcp:70000'"):
+        builder.change_ipset("n:http", {"10.0.0.1,tcp:70000"}, set())
+
+
+def test_options_are_checked():
+    with pytest.raises(ValueError, match="DefaultEndpointToHostAction is 'Maybe'"):
+        RulesetOptions(endpoint_to_host="Maybe")
+    with pytest.raises(ValueError, match="InterfacePrefix"):
+        RulesetOptions(interface_prefixes=("cali", ""))
+
+
+def small_cluster() -> Node:
+    """Two tiers, a Pass, a staged policy, both kinds of IP set, a service, named ports, three pods, a NAT pool."""
+    node = Node()
+    b = node.builder
+    b.set_ipset("s:TqLohIFmwleJANVwI_zJXgxvVhYs8wHJz0wDVQ", nets("10.65.0.11/32", "10.65.0.12/32", "fd00:65::b/128"))
+    b.set_ipset("s:5WvsM1VD4iM6DBAlBgJdq1vGfLLSL6RkNIgm_w", nets("192.0.2.9/32", "198.51.100.0/24", "2001:db8:1::/48"))
+    b.set_ipset("n:web-http", IPSet(IPSetType.IP_PORT, frozenset({"10.65.0.10,tcp:8080", "fd00:65::a,tcp:8080"})))
+    b.set_ipset("svc:dns", IPSet(IPSetType.IP_PORT, frozenset({"10.65.0.53,udp:53", "10.65.0.53,tcp:53"})))
+    b.set_policy(
+        gnp("security.blocklist"),
+        Policy(
+            tier="security",
+            inbound=(
+                Rule(action=Action.LOG, src_sets=("s:5WvsM1VD4iM6DBAlBgJdq1vGfLLSL6RkNIgm_w",)),
+                Rule(action=Action.DENY, src_sets=("s:5WvsM1VD4iM6DBAlBgJdq1vGfLLSL6RkNIgm_w",)),
+                PASS,
+            ),
+        ),
+    )
+    b.set_policy(
+        np("server"),
+        Policy(
+            tier="default",
+            namespace="ns1",
+            inbound=(
+                Rule(
+                    action=Action.ALLOW,
+                    protocol="tcp",
+                    src_sets=("s:TqLohIFmwleJANVwI_zJXgxvVhYs8wHJz0wDVQ",),
+                    dst_ports=(PortRange(9000, 9010),),
+                    dst_named_port_sets=("n:web-http",),
+                    annotations={"team": "shop"},
+                ),
+                Rule(
+                    action=Action.ALLOW,
+                    ip_version=4,
+                    protocol="icmp",
+                    icmp=Icmp(8, 0),
+                    src_nets=("10.65.0.0/24",),
+                    not_src_nets=("10.65.0.12/32",),
+                ),
+            ),
+            outbound=(Rule(action=Action.ALLOW, dst_ip_port_sets=("svc:dns",)),),
+        ),
+    )
+    b.set_policy(PolicyKey("StagedNetworkPolicy", "trial", "ns1"), Policy(tier="default", inbound=(DENY,)))
+    b.set_profile("kns.ns1", OPEN)
+    security = Tier(name="security", ingress=(gnp("security.blocklist"),))
+    app = Tier(
+        name="default", ingress=(np("server"), PolicyKey("StagedNetworkPolicy", "trial", "ns1")), egress=(np("server"),)
+    )
+    for name, address, tiers in (
+        ("00000000001", "10.65.0.10", (security, app)),
+        ("00000000002", "10.65.0.11", (security,)),
+        ("00000000003", "10.65.0.12", ()),
+    ):
+        last = address.rpartition(".")[2]
+        pod = workload(name, address, *tiers)
+        b.set_workload(wl(name), msgspec.structs.replace(pod, nets6=(f"fd00:65::{int(last):x}/128",)))
+    b.set_pool("10.65.0.0/16", Pool(cidr="10.65.0.0/16", nat_outgoing=True))
+    b.set_pool("fd00:65::/64", Pool(cidr="fd00:65::/64"))
+    node.flush()
+    return node
+
+
+@pytest.mark.parametrize("family", ["ip", "ip6"])
+def test_small_cluster_reads_as_recorded(family):
+    """UPDATE_GOLDEN=1 writes the files; a person reads the difference."""
+    node = small_cluster()
+    text = print_ruleset((node.v4 if family == "ip" else node.v6).ruleset())
+    path = GOLDEN / f"ruleset-small-{family}.nft"
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(text)
+    assert text == path.read_text()
