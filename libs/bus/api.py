@@ -2,8 +2,9 @@
 
 Two implementations pass one contract suite (tests/contract/test_bus.py): `nats.NatsBus` and `memory.MemoryBus`.
 
-What is promised: messages of one publisher on one subject arrive in order, at most once. What is not: that they arrive. A reader
-that must not miss anything numbers its messages and fetches a snapshot when it sees a gap, and whenever a hook below fires.
+What is promised: messages of one publisher on one subject arrive in order, at most once. What is not: that they arrive.
+A reader that must not miss anything numbers its messages and fetches a snapshot when it sees a gap, and whenever a hook
+below fires.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ class BusPayloadTooLarge(BusError):
 
 
 class Msg:
-    """One message as a subscriber gets it. `reply` is empty unless an answer is wanted; `headers` is empty when none were sent."""
+    """One message as a subscriber gets it. `reply` is empty unless an answer is wanted; `headers` is empty when none
+    were sent.
+    """
 
     __slots__ = ("_publish", "data", "headers", "reply", "subject")
 
@@ -97,22 +100,24 @@ class Bus(Protocol):
         ...
 
     def subscribe(self, subject: str, callback: Callback, queue: str | None = None) -> Subscription:
-        """`callback` runs in the event loop for each message, in order, and must not block; what it raises goes to the loop's
-        exception handler. With `queue`, one member of that group gets each message. Stands at the server after `barrier`,
-        and again after every reconnect.
+        """`callback` runs in the event loop for each message, in order, and must not block; what it raises goes to the
+        loop's exception handler. With `queue`, one member of that group gets each message. Stands at the server after
+        `barrier`, and again after every reconnect.
         """
         ...
 
     async def request(
         self, subject: str, data: bytes, timeout_s: float, headers: Mapping[str, str] | None = None
     ) -> Msg:
-        """The first answer. Raises BusNoResponders at once, BusTimeout, or BusUnavailable when there is no connection or it is
-        lost while waiting.
+        """The first answer. Raises BusNoResponders at once, BusTimeout, or BusUnavailable when there is no connection
+        or it is lost while waiting.
         """
         ...
 
     async def barrier(self, timeout_s: float = 10.0) -> None:
-        """Returns when everything published and subscribed so far has been processed by the server; else BusUnavailable."""
+        """Returns when everything published and subscribed so far has been processed by the server; else
+        BusUnavailable.
+        """
         ...
 
     async def close(self) -> None: ...

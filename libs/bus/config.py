@@ -17,7 +17,8 @@ class BusConfig:
     """Where the servers are and who we are.
 
     servers: URLs, tried in random order. creds_file: decentralised JWT credentials. nkey_file: an nkey seed.
-    ca_file: trust these authorities instead of the system's; TLS is used whenever the server demands it or the scheme is tls.
+    ca_file: trust these authorities instead of the system's; TLS is used whenever the server demands it or the scheme
+    is tls.
     """
 
     servers: tuple[str, ...] = ("nats://127.0.0.1:4222",)
@@ -54,7 +55,8 @@ class BusConfig:
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> BusConfig:
-        """NATS_URL (comma separated), NATS_USER and NATS_PASSWORD, NATS_TOKEN, NATS_CREDS, NATS_NKEY, NATS_CA, NATS_CERT, NATS_KEY.
+        """NATS_URL (comma separated), NATS_USER and NATS_PASSWORD, NATS_TOKEN, NATS_CREDS, NATS_NKEY, NATS_CA,
+        NATS_CERT, NATS_KEY.
 
         An empty variable counts as unset. Raises BusConfigError, also for a file that is not there.
         """

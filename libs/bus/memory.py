@@ -1,7 +1,8 @@
-"""NATS in a dictionary: one `MemoryBroker`, any number of `MemoryBus` connections, and whatever trouble a test asks for.
+"""NATS in a dictionary: one `MemoryBroker`, any number of `MemoryBus` connections, and whatever trouble a test asks
+for.
 
-Deliveries wait in the broker's queue and are made one by one: by themselves at the next turn of the event loop, or by hand with
-`run_until_idle` when `manual` is set (no event loop needed then, except for requests). Trouble:
+Deliveries wait in the broker's queue and are made one by one: by themselves at the next turn of the event loop, or by
+hand with `run_until_idle` when `manual` is set (no event loop needed then, except for requests). Trouble:
 
     broker.faults.append(Fault(lambda d: d.subject.startswith("calico.typha."), drop=True))   # until removed
     broker.shuffle = Random(7)              # deliver in any order (real NATS keeps it per publisher and subject)
@@ -48,10 +49,11 @@ class Delivery:
 
 @dataclass(slots=True)
 class Fault:
-    """What happens to deliveries that `when` is true for; the first matching fault decides. `times` limits how often (None: always).
+    """What happens to deliveries that `when` is true for; the first matching fault decides. `times` limits how often
+    (None: always).
 
-    drop: it never arrives. copies: it arrives this many times more. hold_back: it arrives after this many later deliveries.
-    slow: it is dropped and its receiver is told that it was too slow.
+    drop: it never arrives. copies: it arrives this many times more. hold_back: it arrives after this many later
+    deliveries. slow: it is dropped and its receiver is told that it was too slow.
     """
 
     when: Callable[[Delivery], bool]

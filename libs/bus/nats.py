@@ -1,11 +1,12 @@
 """The bus over core NATS and nats-py.
 
-nats-py's own reconnect is switched off: each connection is a new client object, made by one supervisor task here, and every
-subscription and request belongs to this class. That hides what the client does on its bad days: it closes for good on some server
-errors, waits without end for a peer that is stopped, and goes deaf when its read loop meets an unexpected exception. The
-supervisor notices all of them the same way, as a missing round trip to ourselves, and starts afresh.
+nats-py's own reconnect is switched off: each connection is a new client object, made by one supervisor task here, and
+every subscription and request belongs to this class. That hides what the client does on its bad days: it closes for
+good on some server errors, waits without end for a peer that is stopped, and goes deaf when its read loop meets an
+unexpected exception. The supervisor notices all of them the same way, as a missing round trip to ourselves, and starts
+afresh.
 
-Its `flush` is not a barrier either: the PING overtakes what is still queued. The second one cannot, see `_flush`.
+Its `flush` is not a barrier either: the PING overtakes what is still queued. See `nats_client.flush`.
 """
 
 from __future__ import annotations
@@ -14,13 +15,12 @@ import asyncio
 import contextlib
 import logging
 import ssl
-import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from random import Random
 from secrets import token_hex
 from types import MappingProxyType, TracebackType
-from typing import Any, Self
+from typing import Self
 
 import nats.errors
 from nats.aio.client import Client
@@ -28,7 +28,8 @@ from nats.aio.msg import Msg as NatsMsg
 from nats.aio.subscription import Subscription as NatsSubscription
 
 from libs.bus.api import BusNoResponders, BusPayloadTooLarge, BusTimeout, BusUnavailable, Callback, Msg
-from libs.bus.config import BusConfig, BusConfigError
+from libs.bus.config import BusConfig
+from libs.bus.nats_client import UNLIMITED, abort, auth_options, flush, now, publish_on, tls_context, where
 from libs.bus.subject_match import check_publish_subject, check_subscribe_subject
 from libs.bus.tokens import encode_token
 
@@ -37,7 +38,6 @@ log = logging.getLogger(__name__)
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _NO_RESPONDERS = "503"
 _MESSAGE_OVERHEAD = 64  # what a queued message costs besides its payload, roughly
-_UNLIMITED = 1 << 62
 
 
 async def connect(config: BusConfig, *, name: str, timeout_s: float | None = None) -> NatsBus:
@@ -111,8 +111,8 @@ class NatsBus:
         self._buffered_bytes = 0
         self._supervisor: asyncio.Task[None] | None = None
         self._leftovers: set[asyncio.Task[None]] = set()  # old connections being closed
-        self._tls = _tls_context(config)
-        self._auth = _auth_options(config)
+        self._tls = tls_context(config)
+        self._auth = auth_options(config)
         self.subscribe(f"{self._inbox}.*", self._answered)
 
     # --- what users call ---------------------------------------------------------------------------------------------
@@ -179,18 +179,18 @@ class NatsBus:
         if client is None or not self.connected:
             raise BusUnavailable("not connected")
         lost = asyncio.ensure_future(self._lost.wait())
-        flush = asyncio.ensure_future(_flush(client, timeout_s))
+        flushed = asyncio.ensure_future(flush(client, timeout_s))
         try:
-            await asyncio.wait((lost, flush), return_when=asyncio.FIRST_COMPLETED)
-            if not flush.done():
+            await asyncio.wait((lost, flushed), return_when=asyncio.FIRST_COMPLETED)
+            if not flushed.done():
                 raise BusUnavailable("connection lost before the server had everything")
             try:
-                flush.result()
+                flushed.result()
             except (TimeoutError, nats.errors.Error, OSError) as error:
                 raise BusUnavailable(f"server did not confirm: {error}") from error
         finally:
             lost.cancel()
-            flush.cancel()
+            flushed.cancel()
 
     async def close(self) -> None:
         """Send what is buffered if there is a connection, then end it. Pending requests fail."""
@@ -264,9 +264,10 @@ class NatsBus:
                     max_reconnect_attempts=1,
                     reconnect_time_wait=0,
                     connect_timeout=self._config.connect_timeout_s,
-                    ping_interval=_UNLIMITED,  # the watchdog does that
-                    pending_size=_UNLIMITED,  # we count ourselves: publish must not wait
+                    ping_interval=UNLIMITED,  # the watchdog does that
+                    pending_size=UNLIMITED,  # we count ourselves: publish must not wait
                     flusher_queue_size=0,  # unlimited: subscribe must not wait
+                    skip_subject_validation=True,  # done here already
                     tls=self._tls,
                     **self._auth,
                 )
@@ -274,7 +275,7 @@ class NatsBus:
                 self._client = client
                 for subscription in self._subscriptions:
                     self._stand(subscription, client)
-                await _flush(client, self._config.connect_timeout_s)
+                await flush(client, self._config.connect_timeout_s)
         except (TimeoutError, OSError, ssl.SSLError, nats.errors.Error) as error:
             level = logging.WARNING if failures in (0, 5) or failures % 100 == 0 else logging.DEBUG
             log.log(
@@ -294,7 +295,7 @@ class NatsBus:
         self._max_payload_bytes = client.max_payload
         self._drain_buffer(client)
         self._ready.set()
-        log.info("connected to NATS", extra={"server": _where(client), "subscriptions": len(self._subscriptions)})
+        log.info("connected to NATS", extra={"server": where(client), "subscriptions": len(self._subscriptions)})
         self.connections += 1
         if self.connections > 1:
             _call(self.on_reconnect)
@@ -305,7 +306,7 @@ class NatsBus:
                 return
             missed = 0 if await self._round_trip() else missed + 1
             if missed >= 2:
-                log.warning("connection to NATS is deaf, making a new one", extra={"server": _where(client)})
+                log.warning("connection to NATS is deaf, making a new one", extra={"server": where(client)})
                 return
 
     def _disconnected(self, client: Client) -> None:
@@ -317,12 +318,12 @@ class NatsBus:
         self._discard(client)
         self._fail_requests()
         if not self._closed:
-            log.warning("connection to NATS lost", extra={"server": _where(client)})
+            log.warning("connection to NATS lost", extra={"server": where(client)})
             _call(self.on_disconnect)
 
     def _discard(self, client: Client) -> None:
         """Close in the background and without patience: nobody waits for this one any more."""
-        task = asyncio.get_running_loop().create_task(_abort(client), name=f"bus {self._name} closing")
+        task = asyncio.get_running_loop().create_task(abort(client), name=f"bus {self._name} closing")
         self._leftovers.add(task)
         task.add_done_callback(self._leftovers.discard)
 
@@ -366,17 +367,17 @@ class NatsBus:
             return
         if client.pending_data_size + cost > self._config.max_buffered_bytes:
             raise BusUnavailable("the outbound buffer is full: the server takes less than is published")
-        _publish_on(client, subject, data, reply, headers)
+        publish_on(client, subject, data, reply, headers)
 
     def _drain_buffer(self, client: Client) -> None:
         while self._buffer:
-            _publish_on(client, *self._buffer.popleft())
+            publish_on(client, *self._buffer.popleft())
         self._buffered_bytes = 0
 
     def _stand(self, subscription: _Subscription, client: Client) -> None:
         with contextlib.suppress(nats.errors.ConnectionClosedError, nats.errors.ConnectionDrainingError):
             # A client that closed under us: the supervisor is about to notice and subscribes again.
-            subscription.handle = _now(
+            subscription.handle = now(
                 client.subscribe(
                     subscription.subject,
                     queue=subscription.queue or "",
@@ -391,7 +392,7 @@ class NatsBus:
         handle, subscription.handle = subscription.handle, None
         if handle is not None:
             with contextlib.suppress(nats.errors.Error):
-                _now(handle.unsubscribe())
+                now(handle.unsubscribe())
 
     def _answered(self, message: Msg) -> None:
         token = message.subject.rpartition(".")[2]
@@ -407,45 +408,6 @@ class NatsBus:
         for future in self._requests.values():
             if not future.done():
                 future.set_exception(BusUnavailable("connection lost while waiting for the answer"))
-
-
-def _now(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Run to its end a coroutine of nats-py that has nothing to wait for, given the unlimited queues above."""
-    try:
-        coroutine.send(None)
-    except StopIteration as done:
-        return done.value
-    coroutine.close()
-    raise RuntimeError("nats-py waited where it should not: was the client made with unlimited queues?")
-
-
-def _publish_on(client: Client, subject: str, data: bytes, reply: str, headers: Mapping[str, str] | None) -> None:
-    try:
-        _now(client.publish(subject, data, reply, dict(headers) if headers else None))
-    except nats.errors.ConnectionClosedError:
-        pass  # closed under us and the supervisor not told yet: lost, as it would be on the wire
-    except nats.errors.MaxPayloadError as error:
-        raise BusPayloadTooLarge(str(error)) from error
-
-
-async def _flush(client: Client, timeout_s: float) -> None:
-    """A real barrier. The first PING may overtake queued messages, but it makes the flusher write them; so the second cannot."""
-    async with asyncio.timeout(timeout_s):
-        await client.flush(timeout_s)
-        await client.flush(timeout_s)
-    if client.is_closed:
-        raise nats.errors.ConnectionClosedError
-
-
-async def _abort(client: Client) -> None:
-    """Drop the connection at once. `Client.close` first tries to send, which never ends when the peer is stopped."""
-    writer = getattr(client._transport, "_io_writer", None)
-    if writer is not None:
-        writer.transport.abort()
-    client._pending, client._pending_data_size = [], 0
-    with contextlib.suppress(Exception):
-        async with asyncio.timeout(2.0):
-            await client.close()
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> None:
@@ -465,36 +427,3 @@ def _call(hooks: list[Callable[..., None]], *arguments: str) -> None:
 def _report_crash(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         task.get_loop().call_exception_handler({"message": "bus supervisor failed", "exception": error, "task": task})
-
-
-def _where(client: Client) -> str:
-    server = client._current_server
-    return str(server.uri.netloc.rpartition("@")[2]) if server else "?"
-
-
-def _tls_context(config: BusConfig) -> ssl.SSLContext | None:
-    if not (config.ca_file or config.cert_file or any(url.startswith("tls://") for url in config.servers)):
-        return None
-    try:
-        context = ssl.create_default_context(cafile=str(config.ca_file) if config.ca_file else None)
-        if config.cert_file and config.key_file:
-            context.load_cert_chain(config.cert_file, config.key_file)
-    except (OSError, ssl.SSLError) as error:
-        raise BusConfigError(f"TLS files of the bus cannot be used: {error}") from error
-    return context
-
-
-def _auth_options(config: BusConfig) -> dict[str, Any]:
-    if config.creds_file or config.nkey_file:
-        try:
-            import nkeys  # type: ignore[import-not-found] # noqa: F401
-        except ImportError as error:
-            raise BusConfigError("NATS_CREDS and NATS_NKEY need the package nkeys (nats-py[nkeys])") from error
-    options = {
-        "user": config.user,
-        "password": config.password,
-        "token": config.token,
-        "user_credentials": str(config.creds_file) if config.creds_file else None,
-        "nkeys_seed": str(config.nkey_file) if config.nkey_file else None,
-    }
-    return {key: value for key, value in options.items() if value}

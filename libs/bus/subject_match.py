@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 _FORBIDDEN = frozenset(" \t\r\n\0")
 
 
+@lru_cache(maxsize=8192)  # most messages go to subjects seen before
 def check_publish_subject(subject: str) -> None:
     """Raises ValueError unless `subject` is non-empty tokens without white space or wildcards."""
     tokens = subject.split(".")

@@ -1,7 +1,7 @@
 """Any name as one token of a NATS subject, and back.
 
-`.` separates tokens, `*` and `>` are wildcards, white space ends a subject: those, control characters and `%` itself are written
-`%XX`. The empty name (no namespace) is `_`, so the name `_` is written `%5F`.
+`.` separates tokens, `*` and `>` are wildcards, white space ends a subject: those, control characters and `%` itself
+are written `%XX`. The empty name (no namespace) is `_`, so the name `_` is written `%5F`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ def encode_token(name: str) -> str:
 
 
 def decode_token(token: str) -> str:
-    """Inverse of `encode_token`. Raises ValueError for what it cannot have made: separators, wildcards, a broken escape."""
+    """Inverse of `encode_token`. Raises ValueError for what it cannot have made: separators, wildcards, a broken
+    escape.
+    """
     if token == "_":
         return ""
     if not token or any(_UNSAFE.match(char) for char in token if char != "%"):

@@ -1,4 +1,6 @@
-"""Carries the current OpenTelemetry trace over the bus in the W3C header `traceparent` (https://www.w3.org/TR/trace-context/)."""
+"""Carries the current OpenTelemetry trace over the bus in the W3C header `traceparent`
+(https://www.w3.org/TR/trace-context/).
+"""
 
 from __future__ import annotations
 
@@ -21,6 +23,8 @@ def inject(headers: Mapping[str, str] | None = None, context: Context | None = N
 
 
 def extract(headers: Mapping[str, str] | None) -> Context:
-    """The sender's trace context, to be passed as `context=` when a span is started. Empty when the message carries none."""
+    """The sender's trace context, to be passed as `context=` when a span is started. Empty when the message carries
+    none.
+    """
     carrier = {key.lower(): value for key, value in headers.items()} if headers else {}
     return _propagator.extract(carrier, Context())

@@ -79,10 +79,12 @@ class BlockAffinity(Resource):
 
 
 class AllocationAttribute(V3Struct):
-    """Who holds an address: a handle and free text about it. JSON uses snake_case here."""
+    """Who holds an address: a handle and free text about it. released_at: it is free, but rests since then."""
 
     handle_id: str | None = field(default=None, name="handle_id")
     secondary: dict[str, str] = field(default_factory=dict)
+    alternate_owner_attrs: dict[str, str] = field(default_factory=dict)
+    released_at: str | None = None
 
 
 class IPAMBlockSpec(V3Struct):

@@ -123,33 +123,38 @@ def _strip_policy_metadata(resource: Resource) -> None:
 # --- values of IPAM's own keys ----------------------------------------------------------------------------------------
 
 
-class _BlockValue(msgspec.Struct):
+class _BlockValue(V3Struct):
+    """host_affinity: what the oldest blocks have in place of affinity, a node's name."""
+
     cidr: str = ""
     affinity: str | None = None
-    affinity_claim_time: str | None = None
+    host_affinity: str | None = None
+    affinity_claim_time: str | None = field(default=None, name="affinity_claim_time")
     allocations: list[int | None] = field(default_factory=list)
     unallocated: list[int] = field(default_factory=list)
     attributes: list[AllocationAttribute] = field(default_factory=list)
-    sequence_number: int = field(default=0, name="sequenceNumber")
-    sequence_number_for_allocation: dict[str, int] = field(default_factory=dict, name="sequenceNumberForAllocation")
+    sequence_number: int = 0
+    sequence_number_for_allocation: dict[str, int] = field(default_factory=dict)
     deleted: bool = False
 
 
-class _AffinityValue(msgspec.Struct):
+class _AffinityValue(V3Struct):
     state: str = ""
     deleted: bool = False
 
 
-class _HandleValue(msgspec.Struct):
+class _HandleValue(V3Struct):
     block: dict[str, int] = field(default_factory=dict)
     deleted: bool = False
 
 
-class _ConfigValue(V3Struct, rename=None):
-    strict_affinity: bool = False
-    auto_allocate_blocks: bool = False
+class _ConfigValue(V3Struct):
+    """Two of the names are in snake_case. What is absent is false, whatever the defaults of an absent key are."""
+
+    strict_affinity: bool = field(default=False, name="strict_affinity")
+    auto_allocate_blocks: bool = field(default=False, name="auto_allocate_blocks")
     max_blocks_per_host: int = 0
-    kube_virt_vm_address_persistence: str | None = field(default=None, name="kubevirt_vm_address_persistence")
+    kube_virt_vm_address_persistence: str | None = None
     ip_cooldown_seconds: int | None = None
 
 
@@ -159,7 +164,7 @@ def _block(key: keys.BlockKey, value: bytes) -> IPAMBlock:
         metadata=ObjectMeta(name=key.name),
         spec=IPAMBlockSpec(
             cidr=stored.cidr or key.name,
-            affinity=stored.affinity,
+            affinity=stored.affinity or (f"host:{stored.host_affinity}" if stored.host_affinity else None),
             affinity_claim_time=stored.affinity_claim_time,
             allocations=stored.allocations,
             unallocated=stored.unallocated,

@@ -169,14 +169,24 @@ class TableState:
         """Create, or make an existing set hold exactly these elements; another type or flag replaces the set."""
         if definition.name in self.maps:
             raise ValueError(f"{definition.name} is a map already")
-        have = self.sets.get(definition.name) or self.buried.get(definition.name)
-        if isinstance(have, SetState) and have.spec == _spec(definition):
-            have.replace(definition.elements)
-            self.buried.pop(definition.name, None)
-            self.sets[definition.name] = have
-        else:
-            self.sets[definition.name] = SetState(definition)
+        spec, have = _spec(definition), self.sets.get(definition.name)
+        if have is None or have.spec != spec:
+            fresh = SetState(definition)
+            former = self._former(have, spec)
+            self.sets[definition.name] = former if isinstance(former, SetState) else fresh
+        self.sets[definition.name].replace(definition.elements)
         self.dirty_sets.add(definition.name)
+
+    def _former(self, have: SetState | MapState | None, spec: SetSpec) -> SetState | MapState | None:
+        """Bury what is replaced; the buried one of that name if it is of the kind wanted now.
+
+        The kernel still holds the first one buried since the last step, and only that object knows how it differs
+        from it.
+        """
+        if have is not None:
+            self.buried.setdefault(spec.name, have)
+        buried = self.buried.get(spec.name)
+        return self.buried.pop(spec.name) if buried is not None and buried.spec == spec else None
 
     def del_set(self, name: str) -> None:
         gone = self.sets.pop(name, None)
@@ -201,13 +211,12 @@ class TableState:
     def put_map(self, definition: Map) -> None:
         if definition.name in self.sets:
             raise ValueError(f"{definition.name} is a set already")
-        have = self.maps.get(definition.name) or self.buried.get(definition.name)
-        if isinstance(have, MapState) and have.spec == _spec(definition):
-            have.replace(definition.elements)
-            self.buried.pop(definition.name, None)
-            self.maps[definition.name] = have
-        else:
-            self.maps[definition.name] = MapState(definition)
+        spec, have = _spec(definition), self.maps.get(definition.name)
+        if have is None or have.spec != spec:
+            fresh = MapState(definition)
+            former = self._former(have, spec)
+            self.maps[definition.name] = former if isinstance(former, MapState) else fresh
+        self.maps[definition.name].replace(definition.elements)
         self.dirty_sets.add(definition.name)
 
     def del_map(self, name: str) -> None:

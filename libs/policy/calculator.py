@@ -364,7 +364,7 @@ class Calculator:
             self._profile_inputs.pop(name, None)
         else:
             self._profile_inputs[name] = new
-        pass
+        self._profile_book.touch(name)
         namespace = inputs.namespace_of_profile(name)
         if namespace is not None:
             carried = None if new is None else inputs.carried_labels(labels, NAMESPACE_PREFIX)

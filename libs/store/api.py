@@ -41,7 +41,9 @@ class Conflict(StoreError):
 
 
 class Compacted(StoreError):
-    """The revision asked for is no longer kept: list again and compare. `revision` is the oldest that is."""
+    """The revision asked for is no longer kept: list again and compare. `revision` is the oldest that is, and 0 when
+    the whole history is another one (etcd was restored or replaced).
+    """
 
     def __init__(self, revision: int) -> None:
         super().__init__(f"history before revision {revision} is compacted")
@@ -84,8 +86,10 @@ class Event:
 class WatchBatch:
     """All changes up to and including `revision`: a batch never ends inside a revision (fragments are joined).
 
-    `resync` marks a batch made by listing again after compaction: it holds what differs from what this watch had told before,
-    deletions included, so a consumer applies it like any other.
+    `events` may be empty: then only the revision is news. `resync` marks a batch made by listing again after
+    compaction: it holds what differs from what this watch had told before, deletions included, so a consumer applies it
+    like any other. Its revision is lower than one told before when etcd was restored from a backup; otherwise revisions
+    only grow.
     """
 
     events: list[Event]
@@ -147,8 +151,9 @@ class Store(Protocol):
     ) -> AsyncGenerator[WatchBatch, None]:
         """Changes from `revision` (inclusive) on, for ever: reconnects, changes endpoint, resumes by itself.
 
-        known: key -> mod_revision that the caller already holds (from a list at revision - 1); needed to turn a compaction into
-        a `resync` batch without false deletes. Without it Compacted is raised instead. The iterator's `aclose()` ends the watch.
+        known: key -> mod_revision that the caller already holds (from a list at revision - 1); needed to turn a
+        compaction into a `resync` batch without false deletes. Without it Compacted is raised instead. The iterator's
+        `aclose()` ends the watch.
         """
         ...
 
@@ -163,7 +168,9 @@ class Store(Protocol):
     async def put(self, key: str, value: bytes, *, lease: int = 0) -> int: ...
 
     async def delete(self, key: str, *, mod_revision: int | None = None) -> int | None:
-        """Revision of the deletion, None when the key was absent and no revision was demanded; raises Conflict otherwise."""
+        """Revision of the deletion, None when the key was absent and no revision was demanded; raises Conflict
+        otherwise.
+        """
         ...
 
     async def txn(self, compares: Sequence[Compare], ops: Sequence[Op]) -> TxnResult: ...

@@ -1,4 +1,4 @@
-"""etcd's protobuf messages to and from the values of `api` (etcd API: api/etcdserverpb/rpc.proto, api/mvccpb/kv.proto)."""
+"""etcd's protobuf messages to and from the values of `api` (api/etcdserverpb/rpc.proto, api/mvccpb/kv.proto)."""
 
 from __future__ import annotations
 

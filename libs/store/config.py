@@ -14,7 +14,8 @@ class StoreConfigError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class StoreConfig:
-    """endpoints: `http://host:port` or `https://host:port`, all of one cluster. ca, cert, key: PEM; empty means not used.
+    """endpoints: `http://host:port` or `https://host:port`, all of one cluster. ca, cert, key: PEM; empty means not
+    used.
 
     A user is used only when it has a password too. Passwords and keys do not show in `repr`.
     """
@@ -48,7 +49,8 @@ class StoreConfig:
         """ETCD_ENDPOINTS (comma separated; default http://127.0.0.1:2379), ETCD_USERNAME, ETCD_PASSWORD, and as files
         ETCD_CA_CERT_FILE, ETCD_CERT_FILE, ETCD_KEY_FILE or as PEM text ETCD_CA_CERT, ETCD_CERT, ETCD_KEY, not both.
 
-        Raises StoreConfigError, also for DATASTORE_TYPE other than etcdv3 and for ETCD_DISCOVERY_SRV, which is not supported.
+        Raises StoreConfigError, also for DATASTORE_TYPE other than etcdv3 and for ETCD_DISCOVERY_SRV, which is not
+        supported.
         """
         kind = env.get("DATASTORE_TYPE", "") or "etcdv3"
         if kind != "etcdv3":

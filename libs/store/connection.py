@@ -1,7 +1,7 @@
 """Channels to every etcd endpoint, which of them to use now, the auth token, and what gRPC's errors mean.
 
-Reads are tried on one endpoint after another until their time is up. A write is sent at most once, over a connection that was up:
-after that nobody but etcd knows whether it happened.
+Reads are tried on one endpoint after another until their time is up. A write is sent at most once, over a connection
+that was up: after that nobody but etcd knows whether it happened.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _open(url: str, config: StoreConfig) -> Endpoint:
         ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
         ("grpc.keepalive_time_ms", int(config.keepalive_time_s * 1000)),
         ("grpc.keepalive_timeout_ms", int(config.keepalive_timeout_s * 1000)),
-        ("grpc.http2.ping_timeout_ms", int(config.keepalive_timeout_s * 1000)),  # else 60 s, whatever the line above says
+        ("grpc.http2.ping_timeout_ms", int(config.keepalive_timeout_s * 1000)),  # else 60 s in spite of the above
         ("grpc.http2.max_pings_without_data", 0),  # a quiet watch must notice a dead peer too
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 100),
@@ -115,7 +115,9 @@ class Connection:
         return self._closed
 
     def raise_if_closed(self) -> None:
-        """A call that ends because its channel was closed looks like a cancelled task; only a real cancellation may pass as one."""
+        """A call that ends because its channel was closed looks like a cancelled task; only a real cancellation may
+        pass as one.
+        """
         task = asyncio.current_task()
         if self._closed and (task is None or not task.cancelling()):
             raise StoreUnavailable("the store is closed")
@@ -176,7 +178,7 @@ class Connection:
     # --- endpoints ---------------------------------------------------------------------------------------------------
 
     async def ready_endpoint(self, deadline: float) -> Endpoint:
-        """An endpoint with a connection that is up, the one in use if possible. Raises StoreUnavailable at `deadline`."""
+        """An endpoint whose connection is up, the one in use if possible. Raises StoreUnavailable at `deadline`."""
         if self._closed:
             raise StoreUnavailable("the store is closed")
         endpoint = self._endpoints[self._current]

@@ -44,7 +44,9 @@ _LIST_TRIES = 5
 
 
 class EtcdStore:
-    """Make it inside a running event loop; nothing is sent before the first call. See `api.Store` for what each method promises."""
+    """Make it inside a running event loop; nothing is sent before the first call. See `api.Store` for what each method
+    promises.
+    """
 
     def __init__(self, config: StoreConfig) -> None:
         self._config = config
@@ -109,10 +111,12 @@ class EtcdStore:
         return Watch(self._connection, prefix, revision, known, self.list).batches()
 
     async def status(self) -> ServerStatus:
-        """Raises StoreUnavailable unless a majority of the cluster answers: the revision is that of a linearizable read."""
+        """Raises StoreUnavailable unless a majority of the cluster answers: the revision is that of a linearizable
+        read.
+        """
         member = await self._connection.read(lambda at: at.maintenance.Status, pb.StatusRequest())
         header = member.header
-        with suppress(PermissionDenied):  # not ours to read; but etcd looks at permissions only after the majority answered
+        with suppress(PermissionDenied):  # etcd looks at permissions only after the majority has answered
             header = (await self._range(pb.RangeRequest(key=encode_key(self._config.probe_key), keys_only=True))).header
         return ServerStatus(header.cluster_id, header.member_id, header.revision, member.version)
 

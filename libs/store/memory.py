@@ -1,13 +1,15 @@
-"""etcd in a dictionary: one `MemoryEtcd` (the server), any number of `MemoryStore`s (its clients), and trouble on demand.
+"""etcd in a dictionary: one `MemoryEtcd` (the server), any number of `MemoryStore`s (its clients), and trouble on
+demand.
 
-Revisions, history, compaction and leases behave as etcd's do; the contract suite keeps that honest. Time stands still until a test
-calls `MemoryEtcd.advance`. Every call lets other tasks run before and after its effect, so that races do happen in tests.
+Revisions, history, compaction and leases behave as etcd's do; the contract suite keeps that honest. Time stands still
+until a test calls `MemoryEtcd.advance`. Every call lets other tasks run before and after its effect, so that races do
+happen in tests.
 
     store.fail_next(2)                          # the next two calls never reach the server
-    store.fail_next(1, applied=True)            # the next one does, but its answer is lost: "may or may not have happened"
+    store.fail_next(1, applied=True)            # the next one does, but its answer is lost
     store.cut = True                            # this client cannot reach the server; its watches wait
     server.down = True                          # nobody is served; watches wait, and resume when it is False again
-    store.before = hook                         # awaited before each call, with its name and key: hold it back, write in between
+    store.before = hook                         # awaited before each call with its name and key, to overtake it
     server.compact(revision); image = server.snapshot(); server.restore(image)
 """
 

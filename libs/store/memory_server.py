@@ -90,7 +90,9 @@ class MemoryEtcd:
     # --- for tests ---------------------------------------------------------------------------------------------------
 
     def advance(self, seconds: float) -> None:
-        """Move the clock. Leases that a store keeps alive are renewed as they would be; others expire, and their keys go."""
+        """Move the clock. Leases that a store keeps alive are renewed as they would be; others expire, and their keys
+        go.
+        """
         self.now += seconds
         for lease_id, lease in list(self._leases.items()):
             if lease.keeper is not None and not self.down:
@@ -102,7 +104,7 @@ class MemoryEtcd:
         return Image(dict(self._current), self.revision)
 
     def restore(self, image: Image) -> None:
-        """As an operator restores a backup: the keys of then, the revision of then, a new cluster id, no older history."""
+        """As an operator restores a backup: keys and revision of then, a new cluster id, no older history."""
         self._current = dict(image.current)
         self._sorted = sorted(map(encode_key, self._current))
         self._history, self._revisions = [], []

@@ -8,7 +8,8 @@ from libs.store.api import Event, Listing, WatchBatch
 def resync_batch(known: dict[str, int], listing: Listing) -> WatchBatch:
     """The batch that leads from `known` (key -> mod_revision) to `listing`; `known` is brought up to date.
 
-    A deletion carries the listing's revision: when it really happened is forgotten. Nothing that is still there unchanged shows up.
+    A deletion carries the listing's revision: when it really happened is forgotten. Nothing that is still there
+    unchanged shows up.
     """
     present = {kv.key: kv.mod_revision for kv in listing.kvs}
     gone = [Event(key, None, listing.revision) for key in sorted(known.keys() - present.keys())]

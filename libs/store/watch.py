@@ -1,7 +1,7 @@
 """One prefix, watched for ever: over broken streams, other endpoints, compaction, and etcd restored from a backup.
 
-Flows in: WatchResponses, some of them fragments. Flows out: WatchBatches, whole revisions in order, nothing twice and nothing left
-out. `last` is the revision up to which everything has been told; a new stream begins after it.
+Flows in: WatchResponses, some of them fragments. Flows out: WatchBatches, whole revisions in order, nothing twice and
+nothing left out. `last` is the revision up to which everything has been told; a new stream begins after it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ log = logging.getLogger(__name__)
 
 
 class _HistoryLost(Exception):
-    """The stream cannot continue after `last`. oldest: the first revision still kept, 0 when the history is another one."""
+    """The stream cannot continue after `last`. oldest: the first revision still kept, 0 when the history is another
+    one.
+    """
 
     def __init__(self, oldest: int) -> None:
         super().__init__(oldest)
@@ -105,7 +107,7 @@ class Watch:
         await asyncio.sleep(self._connection.backoff_s(self._failures))
 
     async def _stream(self) -> AsyncGenerator[WatchBatch, None]:
-        """One stream on one endpoint. Raises StoreUnavailable when it broke, _HistoryLost when it cannot be continued."""
+        """One stream on one endpoint. Raises StoreUnavailable when it broke, _HistoryLost when nothing continues it."""
         await self._check_history()
         loop = asyncio.get_running_loop()
         timeout_s = self._connection.config.request_timeout_s
@@ -144,8 +146,9 @@ class Watch:
         return pb.WatchCreateRequest(
             key=key,
             range_end=range_end,
-            # One earlier than needed: a compaction exactly at `last + 1` has already thrown away that revision's deletions,
-            # but etcd would begin there without a word. Asking for `last` makes it say "compacted". Old events are dropped below.
+            # One earlier than needed: a compaction exactly at `last + 1` has already thrown away that revision's
+            # deletions, but etcd would begin there without a word. Asking for `last` makes it say "compacted". Old
+            # events are dropped below.
             start_revision=max(1, self._last),
             prev_kv=True,
             fragment=True,
@@ -165,8 +168,8 @@ class Watch:
         if events is None:
             return None
         if not events:
-            # Progress that the server sent by itself, in order with the events. We never ask for it: old servers answer such a
-            # request before events that are already due (etcd 15220).
+            # Progress that the server sent by itself, in order with the events. We never ask for it: old servers
+            # answer such a request before events that are already due (etcd 15220).
             return WatchBatch([], response.header.revision) if response.header.revision > self._last else None
         fresh = [found for found in events if found.revision > self._last]
         # The header may be ahead of the events while the server catches up, so it does not say how far we are.

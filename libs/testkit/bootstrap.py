@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -41,8 +41,27 @@ def pool_spec(cidr: str, *, vxlan_mode: str = "Never", block_size: int) -> dict[
     }
 
 
+def namespace_profiles(name: str, labels: Mapping[str, str], service_accounts: Sequence[str] = ()) -> dict[str, bytes]:
+    """etcd key -> value of the profiles kns.<namespace> and ksa.<namespace>.<account>, from kube-controllers."""
+    allow: list[dict[str, str]] = [{"action": "Allow"}]
+    passed_on = {f"pcns.{k}": v for k, v in labels.items()} | {"pcns.projectcalico.org/name": name}
+    profiles: dict[str, dict[str, Any]] = {
+        f"kns.{name}": {"ingress": allow, "egress": allow, "labelsToApply": passed_on}
+    }
+    for account in service_accounts:
+        profiles[f"ksa.{name}.{account}"] = {"labelsToApply": {"pcsa.projectcalico.org/name": account}}
+    return {key("profiles", profile): resource("Profile", profile, spec) for profile, spec in profiles.items()}
+
+
+async def nodes_only(store: Store, cluster: Cluster) -> None:
+    """Node resources and what every datastore is initialised with; pools come from the user's own files."""
+    await defaults(store, cluster)
+    for name in ("default-ipv4-ippool", "default-ipv6-ippool"):
+        await store.delete(key("ippools", name))
+
+
 async def defaults(store: Store, cluster: Cluster) -> None:
-    """Node resources of the cluster's nodes, tiers, a pool of each family, ClusterInformation."""
+    """Node resources of the cluster's nodes, tiers, a pool of each family, ClusterInformation, namespace "default"."""
     entries = {
         key("clusterinformations", "default"): resource(
             "ClusterInformation", "default", {"clusterGUID": uuid.uuid4().hex, "datastoreReady": True}
@@ -71,5 +90,6 @@ async def defaults(store: Store, cluster: Cluster) -> None:
             },
             labels={"kubernetes.io/hostname": node.name},
         )
+    entries |= namespace_profiles("default", {"kubernetes.io/metadata.name": "default"}, ["default"])
     for name, value in entries.items():
         await store.put(name, value)

@@ -324,6 +324,14 @@ class Cluster:
     async def typha_get(self, path: str, number: int = 0) -> Answer:
         return await http_get(self.fabric, str(self.ipv4.ip), int(self.typhas[number].env["TYPHA_HEALTHPORT"]), path)
 
+    async def add_namespace(
+        self, name: str, *, labels: Mapping[str, str] | None = None, service_accounts: Sequence[str] = ()
+    ) -> None:
+        """What kube-controllers make of a namespace: the profile that its pods refer to, and one for each account."""
+        async with self.store() as store:
+            for key, value in bootstrap.namespace_profiles(name, labels or {}, service_accounts).items():
+                await store.put(key, value)
+
     # --- pods ------------------------------------------------------------------------------------------------------
 
     async def add_pod(
@@ -335,18 +343,23 @@ class Cluster:
         labels: Mapping[str, str] | None = None,
         config: Mapping[str, Any] | None = None,
         ports: Sequence[Mapping[str, Any]] = (),
+        annotations: Mapping[str, str] | None = None,
+        service_account: str = "",
         probe: bool = True,
     ) -> Pod:
-        """An empty namespace, then CNI ADD. config: merged over the plugin's configuration.
+        """An empty network namespace, then CNI ADD.
 
-        Raises CniError with the plugin's error object; the namespace is removed then.
+        namespace: of Kubernetes; other than "default" it needs `add_namespace` first, or the pod's profile is missing
+        and everything denied. ports: named ports, {"name", "protocol", "port"}. config: goes over the plugin's
+        configuration. Raises CniError with the plugin's error object; the namespace is removed then.
         """
         at = self.node(node)
         if name in at.pods:
             raise ValueError(f"{node} has a pod {name} already")
         pod = Pod(name, namespace, node, Namespace(f"cal-{self.id}-{node}-{namespace}-{name}-pod"), dict(labels or {}))
-        pod.config = dict(config or {})
+        pod.config, pod.service_account = dict(config or {}), service_account
         pod.ports = [dict(port) for port in ports]
+        pod.annotations = dict(annotations or {})
         pod.netns.create()
         at.pods[name] = pod
         self._namespaces.append(pod.netns)

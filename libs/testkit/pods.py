@@ -41,8 +41,10 @@ class Pod:
     node: str
     netns: Namespace
     labels: dict[str, str] = field(default_factory=dict)
+    service_account: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     ports: list[dict[str, Any]] = field(default_factory=list)  # {"name", "port", "protocol"}
+    annotations: dict[str, str] = field(default_factory=dict)
     container_id: str = field(default_factory=lambda: secrets.token_hex(32))
     result: dict[str, Any] = field(default_factory=dict)
     probe: Probe | None = None
@@ -80,9 +82,14 @@ def cni_environment(command: str, pod: Pod, bin_dir: Path) -> dict[str, str]:
 def cni_stdin(command: str, pod: Pod) -> Mapping[str, Any]:
     """One plugin's configuration out of the list, as libcni makes it; DEL and CHECK carry the result of ADD.
 
-    Labels and named ports stand in `args.cni`, the place that the CNI conventions give to runtimes.
+    What Kubernetes would tell about the pod stands in `args.cni`, the place that the CNI conventions give to runtimes.
     """
-    labels = [{"key": k, "value": v} for k, v in sorted(pod.labels.items())]
+    facts: dict[str, Any] = {
+        "labels": [{"key": k, "value": v} for k, v in sorted(pod.labels.items())],
+        "ports": pod.ports,
+        "annotations": pod.annotations,
+        "serviceAccount": pod.service_account,
+    }
     config: dict[str, Any] = {
         "cniVersion": CNI_VERSION,
         "name": "k8s-pod-network",
@@ -90,7 +97,8 @@ def cni_stdin(command: str, pod: Pod) -> Mapping[str, Any]:
         "log_level": "info",
         "nodename": pod.node,
         "ipam": {"type": "calico-ipam", "assign_ipv4": "true", "assign_ipv6": "true"},
-        "args": {"cni": {"labels": labels, "ports": pod.ports}},
+        "policy": {"type": "k8s"},
+        "args": {"cni": facts},
     }
     config |= pod.config
     if command in ("DEL", "CHECK") and pod.result:

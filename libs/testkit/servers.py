@@ -3,9 +3,10 @@
     with EtcdServer() as etcd: ...                 # plain
     async with NatsServer() as nats: ...           # does not block the loop while the server starts
 
-`kill`, `pause`, `resume` are what faults are made of; `start` (or `await start_async()`) after `kill` or `stop` brings the server
-back on the same port and data directory. Leaving the `with` block (or `close`) ends the process and removes what was made for it.
-A server dies with the thread that started it (PR_SET_PDEATHSIG), so start servers from a thread that lives as long as the test.
+`kill`, `pause`, `resume` are what faults are made of; `start` (or `await start_async()`) after `kill` or `stop` brings
+the server back on the same port and data directory. Leaving the `with` block (or `close`) ends the process and removes
+what was made for it. A server dies with the thread that started it (PR_SET_PDEATHSIG), so start servers from a thread
+that lives as long as the test.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ class ServerError(Exception):
 
 
 def free_port(address: str = "127.0.0.1") -> int:
-    """A port nobody listens on, below the ephemeral range so that no outgoing connection takes it between kill and restart."""
+    """A port nobody listens on, below the ephemeral range so that no outgoing connection takes it between kill and
+    restart.
+    """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     for _ in range(200):
         port = random.randint(10_000, 32_000)
@@ -81,8 +84,9 @@ def _owned_sockets(pid: int) -> set[int]:
 class Server:
     """One child process that listens on `address`:`port`.
 
-    binary: program to run instead of the one next to the interpreter. netns: name of a network namespace to run in; the port is
-    then the well-known one, as the namespace is ours alone. directory: where data and log live; made and removed when not given.
+    binary: program to run instead of the one next to the interpreter. netns: name of a network namespace to run in; the
+    port is then the well-known one, as the namespace is ours alone. directory: where data and log live; made and
+    removed when not given.
     """
 
     program: ClassVar[str]
@@ -261,9 +265,9 @@ def _knows_flag(binary: Path, flag: str) -> bool:
 class EtcdServer(Server):
     """One etcd member.
 
-    fsync: False saves the disk in tests where the machine survives (a SIGKILL loses nothing: the page cache stays); tests of
-    crashes say True. name, peers: member name and every member's peer URL by name, for a cluster (see `etcd_cluster`).
-    cert_file, key_file, ca_file: TLS for clients; with a CA their certificates are demanded too.
+    fsync: False saves the disk in tests where the machine survives (a SIGKILL loses nothing: the page cache stays);
+    tests of crashes say True. name, peers: member name and every member's peer URL by name, for a cluster (see
+    `etcd_cluster`). cert_file, key_file, ca_file: TLS for clients; with a CA their certificates are demanded too.
     """
 
     program = "etcd"
@@ -360,7 +364,9 @@ def etcd_cluster(
 
 
 class NatsServer(Server):
-    """One nats-server. config: text of a configuration file (accounts, permissions, TLS); address and port are added to it."""
+    """One nats-server. config: text of a configuration file (accounts, permissions, TLS); address and port are added to
+    it.
+    """
 
     program = "nats-server"
     well_known_port = 4222

@@ -110,6 +110,9 @@ _Loader.add_implicit_resolver(
 )
 _Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"^(?:<<)$"), ["<"])
 
+IMPLICIT_RESOLVERS: dict[str | None, list[tuple[str, re.Pattern[str]]]] = _Loader.yaml_implicit_resolvers
+"""First character -> (tag, pattern) of plain scalars that are not text here; writers must quote such text."""
+
 _TRUE = {"yes", "true", "on"}
 _PREFIX = "tag:yaml.org,2002:"
 
@@ -258,10 +261,7 @@ def parse(text: str, source: str) -> Iterator[Document | Broken]:
         except _SyntaxProblem as problem:
             yield Broken(source, number, problem.message, problem.position)
         except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            if mark and error.context_mark and mark.line >= len(chunk.splitlines()):
-                mark = error.context_mark  # what is missing at the end is better shown where it began
-            place = Position(mark.line + 1 + offset, mark.column + 1) if mark else start
+            place = _place(error, chunk, offset) or start
             message = ", ".join(part for part in (error.context, error.problem) if part)
             yield Broken(source, number, f"not valid YAML: {message}", place)
         except yaml.YAMLError as error:
@@ -270,6 +270,16 @@ def parse(text: str, source: str) -> Iterator[Document | Broken]:
             yield Broken(source, number, "nested too deeply", start)
         else:
             yield from _resources(value, source, number, start, builder.marks)
+
+
+def _place(error: yaml.MarkedYAMLError, chunk: str, offset: int) -> Position | None:
+    """Where the error is; what is missing at the very end is shown where it began, or on the last line."""
+    lines = len(chunk.splitlines())
+    marks = [mark for mark in (error.problem_mark, error.context_mark) if mark]
+    inside = [mark for mark in marks if mark.line < lines]
+    if inside:
+        return Position(inside[0].line + 1 + offset, inside[0].column + 1)
+    return Position(lines + offset) if marks else None
 
 
 def _first_line(chunk: str) -> int:

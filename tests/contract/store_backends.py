@@ -1,4 +1,4 @@
-"""The two worlds that the store's contract is tried in: etcd in memory, and a real one behind a relay that can be cut."""
+"""The two worlds that the store's contract is tried in: in memory, and a real etcd behind a relay that can be cut."""
 
 from __future__ import annotations
 

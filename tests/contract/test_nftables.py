@@ -223,6 +223,17 @@ async def test_rules_are_spliced_into_a_long_chain(world: World, position: int, 
     assert await world.comments("tw-a") == names
 
 
+@pytest.mark.parametrize("length", [9, 11, 13, 30])
+async def test_equal_rules_are_counted(world: World, length: int) -> None:
+    """Head and tail of the comparison must not claim the same rule."""
+    reconciler = await loaded(world)
+    reconciler.desired.set_chain(Chain("tw-a", (rule(COUNTER),) * 12))
+    await reconciler.step()
+    reconciler.desired.set_chain(Chain("tw-a", (rule(COUNTER),) * length))
+    assert (await reconciler.step()).changed_rules == abs(12 - length)
+    assert await world.comments("tw-a") == [""] * length
+
+
 async def test_policy_of_a_base_chain_changes_in_place(world: World) -> None:
     reconciler = await loaded(world)
     chain = reconciler.desired.chains["fwd-to"]

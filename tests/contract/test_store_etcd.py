@@ -1,4 +1,4 @@
-"""What only a real etcd can show: several endpoints, a cluster, passwords, permissions, TLS, and silence on the wire."""
+"""What only a real etcd can show: several endpoints, a cluster, passwords, permissions, TLS, silence on the wire."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def test_no_endpoint_at_all_is_unavailable_in_time() -> None:
 
 
 async def test_a_write_into_silence_may_have_happened_and_is_not_repeated(server: EtcdServer) -> None:
-    """The relay passes nothing on until the call has given up, then everything: etcd must see the write at most once."""
+    """The relay passes nothing on until the call has given up, then all: etcd must see the write at most once."""
     async with Relay(server.port) as relay, AsyncExitStack() as stack:
         config = StoreConfig((f"http://127.0.0.1:{relay.port}",), request_timeout_s=1.0)
         store = await stack.enter_async_context(EtcdStore(config))

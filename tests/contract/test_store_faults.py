@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 
 import pytest
@@ -61,6 +61,10 @@ async def test_write_without_a_server_is_unavailable_within_its_time(backend: Ba
     assert found == b"1", "the write was sent later after all"
 
 
+def ends_with(revision: int) -> Callable[[list[Event]], bool]:
+    return lambda events: bool(events) and events[-1].revision == revision
+
+
 async def eventually_get(store: Store, key: str) -> bytes | None:
     async with asyncio.timeout(20):
         while True:
@@ -79,13 +83,11 @@ async def test_watch_misses_nothing_when_the_server_is_killed_again_and_again(ba
     batches = store.watch(prefix, revision=begin)
     seen: list[Event] = await take(batches, lambda events: len(events) == 1)
     for round_number in range(3):
-        for number in range(20):
-            written.append(await writer.put(prefix + "counter", b"%d" % number))
+        written += [await writer.put(prefix + "counter", b"%d" % number) for number in range(20)]
         if round_number == 1:  # once with the watch caught up, otherwise with events on their way
-            seen += await take(batches, lambda events: events and events[-1].revision == written[-1])
+            seen += await take(batches, ends_with(written[-1]))
         await backend.stop_server()
         waiting = asyncio.create_task(anext(batches))
-        await asyncio.sleep(0.05)
         await backend.start_server()
         assert await eventually_get(writer, prefix + "counter") == b"19"
         written.append(await writer.put(prefix + "counter", b"after"))
@@ -143,7 +145,6 @@ async def test_second_compaction_is_compared_with_the_first_resync(backend: Back
     first = await other.put(prefix + "a", b"1")
     async with aclosing(store.watch(prefix, revision=first + 1, known={prefix + "a": first})) as batches:
         waiting = asyncio.create_task(anext(batches))
-        await asyncio.sleep(0.05)
         for value in (b"2", b"3"):
             await backend.cut()
             await other.put(prefix + "b", value)
@@ -154,7 +155,6 @@ async def test_second_compaction_is_compared_with_the_first_resync(backend: Back
             assert batch.resync
             assert {event.key for event in batch.events} == {prefix + "b", prefix + "c"}
             waiting = asyncio.create_task(anext(batches))
-            await asyncio.sleep(0.05)
         waiting.cancel()
         await asyncio.wait([waiting])
 
@@ -166,7 +166,6 @@ async def test_compaction_without_known_keys_is_an_error(backend: Backend) -> No
     await take(batches, lambda events: len(events) == 1)
     await backend.cut()
     waiting = asyncio.create_task(anext(batches))
-    await asyncio.sleep(0.05)
     await other.put(prefix + "a", b"2")
     compacted = await other.put(prefix + "a", b"3")
     await other.compact(compacted)
@@ -185,7 +184,6 @@ async def test_another_etcd_in_the_same_place_is_told_as_a_resync(backend: Backe
     known = {kv.key: kv.mod_revision for kv in listing.kvs}
     async with aclosing(store.watch(prefix, revision=begin + 1, known=known)) as batches:
         waiting = asyncio.create_task(anext(batches))
-        await asyncio.sleep(0.05)
         await backend.replace_history()
         async with asyncio.timeout(20):
             batch = await waiting
@@ -202,7 +200,6 @@ async def test_lease_survives_a_short_outage(backend: Backend) -> None:
     lease = await store.lease_grant(3)
     await store.put(key, b"1", lease=lease)
     await backend.cut()
-    await asyncio.sleep(0.05)
     await backend.mend()
     await backend.pass_time(4.0)
     assert await eventually_get(other, key) == b"1"

@@ -136,7 +136,8 @@ class TwoStepPeer:
             new = Put(kv.key, encode_block(written(changed)))
             if (await self.store.txn([Compare(kv.key, kv.mod_revision)], [new])).succeeded:
                 return got[0]
-            await self.change_handle(handle, block.cidr, -1)
+            while not await self.change_handle(handle, block.cidr, -1):
+                pass
         return None
 
     async def release(self, address: Address, handle: str) -> bool:

@@ -99,7 +99,7 @@ class QueueMachine(RuleBasedStateMachine):
             self.order.append(key)
         self.settle()
 
-    @precondition(lambda self: not self.closed and not self.getters)
+    @precondition(lambda self: not self.closed and self.number >= 8)  # late: little can follow
     @rule()
     def close(self) -> None:
         self.closed = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +22,7 @@ NETS6 = st.builds(
     st.one_of(st.integers(0, 15), st.integers(2**128 - 16, 2**128 - 1), st.integers(0, 2**128 - 1)),
     st.sampled_from([0, 1, 8, 64, 120, 124, 125, 126, 127, 128]),
 )
-RANGES = st.tuples(st.integers(0, 60), st.integers(0, 20)).map(
+RANGES = st.tuples(st.integers(0, 24), st.integers(0, 6)).map(
     lambda r: bytes((10, 0, 0, r[0])) + bytes((10, 0, 0, r[0] + r[1]))
 )
 EDITS = st.lists(st.tuples(st.booleans(), RANGES), max_size=30)
@@ -58,7 +59,7 @@ def test_merged_ipv6_networks_agree_with_ipaddress(nets: list[IPv6Network]) -> N
         return joined
 
     ours = [(int.from_bytes(i[:16], "big"), int.from_bytes(i[16:], "big")) for i in merge(packed(net) for net in nets)]
-    assert all(before[1] < after[0] for before, after in zip(ours, ours[1:], strict=False))
+    assert all(before[1] < after[0] for before, after in pairwise(ours))
     theirs = [(int(net[0]), int(net[-1])) for net in collapse_addresses(nets)]
     assert total(ours) == total(theirs)
 

@@ -95,6 +95,7 @@ class Machine(RuleBasedStateMachine):
         self.interval = {"s": False, "n": True}
         self.verdicts: dict[str, Verdict] = {}
         self.disturbed = False
+        self.unknown = True  # whether the reconciler has to read
         self.restart()
         self.chain("base", (Rule((jump("c0"),)), Rule((Vmap((Field.IIFNAME,), "m"),))))
 
@@ -114,6 +115,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
+        self.unknown = True
         self.reconciler = TableReconciler(self.transport, TABLE)
         self.reconciler.in_sync = True
         desired = self.reconciler.desired
@@ -219,13 +221,17 @@ class Machine(RuleBasedStateMachine):
     def step(self) -> None:
         if self.disturbed:
             self.reconciler.resync()
+        reads = self.reads()
         try:
             self.wait(self.reconciler.step())
         except TransactionError:
             assert self.missing(), "refused although everything that is referred to is there"
+            self.unknown = True
             return
         assert not self.missing()
-        self.disturbed = False
+        if not (self.disturbed or self.unknown):
+            assert self.reads() == reads, "a plan from what was touched was refused"
+        self.disturbed = self.unknown = False
         self.check()
         assert self.wait(self.reconciler.step()) == Applied()
 
@@ -236,8 +242,11 @@ class Machine(RuleBasedStateMachine):
         self.transport.broken = OSError(errno.ENOMEM, "out of memory")
         with suppress(OSError):
             self.wait(self.reconciler.step())
-        self.transport.broken = None
+        self.transport.broken, self.unknown = None, True
         assert self.content(self.wait(self.transport.read(TABLE))) == self.content(before)
+
+    def reads(self) -> int:
+        return self.transport.reads if isinstance(self.transport, FakeRuleset) else 0
 
     def live(self) -> dict[str, tuple[Rule, ...]]:
         """Chains that something leads to, computed from nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -55,6 +56,7 @@ PolicySpec: TypeAlias = NetworkPolicySpec | GlobalSpec | StagedSpec
 
 
 def check_tier_spec(at: At, spec: TierSpec) -> None:
+    _order(at.field("order"), spec.order)
     checks.one_of(at.field("defaultAction"), spec.default_action, ("Deny", "Pass"))
 
 
@@ -71,12 +73,18 @@ def check_tier(at: At, tier: Tier) -> None:
         )
 
 
+def _order(at: At, order: float | None) -> None:
+    if order is not None and not math.isfinite(order):
+        at.refuse("must be a finite number: JSON has no other", order)
+
+
 # --- policies ---------------------------------------------------------------------------------------------------------
 
 
 def check_policy_spec(at: At, spec: PolicySpec) -> None:
     """Any policy of Calico's own shape, staged or not."""
     is_global = isinstance(spec, (GlobalNetworkPolicySpec, StagedGlobalNetworkPolicySpec))
+    _order(at.field("order"), spec.order)
     check_rules(at, spec.ingress, spec.egress, is_global=is_global)
     checks.selector(at.field("selector"), spec.selector)
     checks.selector(at.field("serviceAccountSelector"), spec.service_account_selector)

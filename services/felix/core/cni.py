@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import PurePosixPath
 from typing import Any
 
 import msgspec
 
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+IP_ADDRS = "cni.projectcalico.org/ipAddrs"
 COMMANDS = ("ADD", "DEL", "CHECK")
 IFNAME = re.compile(r"[^/:\s]{1,15}")
 CONTAINER = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
@@ -61,6 +62,7 @@ class PodArgs(msgspec.Struct, frozen=True, rename="camel"):
 
     labels: dict[str, str] | list[dict[str, str]] = {}
     ports: tuple[Port, ...] = ()
+    annotations: dict[str, str] = {}
     service_account: str = ""
     namespace: str = ""
 
@@ -153,6 +155,20 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
             return [self.config.name]
         return [f"kns.{self.namespace}", *([f"ksa.{self.namespace}.{account}"] if account else [])]
 
+    def fixed_addresses(self) -> tuple[IPv4Address | IPv6Address, ...]:
+        """Of the annotation cni.projectcalico.org/ipAddrs: a JSON list, at most one of each family. Raises CniError."""
+        text = self.config.args.cni.annotations.get(IP_ADDRS)
+        if not text:
+            return ()
+        try:
+            addresses = tuple(ip_address(item) for item in msgspec.json.decode(text, type=list[str]))
+        except (msgspec.DecodeError, ValueError) as error:
+            raise CniError(INVALID_CONFIG, f"annotation {IP_ADDRS}: {error}") from error
+        versions = [address.version for address in addresses]
+        if len(set(versions)) != len(versions):
+            raise CniError(INVALID_CONFIG, f"annotation {IP_ADDRS}: more than one address of a family")
+        return addresses
+
     def wants(self) -> tuple[int, int]:
         """Numbers of IPv4 and IPv6 addresses to assign."""
         return (int(_true(self.config.ipam.assign_ipv4)), int(_true(self.config.ipam.assign_ipv6)))
@@ -218,6 +234,7 @@ def _check(request: Request) -> None:
     if request.config.ipam.type != "calico-ipam":
         text = f"network configuration: ipam.type {request.config.ipam.type!r} is not supported, only calico-ipam"
         raise CniError(INVALID_CONFIG, text)
+    request.fixed_addresses()
     if not any(request.wants()):
         raise CniError(INVALID_CONFIG, "network configuration: assign_ipv4 and assign_ipv6 are both false")
     if request.is_kubernetes and not request.args.get("K8S_POD_NAMESPACE"):

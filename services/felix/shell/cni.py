@@ -20,7 +20,8 @@ from typing import Any, Protocol
 from libs import model
 from libs.ipam.client import IpamClient
 from libs.ipam.errors import HandleMissing, IpamError
-from libs.ipam.requests import AssignRequest
+from libs.ipam.pools import Use
+from libs.ipam.requests import AssignIpRequest, AssignRequest
 from libs.model.names import workload_endpoint_name
 from libs.policy.output import WorkloadKey
 from libs.resources.client import ResourceClient
@@ -104,7 +105,9 @@ class Plugin:
         """The result object of ADD; None where success has none. Raises CniError."""
         host = request.host_interface(self._prefix)
         async with self._one_at_a_time(host):
-            with trace.span(f"cni.{request.command.lower()}", attributes={"container": request.container, "host": host}):
+            with trace.span(
+                f"cni.{request.command.lower()}", attributes={"container": request.container, "host": host}
+            ):
                 with _translated():
                     match request.command:
                         case "ADD":
@@ -180,6 +183,9 @@ class Plugin:
 
     async def _assign(self, request: Request) -> tuple[Address, ...]:
         num4, num6 = request.wants()
+        fixed = request.fixed_addresses()
+        if fixed:
+            return await self._assign_fixed(request, fixed)
         wanted = AssignRequest(
             handle=request.handle,
             node=self._node,
@@ -198,6 +204,20 @@ class Plugin:
                 await self._ipam.release_by_handle(request.handle)
             raise CniError(cni.NO_ADDRESS, f"no address for the pod on node {self._node}: {why}")
         return tuple(interface.ip for interface in (*result.v4, *result.v6))
+
+    async def _assign_fixed(self, request: Request, fixed: tuple[Address, ...]) -> tuple[Address, ...]:
+        for address in fixed:
+            await self._ipam.assign_ip(
+                AssignIpRequest(
+                    address=address,
+                    handle=request.handle,
+                    node=self._node,
+                    attrs=self._attributes(request),
+                    use=Use.WORKLOAD,
+                    max_per_handle=1,
+                )
+            )
+        return fixed
 
     def _attributes(self, request: Request) -> dict[str, str]:
         now = time.time_ns()
@@ -245,7 +265,9 @@ class Plugin:
             interface_name=request.host_interface(self._prefix),
             mac=mac,
             ports=[
-                model.WorkloadEndpointPort(name=port.name, protocol=port.protocol, port=port.port, host_port=port.host_port)
+                model.WorkloadEndpointPort(
+                    name=port.name, protocol=port.protocol, port=port.port, host_port=port.host_port
+                )
                 for port in facts.ports
             ],
         )

@@ -51,7 +51,9 @@ class CniServer:
             version = request.version
             result = await self._plugin.handle(request)
         except CniError as error:
-            log.warning("CNI request refused", extra={"code": error.code, "error": str(error), "details": error.details})
+            log.warning(
+                "CNI request refused", extra={"code": error.code, "error": str(error), "details": error.details}
+            )
             return _json(error.object(version), status=400)
         except asyncio.CancelledError:
             raise
@@ -62,4 +64,6 @@ class CniServer:
 
 
 def _json(value: dict[str, Any], status: int = 200) -> web.Response:
-    return web.Response(body=json.dumps(value, indent=2).encode() + b"\n", status=status, content_type="application/json")
+    return web.Response(
+        body=json.dumps(value, indent=2).encode() + b"\n", status=status, content_type="application/json"
+    )

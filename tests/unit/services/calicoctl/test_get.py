@@ -1,4 +1,4 @@
-"""get: every kind by every name, every form. Expected tables are in tests/golden/calicoctl; UPDATE_GOLDEN=1 rewrites them."""
+"""get: every kind by every name, every form. Tables: tests/golden/calicoctl, rewritten with UPDATE_GOLDEN=1."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ALIASES = {
     "IPAMConfiguration": "ipamconfiguration ipamconfigurations ipamconfig ipamconfigs",
     "IPPool": "ippool ippools ipp ipps pool pools",
     "IPReservation": "ipreservation ipreservations reservation reservations",
-    "KubeControllersConfiguration": "kubecontrollersconfiguration kubecontrollersconfigurations kcc kccs kubecontrollersconfig",
+    "KubeControllersConfiguration": "kubecontrollersconfigurations kcc kccs kubecontrollersconfig",
     "NetworkPolicy": "networkpolicy networkpolicies policy np pol pols cnp caliconetworkpolicy",
     "NetworkSet": "networkset networksets netset netsets",
     "Node": "node nodes no nos",
