@@ -7,7 +7,7 @@ few that Calico always writes are declared with `always(...)`.
 
 from __future__ import annotations
 
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import msgspec
 from msgspec import field
@@ -107,7 +107,7 @@ class ObjectMeta(V3Struct):
     annotations: dict[str, str] = field(default_factory=dict)
     owner_references: list[OwnerReference] = field(default_factory=list)
     finalizers: list[str] = field(default_factory=list)
-    managed_fields: list[dict[str, object]] = field(default_factory=list)
+    managed_fields: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Condition(V3Struct):

@@ -7,22 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from libs.model import kinds
-from libs.model.base import Resource
 from libs.model.bgp import BGPPeer
-from libs.model.policy import (
-    GlobalNetworkPolicy,
-    NetworkPolicy,
-    StagedGlobalNetworkPolicy,
-    StagedNetworkPolicy,
-)
 from libs.model.pools import IPPool
 from libs.model.validation.checks import Network, is_within, parse_cidr
-from libs.model.validation.policy import BUILT_IN_TIERS
 from libs.model.validation.problems import Problem
-
-DEFAULT_ALLOW_PROFILE = "projectcalico-default-allow"
-_TIERED = (NetworkPolicy, GlobalNetworkPolicy, StagedNetworkPolicy, StagedGlobalNetworkPolicy)
 
 
 def overlapping_pools(pool: IPPool, others: Iterable[IPPool]) -> list[Problem]:
@@ -49,40 +37,6 @@ def blocks_of_other_size(pool: IPPool, blocks: Iterable[Network]) -> list[Proble
         return []
     shown = ", ".join(wrong[:3]) + (", …" if wrong[3:] else "")
     return [Problem("spec.blockSize", f"must be the size of the pool's existing blocks: {shown}", pool.spec.block_size)]
-
-
-def missing_tier(policy: Resource, tiers: Collection[str]) -> list[Problem]:
-    """On create a policy's tier must exist. tiers: names. Kinds without a tier pass."""
-    if not isinstance(policy, _TIERED) or (policy.spec.tier or "default") in tiers:
-        return []
-    return [Problem("spec.tier", f"resource does not exist: Tier({policy.spec.tier})", policy.spec.tier)]
-
-
-def policies_in_tier(tier: str, policies: Iterable[Resource]) -> list[Problem]:
-    """A tier cannot be deleted while a policy is in it; names the first of each kind."""
-    first: dict[str, Problem] = {}
-    for policy in policies:
-        if isinstance(policy, _TIERED) and (policy.spec.tier or "default") == tier and policy.kind not in first:
-            name = "/".join(filter(None, (policy.metadata.namespace, policy.metadata.name)))
-            first[policy.kind] = Problem("", f"tier {tier} still holds {policy.kind} {name}")
-    return list(first.values())
-
-
-def protected(kind: str, name: str, operation: str) -> list[Problem]:
-    """What nobody may do, whatever their rights. operation: create, update or delete."""
-    if kind == "Tier" and operation == "delete" and name in BUILT_IN_TIERS:
-        return [Problem("", f"the tier {name} is built in and cannot be deleted")]
-    if kind == "Profile" and name == DEFAULT_ALLOW_PROFILE:
-        reason = "already exists" if operation == "create" else f"cannot be {operation}d"
-        return [Problem("", f"the profile {name} is built in and {reason}")]
-    return []
-
-
-def singleton_name(kind: str, name: str) -> list[Problem]:
-    """Some kinds have one object."""
-    if not kinds.kind(kind).singleton or name == "default":
-        return []
-    return [Problem("metadata.name", f"the only {kind} is named 'default'", name)]
 
 
 def missing_filters(peer: BGPPeer, filters: Collection[str]) -> list[Problem]:

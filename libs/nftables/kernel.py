@@ -117,7 +117,8 @@ class KernelRuleset:
                 found.chains[chain] = KernelChain(base)
         for _, body in self._netlink.dump(GETRULE, head + name, f"rules of table {table}"):
             chain, handle, wire = decode_rule(body)
-            found.chains[chain].rules.append(KernelRule(handle, wire))
+            if chain in found.chains:  # else someone made it just now, and the generation tells
+                found.chains[chain].rules.append(KernelRule(handle, wire))
         for _, body in self._netlink.dump(GETSET, head + name, f"sets of table {table}"):
             entry = decode_set(body)
             if entry is not None:

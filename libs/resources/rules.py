@@ -6,12 +6,11 @@ write must be conditional on, so that the answer still holds when the write happ
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from libs.model import validation
+from libs.model import conflicts, keys, validation
 from libs.model.base import ObjectMeta, Resource
 from libs.model.bgp import BGPPeer
 from libs.model.cluster import ClusterInformation
@@ -28,6 +27,7 @@ from libs.model.policy import (
     TierSpec,
 )
 from libs.model.pools import IPPool
+from libs.model.validation.policy import BUILT_IN_TIERS
 from libs.resources import codec
 from libs.resources.errors import FieldProblem, Identity, NotFound, NotSupported, ValidationError
 from libs.store.api import Compare
@@ -35,14 +35,9 @@ from libs.store.api import Compare
 if TYPE_CHECKING:
     from libs.resources.client import ResourceClient
 
-Network = IPv4Network | IPv6Network
-
 CLUSTER_INFORMATION = Identity("ClusterInformation", "default")
 DEFAULT_ALLOW = "projectcalico-default-allow"
 TIERED = (NetworkPolicy, GlobalNetworkPolicy, StagedNetworkPolicy, StagedGlobalNetworkPolicy)
-BUILTIN_TIERS = {"default": (1e6, "Deny"), "kube-admin": (1e3, "Pass"), "kube-baseline": (1e7, "Pass")}
-"""name -> (order, default action). They cannot be deleted, and these two fields cannot be changed."""
-
 _BLOCKS = "/calico/ipam/v2/assignment/ipv{}/block/"
 
 
@@ -63,7 +58,7 @@ def default_allow_profile() -> Profile:
 def builtin_tiers() -> list[Tier]:
     return [
         Tier(metadata=ObjectMeta(name=name), spec=TierSpec(order=order, default_action=action))
-        for name, (order, action) in BUILTIN_TIERS.items()
+        for name, (order, action) in BUILT_IN_TIERS.items()
     ]
 
 
@@ -119,7 +114,7 @@ async def before_delete(client: ResourceClient, identity: Identity) -> None:
     """Raises NotSupported for a built-in tier or one that still has policies."""
     if identity.kind != "Tier":
         return
-    if identity.name in BUILTIN_TIERS:
+    if identity.name in BUILT_IN_TIERS:
         raise NotSupported("delete", identity, "it is a built-in tier")
     for policy in TIERED:
         for item in (await client.list(policy.kind)).items:
@@ -128,64 +123,30 @@ async def before_delete(client: ResourceClient, identity: Identity) -> None:
 
 
 async def _check_filters(client: ResourceClient, peer: BGPPeer) -> None:
-    problems = []
-    for index, name in enumerate(peer.spec.filters):
-        if await client.store.get(codec.key(Identity("BGPFilter", name))) is None:
-            problems.append(FieldProblem(f"spec.filters[{index}]", f"BGPFilter {name} does not exist", name))
-    if problems:
+    filters = {item.metadata.name for item in (await client.list("BGPFilter")).items} if peer.spec.filters else set()
+    if problems := conflicts.missing_filters(peer, filters):
         raise ValidationError(codec.identity(peer), problems)
 
 
 # --- pools -----------------------------------------------------------------------------------------------------------
 
 
-def cidr_of(pool: IPPool) -> Network | None:
-    try:
-        return ip_network(pool.spec.cidr, strict=False)
-    except ValueError:
-        return None
-
-
 async def _check_new_pool(client: ResourceClient, pool: IPPool) -> None:
-    cidr = cidr_of(pool)
-    if cidr is None:
-        return  # validation has said so
-    for other in (await client.list("IPPool")).items:
-        if isinstance(other, IPPool) and other.metadata.name != pool.metadata.name and _overlap(cidr, cidr_of(other)):
-            raise ValidationError(codec.identity(pool), [_overlaps(pool, other)])
-    wanted = pool.spec.block_size
-    for kv in (await client.store.list(_BLOCKS.format(cidr.version), keys_only=True)).kvs:
-        address, _, length = kv.key.rsplit("/", 1)[1].rpartition("-")
-        try:
-            block = ip_network(f"{address}/{length}", strict=False)
-        except ValueError:
-            continue
-        if _overlap(cidr, block) and block.prefixlen != wanted:
-            message = f"must be {block.prefixlen}, the size of existing IPAM block {block}, or release that block first"
-            raise ValidationError(codec.identity(pool), [FieldProblem("spec.blockSize", message, wanted)])
+    others = [other for other in (await client.list("IPPool")).items if isinstance(other, IPPool)]
+    prefix = _BLOCKS.format(6 if ":" in pool.spec.cidr else 4)
+    listing = await client.store.list(prefix, keys_only=True)
+    blocks = [key.cidr for kv in listing.kvs if isinstance(key := keys.parse_key(kv.key), keys.BlockKey)]
+    problems = conflicts.overlapping_pools(pool, others) or conflicts.blocks_of_other_size(pool, blocks)
+    if problems:
+        raise ValidationError(codec.identity(pool), problems)
 
 
 async def earlier_overlap(client: ResourceClient, pool: IPPool, revision: int) -> FieldProblem | None:
     """The problem with a pool just created at `revision`, if an overlapping one was created before it."""
-    cidr = cidr_of(pool)
     listing = await client.store.list(codec.prefix("IPPool"))
-    for kv in listing.kvs:
-        if kv.create_revision < revision and (other := codec.readable("IPPool", kv)) is not None:
-            assert isinstance(other, IPPool)
-            if other.metadata.name != pool.metadata.name and _overlap(cidr, cidr_of(other)):
-                return _overlaps(pool, other)
-    return None
-
-
-def _overlap(one: Network | None, other: Network | None) -> bool:
-    if isinstance(one, IPv4Network) and isinstance(other, IPv4Network):
-        return one.overlaps(other)
-    return isinstance(one, IPv6Network) and isinstance(other, IPv6Network) and one.overlaps(other)
-
-
-def _overlaps(pool: IPPool, other: IPPool) -> FieldProblem:
-    message = f"{pool.spec.cidr} overlaps with the CIDR {other.spec.cidr} of IPPool({other.metadata.name})"
-    return FieldProblem("spec.cidr", message, pool.spec.cidr)
+    earlier = [codec.readable("IPPool", kv) for kv in listing.kvs if kv.create_revision < revision]
+    problems = conflicts.overlapping_pools(pool, [other for other in earlier if isinstance(other, IPPool)])
+    return problems[0] if problems else None
 
 
 # --- nodes -----------------------------------------------------------------------------------------------------------

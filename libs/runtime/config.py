@@ -101,9 +101,7 @@ class RuntimeConfig:
     log_format: Literal["auto", "json", "text"] = setting(
         "auto", "Form of log lines; auto is text on a terminal, JSON elsewhere.", env=("LOG_FORMAT",)
     )
-    log_file: Path | None = setting(
-        None, "File that also receives the logs, as JSON lines.", env=("LOG_FILE_PATH",)
-    )
+    log_file: Path | None = setting(None, "File that also receives the logs, as JSON lines.", env=("LOG_FILE_PATH",))
     log_file_level: str = setting("info", "Least severe level written to the file.", env=("LOG_FILE_LEVEL",))
     log_syslog_level: str = setting("none", "Least severe level sent to /dev/log.", env=("LOG_SYSLOG_LEVEL",))
     health_host: str = setting("localhost", "Address of /liveness, /readiness and /metrics.", env=("*HEALTHHOST",))

@@ -95,30 +95,36 @@ class Cluster:
         log_level: str = "info",
         keep: bool = False,
         run_dir: Path = RUN_DIR,
+        etcd_binary: str | Path | None = None,
     ) -> Cluster:
         """Nothing runs before `start`.
 
         felix, typha: commands of the services; services False starts neither. env: added to every service's
         environment.
         fill: fills etcd before the services start; by default Node resources, tiers, pools and ClusterInformation.
+        etcd_binary: for tests that crash etcd (it then syncs its writes).
         tcp_ports, udp_ports: what every pod serves. keep: leave logs and data in `directory` after `stop`.
         """
         return cls(
             nodes, typhas, tuple(felix), tuple(typha), services, dict(env or {}), fill, tuple(tcp_ports),
-            tuple(udp_ports), log_level, keep, run_dir,
+            tuple(udp_ports), log_level, keep, run_dir, etcd_binary,
         )  # fmt: skip
 
     def __init__(
         self, nodes: int, typhas: int, felix: tuple[str, ...], typha: tuple[str, ...], services: bool,
         env: dict[str, str], fill: Callable[[EtcdStore, Cluster], Awaitable[None]] | None, tcp_ports: tuple[int, ...],
         udp_ports: tuple[int, ...], log_level: str, keep: bool, run_dir: Path,
+        etcd_binary: str | Path | None,
     ) -> None:  # fmt: skip
         if not 1 <= nodes <= 200:
             raise ValueError("a cluster has 1 to 200 nodes")
         self.id, self.directory = claim(run_dir)
         self.fabric = Namespace(f"cal-{self.id}-fabric")
         self.ipv4, self.ipv6 = IPv4Interface("172.31.0.1/24"), IPv6Interface("fd00:172:31::1/64")
-        self.etcd = EtcdServer(address=str(self.ipv4.ip), netns=self.fabric.name, directory=self.directory / "etcd")
+        self.etcd = EtcdServer(
+            address=str(self.ipv4.ip), netns=self.fabric.name, directory=self.directory / "etcd", binary=etcd_binary,
+            fsync=etcd_binary is not None,
+        )  # fmt: skip
         self.nats = NatsServer(address=str(self.ipv4.ip), netns=self.fabric.name, directory=self.directory / "nats")
         self._services, self._fill, self._keep = services, fill or bootstrap.defaults, keep
         self._tcp_ports, self._udp_ports = tcp_ports, udp_ports

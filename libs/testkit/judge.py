@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 from libs import model
-from libs.model import selector
+from libs.model import selector, validation
 from libs.policy.calculator import Calculator
 from libs.policy.changes import Encapsulation, NodeView
 from libs.policy.output import (
@@ -92,11 +92,9 @@ def judge_selector(expression: str, labels: list[dict[str, str]]) -> Message:
 
 
 def judge_object(type_name: str, value: object) -> Message:
-    from libs.model import validation
-
     try:
         valid, error = validation.validate_typed(type_name, value)
-    except KeyError:
+    except validation.UnknownType:
         return {"unknown": True}
     return {"valid": True} if valid else {"valid": False, "error": error}
 

@@ -17,6 +17,8 @@ class Relay:
         self._pumps: set[asyncio.Task[None]] = set()
         self._stalled = asyncio.Event()
         self._stalled.set()
+        self.lose_next_answer = False
+        """Pass requests on, but break the connection as soon as the server says anything; then be honest again."""
         self.port = 0
         self.accepted = 0
 
@@ -62,7 +64,7 @@ class Relay:
             far_reader, far = await asyncio.open_connection(*self._target)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._pump(reader, far))
-                tasks.create_task(self._pump(far_reader, writer))
+                tasks.create_task(self._pump(far_reader, writer, answers=True))
         except* (OSError, _Ended, asyncio.CancelledError):
             pass
         finally:
@@ -70,9 +72,12 @@ class Relay:
                 if end is not None:
                     end.transport.abort()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool = False) -> None:
         while data := await reader.read(65_536):
             await self._stalled.wait()
+            if answers and self.lose_next_answer:
+                self.lose_next_answer = False
+                raise _Ended
             writer.write(data)
             await writer.drain()
         with contextlib.suppress(OSError):

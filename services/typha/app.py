@@ -6,17 +6,18 @@ import asyncio
 import logging
 import secrets
 import time
+from dataclasses import dataclass
 
 from libs.bus import subjects, wire
 from libs.bus.api import Bus, BusError
 from libs.model import keys
 from libs.policy.calculator import Calculator
 from libs.runtime import tracing
-from libs.runtime.service import Service
 from libs.runtime.backends import open_bus, open_store
+from libs.runtime.service import Service
 from libs.store.api import Store, StoreError
 from services.typha.config import TyphaConfig
-from services.typha.core.publisher import Outgoing, Publisher
+from services.typha.core.publisher import SINGLE_BYTES, Outgoing, Publisher
 from services.typha.metrics import SYNCER, Metrics
 from services.typha.shell.serve import Contact, Server
 from services.typha.shell.sync import PREFIX, Sync, WentBack
@@ -25,6 +26,14 @@ log = logging.getLogger(__name__)
 trace = tracing.tracer("typha")
 
 HEALTH_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Counts of the publisher that the metrics already have."""
+
+    registered: int = 0
+    reused: int = 0
 
 
 class Typha:
@@ -40,10 +49,11 @@ class Typha:
         self.publisher = Publisher(wire.Epoch(instance, time.time_ns(), cluster), self.calculator)
         self.contact = Contact()
         self.sync = Sync(store, self.calculator, self._batch)
-        self.server = Server(bus, self.publisher, self.contact, self.flush, self.send)
+        self.server = Server(bus, self.publisher, self.contact, self.metrics, self.flush, self.send)
         self._dirty = asyncio.Event()
         self._events: list[wire.EventMsg] = []
         self._flushes = 0
+        self._seen = Seen()
         self._watching = service.health.register("DatastoreSync", timeout_s=HEALTH_TIMEOUT_S)
         self._bus_health = service.health.register("Bus")
 
@@ -52,6 +62,7 @@ class Typha:
     def _batch(self, rev: int, events: list[wire.EventMsg]) -> None:
         self.metrics.updates.labels(SYNCER).inc(len(events))
         self.metrics.kvs_per_msg.labels(SYNCER).observe(len(events))
+        self.metrics.log_errors.labels(SYNCER).inc(sum(bool(event.error) for event in events))
         if self.config.events:
             self._events += events
         self._dirty.set()
@@ -65,6 +76,7 @@ class Typha:
         before = self.publisher.rev
         with trace.span("typha.flush", attributes={"rev.from": before + 1, "rev.to": rev}) as span:
             changes = self.calculator.flush()
+            self.metrics.log_errors.labels(SYNCER).inc(len(changes.refused))
             for key, reason in changes.refused.items():
                 log.error("bad value, treated as absent", extra={"key": key, "error": reason})
             out = self.publisher.publish(changes, self.sync.take_config(), rev, started)
@@ -80,8 +92,18 @@ class Typha:
 
     def send(self, out: list[Outgoing], traceparent: str | None = None) -> None:
         headers = {"traceparent": traceparent} if traceparent else None
+        started = time.monotonic()
         for subject, data in out:
+            self._publish(subject, data, headers)
+        if out:
+            self.metrics.client_write.labels(SYNCER).observe(time.monotonic() - started)
+
+    def _publish(self, subject: str, data: bytes, headers: dict[str, str] | None = None) -> None:
+        """A message that cannot be handed over counts as lost: its number is used up, so readers notice and heal."""
+        try:
             self.bus.publish(subject, data, headers)
+        except BusError as error:
+            log.warning("message not sent", extra={"subject": subject, "bytes": len(data), "error": str(error)})
 
     def _publish_events(self) -> None:
         events, self._events = self._events, []
@@ -89,7 +111,11 @@ class Typha:
             parsed = keys.parse_key(event.key)
             kind, namespace, name = keys.describe(parsed) if parsed is not None else ("Unknown", "", event.key)
             subject = subjects.event(self.publisher.epoch.instance, kind, namespace, name)
-            self.bus.publish(subject, wire.encode(event))
+            data = wire.encode(event)
+            if len(data) > SINGLE_BYTES:
+                event.value, event.error = None, event.error or f"a value of {len(data)} bytes does not fit a message"
+                data = wire.encode(event)
+            self._publish(subject, data)
 
     async def flush_forever(self) -> None:
         """At once when idle; while changes keep coming, at most one flush per `batch_s` and never back to back."""
@@ -120,11 +146,12 @@ class Typha:
     async def contact_forever(self, cluster: int) -> None:
         """A quorum read each second tells readers how fresh we are, and us whether etcd went back."""
         while True:
+            asked_at, seen = time.monotonic(), self.sync.rev  # the watch may pass the answer on its way
             try:
                 listing = await self.store.list(f"{PREFIX}.contact")
-                if listing.revision < self.sync.rev or (await self.store.status()).cluster_id != cluster:
-                    raise WentBack(f"etcd is at revision {listing.revision}, we were at {self.sync.rev}")
-                self.contact.at, self.contact.head = time.monotonic(), listing.revision
+                if listing.revision < seen or (await self.store.status()).cluster_id != cluster:
+                    raise WentBack(f"etcd is at revision {listing.revision}, we were at {seen}")
+                self.contact.at, self.contact.head = asked_at, listing.revision
             except StoreError as error:
                 log.debug("no contact with the datastore", extra={"error": str(error)})
             await asyncio.sleep(1.0)
@@ -136,7 +163,7 @@ class Typha:
             age = self.contact.age_s(now)
             beat = wire.Beat(epoch=publisher.epoch, rev=publisher.rev, etcd_age_s=age, head=self.contact.head)
             if publisher.rev:
-                self.bus.publish(subjects.beat(publisher.epoch.instance), wire.encode(beat))
+                self._publish(subjects.beat(publisher.epoch.instance), wire.encode(beat))
             before = len(publisher.readers)
             self.send(publisher.remind(now))
             self.metrics.dropped.labels(SYNCER).inc(before - len(publisher.readers))
@@ -155,8 +182,9 @@ class Typha:
         metrics.active.labels(SYNCER).set(len(readers))
         metrics.streaming.labels(SYNCER).set(sum(reader.applied_seq >= reader.seq for reader in readers))
         metrics.cache_size.labels(SYNCER).set(self.sync.size)
-        metrics.snapshot_raw.labels(SYNCER).set(self.server.last_raw)
-        metrics.snapshot_packed.labels(SYNCER).set(self.server.last_packed)
+        metrics.accepted.labels(SYNCER).inc(self.publisher.registered - self._seen.registered)
+        metrics.snapshots_reused.labels(SYNCER).inc(self.publisher.reused - self._seen.reused)
+        self._seen = Seen(self.publisher.registered, self.publisher.reused)
 
     async def ping_forever(self) -> None:
         while True:

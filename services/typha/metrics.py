@@ -15,8 +15,10 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         label = ("syncer",)
 
-        def counter(name: str, text: str) -> Counter:
-            made = Counter(name, text, label, registry=registry)
+        def counter(name: str, text: str) -> Counter | Gauge:
+            # prometheus_client would append _total to the names of counters that Calico exposes without it.
+            kind = Counter if name.endswith("_total") else Gauge
+            made = kind(name, text, label, registry=registry)
             made.labels(SYNCER)
             return made
 

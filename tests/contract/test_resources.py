@@ -191,10 +191,25 @@ async def test_a_policy_is_not_created_in_a_tier_deleted_meanwhile(client: Resou
         await client.delete("Tier", "sec")
 
 
+async def test_a_tier_deleted_between_look_and_write_stops_the_policy(client: ResourceClient, store: Store) -> None:
+    await client.create(resource("Tier", "sec"))
+    original = store.txn
+
+    async def txn(compares: object, ops: object) -> object:
+        await store.delete(codec.key(codec.identity_of("Tier", "sec")))
+        return await original(compares, ops)  # type: ignore[arg-type]
+
+    store.txn = txn  # type: ignore[method-assign, assignment]
+    with pytest.raises(NotFound, match=r"Tier\(sec\)"):
+        await client.create(resource("GlobalNetworkPolicy", "p", {"tier": "sec"}))
+    assert (await client.list("GlobalNetworkPolicy")).items == []
+
+
 async def test_a_tier_changed_meanwhile_does_not_stop_a_policy(client: ResourceClient, store: Store) -> None:
     await client.create(resource("Tier", "sec"))
     key = codec.key(codec.identity_of("Tier", "sec"))
-    original, changed = store.txn, []
+    original = store.txn
+    changed: list[int] = []
 
     async def txn(compares: object, ops: object) -> object:
         if not changed:
@@ -231,8 +246,18 @@ async def test_deleting_a_node_takes_along_what_is_its_own(client: ResourceClien
     for address, handle, node in held:
         request = AssignIpRequest(address=ip_address(address), handle=handle, node=node, attrs={"node": node})
         await ipam.assign_ip(request)
+    # A stale endpoint of node1 whose address node2 has by now: it must not be released.
+    stale: dict[str, object] = {
+        "orchestrator": "k8s",
+        "node": "node1",
+        "pod": "old",
+        "endpoint": "eth0",
+        "containerID": "c",
+    }
+    stale |= {"ipNetworks": ["10.0.9.1/32"], "interfaceName": "cali9"}
+    await client.create(resource("WorkloadEndpoint", "node1-k8s-old-eth0", stale, "shop"))
     for address, node in (("10.0.0.1", "node1"), ("10.0.9.1", "node2")):
-        spec = {"orchestrator": "k8s", "node": node, "pod": "web", "endpoint": "eth0"}
+        spec: dict[str, object] = {"orchestrator": "k8s", "node": node, "pod": "web", "endpoint": "eth0"}
         spec |= {"ipNetworks": [f"{address}/32"], "interfaceName": "cali1", "containerID": "c"}
         await client.create(resource("WorkloadEndpoint", f"{node}-k8s-web-eth0", spec, "shop"))
         await client.create(resource("BGPPeer", f"peer-{node}", {"node": node, "peerIP": "192.0.2.1", "asNumber": 1}))

@@ -75,7 +75,7 @@ async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
         set_link(netlink, indexes[0], up=True)
         driver = RouteDriver(netns=ns.path)
         try:
-            yield World(driver, *indexes, ns=ns)
+            yield World(driver, indexes[0], indexes[1], ns)
         finally:
             driver.close()
 

@@ -8,14 +8,28 @@ import subprocess
 import time
 from collections.abc import Iterator
 from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
 
-from libs.policy.output import Action, Icmp, IPSet, IPSetType, Policy, PolicyKey, Pool, PortRange, Profile, Rule, Tier
-from libs.testkit.reach import Verdict, check
+from libs.policy.output import (
+    Action,
+    Icmp,
+    IPSet,
+    IPSetType,
+    Nat,
+    Policy,
+    PolicyKey,
+    Pool,
+    PortRange,
+    Profile,
+    Rule,
+    Tier,
+)
+from libs.testkit.reach import Flow, Verdict, check
 from libs.testkit.topology import Namespace
-from services.felix.core.options import RulesetOptions
-from tests.kernel.ruleset_lab import Lab, address, gnp, np, running_lab
+from services.felix.core.options import NatOptions, RulesetOptions
+from tests.kernel.ruleset_lab import NODE, Lab, address, gnp, np, running_lab
 
 pytestmark = pytest.mark.kernel
 
@@ -434,6 +448,31 @@ def test_listing_names_policies_and_counts_and_loads_again(lab):
         assert listed == text
     finally:
         again.delete()
+
+
+@pytest.mark.parametrize("family", ["ip", "ip6"])
+def test_recorded_ruleset_of_a_small_cluster_loads(lab, family):
+    text = (Path(__file__).parents[1] / "golden" / f"ruleset-small-{family}.nft").read_text()
+    inside = ["ip", "netns", "exec", lab.spaces["out"].name, "nft", "-c", "-f", "-"]
+    checked = subprocess.run(inside, input=text, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_floating_address_leads_to_its_pod_and_from_the_pod_to_itself(lab):
+    lab.fresh(RulesetOptions(nat=NatOptions(floating_ips=True)))
+    lab.pods()
+    lab.pod("s", nat4=(Nat("192.0.2.50", address("s", 4)),), nat6=(Nat("2001:db8::50", address("s", 6)),))
+    lab.apply()
+    out, node = lab.spaces["out"], lab.spaces["node"]
+    out.ip([f"route add 192.0.2.50 via {NODE[4]}", f"route add 2001:db8::50 via {NODE[6]}"])
+    node.ip(["route add 192.0.2.50 dev cali-s", "route add 2001:db8::50 dev cali-s"])
+    try:
+        to = [ip_address("192.0.2.50"), ip_address("2001:db8::50")]
+        flows = [Flow(lab.spaces[sender].path, target, 80) for sender in ("out", "a", "s") for target in to]
+        assert check(flows) == [Verdict.ALLOW] * 6
+    finally:
+        out.ip([f"route del 192.0.2.50 via {NODE[4]}", f"route del 2001:db8::50 via {NODE[6]}"])
+        node.ip(["route del 192.0.2.50 dev cali-s", "route del 2001:db8::50 dev cali-s"])
 
 
 def test_restarted_process_finds_its_own_rules_and_writes_nothing(lab):

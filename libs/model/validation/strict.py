@@ -140,6 +140,8 @@ def _struct(at: At, value: Any, wanted: inspect.StructType) -> None:
 
 def _union(at: At, value: Any, wanted: inspect.UnionType) -> None:
     """One type or None everywhere but where Kubernetes takes a number or text; there the first that fits decides."""
+    if value is None and any(isinstance(option, inspect.NoneType) for option in wanted.types):
+        return
     options = [option for option in wanted.types if not isinstance(option, inspect.NoneType)]
     attempts: list[At] = []
     for option in options:

@@ -88,7 +88,7 @@ class PolicyConfig(msgspec.Struct, frozen=True):
     type: str = ""
 
 
-class NetConfig(msgspec.Struct, frozen=True, rename={"cni_version": "cniVersion", "prev_result": "prevResult"}):
+class NetConfig(msgspec.Struct, frozen=True, rename={"cni_version": "cniVersion"}):
     """The network configuration as the plugin gets it; keys that are not ours to read are ignored, as the spec wants."""
 
     name: str = ""
@@ -99,7 +99,6 @@ class NetConfig(msgspec.Struct, frozen=True, rename={"cni_version": "cniVersion"
     nodename: str = ""
     mtu: int = 0
     args: Args = Args()
-    prev_result: msgspec.Raw | None = None
 
 
 class Posted(msgspec.Struct):

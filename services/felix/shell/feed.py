@@ -40,6 +40,7 @@ class FeedRunner:
         self._pending: deque[Action] = deque()
         self._asks: set[asyncio.Task[None]] = set()
         self._traceparent: str | None = None
+        self._sleeps_until = 0.0
 
     async def run(self) -> None:
         self._bus.on_reconnect.append(self._reconnected)
@@ -51,8 +52,9 @@ class FeedRunner:
                     self._perform(tasks)
                     self._wake.clear()
                     now = time.monotonic()
+                    self._sleeps_until = self.feed.deadline(now)
                     try:
-                        async with asyncio.timeout(self.feed.deadline(now) - now):
+                        async with asyncio.timeout(self._sleeps_until - now):
                             await self._wake.wait()
                     except TimeoutError:
                         pass
@@ -69,7 +71,7 @@ class FeedRunner:
                 self._on_apply(action, self._traceparent)
             else:
                 self._pending.append(action)
-        if self._pending:
+        if self._pending or self.feed.deadline(time.monotonic()) < self._sleeps_until:
             self._wake.set()
 
     def _perform(self, tasks: asyncio.TaskGroup) -> None:
@@ -127,9 +129,10 @@ class FeedRunner:
     # --- messages ---
 
     def _handler(self, subject: str) -> Callable[[Msg], None]:
-        if subject.endswith(".beat"):
+        family = subject.split(".", 4)[3]
+        if family == "beat":
             return lambda msg: self._take(msg, wire.Beat, lambda m: self.feed.beat(m, time.monotonic()))
-        if subject.split(".", 4)[3] == "node":
+        if family == "node":
             return lambda msg: self._take(msg, wire.NodeMessage, lambda m: self.feed.node_message(m, time.monotonic()))
         stream = subjects.stream_of(subject)
         return lambda msg: self._take(

@@ -25,9 +25,13 @@ INLINE_BYTES = 16_384
 MESSAGE_BYTES = (
     400_000  # NATS refuses 1 MB; a larger commit is replaced by a mark, which makes the reader take a snapshot
 )
+SINGLE_BYTES = (
+    900_000  # a larger message on a shared stream is left out: the commit that needs it makes readers fetch it
+)
 SET_CHUNK = 8_000  # members per message
 TABLE_CHUNK = 1_000  # entries per message
 REMEMBERED_FLUSHES = 20_000
+REMEMBERED_MARKS = 10_000  # wishes for revisions that have not been reached
 READER_TIMEOUT_S = 45.0
 LAG_S = 1.0
 LAG_MAX_S = 10.0
@@ -56,6 +60,8 @@ class Publisher:
         self.config: dict[str, msgspec.Raw] = {}
         self.messages = 0
         self.bytes = 0
+        self.registered = 0  # readers, counted each time
+        self.reused = 0  # contents that did not have to be encoded again
         self._calculator = calculator
         self._seqs: dict[str, int] = {}
         self._node_seqs: dict[str, int] = {}  # of readers that were forgotten: their streams must not start again
@@ -97,12 +103,12 @@ class Publisher:
             stream = subjects.policy_stream(str(key))
             seq = self._bump(stream)
             if policy is not None and stream in self._followers:
-                yield self._message(stream, wire.PolicyMsg(**self._envelope(seq), policy=policy))
+                yield from self._message(stream, wire.PolicyMsg(**self._envelope(seq), policy=policy))
         for name, profile in changes.profiles.items():
             stream = subjects.policy_stream(f"pro/{name}")
             seq = self._bump(stream)
             if profile is not None and stream in self._followers:
-                yield self._message(stream, wire.PolicyMsg(**self._envelope(seq), profile=profile))
+                yield from self._message(stream, wire.PolicyMsg(**self._envelope(seq), profile=profile))
 
     def _sets(self, changes: Changes) -> Iterator[Outgoing]:
         for set_id, change in changes.ipsets.items():
@@ -115,7 +121,7 @@ class Publisher:
                 part = slice(start, start + SET_CHUNK)
                 seq = self._bump(stream)
                 message = wire.SetMsg(**self._envelope(seq), added=added[part], removed=removed[part])
-                yield self._message(stream, message)
+                yield from self._message(stream, message)
 
     def _tables(self, changes: Changes, config: dict[str, msgspec.Raw | None], out: list[Outgoing]) -> dict[str, int]:
         """Publish changes of the tables that all nodes follow; stream -> seq."""
@@ -130,7 +136,7 @@ class Publisher:
                 seq = needs[stream] = self._bump(stream)
                 message = wire.TableMsg(**self._envelope(seq))
                 setattr(message, column, dict(entries[start : start + TABLE_CHUNK]))
-                out.append(self._message(stream, message))
+                out += self._message(stream, message)
         return needs
 
     def _commit(
@@ -159,6 +165,10 @@ class Publisher:
                 state = self.state_of(stream)
                 fits = state is not None and len(state.content) <= min(INLINE_BYTES, budget)
                 commit.add[stream] = state if fits else None
+                if not fits:
+                    commit.needs[stream] = self._seqs[
+                        stream
+                    ]  # a reader that had it once must not take the old for the new
                 budget -= len(state.content) if fits and state is not None else 0
             commit.remove = removed
             for stream in changed:
@@ -188,6 +198,7 @@ class Publisher:
 
     def want_mark(self, rev: int, nodes: Iterable[str], now: float) -> list[Outgoing]:
         self._marks.append((rev, tuple(nodes)))
+        del self._marks[:-REMEMBERED_MARKS]
         return self._count(self._due_marks(now))
 
     def remind(self, now: float) -> list[Outgoing]:
@@ -245,6 +256,7 @@ class Publisher:
         reader = self.readers.get(node)
         if reader is None:
             reader = self.readers[node] = Reader(seq=self._node_seqs.get(node, 0))
+            self.registered += 1
         reader.seen_at = now
         self._follow(node, reader, streams - reader.streams, reader.streams - streams)
         states = {name: self.state_of(name) for name in (*sorted(streams), *subjects.SHARED_BY_ALL)}
@@ -274,6 +286,7 @@ class Publisher:
         seq = self._seqs.setdefault(stream, 0)
         known = self._encoded.get(stream)
         if known is not None and known.seq == seq:
+            self.reused += 1
             return known
         content = self._content(stream)
         if content is None:
@@ -327,8 +340,9 @@ class Publisher:
     def _envelope(self, seq: int) -> Any:
         return {"epoch": self.epoch, "rev": self.rev, "seq": seq, "prev": seq - 1}
 
-    def _message(self, stream: str, message: msgspec.Struct) -> Outgoing:
-        return subjects.of_stream(self.epoch.instance, stream), wire.encode(message)
+    def _message(self, stream: str, message: msgspec.Struct) -> list[Outgoing]:
+        data = wire.encode(message)
+        return [(subjects.of_stream(self.epoch.instance, stream), data)] if len(data) <= SINGLE_BYTES else []
 
     def _count(self, out: list[Outgoing]) -> list[Outgoing]:
         self.messages += len(out)

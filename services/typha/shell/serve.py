@@ -15,8 +15,10 @@ from typing import TypeVar
 import msgspec
 
 from libs.bus import subjects, wire
-from libs.bus.api import Bus, Msg
+from libs.bus.api import Bus, BusError, Msg
+from libs.bus.tokens import encode_token
 from services.typha.core.publisher import Outgoing, Publisher
+from services.typha.metrics import SYNCER, Metrics
 
 log = logging.getLogger(__name__)
 M = TypeVar("M", bound=msgspec.Struct)
@@ -51,15 +53,14 @@ class Server:
         bus: Bus,
         publisher: Publisher,
         contact: Contact,
+        metrics: Metrics,
         flush: Callable[[], None],
         send: Callable[[list[Outgoing]], None],
     ) -> None:
-        self.snapshots = 0
-        self.last_raw = 0  # bytes of the last snapshot
-        self.last_packed = 0  # the same, compressed
         self._bus = bus
         self._publisher = publisher
         self._contact = contact
+        self._metrics = metrics
         self._flush = flush
         self._send = send
         self._answers: dict[str, Answer] = {}
@@ -82,7 +83,7 @@ class Server:
         self._waiting = [entry for entry in self._waiting if entry[0] >= now]
         for _, request, msg in late:
             error = f"this typha has only reached revision {self._publisher.rev}"
-            msg.respond(wire.encode(wire.ConcernsReply(rev=request.rev, error=error)))
+            _respond(msg, wire.ConcernsReply(rev=request.rev, error=error))
 
     def advanced(self) -> None:
         """The publisher reached a new revision: answer who waited for it."""
@@ -91,19 +92,24 @@ class Server:
         due = [entry for entry in self._waiting if entry[1].rev <= self._publisher.rev]
         self._waiting = [entry for entry in self._waiting if entry[1].rev > self._publisher.rev]
         for _, request, msg in due:
-            msg.respond(wire.encode(self._publisher.concerns(request.rev)))
+            _respond(msg, self._publisher.concerns(request.rev))
 
     # --- handlers: synchronous, called by the bus in order of arrival ---
 
     def _on_snapshot(self, msg: Msg) -> None:
-        request = _decode(msg, wire.SnapshotRequest)
-        if request is not None:
-            msg.respond(wire.encode(self._answer(request)))
+        request = _decode(msg, wire.SnapshotRequest, wants_answer=True)
+        if request is not None and _is_from(msg, request.node, token=-1):
+            _respond(msg, self._answer(request))
 
     def _on_applied(self, msg: Msg) -> None:
         report = _decode(msg, wire.Applied)
-        if report is not None:
-            self._send(self._publisher.applied(report, time.monotonic()))
+        if report is None or not _is_from(msg, report.node, token=2):
+            return
+        now = time.monotonic()
+        reader = self._publisher.readers.get(report.node)
+        if reader is not None and reader.applied_seq < reader.seq == report.seq:
+            self._metrics.client_latency.labels(SYNCER).observe(now - reader.sent_at)
+        self._send(self._publisher.applied(report, now))
 
     def _on_mark(self, msg: Msg) -> None:
         request = _decode(msg, wire.MarkRequest)
@@ -111,11 +117,11 @@ class Server:
             self._send(self._publisher.want_mark(request.rev, request.nodes, time.monotonic()))
 
     def _on_concerns(self, msg: Msg) -> None:
-        request = _decode(msg, wire.ConcernsRequest)
+        request = _decode(msg, wire.ConcernsRequest, wants_answer=True)
         if request is None:
             return
         if request.rev <= self._publisher.rev:
-            msg.respond(wire.encode(self._publisher.concerns(request.rev)))
+            _respond(msg, self._publisher.concerns(request.rev))
         else:
             self._waiting.append((time.monotonic() + min(request.timeout_s, 60.0), request, msg))
 
@@ -145,8 +151,11 @@ class Server:
         reply.rev = publisher.rev
         raw = wire.encode(snapshot)
         packed = zlib.compress(raw, 1)
-        self.snapshots += 1
-        self.last_raw, self.last_packed = len(raw), len(packed)
+        metrics = self._metrics
+        metrics.snapshots.labels(SYNCER).inc()
+        metrics.snapshot_raw.labels(SYNCER).set(len(raw))
+        metrics.snapshot_packed.labels(SYNCER).set(len(packed))
+        metrics.client_snapshot.labels(SYNCER).observe(time.monotonic() - now)
         chunks = [packed[start : start + CHUNK_BYTES] for start in range(0, len(packed), CHUNK_BYTES)]
         reply.chunks, reply.data = len(chunks), chunks[0]
         if len(chunks) > 1:
@@ -155,8 +164,27 @@ class Server:
         return reply
 
 
-def _decode(msg: Msg, kind: type[M]) -> M | None:
+def _respond(msg: Msg, reply: msgspec.Struct) -> None:
+    """Whoever asked asks again when the answer cannot be sent."""
+    try:
+        msg.respond(wire.encode(reply))
+    except BusError as error:
+        log.warning("answer not sent", extra={"subject": msg.subject, "error": str(error)})
+
+
+def _is_from(msg: Msg, node: str, *, token: int) -> bool:
+    """Nodes may only publish below their own name, so a message must name the sender that its subject names."""
+    if msg.subject.split(".")[token] == encode_token(node):
+        return True
+    log.warning("request in another node's name", extra={"subject": msg.subject, "node": node})
+    return False
+
+
+def _decode(msg: Msg, kind: type[M], *, wants_answer: bool = False) -> M | None:
     """A request from the bus, or None when it is not what it should be: logged, not answered, harmless."""
+    if wants_answer and not msg.reply:
+        log.warning("request without a place for the answer", extra={"subject": msg.subject})
+        return None
     try:
         decoded: M = wire.decoder(kind).decode(msg.data)
     except msgspec.DecodeError as error:

@@ -66,6 +66,8 @@ class Sync:
                 delay_s = min(5.0, delay_s * 2)
                 continue
             break
+        if listing.revision < self.rev:
+            raise WentBack(f"etcd is at revision {listing.revision}, we were at {self.rev}")
         fresh = {kv.key: kv.mod_revision for kv in listing.kvs}
         for key in [key for key in self._known if key not in fresh]:
             self._feed(key, None, 0)
@@ -77,8 +79,10 @@ class Sync:
         log.info("in sync with the datastore", extra={"keys": len(fresh), "rev": self.rev})
         self._on_batch(self.rev, [])
         async for batch in self._store.watch(PREFIX, revision=self.rev + 1, known=dict(fresh)):
+            if batch.revision < self.rev:  # the watch listed again, on an etcd that was restored
+                raise WentBack(f"etcd is at revision {batch.revision}, we were at {self.rev}")
             messages = [message for event in batch.events if (message := self._event(event)) is not None]
-            self.rev = max(self.rev, batch.revision)
+            self.rev = batch.revision
             self._on_batch(self.rev, messages)
         raise StoreError("the watch ended")
 

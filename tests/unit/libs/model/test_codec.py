@@ -40,8 +40,8 @@ def test_absent_values_are_left_out_and_always_written_ones_stay() -> None:
 
 
 def test_text_is_escaped_as_go_escapes_it() -> None:
-    policy = model.NetworkPolicy(spec=model.NetworkPolicySpec(selector="a == '<' && b == '\u2028>'"))
-    assert b"\"a == '\\u003c' \\u0026\\u0026 b == '\\u2028\\u003e'\"" in model.encode(policy)
+    policy = model.NetworkPolicy(spec=model.NetworkPolicySpec(selector="a == '<' && b == '\u2028\u2029>'"))
+    assert b"\"a == '\\u003c' \\u0026\\u0026 b == '\\u2028\\u2029\\u003e'\"" in model.encode(policy)
     assert model.decode("NetworkPolicy", model.encode(policy)) == policy
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from ipaddress import ip_network
+from typing import Any
 
 import pytest
 
@@ -115,7 +116,7 @@ def test_status_keys_are_laid_out_as_felix_does() -> None:
         ({"orchestrator": "openstack", "node": "n", "workload": "vm", "endpoint": "p"}, "n-openstack-vm-p"),
     ],
 )
-def test_workload_endpoint_names_are_made_of_the_spec(spec: dict[str, str], name: str) -> None:
+def test_workload_endpoint_names_are_made_of_the_spec(spec: dict[str, Any], name: str) -> None:
     made = model.WorkloadEndpointSpec(**spec)
     assert model.workload_endpoint_name(made) == name
     parsed = model.parse_workload_endpoint_name(name)
@@ -131,7 +132,7 @@ def test_workload_endpoint_names_are_made_of_the_spec(spec: dict[str, str], name
         ({"node": "n", "workload": "w", "endpoint": "e"}, "orchestrator"),
     ],
 )
-def test_missing_or_dashed_parts_are_named(spec: dict[str, str], field: str) -> None:
+def test_missing_or_dashed_parts_are_named(spec: dict[str, Any], field: str) -> None:
     with pytest.raises(model.NamePartError) as caught:
         model.workload_endpoint_name(model.WorkloadEndpointSpec(**spec))
     assert caught.value.field == field

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,11 +20,7 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, 999_999, UTC)
 
 def pairs(path: Path) -> list[tuple[str, str]]:
     lines = path.read_text().splitlines()
-    return [
-        (key, value)
-        for key, value in zip(lines, lines[1:], strict=False)
-        if key.startswith("/calico/") and value.startswith("{")
-    ]
+    return [(key, value) for key, value in pairwise(lines) if key.startswith("/calico/") and value.startswith("{")]
 
 
 def assert_unchanged(key: str, value: str) -> None:
@@ -82,7 +80,7 @@ def test_uid_and_creation_time_are_kept_once_given() -> None:
 
 
 @pytest.mark.parametrize("meta", [{"uid": "u"}, {"creation_timestamp": "2020-01-01T00:00:00Z"}])
-def test_values_without_uid_or_creation_time_are_not_stored(meta: dict[str, str]) -> None:
+def test_values_without_uid_or_creation_time_are_not_stored(meta: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         model.to_storage(model.Tier(metadata=model.ObjectMeta(name="t", **meta)))
 

@@ -17,7 +17,8 @@ import pytest
 
 PREAMBLE = """
 import asyncio, os, sys
-from libs.runtime import RuntimeConfig, ServiceExit, start
+from libs.runtime.config import RuntimeConfig
+from libs.runtime.service import ServiceExit, start
 
 async def forever(name):
     try:

@@ -52,7 +52,7 @@ def policy(spec: str, name: str = "web") -> str:
         (pool("p", "10.0.0.0/16", "  vxlanMode: always\n"), ["spec.vxlanMode: ", "always"]),
         (f"{HEAD}kind: IPAMBlock\nmetadata:\n  name: x\n", ["kind: "]),
         (f"{HEAD}kind: BGPPeer\nmetadata:\n  name: x\nspec:\n  peerIP: 10.0.0.1\n  asNumber: 1\n  filters: [none]\n", [
-            "line 8", "spec.filters[0]: BGPFilter none does not exist"]),
+            "line 8", "spec.filters[0]: resource does not exist: BGPFilter(none)"]),
         (f"{HEAD}kind: Tier\nmetadata:\n  name: x\n  resourceVersion: five\n", ["x"]),
     ],
 )  # fmt: skip
@@ -101,7 +101,7 @@ def test_the_rest_of_the_file_is_handled_and_counted(ctl: Ctl, tmp_path: Path) -
     assert errors[1].startswith(f"{file}: document 2, line 8")
     assert errors[2].startswith(f"{file}: document 3, line 15, column 3: IPPool(bad): spec.cidr: ")
     assert errors[3].startswith(
-        f"{file}: document 5, line 29, column 3: IPPool(overlap): spec.cidr: 10.2.3.0/24 overlaps"
+        f"{file}: document 5, line 29, column 3: IPPool(overlap): spec.cidr: overlaps with IP pool good2, 10.2.0.0/16"
     )
     assert len(errors) == 4
     assert ctl.names("ippools") == ["good1", "good2"]
@@ -129,7 +129,7 @@ def test_every_verb_reports_a_broken_file_with_status_one(ctl: Ctl, verb: str) -
 def test_overlapping_pools_are_refused_in_both_families(ctl: Ctl) -> None:
     ctl.apply(pool("four", "10.0.0.0/8") + "---\n" + pool("six", "fd00::/32"))
     for name, cidr in (("a", "10.5.0.0/16"), ("b", "fd00:0:1::/48"), ("c", "8.0.0.0/6")):
-        assert "overlaps with the CIDR" in ctl.bad("create", "-f", "-", stdin=pool(name, cidr))
+        assert "spec.cidr: overlaps with IP pool" in ctl.bad("create", "-f", "-", stdin=pool(name, cidr))
     ctl.apply(pool("other", "192.168.0.0/16") + "---\n" + pool("other6", "fd01::/48"))
 
 
@@ -145,7 +145,7 @@ def test_cidr_and_block_size_of_a_pool_stay(ctl: Ctl) -> None:
 def test_a_pool_over_blocks_of_another_size_is_refused(ctl: Ctl) -> None:
     store = ctl.client().store
     ctl.run(store.put("/calico/ipam/v2/assignment/ipv4/block/10.0.5.0-28", b"{}"))
-    assert "spec.blockSize: must be 28, the size of existing IPAM block 10.0.5.0/28" in ctl.bad(
+    assert "spec.blockSize: must be the size of the pool's existing blocks: 10.0.5.0/28" in ctl.bad(
         "create", "-f", "-", stdin=pool("p", "10.0.0.0/16")
     )
     ctl.apply(pool("p", "10.0.0.0/16", "  blockSize: 28\n"))

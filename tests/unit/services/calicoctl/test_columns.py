@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from services.calicoctl.columns import BY_KIND, UnknownHeading, go_float, join, rows, text
+from services.calicoctl.columns import BY_KIND, Resource, UnknownHeading, go_float, join, rows, text
+from services.calicoctl.documents import Json
 from services.calicoctl.output import Answer, Format, OutputProblem, boxed, exported, parse_format, render, table
 
-TIER = {"kind": "Tier", "metadata": {"name": "default"}, "spec": {"order": 1000000}}
+TIER: Resource = {"kind": "Tier", "metadata": {"name": "default"}, "spec": {"order": 1000000}}
 
 
 @pytest.mark.parametrize(
@@ -29,7 +30,7 @@ def test_values_print_as_go_templates_print_them() -> None:
 
 
 def test_long_joined_lists_are_cut() -> None:
-    nets = [f"10.0.{n}.0/24" for n in range(20)]
+    nets: list[Json] = [f"10.0.{n}.0/24" for n in range(20)]
     assert len(join(nets, 80)) == 80
     assert join(nets, 80).endswith("...")
     assert join(nets[:2], 80) == "10.0.0.0/24,10.0.1.0/24"
@@ -101,12 +102,6 @@ def test_several_resources_of_a_kind_share_a_table() -> None:
 
 
 def test_export_leaves_out_what_belongs_to_one_cluster() -> None:
-    metadata = {
-        "name": "x",
-        "namespace": "n",
-        "uid": "u",
-        "resourceVersion": "5",
-        "creationTimestamp": "t",
-        "labels": {},
-    }
+    metadata: dict[str, Json] = {"name": "x", "namespace": "n", "uid": "u", "resourceVersion": "5", "labels": {}}
+    metadata["creationTimestamp"] = "t"
     assert exported({"kind": "Tier", "metadata": metadata})["metadata"] == {"name": "x", "labels": {}}

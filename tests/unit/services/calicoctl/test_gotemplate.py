@@ -23,7 +23,8 @@ def render(template: str, data: Any = POOL) -> str:
     [
         ("plain", "plain"),
         ("{{.ObjectMeta.Name}} {{.Name}} {{.Kind}} {{.APIVersion}}", "p p IPPool projectcalico.org/v3"),
-        ("{{.Spec.CIDR}} {{.Spec.NATOutgoing}} {{.Spec.BlockSize}} {{.Spec.AssignmentMode}}", "10.0.0.0/8 true 0 <nil>"),
+        ("{{.Spec.CIDR}} {{.Spec.NATOutgoing}}", "10.0.0.0/8 true"),
+        ("{{.Spec.BlockSize}} {{.Spec.AssignmentMode}} {{not 0}}", "0 <nil> true"),
         ("{{.Spec.AllowedUses}} {{.Labels}}", "[Workload Tunnel] map[a:1 b:2]"),
         ('{{join .Spec.AllowedUses ","}} {{join .Labels ";"}}', "Workload,Tunnel a=1;b=2"),
         ('{{joinAndTruncate .Spec.AllowedUses "," 9}}', "Worklo..."),
@@ -41,7 +42,7 @@ def render(template: str, data: Any = POOL) -> str:
         ('{{.Name | printf "%-3s|%q" .Kind}}', 'IPPool|"p"'),
         ('{{printf "%03d %.1f %v %% %x" 7 2.55 true 255}}', "007 2.5 true % ff"),
         ("{{len .Spec.AllowedUses}}{{index .Spec.AllowedUses 1}}{{index .Labels \"a\"}}", "2Tunnel1"),
-        ("{{eq 1 2 1}} {{ne 1 2}} {{lt 1 2}} {{ge 1 2}} {{and 1 0}} {{or 0 3}} {{not 0}}", "true true true false 0 3 true"),
+        ("{{eq 1 2 1}} {{ne 1 2}} {{lt 1 2}} {{ge 1 2}} {{and 1 0}} {{or 0 3}}", "true true true false 0 3"),
         ("{{(index .Spec.AllowedUses 0)}} {{len (index .Spec.AllowedUses 1)}}", "Workload 6"),
         ("a {{- /* gone */ -}} b", "ab"),
         ("a\n  {{- .Name -}}  \nb", "apb"),

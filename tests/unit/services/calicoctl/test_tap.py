@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import zlib
+from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
 
 import msgspec
@@ -146,6 +147,7 @@ async def test_what_a_slow_terminal_loses_is_told(monkeypatch: pytest.MonkeyPatc
     broker = MemoryBroker()
     bus, other = broker.connect("ctl"), broker.connect("other")
     stream = tap.listen(bus, ("calico.>",), None)
+    assert isinstance(stream, AsyncGenerator)
     first = asyncio.ensure_future(anext(stream))
     await asyncio.sleep(0)
     other.publish("calico.first", b"{}")

@@ -38,9 +38,10 @@ def test_a_node_counts_when_it_reached_its_highest_revision() -> None:
     progress = Progress()
     progress.concern(["a", "b"], 10)
     progress.concern(["b"], 12)
+    progress.concern(["b"], 11)
     assert progress.missing() == ["a", "b"]
     progress.heard(applied("a", 11))
-    progress.heard(applied("b", 10))
+    progress.heard(applied("b", 11))
     assert progress.missing() == ["b"]
     progress.heard(applied("b", 12))
     progress.heard(applied("b", 9))  # late

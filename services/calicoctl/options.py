@@ -1,0 +1,70 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+class Duration(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """`30s`, `1m30s`, `500ms`, or plain seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        text = str(value)
+        parts = _DURATION.findall(text)
+        try:
+            seconds = float(text)
+        except ValueError:
+            if "".join(number + unit for number, unit in parts) != text or not parts:
+                self.fail(f"{text!r} is not a duration like 30s or 1m30s", param, ctx)
+            seconds = sum(float(number) * _UNIT_S[unit] for number, unit in parts)
+        if not math.isfinite(seconds) or seconds <= 0:
+            self.fail(f"{text!r} is not above zero", param, ctx)
+        return seconds
+
+
+def _with(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    """Several options as one decorator, in the order of the help text."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+common = _with(
+    click.option("-c", "--config", metavar="PATH", help="Connection settings, YAML or JSON (kind CalicoAPIConfig)."),
+    click.option("--context", "kube_context", metavar="NAME", help="kubeconfig context; no effect with etcd."),
+    click.option("--allow-version-mismatch", is_flag=True, help="Accepted; versions are not compared."),
+)
+namespaced = click.option("-n", "--namespace", default="", metavar="NAME", help="`default` when not given.")
+_recursive = click.option("-R", "--recursive", is_flag=True, help="Go into the directories of a directory.")
+_skip_empty = click.option("--skip-empty", is_flag=True, help="Files without resources are no error.")
+
+
+def _filenames(*, required: bool) -> Callable[[Any], Any]:
+    return click.option(
+        "-f", "--filename", "files", multiple=True, required=required, metavar="FILE|DIR|-",
+        help="Resources to work on; may be given several times.",
+    )  # fmt: skip
+
+
+from_files = _with(_filenames(required=True), _recursive, _skip_empty)
+or_files = _with(_filenames(required=False), _recursive, _skip_empty)
+waits = _with(
+    click.option("--wait", "waiting", is_flag=True, help="Return when every node concerned has it in its kernel."),
+    click.option("--timeout", "timeout_s", type=Duration(), default="30s", show_default=True, help="Limit for --wait."),
+)
