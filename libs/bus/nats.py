@@ -304,7 +304,9 @@ class NatsBus:
             await _wait(self._lost, self._config.watchdog_s)
             if self._lost.is_set():
                 return
-            missed = 0 if await self._round_trip() else missed + 1
+            received = client.stats["in_msgs"]
+            alive = await self._round_trip() or client.stats["in_msgs"] != received  # busy is not deaf
+            missed = 0 if alive else missed + 1
             if missed >= 2:
                 log.warning("connection to NATS is deaf, making a new one", extra={"server": where(client)})
                 return

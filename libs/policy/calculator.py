@@ -19,9 +19,8 @@ import msgspec
 from pyroaring import BitMap
 
 from libs import model
-from libs.model.selector import NAMESPACE_PREFIX, SERVICE_ACCOUNT_PREFIX
 from libs.policy import inputs, rules
-from libs.policy.changes import Changes, Encapsulation, IPSetChange, NodeChange, NodeView
+from libs.policy.changes import Changes, Encapsulation, NodeView
 from libs.policy.claims import Claims
 from libs.policy.index import Entry, LabelIndex
 from libs.policy.inputs import (
@@ -51,8 +50,10 @@ from libs.policy.output import (
     Workload,
     WorkloadKey,
 )
+from libs.policy.report import Report
 from libs.policy.rulebook import RuleBook, SetUse
-from libs.policy.sets import SetDelta, SetSpec, SetTable
+from libs.policy.sets import SetSpec, SetTable
+from libs.policy.tables import SharedTables
 
 T = TypeVar("T")
 
@@ -85,20 +86,6 @@ class _Endpoint:
         self.value: Workload | Host | None = None
 
 
-class _NodeDraft:
-    """A NodeChange in the making."""
-
-    __slots__ = ("hosts", "sets", "workloads")
-
-    def __init__(self) -> None:
-        self.workloads: dict[WorkloadKey, Workload | None] = {}
-        self.hosts: dict[str, Host | None] = {}
-        self.sets: dict[str, set[Any]] = {}
-
-    def note(self, field: str, thing: object) -> None:
-        self.sets.setdefault(field, set()).add(thing)
-
-
 class Calculator:
     """See the module. One instance, one thread; nothing here waits."""
 
@@ -111,10 +98,9 @@ class Calculator:
         self._uses = SetUse(self._table)
         self._policy_book: RuleBook[PolicyKey, Policy] = RuleBook(self._compile_policy, self._uses)
         self._profile_book: RuleBook[str, Profile] = RuleBook(self._compile_profile, self._uses)
-        # items: endpoints and network sets under small numbers, which are given out again only after a flush
+        # items: endpoints and network sets under small dense numbers, as the index wants them
         self._numbers: dict[Hashable, int] = {}
         self._free: list[int] = []
-        self._freed: list[int] = []
         self._next = 0
         self._endpoint_inputs: dict[int, EndpointInput] = {}
         self._endpoints: dict[int, _Endpoint] = {}
@@ -135,17 +121,8 @@ class Calculator:
         self._hosts: dict[str, dict[str, Host]] = {}
         self._known: dict[str, int] = {}  # node -> reasons to know it
         self._asked_for: set[str] = set()
-        # what every node reads
-        self._pools: dict[str, Pool] = {}
-        self._blocks: dict[str, Block] = {}
-        self._node_infos: dict[str, NodeInfo] = {}
-        self._namespaces: dict[str, dict[str, str]] = {}
-        self._service_accounts: dict[tuple[str, str], dict[str, str]] = {}
-        self._passthrough: dict[str, model.Resource] = {}
-        self._encapsulation = Encapsulation()
-        self._first_flush = True
-        self._draft: dict[str, _NodeDraft] = {}
-        self._shared: dict[str, dict[Any, Any]] = {}
+        self._tables = SharedTables()
+        self._report = Report()
 
     # --- input --------------------------------------------------------------------------------------------------------
 
@@ -181,31 +158,31 @@ class Calculator:
 
     @property
     def pools(self) -> Mapping[str, Pool]:
-        return self._pools
+        return self._tables.pools
 
     @property
     def blocks(self) -> Mapping[str, Block]:
-        return self._blocks
+        return self._tables.blocks
 
     @property
     def node_infos(self) -> Mapping[str, NodeInfo]:
-        return self._node_infos
+        return self._tables.node_infos
 
     @property
     def namespaces(self) -> Mapping[str, dict[str, str]]:
-        return self._namespaces
+        return self._tables.namespaces
 
     @property
     def service_accounts(self) -> Mapping[tuple[str, str], dict[str, str]]:
-        return self._service_accounts
+        return self._tables.service_accounts
 
     @property
     def passthrough(self) -> Mapping[str, model.Resource]:
-        return self._passthrough
+        return self._tables.passthrough
 
     @property
     def encapsulation(self) -> Encapsulation:
-        return self._encapsulation
+        return self._tables.encapsulation
 
     @property
     def nodes(self) -> frozenset[str]:
@@ -245,7 +222,7 @@ class Calculator:
 
     def flush(self) -> Changes:
         """Calculate everything updated since the last flush; returns what is different now."""
-        refused = self._take_pending()
+        self._take_pending()
         changed_entries = self._index.take_changes()
         for entry in changed_entries:
             if entry in self._policies_of:
@@ -255,17 +232,12 @@ class Calculator:
         deltas = self._table.refresh(changed_entries)
         for entry in changed_entries:
             entry.flipped.clear()
-        changes = self._collect(deltas, refused)
-        self._free.extend(self._freed)
-        self._freed.clear()
-        self._draft.clear()
-        self._shared.clear()
-        self._first_flush = False
+        changes = self._report.finish(self._policy_book, self._profile_book, self._uses, deltas, self._tables.take())
+        self._report = Report()
         return changes
 
-    def _take_pending(self) -> dict[str, str]:
+    def _take_pending(self) -> None:
         """Reduce what was updated, settle who holds which identity, and apply everything but policies."""
-        refused: dict[str, str] = {}
         dirty: dict[Any, set[Hashable]] = {kind: set() for kind in _APPLY_ORDER}
         for key, resource in self._pending.items():
             new: Input | None = None
@@ -273,7 +245,7 @@ class Calculator:
                 try:
                     new = inputs.reduce(key, resource)
                 except ValueError as error:
-                    refused[key] = str(error)
+                    self._report.refused(key, str(error))
             old = self._inputs.get(key)
             if old == new:
                 continue
@@ -290,17 +262,6 @@ class Calculator:
             claims, apply = self._claims[kind], _APPLY_ORDER[kind]
             for identity in dirty[kind]:
                 apply(self, identity, claims.get(identity))
-        return refused
-
-    def _share(self, field: str, known: dict[T, Any], key: T, value: Any | None) -> None:
-        """Keep a value that every node reads, and note its change."""
-        if known.get(key) == value:
-            return
-        if value is None:
-            del known[key]
-        else:
-            known[key] = value
-        self._shared.setdefault(field, {})[key] = value
 
     # --- items --------------------------------------------------------------------------------------------------------
 
@@ -320,7 +281,7 @@ class Calculator:
         if number is not None:
             self._index.drop_item(number)
             self._table.drop_item(number)
-            self._freed.append(number)
+            self._free.append(number)
         return number
 
     def _apply_network_set(self, identity: Hashable, new: NetworkSetInput | None) -> None:
@@ -365,21 +326,14 @@ class Calculator:
         else:
             self._profile_inputs[name] = new
         self._profile_book.touch(name)
-        namespace = inputs.namespace_of_profile(name)
-        if namespace is not None:
-            carried = None if new is None else inputs.carried_labels(labels, NAMESPACE_PREFIX)
-            self._share("namespaces", self._namespaces, namespace, carried)
-        account = inputs.service_account_of_profile(name)
-        if account is not None:
-            carried = None if new is None else inputs.carried_labels(labels, SERVICE_ACCOUNT_PREFIX)
-            self._share("service_accounts", self._service_accounts, account, carried)
+        self._tables.apply_profile_labels(name, None if new is None else labels)
 
-    # --- nodes, pools, blocks -----------------------------------------------------------------------------------------
+    # --- nodes --------------------------------------------------------------------------------------------------------
 
     def _apply_node(self, identity: Hashable, new: NodeInput | None) -> None:
         name = str(identity)
-        known = name in self._node_infos
-        self._share("node_infos", self._node_infos, name, None if new is None else new.info)
+        known = name in self._tables.node_infos
+        self._tables.apply_node(name, None if new is None else new.info)
         if new is not None and not known:
             self._learn(name)
         elif new is None and known:
@@ -400,13 +354,13 @@ class Calculator:
         self._policy_book.activity.drop(node, self._everywhere)
 
     def _apply_pool(self, identity: Hashable, new: PoolInput | None) -> None:
-        self._share("pools", self._pools, str(identity), None if new is None else new.pool)
+        self._tables.apply_pool(identity, new)
 
     def _apply_block(self, identity: Hashable, new: BlockInput | None) -> None:
-        self._share("blocks", self._blocks, str(identity), None if new is None else new.block)
+        self._tables.apply_block(identity, new)
 
     def _apply_passthrough(self, identity: Hashable, new: PassthroughInput | None) -> None:
-        self._share("passthrough", self._passthrough, str(identity), None if new is None else new.resource)
+        self._tables.apply_passthrough(identity, new)
 
     # --- tiers and policies -------------------------------------------------------------------------------------------
 
@@ -542,86 +496,14 @@ class Calculator:
         state.applied, state.profiles, state.value = applied, profiles, value
 
     def _publish_value(self, node: str, key: WorkloadKey | str, value: Workload | Host | None) -> None:
-        draft = self._draft_of(node)
         if isinstance(key, WorkloadKey):
             assert not isinstance(value, Host)
             _put(self._workloads.setdefault(node, {}), key, value)
-            draft.workloads[key] = value
+            self._report.workload(node, key, value)
         else:
             assert not isinstance(value, Workload)
             _put(self._hosts.setdefault(node, {}), key, value)
-            draft.hosts[key] = value
-
-    def _draft_of(self, node: str) -> _NodeDraft:
-        draft = self._draft.get(node)
-        if draft is None:
-            draft = self._draft[node] = _NodeDraft()
-        return draft
-
-    # --- the report ---------------------------------------------------------------------------------------------------
-
-    def _collect(self, deltas: dict[str, SetDelta], refused: dict[str, str]) -> Changes:
-        policies = self._flush_book(self._policy_book, "policies")
-        profiles = self._flush_book(self._profile_book, "profiles")
-        self._uses.settle()
-        return Changes(
-            policies=policies,
-            profiles=profiles,
-            ipsets=self._collect_sets(deltas),
-            nodes={node: _node_change(draft) for node, draft in self._draft.items()},
-            encapsulation=self._new_encapsulation(),
-            refused=refused,
-            **self._shared,
-        )
-
-    def _flush_book(self, book: RuleBook[Any, Any], field: str) -> dict[Any, Any]:
-        changed, switches = book.flush()
-        appeared = set()
-        for node, thing, active in switches:
-            self._draft_of(node).note(f"{field}_{'added' if active else 'removed'}", thing)
-            if active:
-                appeared.add((node, thing))
-        for thing, value in changed.items():
-            for node in () if value is None else book.activity.nodes_of(thing):
-                if (node, thing) not in appeared:
-                    self._draft_of(node).note(f"{field}_changed", thing)
-        return changed
-
-    def _collect_sets(self, deltas: dict[str, SetDelta]) -> dict[str, IPSetChange]:
-        changes: dict[str, IPSetChange] = {}
-        appeared = set()
-        for node, set_id, active in self._uses.on_nodes.take():
-            self._draft_of(node).note("sets_added" if active else "sets_removed", set_id)
-            if active:
-                appeared.add((node, set_id))
-        for set_id in self._uses.created:
-            changes[set_id] = IPSetChange(created=self._table.get(set_id))
-        for set_id in self._uses.deleted:
-            changes[set_id] = IPSetChange(deleted=True)
-        for set_id, delta in deltas.items():
-            if set_id in changes:
-                continue
-            changes[set_id] = IPSetChange(added=frozenset(delta.added), removed=frozenset(delta.removed))
-            for node in self._uses.on_nodes.nodes_of(set_id):
-                if (node, set_id) not in appeared:
-                    self._draft_of(node).note("sets_changed", set_id)
-        self._uses.created.clear()
-        self._uses.deleted.clear()
-        return changes
-
-    def _new_encapsulation(self) -> Encapsulation | None:
-        if not self._first_flush and "pools" not in self._shared:
-            return None
-        pools = self._pools.values()
-        wanted = Encapsulation(
-            ipip=any(pool.ipip_mode != "Never" for pool in pools),
-            vxlan=any(pool.vxlan_mode != "Never" and ":" not in pool.cidr for pool in pools),
-            vxlan_v6=any(pool.vxlan_mode != "Never" and ":" in pool.cidr for pool in pools),
-        )
-        if wanted == self._encapsulation and not self._first_flush:
-            return None
-        self._encapsulation = wanted
-        return wanted
+            self._report.host(node, key, value)
 
 
 def _with_tiers(base: Workload | Host, tiers: EndpointTiers) -> Workload | Host:
@@ -634,11 +516,6 @@ def _with_tiers(base: Workload | Host, tiers: EndpointTiers) -> Workload | Host:
         pre_dnat_tiers=tiers.pre_dnat,
         forward_tiers=tiers.forward,
     )
-
-
-def _node_change(draft: _NodeDraft) -> NodeChange:
-    lists = {field: frozenset(things) for field, things in draft.sets.items()}
-    return NodeChange(workloads=draft.workloads, hosts=draft.hosts, **lists)
 
 
 def _put(known: dict[T, Any], key: T, value: object | None) -> None:

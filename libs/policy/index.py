@@ -15,12 +15,15 @@ Two ways lead to an answer, and both must give the same:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
+from typing import TypeVar
 
 from pyroaring import BitMap
 
 from libs.model import selector as sel
 from libs.model.selector import Labels, Selector
+
+K = TypeVar("K", bound=Hashable)
 
 _EMPTY_LABELS: dict[str, str] = {}
 
@@ -30,7 +33,7 @@ class Entry:
     changed since `take_changes`, an item that left and came back not among them. `users` counts those who asked for the
     selector."""
 
-    __slots__ = ("bucket", "flipped", "matched", "matches", "selector", "users")
+    __slots__ = ("filed_under", "flipped", "matched", "matches", "selector", "users")
 
     def __init__(self, selector: Selector) -> None:
         self.selector = selector
@@ -38,7 +41,7 @@ class Entry:
         self.matched = BitMap()
         self.flipped = BitMap()
         self.users = 0
-        self.bucket: dict[Entry, None] | None = None
+        self.filed_under: tuple[str, str] | str | None = None  # label and value, or label; None: not filed
 
 
 class _Item:
@@ -134,7 +137,7 @@ class LabelIndex:
         old_pairs, new_pairs = old.items(), new.items()
         for pair in old_pairs:
             if pair not in new_pairs:
-                self._unfile(number, *pair, still_present=pair[0] in new)
+                self._unfile(number, *pair)
         for pair in new_pairs:
             if pair not in old_pairs:
                 self._file(number, *pair)
@@ -178,18 +181,17 @@ class LabelIndex:
             present = self._present[label] = BitMap()
         present.add(number)
 
-    def _unfile(self, number: int, label: str, value: str, *, still_present: bool) -> None:
+    def _unfile(self, number: int, label: str, value: str) -> None:
         values = self._values[label]
         values[value].discard(number)
         if not values[value]:
             del values[value]
             if not values:
                 del self._values[label]
-        if not still_present:
-            present = self._present[label]
-            present.discard(number)
-            if not present:
-                del self._present[label]
+        present = self._present[label]
+        present.discard(number)  # a new value of the same label brings it back
+        if not present:
+            del self._present[label]
 
     # --- selectors ----------------------------------------------------------------------------------------------------
 
@@ -200,9 +202,7 @@ class LabelIndex:
         if entry is None:
             entry = self._entries[selector.canonical] = Entry(selector)
             entry.matched = BitMap(self.evaluate(selector.root))
-            entry.bucket = self._bucket_for(selector)
-            if entry.bucket is not None:
-                entry.bucket[entry] = None
+            self._file_entry(entry)
         entry.users += 1
         return entry
 
@@ -212,9 +212,7 @@ class LabelIndex:
             return
         del self._entries[entry.selector.canonical]
         self._changed.pop(entry, None)
-        if entry.bucket is not None:
-            del entry.bucket[entry]
-            entry.bucket = None
+        self._unfile_entry(entry)
 
     def take_changes(self) -> list[Entry]:
         """Entries whose `flipped` is worth a look. The caller clears each `flipped` when it is done with it."""
@@ -236,34 +234,41 @@ class LabelIndex:
             if number in entry.matched:
                 yield entry
 
-    def _bucket_for(self, selector: Selector) -> dict[Entry, None] | None:
-        """Where to file a selector: under the rarest single value it needs, else under the rarest label, else anywhere.
+    def _file_entry(self, entry: Entry) -> None:
+        """File a selector under the rarest single value it needs, else under the rarest label, else anywhere.
 
-        An `in` with several values would need several buckets, so it counts as "the label is present". None: matches
-        nothing.
+        An `in` with several values would need several places, so it counts as "the label is present". A selector that
+        contradicts itself matches nothing, ever, and is filed nowhere.
         """
-        best: tuple[str, str] | None = None
-        best_count = 0
-        label: str | None = None
-        label_count = 0
-        for key, restriction in selector.restrictions.items():
+        pairs: list[tuple[int, tuple[str, str]]] = []
+        labels: list[tuple[int, str]] = []
+        for key, restriction in entry.selector.restrictions.items():
             if restriction.values == ():
-                return None
+                return
             if restriction.absent:
                 continue
+            labels.append((len(self._present.get(key, ())), key))
             if restriction.values is not None and len(restriction.values) == 1:
-                pair = (key, restriction.values[0])
-                count = len(self._values.get(key, {}).get(pair[1], ()))
-                if best is None or count < best_count:
-                    best, best_count = pair, count
-            count = len(self._present.get(key, ()))
-            if label is None or count < label_count:
-                label, label_count = key, count
-        if best is not None:
-            return self._by_value.setdefault(best, {})
-        if label is not None:
-            return self._by_label.setdefault(label, {})
-        return self._anywhere
+                (value,) = restriction.values
+                pairs.append((len(self._values.get(key, {}).get(value, ())), (key, value)))
+        if pairs:
+            entry.filed_under = pair = min(pairs)[1]
+            self._by_value.setdefault(pair, {})[entry] = None
+        elif labels:
+            entry.filed_under = label = min(labels)[1]
+            self._by_label.setdefault(label, {})[entry] = None
+        else:
+            self._anywhere[entry] = None
+
+    def _unfile_entry(self, entry: Entry) -> None:
+        place = entry.filed_under
+        entry.filed_under = None
+        if isinstance(place, tuple):
+            _remove(self._by_value, place, entry)
+        elif place is not None:
+            _remove(self._by_label, place, entry)
+        else:
+            self._anywhere.pop(entry, None)
 
     def evaluate(self, node: sel.Node) -> BitMap:
         """The items that a tree matches. The result may be one of the index's own bitmaps: copy before changing it."""
@@ -317,3 +322,9 @@ class LabelIndex:
     def _with_values(self, key: str, values: tuple[str, ...]) -> BitMap:
         have = self._values.get(key)
         return BitMap().union(*(have[value] for value in values if value in have)) if have else BitMap()
+
+
+def _remove(groups: dict[K, dict[Entry, None]], group: K, entry: Entry) -> None:
+    del groups[group][entry]
+    if not groups[group]:
+        del groups[group]

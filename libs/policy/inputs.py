@@ -127,9 +127,7 @@ def reduce(key: str, resource: model.Resource) -> Input | None:
             return _network_set(resource)
         case model.Profile():
             spec = resource.spec
-            return ProfileInput(
-                _name(resource), dict(spec.labels_to_apply or {}), tuple(spec.ingress or ()), tuple(spec.egress or ())
-            )
+            return ProfileInput(_name(resource), dict(spec.labels_to_apply), tuple(spec.ingress), tuple(spec.egress))
         case model.Tier():
             return TierInput(_name(resource), TierSpec(resource.spec.order, resource.spec.default_action or "Deny"))
         case model.Node():
@@ -143,17 +141,17 @@ def reduce(key: str, resource: model.Resource) -> Input | None:
 
 
 def _name(resource: model.Resource) -> str:
-    return resource.metadata.name or ""
+    return resource.metadata.name
 
 
 def _workload(resource: model.WorkloadEndpoint) -> EndpointInput | None:
-    spec, namespace = resource.spec, resource.metadata.namespace or ""
-    networks = tuple(map(nets.canonical, spec.ip_networks or ()))
+    spec, namespace = resource.spec, resource.metadata.namespace
+    networks = tuple(map(nets.canonical, spec.ip_networks))
     if not networks:
         return None
     labels = {
         label: value
-        for label, value in (resource.metadata.labels or {}).items()
+        for label, value in resource.metadata.labels.items()
         if not label.startswith((NAMESPACE_PREFIX, SERVICE_ACCOUNT_PREFIX))
     }
     if namespace:
@@ -161,25 +159,25 @@ def _workload(resource: model.WorkloadEndpoint) -> EndpointInput | None:
     if spec.service_account_name:
         labels[rules.SERVICE_ACCOUNT_LABEL] = spec.service_account_name
     third = {"k8s": spec.pod, "cni": spec.container_id, "libnetwork": "libnetwork"}.get(
-        spec.orchestrator or "", spec.workload
+        spec.orchestrator, spec.workload
     )
-    nat = [Nat(entry.external_ip or "", entry.internal_ip or "") for entry in spec.ip_nats or ()]
-    profiles = tuple(spec.profiles or ())
+    nat = [Nat(entry.external_ip, entry.internal_ip) for entry in spec.ip_nats]
+    profiles = tuple(spec.profiles)
     return EndpointInput(
-        node=spec.node or "",
-        key=WorkloadKey(spec.orchestrator or "", f"{namespace}/{third or ''}", spec.endpoint or ""),
+        node=spec.node,
+        key=WorkloadKey(spec.orchestrator, f"{namespace}/{third}", spec.endpoint),
         labels=labels,
         profiles=profiles,
         contributor=Contributor(networks, _ports(spec.ports)),
         base=Workload(
-            name=spec.interface_name or "",
-            mac=spec.mac or "",
+            name=spec.interface_name,
+            mac=spec.mac,
             profiles=profiles,
             nets4=_family(networks, 4),
             nets6=_family(networks, 6),
             nat4=tuple(entry for entry in nat if nets.version_of(entry.internal) == 4),
             nat6=tuple(entry for entry in nat if nets.version_of(entry.internal) == 6),
-            allowed_source_prefixes=tuple(map(nets.canonical, spec.allow_spoofed_source_prefixes or ())),
+            allowed_source_prefixes=tuple(map(nets.canonical, spec.allow_spoofed_source_prefixes)),
             labels=labels,
         ),
     )
@@ -187,16 +185,16 @@ def _workload(resource: model.WorkloadEndpoint) -> EndpointInput | None:
 
 def _host(resource: model.HostEndpoint) -> EndpointInput:
     spec = resource.spec
-    networks = tuple(map(nets.canonical, spec.expected_ips or ()))
-    profiles = tuple(spec.profiles or ())
+    networks = tuple(map(nets.canonical, spec.expected_ips))
+    profiles = tuple(spec.profiles)
     return EndpointInput(
-        node=spec.node or "",
+        node=spec.node,
         key=_name(resource),
-        labels=dict(resource.metadata.labels or {}),
+        labels=dict(resource.metadata.labels),
         profiles=profiles,
         contributor=Contributor(networks, _ports(spec.ports)),
         base=Host(
-            name=spec.interface_name or "",
+            name=spec.interface_name,
             profiles=profiles,
             expected4=tuple(map(nets.address, _family(networks, 4))),
             expected6=tuple(map(nets.address, _family(networks, 6))),
@@ -207,23 +205,23 @@ def _host(resource: model.HostEndpoint) -> EndpointInput:
 def _ports(ports: Sequence[model.EndpointPort | model.WorkloadEndpointPort]) -> tuple[NamedPort, ...]:
     """Named ports of an endpoint; those without a name or of a protocol without ports are of no use here."""
     found = []
-    for port in ports or ():
+    for port in ports:
         protocol = rules.named_port_protocol(rules.protocol_of(port.protocol))
         if port.name:
-            found.append(NamedPort(port.name, protocol if protocol in PORT_PROTOCOLS else "tcp", port.port or 0))
+            found.append(NamedPort(port.name, protocol if protocol in PORT_PROTOCOLS else "tcp", port.port))
     return tuple(found)
 
 
 def _network_set(resource: model.NetworkSet | model.GlobalNetworkSet) -> NetworkSetInput:
-    namespace = resource.metadata.namespace or ""
-    labels = dict(resource.metadata.labels or {})
+    namespace = resource.metadata.namespace
+    labels = dict(resource.metadata.labels)
     if namespace:
         labels[rules.NAMESPACE_LABEL] = namespace
     return NetworkSetInput(
         identity=f"{namespace}/{_name(resource)}",
         labels=labels,
         parents=(f"{NAMESPACE_PROFILE}{namespace}",) if namespace else (),
-        contributor=Contributor(tuple(map(nets.canonical, resource.spec.nets or ()))),
+        contributor=Contributor(tuple(map(nets.canonical, resource.spec.nets))),
     )
 
 
@@ -233,13 +231,13 @@ PolicyResource = (
 
 
 def _policy(resource: PolicyResource) -> PolicyInput:
-    spec, namespace = resource.spec, resource.metadata.namespace or ""
-    ingress, egress = tuple(spec.ingress or ()), tuple(spec.egress or ())
+    spec, namespace = resource.spec, resource.metadata.namespace
+    ingress, egress = tuple(spec.ingress), tuple(spec.egress)
     types = spec.types or ("Ingress", "Egress")  # none given means both here; the API fills it in
     namespace_selector = ""
     untracked = pre_dnat = on_forward = False
     if isinstance(spec, model.GlobalNetworkPolicySpec | model.StagedGlobalNetworkPolicySpec):
-        namespace_selector = spec.namespace_selector or ""
+        namespace_selector = spec.namespace_selector
         untracked, pre_dnat, on_forward = bool(spec.do_not_track), bool(spec.pre_dnat), bool(spec.apply_on_forward)
     order = PolicyOrder(
         key=PolicyKey(resource.kind, _name(resource), namespace),
@@ -251,37 +249,37 @@ def _policy(resource: PolicyResource) -> PolicyInput:
         pre_dnat=pre_dnat,
         apply_on_forward=on_forward,
     )
-    selector = rules.policy_selector(
-        spec.selector or "", namespace, namespace_selector, spec.service_account_selector or ""
-    )
+    selector = rules.policy_selector(spec.selector, namespace, namespace_selector, spec.service_account_selector)
     rules.check(ingress, namespace)
     rules.check(egress, namespace)
-    return PolicyInput(order, selector, ingress, egress, tuple(spec.performance_hints or ()))
+    return PolicyInput(order, selector, ingress, egress, tuple(spec.performance_hints))
 
 
 def _node(resource: model.Node) -> NodeInfo:
+    """What cannot be read as an address counts as not there, as every node would stumble over it."""
     spec, status = resource.spec, resource.status
-    bgp, wireguard = spec.bgp, spec.wireguard
+    bgp = spec.bgp or model.NodeBGPSpec()
+    wireguard = spec.wireguard or model.NodeWireguardSpec()
     return NodeInfo(
-        ipv4=(bgp.ipv4_address or "") if bgp is not None else "",
-        ipv6=(bgp.ipv6_address or "") if bgp is not None else "",
-        as_number=str(bgp.as_number) if bgp is not None and bgp.as_number is not None else "",
-        labels=dict(resource.metadata.labels or {}),
-        vxlan_ipv4=spec.ipv4_vxlan_tunnel_addr or "",
-        vxlan_mac=spec.vxlan_tunnel_mac_addr or "",
-        vxlan_ipv6=spec.ipv6_vxlan_tunnel_addr or "",
-        vxlan_mac6=spec.vxlan_tunnel_mac_addr_v6 or "",
-        ipip_ipv4=(bgp.ipv4_ipip_tunnel_addr or "") if bgp is not None else "",
-        wireguard_ipv4=(wireguard.interface_ipv4_address or "") if wireguard is not None else "",
-        wireguard_key=(status.wireguard_public_key or "") if status is not None else "",
-        wireguard_ipv6=(wireguard.interface_ipv6_address or "") if wireguard is not None else "",
-        wireguard_key6=(status.wireguard_public_key_v6 or "") if status is not None else "",
+        ipv4=nets.valid_address(bgp.ipv4_address),
+        ipv6=nets.valid_address(bgp.ipv6_address),
+        as_number="" if bgp.as_number is None else str(bgp.as_number),
+        labels=dict(resource.metadata.labels),
+        vxlan_ipv4=nets.valid_address(spec.ipv4_vxlan_tunnel_addr),
+        vxlan_mac=spec.vxlan_tunnel_mac_addr,
+        vxlan_ipv6=nets.valid_address(spec.ipv6_vxlan_tunnel_addr),
+        vxlan_mac6=spec.vxlan_tunnel_mac_addr_v6,
+        ipip_ipv4=nets.valid_address(bgp.ipv4_ipip_tunnel_addr),
+        wireguard_ipv4=nets.valid_address(wireguard.interface_ipv4_address),
+        wireguard_key=status.wireguard_public_key,
+        wireguard_ipv6=nets.valid_address(wireguard.interface_ipv6_address),
+        wireguard_key6=status.wireguard_public_key_v6,
     )
 
 
 def _pool(resource: model.IPPool) -> PoolInput:
     spec = resource.spec
-    cidr = nets.canonical(spec.cidr or "")
+    cidr = nets.canonical(spec.cidr)
     return PoolInput(
         cidr,
         Pool(
@@ -289,7 +287,7 @@ def _pool(resource: model.IPPool) -> PoolInput:
             nat_outgoing=bool(spec.nat_outgoing),
             ipip_mode=spec.ipip_mode or "Never",
             vxlan_mode=spec.vxlan_mode or "Never",
-            allowed_uses=tuple(spec.allowed_uses or ()),
+            allowed_uses=tuple(spec.allowed_uses),
             disabled=bool(spec.disabled),
         ),
     )
@@ -303,7 +301,7 @@ def _block(resource: model.IPAMBlock) -> BlockInput:
     cidr = nets.canonical(spec.cidr)
     kind, _, owner = (spec.affinity or "").partition(":")
     node = owner if kind == "host" else ""
-    users = [(attribute.secondary or {}).get("node", "") for attribute in spec.attributes]
+    users = [attribute.secondary.get("node", "") for attribute in spec.attributes]
     borrowed = {
         nets.nth_address(cidr, ordinal): users[index]
         for ordinal, index in enumerate(spec.allocations)

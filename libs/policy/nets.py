@@ -28,6 +28,7 @@ class Net(NamedTuple):
         )
 
 
+@lru_cache(maxsize=65536)
 def canonical(text: str) -> str:
     """A network or single address with its host bits cleared and a prefix length: "10.0.0.1" -> "10.0.0.1/32".
 
@@ -62,3 +63,12 @@ def nth_address(net: str, ordinal: int) -> str:
     """The address `ordinal` places after the first of a network, without a prefix length."""
     version, base, _ = parse(net)
     return text(Net(version, base + ordinal, BITS[version])).partition("/")[0]
+
+
+def valid_address(text: str) -> str:
+    """An address, with or without a prefix length, as it is; "" for anything else."""
+    try:
+        ipaddress.ip_interface(text)
+    except ValueError:
+        return ""
+    return text

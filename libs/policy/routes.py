@@ -111,8 +111,8 @@ class RouteResolver:
         for changed in (old, pool):
             if changed is not None:
                 net = nets.parse(changed.cidr)
-                covering = [known for known in self._pools.values() if nets.parse(known.cidr) == net]
-                self._range(net).pool = min(covering, key=lambda known: known.cidr) if covering else None
+                holders = [name for name, known in self._pools.items() if nets.parse(known.cidr) == net]
+                self._range(net).pool = self._pools[min(holders)] if holders else None
                 self._touch(net, inside=True)
 
     def put_block(self, key: str, block: Block | None) -> None:

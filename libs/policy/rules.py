@@ -67,7 +67,7 @@ def _append_prefixed(text: str, selector: str, prefix: str) -> str:
 
 def entity_selector(entity: model.EntityRule, namespace: str) -> str:
     """The text of what one side of a rule matches, "" for everything. namespace: of the policy, "" for a global one."""
-    parts = [part for part in (_service_accounts(entity.service_accounts), entity.selector or "") if part]
+    parts = [part for part in (_service_accounts(entity.service_accounts), entity.selector) if part]
     text = parts[0] if len(parts) == 1 else f"({parts[0]}) && ({parts[1]})" if parts else ""
     if entity.namespace_selector:
         namespaces = sel.parse(entity.namespace_selector).prefixed(NAMESPACE_PREFIX).canonical
@@ -109,12 +109,12 @@ class _Side:
         self.ip_port_sets: list[SetSpec] = []
         if entity is None:
             return
-        self.nets = tuple(map(nets.canonical, entity.nets or ()))
-        self.not_nets = tuple(map(nets.canonical, entity.not_nets or ()))
-        self.ports, names = split_ports(entity.ports or ())
-        self.not_ports, not_names = split_ports(entity.not_ports or ())
+        self.nets = tuple(map(nets.canonical, entity.nets))
+        self.not_nets = tuple(map(nets.canonical, entity.not_nets))
+        self.ports, names = split_ports(entity.ports)
+        self.not_ports, not_names = split_ports(entity.not_ports)
         positive = entity_selector(entity, namespace)
-        negative = entity.not_selector or ""
+        negative = entity.not_selector
         if positive and negative:
             positive, negative = f"({positive}) && (!({negative}))", ""
         # Negated ports are limited to the positive selector too: the rule as a whole cannot match outside it.
@@ -128,7 +128,7 @@ class _Side:
             self.not_sets.append(sets.selector_set(sel.parse(negative)))
         if entity.services is not None:
             service = sets.service_set(
-                entity.services.name or "", entity.services.namespace or namespace, with_ports=is_destination
+                entity.services.name, entity.services.namespace or namespace, with_ports=is_destination
             )
             (self.ip_port_sets if is_destination else self.sets).append(service)
 
@@ -156,7 +156,7 @@ def compile_rules(rules: Sequence[model.Rule], namespace: str = "") -> tuple[tup
 def _rule(rule: model.Rule, protocol: str | int | None, source: _Side, destination: _Side) -> Rule:
     version = rule.ip_version or (_VERSION_OF_PROTOCOL.get(protocol, 0) if isinstance(protocol, str) else 0)
     return Rule(
-        action=_ACTIONS[rule.action],
+        action=action_of(rule),
         ip_version=version,
         protocol=protocol,
         not_protocol=protocol_of(rule.not_protocol),
@@ -180,9 +180,17 @@ def _rule(rule: model.Rule, protocol: str | int | None, source: _Side, destinati
         not_dst_sets=_ids(destination.not_sets),
         dst_ip_port_sets=_ids(destination.ip_port_sets),
         http=_http(rule.http),
-        annotations=dict(rule.metadata.annotations or {}) if rule.metadata is not None else {},
+        annotations=dict(rule.metadata.annotations) if rule.metadata is not None else {},
         origin=_origin(rule),
     )
+
+
+def action_of(rule: model.Rule) -> Action:
+    """Raises ValueError for an action that does not exist."""
+    action = _ACTIONS.get(rule.action)
+    if action is None:
+        raise ValueError(f"rule action must be one of {', '.join(_ACTIONS)}, not {rule.action!r}")
+    return action
 
 
 def _ids(specs: list[SetSpec]) -> tuple[str, ...]:
@@ -224,9 +232,9 @@ def _icmp(match: model.ICMPFields | None) -> Icmp | None:
 def _http(match: model.HTTPMatch | None) -> HttpMatch | None:
     if match is None:
         return None
-    paths = match.paths or ()
+    paths = match.paths
     return HttpMatch(
-        methods=tuple(match.methods or ()),
+        methods=tuple(match.methods),
         exact_paths=tuple(path.exact for path in paths if path.exact),
         prefix_paths=tuple(path.prefix for path in paths if path.prefix),
     )
@@ -235,16 +243,16 @@ def _http(match: model.HTTPMatch | None) -> HttpMatch | None:
 def _origin(rule: model.Rule) -> RuleOrigin | None:
     source, destination = rule.source or model.EntityRule(), rule.destination or model.EntityRule()
     origin = RuleOrigin(
-        src_selector=source.selector or "",
-        dst_selector=destination.selector or "",
-        not_src_selector=source.not_selector or "",
-        not_dst_selector=destination.not_selector or "",
-        src_namespace_selector=source.namespace_selector or "",
-        dst_namespace_selector=destination.namespace_selector or "",
-        src_service=(source.services.name or "") if source.services is not None else "",
-        src_service_namespace=(source.services.namespace or "") if source.services is not None else "",
-        dst_service=(destination.services.name or "") if destination.services is not None else "",
-        dst_service_namespace=(destination.services.namespace or "") if destination.services is not None else "",
+        src_selector=source.selector,
+        dst_selector=destination.selector,
+        not_src_selector=source.not_selector,
+        not_dst_selector=destination.not_selector,
+        src_namespace_selector=source.namespace_selector,
+        dst_namespace_selector=destination.namespace_selector,
+        src_service=source.services.name if source.services is not None else "",
+        src_service_namespace=source.services.namespace if source.services is not None else "",
+        dst_service=destination.services.name if destination.services is not None else "",
+        dst_service_namespace=destination.services.namespace if destination.services is not None else "",
         src_service_accounts=_account_match(source.service_accounts),
         dst_service_accounts=_account_match(destination.service_accounts),
     )
@@ -252,15 +260,16 @@ def _origin(rule: model.Rule) -> RuleOrigin | None:
 
 
 def _account_match(match: model.ServiceAccountMatch | None) -> ServiceAccountMatch | None:
-    return None if match is None else ServiceAccountMatch(match.selector or "", tuple(match.names or ()))
+    return None if match is None else ServiceAccountMatch(match.selector, tuple(match.names))
 
 
 def check(rules: Sequence[model.Rule], namespace: str) -> None:
     """Raise ValueError for rules that `compile_rules` would not take. Selectors are cached, so asking costs little."""
     for rule in rules:
+        action_of(rule)
         for entity in (rule.source, rule.destination):
             if entity is not None:
                 sel.parse(entity_selector(entity, namespace))
-                sel.parse(entity.not_selector or "")
-                for text in (*(entity.nets or ()), *(entity.not_nets or ())):
+                sel.parse(entity.not_selector)
+                for text in (*entity.nets, *entity.not_nets):
                     nets.canonical(text)

@@ -133,7 +133,6 @@ class SetTable:
             self._owners[net] = (*self._owners.get(net, ()), number)
 
     def drop_item(self, number: int) -> None:
-        """The item's number must not be given to another before the next `refresh`."""
         old = self._contributors.pop(number, None)
         if old is not None:
             self._former.setdefault(number, set()).update(old.nets)

@@ -14,7 +14,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Protocol
+from functools import wraps
+from typing import ParamSpec, Protocol
 from uuid import uuid4
 
 import msgspec
@@ -33,8 +34,12 @@ from libs.resources.errors import (
     ValidationError,
 )
 from libs.resources.patch import PatchError, PatchType, apply_patch
+from libs.runtime import tracing
 from libs.store import api as store_api
 from libs.store.api import Compare, KeyValue, Put, Store
+
+P = ParamSpec("P")
+trace = tracing.tracer("resources")
 
 MAX_TRIES = 5
 """Times that an update without a given resource version is tried again when somebody else was faster."""
@@ -69,6 +74,23 @@ class AddressRelease(Protocol):
     async def release_node(self, node: str) -> None:
         """Release the node's workload and tunnel addresses, its affinities and its IPAM host record."""
         ...
+
+
+def _traced(write: Callable[P, Awaitable[Written]]) -> Callable[P, Awaitable[Written]]:
+    """A span around a write that carries the revision it got: what typha and felix do about it carries it as well, so a
+    change can be followed across etcd, which passes no trace on.
+    """
+
+    @wraps(write)
+    async def traced(*args: P.args, **kwargs: P.kwargs) -> Written:
+        with trace.span(f"resource.{write.__name__}") as span:
+            written = await write(*args, **kwargs)
+            span.set("revision", written.revision)
+            span.set("kind", written.resource.kind)
+            span.set("name", written.resource.metadata.name)
+            return written
+
+    return traced
 
 
 class ResourceClient:
@@ -111,6 +133,7 @@ class ResourceClient:
 
     # --- writing -----------------------------------------------------------------------------------------------------
 
+    @_traced
     async def create(self, resource: Resource) -> Written:
         """Raises AlreadyExists, NotFound (the tier of a policy), ValidationError, NotSupported."""
         identity = codec.identity(resource)
@@ -141,6 +164,7 @@ class ResourceClient:
                 raise AlreadyExists(identity)
         raise Conflict(identity)
 
+    @_traced
     async def update(self, resource: Resource) -> Written:
         """Replace all of it; its resource version must be the latest. Raises Conflict, NotFound, ValidationError."""
         identity = codec.identity(resource)
@@ -155,6 +179,7 @@ class ResourceClient:
             raise Conflict(identity, given, str(found.mod_revision))
         return await self._swap(resource, found)
 
+    @_traced
     async def replace(self, resource: Resource) -> Written:
         """Update what exists. A given resource version must be the latest; without one the latest is taken.
 
@@ -183,6 +208,7 @@ class ResourceClient:
                     raise
         raise Conflict(identity)
 
+    @_traced
     async def apply(self, resource: Resource) -> Written:
         """Create, or replace what exists."""
         if not resource.metadata.resource_version:
@@ -198,6 +224,7 @@ class ResourceClient:
                 pass
         return await self.replace(resource)
 
+    @_traced
     async def patch(self, kind: str, name: str, patch: object, patch_type: PatchType, namespace: str = "") -> Written:
         """Read, patch, write; repeated when somebody else was faster. patch: decoded JSON.
 
@@ -227,6 +254,7 @@ class ResourceClient:
                 continue
         raise Conflict(identity)
 
+    @_traced
     async def delete(self, kind: str, name: str, namespace: str = "", resource_version: str = "") -> Written:
         """What was deleted, and the revision of that. Raises NotFound, Conflict, NotSupported.
 

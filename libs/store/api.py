@@ -16,7 +16,9 @@ class StoreError(Exception):
 
 
 class StoreUnavailable(StoreError):
-    """No endpoint answered in time. A write that ends so may or may not have happened: read before writing again."""
+    """No endpoint answered in time. A write that ends so may have happened, or still happen: read before writing again,
+    and make the next one conditional on what was read.
+    """
 
 
 class StoreAuthError(StoreError):

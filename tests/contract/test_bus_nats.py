@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
 import pytest
 
-from libs.bus import BusConfig, BusNoResponders, BusTimeout, BusUnavailable
+from libs.bus import BusConfig, BusNoResponders, BusTimeout, BusUnavailable, Msg
 from libs.bus.nats import NatsBus, connect
 from libs.testkit.relay import Relay
 from libs.testkit.servers import NatsServer, free_port
@@ -56,9 +57,71 @@ async def test_deaf_connection_is_replaced() -> None:
             await eventually(lambda: got == [b"heard"])
 
 
+async def test_after_a_barrier_the_connection_may_die() -> None:
+    """What was published before must be at the server, not in a buffer of ours that dies too."""
+    with NatsServer() as server:
+        async with AsyncExitStack() as stack:
+            reader = await stack.enter_async_context(await connect(config_for(server.url), name="r", timeout_s=10))
+            writer = await stack.enter_async_context(await connect(config_for(server.url), name="w", timeout_s=10))
+            for round_number in range(2):
+                got: list[bytes] = []
+                subscription = reader.subscribe("t.barrier", lambda message, got=got: got.append(message.data))
+                await reader.barrier()
+                for number in range(2_900):
+                    writer.publish("t.barrier", b"%20000d" % number)
+                    if number == 300:
+                        await asyncio.sleep(0)  # nats-py's flusher begins, and waits for the socket while more comes
+                await writer.barrier()
+                assert writer._client is not None
+                writer._client._transport._io_writer.transport.abort()
+                await eventually(lambda got=got: len(got) == 2_900)  # type: ignore[misc]
+                subscription.unsubscribe()
+                connections = round_number + 2
+                await eventually(lambda wanted=connections: writer.connections == wanted)  # type: ignore[misc]
+
+
+async def test_reconnect_hook_means_that_nothing_published_from_now_on_is_missed() -> None:
+    with NatsServer() as server:
+        async with AsyncExitStack() as stack:
+            reader = await stack.enter_async_context(await connect(config_for(server.url), name="r", timeout_s=10))
+            writer = await stack.enter_async_context(await connect(config_for(server.url), name="w", timeout_s=10))
+            got: list[bytes] = []
+            for number in range(100):
+                reader.subscribe(f"t.{number}", lambda message: got.append(message.data))
+            reader.on_reconnect.append(lambda: [writer.publish(f"t.{number}", b"") for number in range(100)])  # type: ignore[arg-type,return-value]
+            for _ in range(10):
+                got.clear()
+                assert reader._client is not None
+                reader._client._transport._io_writer.transport.abort()
+                await eventually(lambda: len(got) == 100, deadline_s=5)
+
+
+async def test_busy_reader_is_not_taken_for_a_deaf_one() -> None:
+    """A round trip to ourselves takes its place behind everything that waits to be read."""
+    with NatsServer() as server:
+        async with AsyncExitStack() as stack:
+            busy = replace(config_for(server.url), watchdog_s=0.05, max_pending_bytes=1 << 30, max_pending_msgs=1 << 20)
+            reader = await stack.enter_async_context(await connect(busy, name="r", timeout_s=10))
+            writer = await stack.enter_async_context(await connect(config_for(server.url), name="w", timeout_s=10))
+            got: list[int] = []
+
+            def slowly(message: Msg) -> None:
+                got.append(1)
+                time.sleep(0.0002)
+
+            reader.subscribe("t.busy", slowly)
+            await reader.barrier()
+            for _ in range(5_000):
+                writer.publish("t.busy", b"x" * 2_000)
+            await eventually(lambda: len(got) == 5_000)
+            assert reader.connections == 1
+
+
 async def test_stopped_server_is_noticed_and_left() -> None:
+    before = asyncio.all_tasks()
     with NatsServer() as first, NatsServer() as second:
         async with await connect(config_for(first.url, second.url), name="stopped", timeout_s=10) as bus:
+            bus.subscribe("t.other", lambda message: None)
             down: list[bool] = []
             bus.on_disconnect.append(lambda: down.append(True))
             assert bus._client is not None
@@ -75,7 +138,8 @@ async def test_stopped_server_is_noticed_and_left() -> None:
             now = bus._client.connected_url
             assert now is not None
             assert now.port == spare.port
-            used.resume()
+        await eventually(lambda: asyncio.all_tasks() == before, deadline_s=3)
+        used.resume()
 
 
 async def test_connection_that_passes_nothing_on_is_noticed() -> None:

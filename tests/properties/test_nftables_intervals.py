@@ -34,7 +34,7 @@ def packed(net: IPv4Network | IPv6Network) -> bytes:
 
 def values(intervals: list[bytes]) -> list[int]:
     """Every value covered, once per interval that covers it."""
-    found = []
+    found: list[int] = []
     for interval in intervals:
         half = len(interval) // 2
         found += range(int.from_bytes(interval[:half], "big"), int.from_bytes(interval[half:], "big") + 1)

@@ -11,6 +11,7 @@ import errno
 import os
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from itertools import pairwise
 from typing import Any, ClassVar, TypeVar
 
 import pytest
@@ -82,6 +83,21 @@ BODIES = st.integers(0, len(CHAINS) - 1).flatmap(
 VERDICTS = st.sampled_from([ACCEPT, DROP, *(goto(name) for name in CHAINS), jump("c4")])
 
 
+FOREIGN = st.one_of(
+    st.builds(lambda name, text: AddRules(name, (Rule((COUNTER,), text),)), st.sampled_from(["base", *CHAINS]),
+    st.text("xyz")), st.builds(FlushChain, st.sampled_from(["base", *CHAINS])),
+    st.builds(lambda name: NewChain(name, Base(Hook.FORWARD)), st.sampled_from(["base", "other"])),
+    st.builds(lambda host: AddElements(PLAIN, [packed_host(host)]), st.sampled_from(HOSTS)),
+    st.builds(lambda host: DelElements(PLAIN, [packed_host(host)]), st.sampled_from(HOSTS)),
+    st.builds(lambda name: DelElements(DISPATCH, sorted(pack_elements(DISPATCH.key, [name], interval=False))),
+    st.sampled_from("ab")),
+)  # fmt: skip
+
+
+def packed_host(text: str) -> bytes:
+    return pack_elements(PLAIN.key, [text], interval=False).pop()
+
+
 class Machine(RuleBasedStateMachine):
     """`chains`, `sets`, `verdicts` are the model: plain values of what is wanted."""
 
@@ -98,6 +114,12 @@ class Machine(RuleBasedStateMachine):
         self.unknown = True  # whether the reconciler has to read
         self.restart()
         self.chain("base", (Rule((jump("c0"),)), Rule((Vmap((Field.IIFNAME,), "m"),))))
+        lookups = (Rule((InSet((Field.IP_SADDR,), "s"),)), Rule((InSet((Field.IP_SADDR,), "n"), DROP)))
+        self.chain("c0", (*lookups, Rule((jump("c1"),))))
+        for name, after in pairwise(CHAINS[1:]):
+            self.chain(name, (Rule((COUNTER,)), Rule((goto(after),))))
+        self.chain("c4", ())
+        self.step()
 
     def make_transport(self) -> Any:
         return FakeRuleset()
@@ -187,28 +209,11 @@ class Machine(RuleBasedStateMachine):
 
     # --- what others do
 
-    @rule(name=st.sampled_from(["base", *CHAINS]), comment=st.sampled_from("xyz"))
-    def foreign_rule(self, name: str, comment: str) -> None:
-        self.foreign(AddRules(name, (Rule((COUNTER,), comment),)))
-
-    @rule(name=st.sampled_from(["base", *CHAINS]))
-    def foreign_flush(self, name: str) -> None:
-        self.foreign(FlushChain(name))
-
-    @rule(name=st.sampled_from(["base", "other"]))
-    def foreign_chain(self, name: str) -> None:
-        self.foreign(NewChain(name, Base(Hook.FORWARD, policy=Policy.ACCEPT)))
-
-    @rule(text=st.sampled_from(HOSTS), add=st.booleans())
-    def foreign_element(self, text: str, add: bool) -> None:
-        if self.interval["s"]:
+    @rule(edit=FOREIGN)
+    def foreign_edit(self, edit: Any) -> None:
+        if self.interval["s"] and isinstance(edit, AddElements | DelElements) and edit.spec == PLAIN:
             return
-        elements = sorted(pack_elements(PLAIN.key, [text], interval=False))
-        self.foreign(AddElements(PLAIN, elements) if add else DelElements(PLAIN, elements))
-
-    @rule(name=st.sampled_from(["a", "b"]))
-    def foreign_verdict(self, name: str) -> None:
-        self.foreign(DelElements(DISPATCH, sorted(pack_elements(DISPATCH.key, [name], interval=False))))
+        self.foreign(edit)
 
     def foreign(self, op: Any) -> None:
         with suppress(TransactionError):
@@ -218,6 +223,20 @@ class Machine(RuleBasedStateMachine):
     # --- what must hold
 
     @rule()
+    def step_now(self) -> None:
+        self.step()
+
+    @rule(texts=st.sets(st.sampled_from(HOSTS), max_size=2), add=st.booleans())
+    def edit_hosts_twice_and_step(self, texts: set[str], add: bool) -> None:
+        self.edit_hosts(texts, add)
+        self.edit_hosts(texts, not add)
+        self.step()
+
+    @rule(texts=st.sets(st.sampled_from(HOSTS)), interval=st.booleans(), bury=st.booleans())
+    def redefine_and_step(self, texts: set[str], interval: bool, bury: bool) -> None:
+        self.redefine(texts, interval, bury)
+        self.step()
+
     def step(self) -> None:
         if self.disturbed:
             self.reconciler.resync()
@@ -285,7 +304,7 @@ class Machine(RuleBasedStateMachine):
         assert self.content(self.wait(self.transport.read(TABLE))) == (chains, sets)
 
     @invariant()
-    def idle_state_has_no_pending_work(self) -> None:
+    def desired_state_describes_the_model(self) -> None:
         """The desired state always describes the model, whatever was edited in between."""
         for name, texts in self.sets.items():
             packed = pack_elements((DataType.IPV4,), texts, interval=self.interval[name])

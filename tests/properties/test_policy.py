@@ -176,7 +176,7 @@ CHANGES = st.one_of(
 UPDATES = st.tuples(st.booleans(), st.lists(CHANGES, max_size=12)).map(
     lambda drawn: [*((one, False, False) for one in BASE[:-1]), (BASE[-1], False, drawn[0]), *drawn[1]]
 )
-EXAMPLES = settings(max_examples=max(300, settings().max_examples))
+EXAMPLES = settings(max_examples=max(200, settings().max_examples))
 
 
 class Reader:

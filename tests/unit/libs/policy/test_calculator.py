@@ -192,9 +192,19 @@ def test_resource_with_a_selector_that_does_not_parse_is_absent_and_named() -> N
     calculator = calculate(wep("x"))
     calculator.update("bad", gnp("p", "a = 'b'"))
     calculator.update("worse", gnp("q", ingress=[rule(source={"selector": "oops"})]))
+    calculator.update("unknown action", gnp("r", ingress=[rule("allow")]))
     changes = calculator.flush()
     assert not changes.policies
-    assert set(changes.refused) == {"bad", "worse"}
+    assert set(changes.refused) == {"bad", "worse", "unknown action"}
+
+
+def test_profile_with_a_rule_that_means_nothing_denies() -> None:
+    view = view_of(wep("x", profiles=("p",)), profile("p", ingress=[rule("Perhaps")]))
+    assert view.profiles == {"p": MISSING_PROFILE}
+
+
+def test_address_of_a_node_that_is_none_is_left_out() -> None:
+    assert calculate(node("n1", "192.0.2.1/24", "nonsense")).node_infos["n1"] == NodeInfo(ipv4="192.0.2.1/24")
 
 
 def test_of_two_keys_with_one_identity_the_smaller_counts_whatever_the_order() -> None:
