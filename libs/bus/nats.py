@@ -29,7 +29,17 @@ from nats.aio.subscription import Subscription as NatsSubscription
 
 from libs.bus.api import BusNoResponders, BusPayloadTooLarge, BusTimeout, BusUnavailable, Callback, Msg
 from libs.bus.config import BusConfig
-from libs.bus.nats_client import UNLIMITED, abort, auth_options, flush, now, publish_on, tls_context, where
+from libs.bus.nats_client import (
+    UNLIMITED,
+    abort,
+    auth_options,
+    backlog_bytes,
+    flush,
+    now,
+    publish_on,
+    tls_context,
+    where,
+)
 from libs.bus.subject_match import check_publish_subject, check_subscribe_subject
 from libs.bus.tokens import encode_token
 
@@ -37,6 +47,7 @@ log = logging.getLogger(__name__)
 
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _NO_RESPONDERS = "503"
+_PROGRESS_BYTES = 65_536
 _MESSAGE_OVERHEAD = 64  # what a queued message costs besides its payload, roughly
 
 
@@ -109,6 +120,7 @@ class NatsBus:
         self._echo: asyncio.Future[None] | None = None
         self._buffer: deque[tuple[str, bytes, str, Mapping[str, str] | None]] = deque()
         self._buffered_bytes = 0
+        self._handed_bytes = 0  # to the client, since start
         self._supervisor: asyncio.Task[None] | None = None
         self._leftovers: set[asyncio.Task[None]] = set()  # old connections being closed
         self._tls = tls_context(config)
@@ -304,8 +316,11 @@ class NatsBus:
             await _wait(self._lost, self._config.watchdog_s)
             if self._lost.is_set():
                 return
-            received = client.stats["in_msgs"]
+            received, waiting, handed = client.stats["in_msgs"], backlog_bytes(client), self._handed_bytes
             alive = await self._round_trip() or client.stats["in_msgs"] != received  # busy is not deaf
+            if not alive and (left := backlog_bytes(client)):
+                # The echo may still wait behind much that we publish ourselves: alive as long as the socket takes it.
+                alive = waiting + self._handed_bytes - handed - left > _PROGRESS_BYTES
             missed = 0 if alive else missed + 1
             if missed >= 2:
                 log.warning("connection to NATS is deaf, making a new one", extra={"server": where(client)})
@@ -369,6 +384,7 @@ class NatsBus:
             return
         if client.pending_data_size + cost > self._config.max_buffered_bytes:
             raise BusUnavailable("the outbound buffer is full: the server takes less than is published")
+        self._handed_bytes += cost
         publish_on(client, subject, data, reply, headers)
 
     def _drain_buffer(self, client: Client) -> None:

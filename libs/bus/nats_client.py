@@ -58,6 +58,13 @@ async def abort(client: Client) -> None:
             await client.close()
 
 
+def backlog_bytes(client: Client) -> int:
+    """What was published and has not been taken by the socket yet."""
+    writer = getattr(client._transport, "_io_writer", None)
+    buffered: int = writer.transport.get_write_buffer_size() if writer is not None else 0
+    return buffered + int(client.pending_data_size)
+
+
 def where(client: Client) -> str:
     server = client._current_server
     return str(server.uri.netloc.rpartition("@")[2]) if server else "?"

@@ -32,6 +32,10 @@ class Envelope(msgspec.Struct, kw_only=True, omit_defaults=True):
     prev: int
 
 
+NULL = msgspec.Raw(b"null")
+"""Stands for None where a value is raw: msgspec cannot decode `Raw | None`."""
+
+
 # --- contents of streams ---------------------------------------------------------------------------------------------
 
 
@@ -89,12 +93,12 @@ class SetMsg(Envelope, tag_field="kind", tag="ipset"):
 
 
 class TableMsg(Envelope, tag_field="kind", tag="table"):
-    """On `route.<scope>` and `config.<scope>`: changed entries, None for a removed one."""
+    """On `route.<scope>` and `config.<scope>`: changed entries, None (of `config`: NULL) for a removed one."""
 
     blocks: dict[str, Block | None] = {}
     nodes: dict[str, NodeInfo | None] = {}
     pools: dict[str, Pool | None] = {}
-    config: dict[str, msgspec.Raw | None] = {}
+    config: dict[str, msgspec.Raw] = {}
 
 
 class Commit(Envelope, tag_field="kind", tag="commit"):
@@ -143,7 +147,7 @@ class EventMsg(msgspec.Struct, kw_only=True, omit_defaults=True):
     rev: int
     action: str  # put | delete
     key: str
-    value: msgspec.Raw | None = None
+    value: msgspec.Raw = NULL
     error: str = ""  # why the value is treated as absent
 
 

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 
-from libs.ipam.affinity import Owner
+from libs.ipam.affinity import AffinityState, Owner
 from libs.ipam.block import ReleaseOption, allocate, allocate_exact, release
-from libs.ipam.draft import Cache
+from libs.ipam.draft import Cache, Draft
 from libs.ipam.engine import Engine, Job, Round
 from libs.ipam.errors import AddressInUse, BlockClaimed, IpamError, Reason, StaleRelease
 from libs.ipam.handles import clean_handle
@@ -49,15 +49,32 @@ class _Assigning(Job):
         self._planned, self._undone = [], []
         if self.abandoned:
             return await self._plan_undo(engine, round_)
+        mark = round_.draft.mark()
+        error: IpamError | None = None
         try:
             await self.choose(engine, round_)
-        except IpamError as error:
+        except IpamError as refusal:
+            round_.draft.restore(mark)
+            self._planned, error = [], refusal
+        if self._planned or self._fence(round_.draft):
+            return True
+        if error is not None:
             if not self.got:
-                raise
+                raise error
             self.partial(error)
-        if not self._planned:
-            self.done = True
-        return bool(self._planned)
+        self.done = True
+        return False
+
+    def _fence(self, draft: Draft) -> bool:
+        """Before saying that there is nothing: make sure that no lost transaction still arrives and gives something.
+
+        Any write of one of its blocks does that.
+        """
+        blocks = [draft.block(attempt[0].cidr) for attempt in self._in_doubt]
+        for block in blocks:
+            if block is not None:
+                draft.put_block(block)
+        return any(block is not None for block in blocks)
 
     @abstractmethod
     async def choose(self, engine: Engine, round_: Round) -> None:
@@ -85,23 +102,31 @@ class _Assigning(Job):
     def partial(self, error: IpamError) -> None:
         """No further addresses, but an earlier transaction gave some: answer with those."""
 
-    def settle(self, cache: Cache, *, final: bool) -> None:
-        if self._planned and not final:
+    def refused(self) -> None:
+        self._planned, self._undone = [], []
+
+    def lost(self) -> None:
+        if self._planned:
             self._in_doubt.append(self._planned)
         self._planned, self._undone = [], []
-        for attempt in self._in_doubt:
-            landed = [placement for placement in attempt if self._holds(cache, placement)]
-            if landed:
-                self.got += landed
-                self._in_doubt = []
-                self.done = not self.abandoned and self.satisfied()
-                return
+
+    def settle(self, cache: Cache, *, again: bool) -> bool:
+        # Attempts may share addresses, but only one of them can have happened: all that is there is of that one.
+        landed = {p: None for attempt in self._in_doubt for p in attempt if self._holds(cache, p)}
+        if landed:
+            if not again and not any(landed.keys() >= set(attempt) for attempt in self._in_doubt):
+                return False
+            self.got += landed
+            self._in_doubt = []
+            self.done = not self.abandoned and self.satisfied()
+        return True
 
     def doubts(self) -> tuple[set[Network], set[str]]:
         cidrs = {placement.cidr for attempt in self._in_doubt for placement in attempt}
         return cidrs, {self.handle} if cidrs else set()
 
     def _holds(self, cache: Cache, placement: Placement) -> bool:
+        """Attributes count too: another process may assign to the same handle at the same sequence number."""
         known = cache.block(placement.cidr)
         present = known.value.allocation(placement.address) if known and known.value else None
         return (
@@ -109,6 +134,7 @@ class _Assigning(Job):
             and present.released_at is None
             and present.handle == self.handle
             and present.sequence == placement.sequence
+            and present.attrs == self.attrs
         )
 
     async def _plan_undo(self, engine: Engine, round_: Round) -> bool:
@@ -200,8 +226,9 @@ class AssignJob(_Assigning):
                 break
 
     def _take_from_own(self, engine: Engine, round_: Round, version: int, pools: list[Pool]) -> None:
-        for cidr in engine.own_blocks(self.owner, version):
-            self._take(round_, pools, cidr, own=True)
+        for cidr, state in engine.own_blocks(self.owner, version).items():
+            if state is AffinityState.CONFIRMED:  # else someone is taking or giving it up: `revive_own` settles that
+                self._take(round_, pools, cidr, own=True)
 
     async def _borrow(self, engine: Engine, round_: Round, version: int, pools: list[Pool]) -> None:
         for cidr in await engine.borrowable(self.owner, version, pools, round_):

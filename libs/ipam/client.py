@@ -20,7 +20,7 @@ from dataclasses import replace
 from random import Random
 
 from libs.ipam import keys
-from libs.ipam.affinity import Owner
+from libs.ipam.affinity import AffinityState, Owner
 from libs.ipam.assign import AssignIpJob, AssignJob
 from libs.ipam.block import Allocation, Block, ReleaseOption, collect, decode_block
 from libs.ipam.claims import Shell
@@ -171,7 +171,9 @@ class IpamClient:
             round_ = Round(inputs, Draft(engine.cache, engine.shell.now(), inputs.config.cooldown_s))
             await engine.list_own(owner, version, inputs)
             for _ in range(2):
-                for cidr in engine.own_blocks(owner, version):
+                for cidr, state in engine.own_blocks(owner, version).items():
+                    if state is not AffinityState.CONFIRMED:
+                        continue
                     block = round_.draft.block(cidr)
                     inside = pool_of(pools, cidr.network_address)
                     if inside and block and block.owner == owner and block.free_count(inputs.reservations.covers):

@@ -70,9 +70,19 @@ class Job(ABC):
         """The transaction happened."""
 
     @abstractmethod
-    def settle(self, cache: Cache, *, final: bool) -> None:
-        """The transaction was refused (final) or its answer is lost: look in the cache, which is up to date, whether
-        it happened.
+    def refused(self) -> None:
+        """The transaction did not happen."""
+
+    @abstractmethod
+    def lost(self) -> None:
+        """The transaction may have happened, or may still arrive as long as nothing that it demands has changed."""
+
+    @abstractmethod
+    def settle(self, cache: Cache, *, again: bool) -> bool:
+        """The cache has the objects of `doubts` as they are: find out what of the lost transactions happened.
+
+        False: half of one seems to have happened. It arrived between two of the reads; read and call once more, with
+        `again`.
         """
 
     @abstractmethod
@@ -128,6 +138,8 @@ class Engine:
         lost = 0
         while live := [job for job in batch if not job.done]:
             if lost >= MAX_TRIES:
+                if any(any(job.doubts()) for job in live):
+                    raise StoreUnavailable(f"no answer, and {lost} attempts to find out in vain")
                 raise TooManyConflicts("address assignment", lost)
             await self._look_again(live)
             inputs = await self.source.inputs()
@@ -156,9 +168,8 @@ class Engine:
         try:
             result = await self.shell.store.txn(compares, ops)
         except StoreUnavailable:
-            await asyncio.gather(self.fetch_blocks(draft.block_cidrs), self.fetch_handles(draft.handle_ids))
             for job in jobs:
-                job.settle(self.cache, final=False)
+                job.lost()
             return False
         if result.succeeded:
             draft.committed(result.revision)
@@ -168,16 +179,24 @@ class Engine:
         if draft.refused(result.current):
             self.source.invalidate()
         for job in jobs:
-            job.settle(self.cache, final=True)
+            job.refused()
         return False
 
     async def _look_again(self, jobs: list[Job]) -> None:
-        """Fresh reads for the jobs that have a transaction in doubt."""
+        """Fresh reads for the jobs that have a transaction in doubt.
+
+        Handles first: when one arrives between the reads, either the blocks show it, or the handle that the next
+        transaction demands is the one from before.
+        """
         for job in jobs:
-            cidrs, handles = job.doubts()
-            if cidrs or handles:
-                await asyncio.gather(self.fetch_blocks(cidrs), self.fetch_handles(handles))
-                job.settle(self.cache, final=False)
+            for again in (False, True):
+                cidrs, handles = job.doubts()
+                if not cidrs and not handles:
+                    break
+                await self.fetch_handles(handles)
+                await self.fetch_blocks(cidrs)
+                if job.settle(self.cache, again=again):
+                    break
 
     async def fetch_blocks(self, cidrs: Iterable[Network]) -> None:
         """Read blocks into the cache. Raises BlockCorrupt."""
@@ -294,6 +313,7 @@ class Engine:
             block = round_.draft.collected(known.value) if known.value else None
             if (
                 block is not None
+                and block.cidr not in self.own_blocks(owner, version)  # taken over earlier in this round
                 and any(block.cidr.network_address in pool.cidr for pool in pools)
                 and reclaimable(block, owner, now)
                 and await self._try_claim(owner, block.cidr, round_, may_take=True)
@@ -348,7 +368,8 @@ class Engine:
                 inside.sort(key=lambda known: _distance(known, start, pool.cidr))
                 chosen += inside
             for known in chosen[:BORROW_FROM]:
-                if known.value and self.cache.block(known.value.cidr) is None:
+                cached = self.cache.block(known.value.cidr) if known.value else None
+                if known.value and (cached is None or cached.revision < known.revision):
                     self.cache.set_block(known.value.cidr, known)
             round_.borrowable[key] = [known.value.cidr for known in chosen[:BORROW_FROM] if known.value]
         return round_.borrowable[key]

@@ -37,16 +37,22 @@ class _Releasing(Job):
         self._in_doubt: list[list[_Freeing]] = []
         self._fresh: set[Network] = set()  # blocks read for this job
 
-    def settle(self, cache: Cache, *, final: bool) -> None:
-        if self._planned and not final:
+    def refused(self) -> None:
+        self._planned = []
+
+    def lost(self) -> None:
+        if self._planned:
             self._in_doubt.append(self._planned)
         self._planned = []
-        for attempt in self._in_doubt:
-            if not any(_still_held(cache, item) for item in attempt):
-                self._freed += attempt
-                self._in_doubt = []
-                self.happened(attempt)
-                return
+
+    def settle(self, cache: Cache, *, again: bool) -> bool:
+        gone = {item: None for attempt in self._in_doubt for item in attempt if not _still_held(cache, item)}
+        if any(gone.keys() >= set(attempt) for attempt in self._in_doubt):
+            self._freed += gone
+            self._in_doubt = []
+            self.happened(list(gone))
+            return True
+        return again or not gone
 
     def succeeded(self) -> None:
         attempt, self._planned, self._in_doubt = self._planned, [], []

@@ -19,8 +19,14 @@ class _Repeatable(Job):
     def succeeded(self) -> None:
         self.done = True
 
-    def settle(self, cache: Cache, *, final: bool) -> None:
+    def refused(self) -> None:
         """Planned again."""
+
+    def lost(self) -> None:
+        """Planned again."""
+
+    def settle(self, cache: Cache, *, again: bool) -> bool:
+        return True
 
     def doubts(self) -> tuple[set[Network], set[str]]:
         return set(), set()

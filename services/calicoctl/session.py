@@ -15,7 +15,6 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from libs.bus import Bus, BusConfig, BusConfigError, BusError
-from libs.bus.nats import connect as connect_bus
 from libs.resources.client import ResourceClient
 from libs.resources.errors import ResourceError
 from libs.resources.release import IpamRelease
@@ -40,7 +39,9 @@ async def etcd(config: StoreConfig) -> AsyncIterator[Store]:
 
 @asynccontextmanager
 async def nats(config: BusConfig) -> AsyncIterator[Bus]:
-    bus = await connect_bus(config, name="calicoctl", timeout_s=CONNECT_S)
+    from libs.bus.nats import connect  # a third of the start-up time, and most commands need no bus
+
+    bus = await connect(config, name="calicoctl", timeout_s=CONNECT_S)
     try:
         yield bus
     finally:

@@ -11,8 +11,8 @@ from services.calicoctl.documents import Broken, Document, parse
 from services.calicoctl.output import dump_yaml
 
 # Texts that some YAML takes for a number, a truth value, a date or a mark.
-TRICKY_WORDS = """y n yes no on off true False null ~ 1 08 010 0o17 0x1f 0b1 1e3 1_000 1. .5 -1 +1 22:53 1:20 << = --- ...
-2026-01-02 2026-01-02T03:04:05Z 11:22:33:44:55:06 - # : {} [] & * ! | > % @ ` ' .inf .nan"""
+TRICKY_WORDS = """y n yes no on off true False null ~ 1 08 010 0o17 0x1f 0b1 1e3 1_000 1. .5 -1 +1 22:53 1:20 << =
+--- ... 2026-01-02 2026-01-02T03:04:05Z 11:22:33:44:55:06 - # : {} [] & * ! | > % @ ` ' .inf .nan"""
 TRICKY = st.sampled_from(TRICKY_WORDS.split())
 TEXT = st.one_of(
     TRICKY, st.text(st.characters(exclude_categories=["Cs", "Cc", "Co", "Cn"], exclude_characters="\ufeff\u2028\u2029"))

@@ -1,8 +1,8 @@
 """CNI as values: what a runtime asks, what it gets back in each spec version, and the errors it understands.
 
-Pure. Source: the CNI specification 1.1.0 (sections 2 and 4, "Well-known Error Codes") and facts/cni-typha-node-bgp-ctl.md section 1.
-Pod facts come from CNI_ARGS (K8S_POD_NAME …) and from the configuration's `args.cni` (labels, ports, serviceAccount, namespace), the
-place that the CNI conventions give to runtimes.
+Pure. Source: the CNI specification 1.1.0 (sections 2 and 4, "Well-known Error Codes") and
+facts/cni-typha-node-bgp-ctl.md section 1. Pod facts come from CNI_ARGS (K8S_POD_NAME …) and from the configuration's
+`args.cni` (labels, ports, serviceAccount, namespace), the place that the CNI conventions give to runtimes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import msgspec
 
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 IP_ADDRS = "cni.projectcalico.org/ipAddrs"
-COMMANDS = ("ADD", "DEL", "CHECK")
+COMMANDS = ("ADD", "DEL", "CHECK", "STATUS", "GC")
 IFNAME = re.compile(r"[^/:\s]{1,15}")
 CONTAINER = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
 
@@ -31,6 +31,7 @@ IO_FAILURE = 5
 CANNOT_DECODE = 6
 INVALID_CONFIG = 7
 TRY_AGAIN = 11
+NOT_AVAILABLE = 50  # STATUS: cannot serve ADD
 # Above 99 is ours.
 INTERNAL = 100
 CHECK_FAILED = 101
@@ -88,8 +89,15 @@ class PolicyConfig(msgspec.Struct, frozen=True):
     type: str = ""
 
 
-class NetConfig(msgspec.Struct, frozen=True, rename={"cni_version": "cniVersion"}):
-    """The network configuration as the plugin gets it; keys that are not ours to read are ignored, as the spec wants."""
+class Attachment(msgspec.Struct, frozen=True, rename={"container": "containerID"}):
+    container: str
+    ifname: str
+
+
+class NetConfig(
+    msgspec.Struct, frozen=True, rename={"cni_version": "cniVersion", "valid_attachments": "cni.dev/valid-attachments"}
+):
+    """The network configuration as the plugin gets it; unknown keys are ignored, as the specification wants."""
 
     name: str = ""
     cni_version: str = "0.2.0"
@@ -99,6 +107,7 @@ class NetConfig(msgspec.Struct, frozen=True, rename={"cni_version": "cniVersion"
     nodename: str = ""
     mtu: int = 0
     args: Args = Args()
+    valid_attachments: tuple[Attachment, ...] = ()  # of GC
 
 
 class Posted(msgspec.Struct):
@@ -216,6 +225,10 @@ def _check(request: Request) -> None:
         raise CniError(INCOMPATIBLE_VERSION, text)
     if request.command not in COMMANDS:
         raise CniError(INVALID_ENVIRONMENT, f"CNI_COMMAND is {request.command!r}, not one of {', '.join(COMMANDS)}")
+    if not request.config.name:
+        raise CniError(INVALID_CONFIG, "network configuration: `name` is missing")
+    if request.command in ("STATUS", "GC"):
+        return  # about the network, not about a container
     if not CONTAINER.fullmatch(request.container):
         raise CniError(INVALID_ENVIRONMENT, f"CNI_CONTAINERID is {request.container!r}, not an identifier")
     if not IFNAME.fullmatch(request.ifname) or request.ifname in (".", ".."):
@@ -228,8 +241,6 @@ def _check(request: Request) -> None:
         )
     if request.netns and not PurePosixPath(request.netns).is_absolute():
         raise CniError(INVALID_ENVIRONMENT, f"CNI_NETNS is {request.netns!r}, not an absolute path")
-    if not request.config.name:
-        raise CniError(INVALID_CONFIG, "network configuration: `name` is missing")
     if request.config.ipam.type != "calico-ipam":
         text = f"network configuration: ipam.type {request.config.ipam.type!r} is not supported, only calico-ipam"
         raise CniError(INVALID_CONFIG, text)

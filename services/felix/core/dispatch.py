@@ -42,8 +42,7 @@ ESTABLISHED = Rule((nft.ct_state(nft.CtState.ESTABLISHED, nft.CtState.RELATED), 
 
 
 class TierList(msgspec.Struct, frozen=True, cache_hash=True):
-    """The policies of one tier that apply to some endpoint in one direction, in order; one chain for all who share the
-    list.
+    """The policies of one tier that apply to an endpoint in one direction, in order; one chain for all who share it.
 
     policies: enforced ones only. drop: whether a packet that no rule decided is dropped at the end.
     """
@@ -153,8 +152,7 @@ def fixed_chains(family: Family, options: RulesetOptions, any_down: bool, any_pr
     if any_down:
         spoofed.append(Rule((nft.InSet((Field.IIFNAME,), WORKLOAD_DOWN), *drop), "workload is administratively down"))
     if family.version == 6:
-        # Link-local sources never leave the link; with `::` a workload asks whether its address is free. Policy still
-        # applies.
+        # Link-local sources never leave the link; `::` asks whether an address is free. Policy still applies to both.
         spoofed.append(Rule((nft.Match(family.saddr, "fe80::/10"), nft.COUNTER, nft.ACCEPT), "link-local source"))
         unspecified = (nft.Match(family.saddr, "::"), nft.Match(Field.L4PROTO, family.icmp_protocol))
         spoofed.append(Rule((*unspecified, nft.COUNTER, nft.ACCEPT), "duplicate address detection"))

@@ -1,5 +1,4 @@
-"""One address family's half of the ruleset compiler: turns what is dirty into chains, sets and map elements of one
-table."""
+"""One address family's half of the ruleset compiler: what is dirty becomes chains, sets and elements of one table."""
 
 from __future__ import annotations
 

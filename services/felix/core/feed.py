@@ -17,7 +17,7 @@ The rules it keeps (design: docs/design/distribution.md):
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from random import Random
@@ -25,7 +25,7 @@ from random import Random
 import msgspec
 
 from libs.bus import subjects, wire
-from libs.policy.output import WorkloadKey
+from libs.policy.output import Host, Workload, WorkloadKey
 from services.felix.core.delta import Delta, NodeState
 from services.felix.core.streams import apply_content, apply_message, remove_stream
 
@@ -120,6 +120,9 @@ class Feed:
         self._waiting_since: float | None = None
         self._last_beat = 0.0
         self._next_try = 0.0
+        self._next_look = 0.0  # for a typha with fresher contact to etcd
+        self._asked_at = 0.0
+        self._rev_at = 0.0  # when `rev` was reached
         self._failures = 0
         self._asking = False
         self._applied_cluster = 0
@@ -230,9 +233,9 @@ class Feed:
             self._next_try = now + self._random.uniform(0, RETRY_S[0])
             self.phase = Phase.DISCOVERING
             return []
-        if self.etcd_age_s > STALE_ETCD_S and now >= self._next_try and not self._asking:
-            self._next_try = now + self._random.uniform(*RETRY_S) + STALE_ETCD_S
-            return self._ask("", wire.SnapshotRequest(node=self.node, hello=True))
+        if self.etcd_age_s > STALE_ETCD_S and now >= self._next_look and not self._asking:
+            self._next_look = now + self._random.uniform(*RETRY_S) + STALE_ETCD_S
+            return self._ask("", wire.SnapshotRequest(node=self.node, hello=True), now)
         if self._waiting_since is not None:
             if now - self._waiting_since > STUCK_S:
                 self._waiting_since = now
@@ -246,19 +249,19 @@ class Feed:
     def _received_seq(self) -> int:
         return self._commits[-1].seq if self._commits else self.seq
 
-    def _ask(self, instance: str, request: wire.SnapshotRequest) -> list[Action]:
-        self._asking = True
+    def _ask(self, instance: str, request: wire.SnapshotRequest, now: float) -> list[Action]:
+        self._asking, self._asked_at = True, now
         return [Ask(instance, request)]
 
     def _discover(self, now: float) -> list[Action]:
         self.phase = Phase.DISCOVERING
-        return self._ask("", wire.SnapshotRequest(node=self.node, hello=True))
+        return self._ask("", wire.SnapshotRequest(node=self.node, hello=True), now)
 
     def _ask_snapshot(self, now: float) -> list[Action]:
         self.phase = Phase.SYNCING
         if self._asking or now < self._next_try:
             return []
-        return self._ask(self.instance, wire.SnapshotRequest(node=self.node))
+        return self._ask(self.instance, wire.SnapshotRequest(node=self.node), now)
 
     def _back_off(self, now: float) -> list[Action]:
         self._failures += 1
@@ -269,10 +272,14 @@ class Feed:
         return []
 
     def _restored(self, reply: wire.SnapshotReply) -> bool:
-        """Did etcd itself go back? Its cluster id changed, or it just answered a quorum read with a lower revision."""
+        """Did etcd itself go back? Its cluster id changed, or it answered a quorum read with a lower revision.
+
+        Only a read made after we reached our revision proves that: until then any typha's head may be lower than ours.
+        """
         if self.epoch is not None and reply.epoch.cluster != self._applied_cluster:
             return True
-        return reply.etcd_age_s < MISSED_BEATS_S and reply.head < self.rev
+        read_after_ours = self._asked_at - reply.etcd_age_s > self._rev_at
+        return reply.etcd_age_s < MISSED_BEATS_S and read_after_ours and reply.head < self.rev
 
     def _streams_forget(self) -> None:
         self._commits.clear()
@@ -284,12 +291,12 @@ class Feed:
         """Follow this instance: subscribe first, the snapshot comes after."""
         actions: list[Action] = []
         if epoch.instance != self.instance:
+            names = {*self._streams, *subjects.SHARED_BY_ALL}
             if self.instance:
                 old = self.instance
                 actions += [Unsubscribe(subjects.node_stream(old, self.node)), Unsubscribe(subjects.beat(old))]
-                actions += [Unsubscribe(subjects.of_stream(old, name)) for name in self._streams]
+                actions += [Unsubscribe(subjects.of_stream(old, name)) for name in sorted(names)]
             self.instance = epoch.instance
-            names = {*self._streams, *subjects.SHARED_BY_ALL}
             actions += [
                 Subscribe(subjects.beat(epoch.instance)),
                 Subscribe(subjects.node_stream(epoch.instance, self.node)),
@@ -319,8 +326,10 @@ class Feed:
             stream.queue = _chain_on(stated.seq, stream.queue, reply.epoch)
             apply_content(self.state, name, stated.content, delta)
         apply_endpoints(self.state, snapshot.workloads, snapshot.hosts, delta, whole=True)
+        if self._mark is not None and self._mark.epoch != reply.epoch:
+            self._mark = None  # its seq and revision do not compare with the new ones
         self.epoch, self._applied_cluster = reply.epoch, reply.epoch.cluster
-        self.seq, self.rev = snapshot.seq, snapshot.rev
+        self.seq, self.rev, self._rev_at = snapshot.seq, snapshot.rev, now
         self.in_sync = True
         self.snapshots += 1
         self.phase = Phase.FOLLOWING
@@ -360,9 +369,10 @@ class Feed:
             if stream is not None and stated.seq > stream.received():
                 stream.fetched = (stated.seq, stated.content, snapshot.seq)
                 stream.queue.clear()
-        for name in snapshot.gone:
+        readded = {name for commit in self._commits if commit.seq > snapshot.seq for name in commit.add}
+        for name in snapshot.gone if snapshot.seq >= self.seq else ():
             stream = self._streams.get(name)
-            if stream is not None:
+            if stream is not None and name not in readded:  # a late answer says nothing about what came after it
                 stream.fetched = (stream.received(), None, snapshot.seq)
                 stream.queue.clear()
         if snapshot.seq > self._received_seq():
@@ -432,26 +442,26 @@ class Feed:
         actions: list[Action] = []
         ready = self._ready()
         if ready:
-            actions += self._apply([self._commits.popleft() for _ in range(ready)])
+            actions += self._apply([self._commits.popleft() for _ in range(ready)], now)
             self._waiting_since = None
         if self._commits and self._waiting_since is None:
             self._waiting_since = now
         mark = self._mark
         if mark is not None and not self._commits and mark.seq <= self.seq:
             self._mark = None
-            if mark.seq == self.seq and mark.epoch == self.epoch:
-                self.rev = max(self.rev, mark.rev)
+            if mark.seq == self.seq and mark.rev > self.rev:
+                self.rev, self._rev_at = mark.rev, now
             # Reported even when nothing is new: whoever asked for the mark waits for the answer.
             actions.append(Apply(Delta(), self.rev, self.seq, mark.epoch))
         return actions
 
-    def _apply(self, commits: list[wire.Commit]) -> list[Action]:
+    def _apply(self, commits: list[wire.Commit], now: float) -> list[Action]:
         delta = Delta()
         actions: list[Action] = []
         touched: dict[str, int] = {}
         dropped: set[str] = set()
-        workloads: dict[str, wire.Workload | None] = {}
-        hosts: dict[str, wire.Host | None] = {}
+        workloads: dict[str, Workload | None] = {}
+        hosts: dict[str, Host | None] = {}
         for commit in commits:
             dropped.update(commit.remove)
             for name in commit.add:
@@ -487,7 +497,7 @@ class Feed:
                 del self._streams[name]
                 actions.append(Unsubscribe(subjects.of_stream(self.instance, name)))
         last = commits[-1]
-        self.seq, self.rev = last.seq, max(self.rev, last.rev)
+        self.seq, self.rev, self._rev_at = last.seq, max(self.rev, last.rev), now
         return [*actions, Apply(delta, self.rev, self.seq, last.epoch)]
 
 
@@ -503,8 +513,8 @@ def _chain_on(seq: int, queue: deque[wire.StreamMessage], epoch: wire.Epoch) -> 
 
 def apply_endpoints(
     state: NodeState,
-    workloads: dict[str, wire.Workload | None] | dict[str, wire.Workload],
-    hosts: dict[str, wire.Host | None] | dict[str, wire.Host],
+    workloads: Mapping[str, Workload | None],
+    hosts: Mapping[str, Host | None],
     delta: Delta,
     *,
     whole: bool,

@@ -51,6 +51,13 @@ class Journal:
         with contextlib.suppress(FileNotFoundError):
             self._path(entry).unlink()
 
+    def holds(self, entry: Entry) -> bool:
+        """Is exactly this still to be settled?"""
+        try:
+            return msgspec.json.decode(self._path(entry).read_bytes(), type=Entry) == entry
+        except (FileNotFoundError, msgspec.DecodeError):
+            return False
+
     def unfinished(self) -> tuple[list[Entry], list[Path]]:
         """Entries left by a crash, and files that are none (torn writes under a temporary name are removed at once)."""
         entries: list[Entry] = []

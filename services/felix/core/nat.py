@@ -21,8 +21,7 @@ DSTNAT, SRCNAT_AFTER_SERVICES = -100, 110
 
 
 def chains(family: Family, options: NatOptions, any_nat_pool: bool, floating: Iterable[Nat]) -> list[Chain]:
-    """floating: pairs of this family; of two for one external address the one with the lowest internal address
-    counts."""
+    """floating: pairs of this family; of two for one external address that with the lowest internal one counts."""
     out: list[Chain] = []
     post: list[Rule] = []
     pairs = sorted({nat.external: nat for nat in sorted(floating, key=lambda n: n.internal, reverse=True)}.items())

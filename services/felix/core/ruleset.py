@@ -5,8 +5,7 @@ touched; `apply_to` then compiles what is marked and hands each changed object t
 proportion to the change: a new pod is two short chains, two map elements and its addresses; a new member of an IP set
 is one element. The result depends on the current state only, never on the way there.
 
-Fail closed: a policy or profile that we do not know, or whose rules we cannot program (`refused`), denies what reaches
-it.
+Fail closed: a policy or profile that is unknown, or whose rules cannot be programmed (`refused`), denies what meets it.
 """
 
 from __future__ import annotations
@@ -50,8 +49,7 @@ class RulesetBuilder:
 
     @property
     def refused(self) -> dict[Owner, str]:
-        """Policies and profiles (by name) that deny everything since their rules cannot be programmed, with the
-        reason."""
+        """Policies, and profiles by name, that deny everything as their rules cannot be programmed; with the reason."""
         return {owner: reason for family in self._families for owner, reason in family.refused.items()}
 
     def set_policy(self, key: PolicyKey, policy: Policy | None) -> None:
@@ -92,8 +90,7 @@ class RulesetBuilder:
         self._state.dirty.nat = True
 
     def set_node(self, name: str, node: NodeInfo | None) -> None:
-        """Nodes of the cluster, this one too: with NATOutgoingExclusions=IPPoolsAndHostIPs their addresses see pods'
-        own."""
+        """Nodes of the cluster: with NATOutgoingExclusions=IPPoolsAndHostIPs they see the pods' own addresses."""
         if node is None:
             self._state.nodes.pop(name, None)
         else:

@@ -21,8 +21,7 @@ BITS = {4: 32, 6: 128}
 
 
 def parse_net(text: str) -> tuple[int, Net]:
-    """(family, network) of `10.0.0.0/8`, `fd00::/64` or a bare address. Raises ValueError for host bits and for
-    nonsense."""
+    """(family, network) of `10.0.0.0/8`, `fd00::/64` or a bare address. Raises ValueError, for host bits too."""
     if ":" not in text:
         address, _, length = text.partition("/")
         octets = address.split(".")

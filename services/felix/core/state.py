@@ -93,8 +93,7 @@ class State:
             self.dirty.interfaces.add(workload.name)
 
     def resolve(self) -> Dirty:
-        """Works out who owns each touched interface and what its chains need; returns all that is to be written
-        anew."""
+        """Works out who owns each touched interface and what its chains need; returns all there is to write anew."""
         for interface in self.dirty.interfaces:
             old, new = self.endpoints.get(interface), self._endpoint(interface)
             self._use(new, 1)

@@ -30,7 +30,8 @@ def apply_content(state: NodeState, stream: str, raw: msgspec.Raw, delta: Delta)
             _replace_table(state.blocks, content.blocks, delta.blocks, owned=stream == "route.blocks")
             _replace_table(state.nodes, content.nodes, delta.nodes, owned=stream == "route.nodes")
             _replace_table(state.pools, content.pools, delta.pools, owned=stream == "route.pools")
-            _replace_table(state.config, content.config, delta.config, owned=family == "config")
+            config = {key: raw.copy() for key, raw in content.config.items()}  # not views that keep a whole snapshot
+            _replace_table(state.config, config, delta.config, owned=family == "config")
 
 
 def apply_message(state: NodeState, stream: str, message: wire.StreamMessage, delta: Delta) -> None:
@@ -56,7 +57,8 @@ def apply_message(state: NodeState, stream: str, message: wire.StreamMessage, de
             _merge_table(state.blocks, message.blocks, delta.blocks)
             _merge_table(state.nodes, message.nodes, delta.nodes)
             _merge_table(state.pools, message.pools, delta.pools)
-            _merge_table(state.config, message.config, delta.config)
+            config = {key: None if raw == wire.NULL else raw.copy() for key, raw in message.config.items()}
+            _merge_table(state.config, config, delta.config)
 
 
 def remove_stream(state: NodeState, stream: str, delta: Delta) -> None:

@@ -1,0 +1,189 @@
+"""FeedRunner with the real publisher and server behind it, on the bus's fake and on NATS: the same promises on both."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from random import Random
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from prometheus_client import CollectorRegistry
+
+from libs.bus import subjects, wire
+from libs.bus.api import Bus, Msg
+from libs.bus.config import BusConfig
+from libs.bus.memory import MemoryBroker
+from libs.bus.nats import connect
+from libs.testkit.servers import NatsServer
+from services.felix.core.feed import Apply, Phase
+from services.felix.shell import feed as shell
+from services.felix.shell.feed import FeedRunner
+from services.typha.metrics import Metrics
+from services.typha.shell import serve
+from services.typha.shell.serve import Contact, Server
+from tests.contract.typha_stage import eventually
+from tests.unit.services.typha.samples import Writer, endpoint, many_nets, network_set, policy
+
+
+class Lossy:
+    """A bus on which chosen messages to one subscriber are lost."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self.lose: Callable[[Msg], bool] = lambda msg: False
+        self.lost: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._bus, name)
+
+    def subscribe(self, subject: str, callback: Callable[[Msg], None], queue: str | None = None) -> Any:
+        def deliver(msg: Msg) -> None:
+            if self.lose(msg):
+                self.lost.append(msg.subject)
+            else:
+                callback(msg)
+
+        return self._bus.subscribe(subject, deliver, queue)
+
+
+class Pair:
+    """One typha and one felix without a kernel."""
+
+    def __init__(self, own: Bus, bus: Bus, node: str = "node1") -> None:
+        self.writer = Writer(endpoint(node, "p1", "web", 1), policy("web", "web", "db"))
+        self.own, self.bus = own, Lossy(bus)
+        self.server = Server(
+            own, self.writer.publisher, Contact(), Metrics(CollectorRegistry()), lambda: None, self.send
+        )
+        self.server.start()
+        self.applies: list[Apply] = []
+        self.node = node
+        self.runner = FeedRunner(self.bus, node, lambda apply, _: self.applies.append(apply), Random(1))
+        self._tasks = asyncio.gather(self.runner.run(), self.beat())
+
+    async def beat(self) -> None:
+        publisher = self.writer.publisher
+        while True:
+            beat = wire.Beat(epoch=publisher.epoch, rev=publisher.rev, etcd_age_s=0.0, head=publisher.rev)
+            self.own.publish(subjects.beat(publisher.epoch.instance), wire.encode(beat))
+            await asyncio.sleep(1.0)
+
+    def send(self, out: list[tuple[str, bytes]]) -> None:
+        for subject, data in out:
+            self.own.publish(subject, data)
+
+    def publish(self, *changes: tuple[str, bytes | None]) -> int:
+        writer = self.writer
+        for key, data in changes:
+            writer.put(key, data)
+        writer.rev += 1
+        self.send(writer.publisher.publish(writer.calculator.flush(), {}, writer.rev, 0.0))
+        return writer.rev
+
+    async def reached(self, rev: int, timeout_s: float = 10.0) -> None:
+        feed = self.runner.feed
+        await eventually(lambda: feed.phase is Phase.FOLLOWING and feed.rev >= rev, timeout_s, f"revision {rev}")
+        state, view = feed.state, self.writer.calculator.view(self.node)
+        assert state.workloads == view.workloads
+        assert state.policies == view.policies
+        assert {n: frozenset(s.members) for n, s in state.sets.items()} == {
+            n: s.members for n, s in view.ipsets.items()
+        }
+
+    async def stop(self) -> None:
+        self._tasks.cancel()
+        await asyncio.gather(self._tasks, return_exceptions=True)
+
+
+Make = Callable[..., Any]
+
+
+@pytest_asyncio.fixture(params=["memory", pytest.param("nats", marks=pytest.mark.servers)])
+async def pair(request: pytest.FixtureRequest) -> AsyncIterator[Make]:
+    async with AsyncExitStack() as stack:
+
+        async def make(node: str = "node1") -> Pair:
+            if request.param == "memory":
+                broker = MemoryBroker()
+                buses: list[Bus] = [broker.connect("typha"), broker.connect("felix")]
+            else:
+                nats = await stack.enter_async_context(NatsServer())
+                buses = [await connect(BusConfig((nats.url,)), name=name, timeout_s=10) for name in ("typha", "felix")]
+            for bus in buses:
+                stack.push_async_callback(bus.close)
+            made = Pair(buses[0], buses[1], node)
+            stack.push_async_callback(made.stop)
+            await made.reached(1)
+            return made
+
+        yield make
+
+
+async def test_follows_changes_in_order(pair: Make) -> None:
+    made = await pair()
+    for host in range(10, 40):
+        rev = made.publish(endpoint("node2", "p2", "db", host), endpoint("node1", "p3", "web", host + 100))
+    await made.reached(rev)
+    assert [apply.rev for apply in made.applies] == sorted(apply.rev for apply in made.applies)
+    assert made.runner.feed.snapshots == 1
+
+
+async def test_lost_content_is_fetched_long_before_the_next_beat_is_due(pair: Make) -> None:
+    made = await pair()
+    made.bus.lose = lambda msg: ".ipset." in msg.subject
+    for host in range(10, 13):
+        await made.reached(made.publish(endpoint("node2", "p2", "db", host)), timeout_s=0.9)
+    assert len(made.bus.lost) == 3
+    assert made.runner.feed.snapshots == 1
+
+
+async def test_lost_commit_is_found_by_the_next_one(pair: Make) -> None:
+    made = await pair()
+    made.bus.lose = lambda msg: ".node." in msg.subject
+    made.publish(endpoint("node1", "p3", "web", 9))
+    await eventually(lambda: len(made.bus.lost) == 1)
+    made.bus.lose = lambda msg: False
+    await made.reached(made.publish(endpoint("node1", "p4", "web", 10)))
+    assert made.runner.feed.snapshots == 2
+
+
+async def test_malformed_message_leads_to_a_snapshot(pair: Make) -> None:
+    made = await pair()
+    made.own.publish(subjects.node_stream("t1", "node1"), b"{")
+    await eventually(lambda: made.runner.feed.snapshots == 2)
+    assert not made.applies[-1].delta
+
+
+async def test_large_snapshot_comes_in_chunks_while_changes_go_on(pair: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "CHUNK_BYTES", 1000)
+    made = await pair()
+    await made.reached(made.publish(network_set("big", "db", many_nets(4000))))
+    made.runner._reconnected()
+    for host in range(10, 30):
+        rev = made.publish(endpoint("node1", "p3", "web", host))
+        await asyncio.sleep(0.001)
+    await made.reached(rev)
+    assert made.runner.feed.snapshots == 2
+
+
+async def test_node_may_be_called_like_a_part_of_the_protocol(pair: Make) -> None:
+    for name in ("beat", "a.beat"):
+        made = await pair(name)
+        await made.reached(made.publish(endpoint(name, "p3", "web", 9)))
+        assert made.runner.feed.snapshots == 1
+
+
+async def test_unanswered_request_is_made_again(pair: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shell, "REQUEST_TIMEOUT_S", 0.1)
+    made = await pair()
+    answers = made.server._answer
+    refused = wire.SnapshotReply(epoch=made.writer.publisher.epoch, rev=1, etcd_age_s=0, head=1, error="not now")
+    made.server._answer = lambda request: refused
+    made.runner._reconnected()
+    made.publish(endpoint("node1", "p3", "web", 9))
+    await eventually(lambda: made.runner.feed.phase is Phase.DISCOVERING)
+    made.server._answer = answers
+    await made.reached(2)
