@@ -389,7 +389,11 @@ class NatsBus:
 
     def _drain_buffer(self, client: Client) -> None:
         while self._buffer:
-            publish_on(client, *self._buffer.popleft())
+            subject, data, reply, headers = self._buffer.popleft()
+            try:
+                publish_on(client, subject, data, reply, headers)
+            except BusPayloadTooLarge as error:  # this server takes less than the one before
+                log.warning("a message that waited was dropped", extra={"subject": subject, "error": str(error)})
         self._buffered_bytes = 0
 
     def _stand(self, subscription: _Subscription, client: Client) -> None:

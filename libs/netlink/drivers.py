@@ -104,11 +104,6 @@ class FakeRoutes:
                 del self.routes[key]
         return failed
 
-    def remove_link(self, index: int) -> None:
-        """An interface goes and takes its routes with it."""
-        del self.links[index]
-        self.routes = {k: r for k, r in self.routes.items() if all(hop.oif != index for hop in r.hops)}
-
     def _write(self) -> None:
         if self.writes_left is not None:
             if self.writes_left == 0:

@@ -6,7 +6,6 @@ Calls are synchronous; see socket.py. An interface is addressed by index, becaus
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from libs.netlink.codec import (
@@ -174,11 +173,3 @@ def delete_link(netlink: NetlinkSocket, which: int | str) -> bool:
     except ObjectNotFound:
         return False
     return True
-
-
-def delete_links(netlink: NetlinkSocket, indexes: Sequence[int]) -> None:
-    """Those that are gone already are ignored. Raises the first other error."""
-    requests = [(RTM_DELLINK, 0, _IFINFO.pack(0, 0, index, 0, 0)) for index in indexes]
-    for error in netlink.batch(requests).values():
-        if not isinstance(error, ObjectNotFound):
-            raise error

@@ -233,8 +233,7 @@ def _decode_hops(data: bytes) -> Iterator[NextHop]:
 def list_routes(
     netlink: NetlinkSocket, *, protocol: int = 0, table: int = TABLE_MAIN, families: Iterable[int] = (4, 6)
 ) -> list[Route]:
-    """Routes of one table; protocol 0: of all protocols. The kernel filters where it can, which is what makes it fast.
-    """
+    """Routes of one table; protocol 0: of all protocols. The kernel filters where it can: that makes it fast."""
     found = []
     for version in families:
         body = _RTMSG.pack(FAMILIES[version], 0, 0, 0, min(table, 255), protocol, 0, 0, 0) + u32(_TABLE, table)

@@ -1,5 +1,4 @@
-"""A table as text that `nft -f` accepts: for golden files, debugging, and as the other side of a comparison in tests.
-"""
+"""A table as text that `nft -f` accepts: for golden files, debugging, and the other side of comparisons in tests."""
 
 from __future__ import annotations
 

@@ -198,9 +198,6 @@ class Calculator:
     def nodes_of_policy(self, key: PolicyKey) -> frozenset[str]:
         return frozenset(self._policy_book.activity.nodes_of(key))
 
-    def nodes_of_ipset(self, set_id: str) -> frozenset[str]:
-        return frozenset(self._uses.on_nodes.nodes_of(set_id))
-
     def workloads(self) -> Iterable[tuple[str, WorkloadKey, Workload]]:
         """All workload endpoints of the cluster: node, key, value."""
         for node, workloads in self._workloads.items():

@@ -9,8 +9,8 @@ Two ways lead to an answer, and both must give the same:
 - a new selector is evaluated over bitmaps (label value -> items), which costs microseconds whatever the number of
   items;
 - a changed item is tested by the closures of the few selectors that it could match. Candidates come from the
-  restriction index: every selector is filed under one label value (or, failing that, one label name) that it cannot
-  match without.
+  restriction index: every selector is filed under two label values that it cannot match without (failing that, under
+  one, or under one label name). Two, because nearly every selector of a namespaced policy asks for its namespace.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from libs.model import selector as sel
 from libs.model.selector import Labels, Selector
 
 K = TypeVar("K", bound=Hashable)
+Pair = tuple[str, str]  # label and value
 
 _EMPTY_LABELS: dict[str, str] = {}
 
@@ -41,7 +42,17 @@ class Entry:
         self.matched = BitMap()
         self.flipped = BitMap()
         self.users = 0
-        self.filed_under: tuple[str, str] | str | None = None  # label and value, or label; None: not filed
+        self.filed_under: list[Pair] | str | None = None  # one or two label values, or a label; None: not filed
+
+
+class _Shelf:
+    """Selectors that need one label value: `entries` nothing more (that could be filed), the others a second one."""
+
+    __slots__ = ("entries", "second")
+
+    def __init__(self) -> None:
+        self.entries: dict[Entry, None] = {}
+        self.second: dict[Pair, dict[Entry, None]] = {}
 
 
 class _Item:
@@ -61,7 +72,7 @@ class LabelIndex:
         self._values: dict[str, dict[str, BitMap]] = {}  # label -> value -> items
         self._present: dict[str, BitMap] = {}  # label -> items that have it
         self._entries: dict[str, Entry] = {}  # canonical text -> entry
-        self._by_value: dict[tuple[str, str], dict[Entry, None]] = {}
+        self._by_value: dict[Pair, _Shelf] = {}
         self._by_label: dict[str, dict[Entry, None]] = {}
         self._anywhere: dict[Entry, None] = {}
         self._changed: dict[Entry, None] = {}
@@ -141,14 +152,23 @@ class LabelIndex:
         for pair in new_pairs:
             if pair not in old_pairs:
                 self._file(number, *pair)
-        # Every selector that matched `old` is filed under one of its labels, every one that will match `new` under one
-        # of those.
+        # Every selector that matched `old` is filed under its labels, every one that will match `new` under those.
         for pair in old_pairs:
-            self._test(number, self._by_value.get(pair), after)
+            shelf = self._by_value.get(pair)
+            if shelf is not None:
+                self._test(number, shelf.entries, after)
+                for other in old_pairs if shelf.second else ():
+                    self._test(number, shelf.second.get(other), after)
             self._test(number, self._by_label.get(pair[0]), after)
         for pair in new_pairs:
-            if pair not in old_pairs:
-                self._test(number, self._by_value.get(pair), after)
+            shelf = self._by_value.get(pair)
+            if shelf is not None:
+                fresh = pair not in old_pairs
+                if fresh:
+                    self._test(number, shelf.entries, after)
+                for other in new_pairs if shelf.second else ():
+                    if fresh or other not in old_pairs:
+                        self._test(number, shelf.second.get(other), after)
             if pair[0] not in old:
                 self._test(number, self._by_label.get(pair[0]), after)
         self._test(number, self._anywhere, after)
@@ -224,9 +244,15 @@ class LabelIndex:
         """The selectors that match an item, in no particular order."""
         labels = self._effective(self._items[number])
         for pair in labels.items():
-            for entry in self._by_value.get(pair, ()):
-                if number in entry.matched:
-                    yield entry
+            shelf = self._by_value.get(pair)
+            if shelf is not None:
+                for entry in shelf.entries:
+                    if number in entry.matched:
+                        yield entry
+                for other in labels.items() if shelf.second else ():
+                    for entry in shelf.second.get(other, ()):
+                        if number in entry.matched:
+                            yield entry
             for entry in self._by_label.get(pair[0], ()):
                 if number in entry.matched:
                     yield entry
@@ -235,12 +261,12 @@ class LabelIndex:
                 yield entry
 
     def _file_entry(self, entry: Entry) -> None:
-        """File a selector under the rarest single value it needs, else under the rarest label, else anywhere.
+        """File a selector under the two rarest values it needs, or the one, else under the rarest label, else anywhere.
 
         An `in` with several values would need several places, so it counts as "the label is present". A selector that
         contradicts itself matches nothing, ever, and is filed nowhere.
         """
-        pairs: list[tuple[int, tuple[str, str]]] = []
+        pairs: list[tuple[int, Pair]] = []
         labels: list[tuple[int, str]] = []
         for key, restriction in entry.selector.restrictions.items():
             if restriction.values == ():
@@ -252,8 +278,10 @@ class LabelIndex:
                 (value,) = restriction.values
                 pairs.append((len(self._values.get(key, {}).get(value, ())), (key, value)))
         if pairs:
-            entry.filed_under = pair = min(pairs)[1]
-            self._by_value.setdefault(pair, {})[entry] = None
+            entry.filed_under = place = [pair for _, pair in sorted(pairs)[:2]]
+            shelf = self._by_value.setdefault(place[0], _Shelf())
+            group = shelf.entries if len(place) == 1 else shelf.second.setdefault(place[1], {})
+            group[entry] = None
         elif labels:
             entry.filed_under = label = min(labels)[1]
             self._by_label.setdefault(label, {})[entry] = None
@@ -263,8 +291,14 @@ class LabelIndex:
     def _unfile_entry(self, entry: Entry) -> None:
         place = entry.filed_under
         entry.filed_under = None
-        if isinstance(place, tuple):
-            _remove(self._by_value, place, entry)
+        if isinstance(place, list):
+            shelf = self._by_value[place[0]]
+            if len(place) == 1:
+                del shelf.entries[entry]
+            else:
+                _remove(shelf.second, place[1], entry)
+            if not shelf.entries and not shelf.second:
+                del self._by_value[place[0]]
         elif place is not None:
             _remove(self._by_label, place, entry)
         else:

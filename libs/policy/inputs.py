@@ -10,7 +10,9 @@ from a raw write.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Sequence
+from ipaddress import ip_address
 
 import msgspec
 
@@ -26,6 +28,7 @@ DEFAULT_TIER = "default"
 PASSTHROUGH_KINDS = frozenset({"BGPConfiguration", "BGPFilter", "BGPPeer", "ClusterInformation", "FelixConfiguration"})
 NAMESPACE_PROFILE = "kns."
 SERVICE_ACCOUNT_PROFILE = "ksa."
+_INTERFACE = re.compile(r"[a-zA-Z0-9_.-]{1,15}")  # what the API admits; the kernel has room for no more
 
 
 class EndpointInput(msgspec.Struct, frozen=True):
@@ -149,6 +152,8 @@ def _workload(resource: model.WorkloadEndpoint) -> EndpointInput | None:
     networks = tuple(map(nets.canonical, spec.ip_networks))
     if not networks:
         return None
+    if not _INTERFACE.fullmatch(spec.interface_name):
+        raise ValueError(f"interfaceName: {spec.interface_name!r} cannot be the name of an interface")
     labels = {
         label: value
         for label, value in resource.metadata.labels.items()
@@ -161,7 +166,7 @@ def _workload(resource: model.WorkloadEndpoint) -> EndpointInput | None:
     third = {"k8s": spec.pod, "cni": spec.container_id, "libnetwork": "libnetwork"}.get(
         spec.orchestrator, spec.workload
     )
-    nat = [Nat(entry.external_ip, entry.internal_ip) for entry in spec.ip_nats]
+    nat = [_nat(entry) for entry in spec.ip_nats]
     profiles = tuple(spec.profiles)
     return EndpointInput(
         node=spec.node,
@@ -181,6 +186,13 @@ def _workload(resource: model.WorkloadEndpoint) -> EndpointInput | None:
             labels=labels,
         ),
     )
+
+
+def _nat(entry: model.IPNAT) -> Nat:
+    internal, external = ip_address(entry.internal_ip), ip_address(entry.external_ip)
+    if internal.version != external.version:
+        raise ValueError(f"ipNATs: {external} and {internal} are of two families")
+    return Nat(str(external), str(internal))
 
 
 def _host(resource: model.HostEndpoint) -> EndpointInput:

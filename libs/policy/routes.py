@@ -11,6 +11,7 @@ scratch.
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 
@@ -93,6 +94,7 @@ class RouteResolver:
         self.node = node
         self.routes: dict[str, Route] = {}
         self._ranges: dict[Net, _Range] = {}
+        self._ordered: list[Net] = []  # its keys, sorted: what lies inside a range stands together
         self._lengths: dict[int, dict[int, int]] = {4: {}, 6: {}}  # version -> prefix length -> number of ranges
         self._text: dict[Net, str] = {}
         self._pools: dict[str, Pool] = {}
@@ -201,12 +203,14 @@ class RouteResolver:
         one = self._ranges.get(net)
         if one is None:
             one = self._ranges[net] = _Range(net)
+            insort(self._ordered, net)
             lengths = self._lengths[net.version]
             lengths[net.length] = lengths.get(net.length, 0) + 1
         return one
 
     def _forget(self, net: Net) -> None:
         del self._ranges[net]
+        del self._ordered[bisect_left(self._ordered, net)]
         lengths = self._lengths[net.version]
         lengths[net.length] -= 1
         if not lengths[net.length]:
@@ -221,7 +225,10 @@ class RouteResolver:
     def _touch(self, net: Net, *, inside: bool) -> None:
         self._dirty.add(net)
         if inside and not net.is_host:
-            self._dirty.update(known for known in self._ranges if net.contains(known))
+            after = net.base + (1 << (nets.BITS[net.version] - net.length))
+            first = bisect_left(self._ordered, net)
+            last = bisect_left(self._ordered, Net(net.version, after, 0))
+            self._dirty.update(known for known in self._ordered[first:last] if known.length >= net.length)
 
     def _resolve(self, net: Net, text: str) -> Route | None:
         if net.base == 0 and net.is_host:

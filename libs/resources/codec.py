@@ -26,7 +26,7 @@ def kind_of(name: str) -> str:
     """Exact kind for any name that a person may type, in any case. Raises ValidationError."""
     found = kinds.lookup(name)
     if found is None or found.kind in _NOT_STORED:
-        raise ValidationError(None, [FieldProblem("kind", f"resource type '{name}' is not supported", name)])
+        raise ValidationError(None, [FieldProblem("kind", f"resource type '{name}' is not supported")])
     return found.kind
 
 

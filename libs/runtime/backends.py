@@ -1,7 +1,7 @@
 """How every service reaches the datastore and the bus: by the environment, without waiting for either.
 
-A service starts, and goes on, while etcd or NATS is away; what needs them waits by itself. A setting that cannot be used ends
-the service with status 2.
+A service starts, and goes on, while etcd or NATS is away; what needs them waits by itself. A setting that cannot be
+used ends the service with status 2.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class LeaseKeeper:
                 continue  # revoked meanwhile
             try:
                 await self._renew(ids)
-            except (StoreError, grpc.RpcError, TimeoutError) as error:
+            except (StoreError, grpc.RpcError, TimeoutError, asyncio.InvalidStateError) as error:
                 log.warning("leases not renewed, trying again", extra={"leases": len(ids), "error": str(error)})
                 for lease_id in ids:
                     if (lease := self._leases.get(lease_id)) is not None:
@@ -96,7 +96,7 @@ class LeaseKeeper:
             if not await self._connection.renew_after(error, token):
                 self._connection.failed(endpoint)
             raise
-        except TimeoutError:
+        except (TimeoutError, asyncio.InvalidStateError):  # the latter: written to after the server ended the stream
             self._connection.failed(endpoint)
             raise
 

@@ -10,10 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
+from typing import Any, Self
+
+from libs.netlink.netns import in_netns
+from libs.testkit.processes import nsrun
 
 CRLF = b"\r\n"
 
@@ -54,6 +63,7 @@ class ChaosProxy:
     listen_host: str = "127.0.0.1"
     port: int = 0
     counts: Counter[str] = field(default_factory=Counter)
+    subjects: set[str] = field(default_factory=set)  # of all messages seen, disturbed or not
     _server: asyncio.Server | None = None
     _random: Random = field(default_factory=Random)
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
@@ -111,6 +121,7 @@ class ChaosProxy:
             frame = line + await reader.readexactly(int(parts[-1]) + 2)
             subject = parts[1].decode()
             self.counts["messages"] += 1
+            self.subjects.add(subject)
             for one in held:
                 one.after -= 1
             fate = self._fate(subject)
@@ -151,3 +162,95 @@ class ChaosProxy:
 
 class _Closed(Exception):
     """The other side ended the connection."""
+
+
+# --- as a process, for clients in another network namespace ----------------------------------------------------------
+
+
+class ChaosProcess:
+    """The proxy as a child in a namespace, told what to do line by line (see `serve`).
+
+    Start it from the main thread: it ends with the thread that started it. Methods block for a round trip on a pipe.
+    """
+
+    def __init__(self, netns: Path, listen: tuple[str, int], to: tuple[str, int], *, seed: int = 0) -> None:
+        self._netns = netns
+        self._arguments = [*(f"{host}:{port}" for host, port in (listen, to)), str(seed)]
+        self._child: subprocess.Popen[str] | None = None
+
+    def start(self) -> Self:
+        command = [str(nsrun()), str(os.getpid()), sys.executable, "-m", "libs.testkit.chaos", *self._arguments]
+        with in_netns(self._netns):
+            self._child = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+            )
+        self._answer()
+        return self
+
+    def stop(self) -> None:
+        if self._child is not None:
+            self._child.kill()
+            self._child.communicate()
+            self._child = None
+
+    def plan(self, only: str = "", **shares: float) -> None:
+        """From now on, for messages whose subject begins with `only`: shares as in `Plan`."""
+        self._tell(json.dumps({"plan": shares, "only": only}))
+
+    def heal(self) -> None:
+        self.plan()
+
+    def cut(self) -> None:
+        self._tell(json.dumps({"cut": True}))
+
+    def counts(self) -> dict[str, int]:
+        """How often each thing happened so far."""
+        return dict(self._tell("{}")["counts"])
+
+    def subjects(self) -> set[str]:
+        """Subjects of all messages that came from the server so far."""
+        return set(self._tell(json.dumps({"subjects": True}))["subjects"])
+
+    def _tell(self, line: str) -> Any:
+        assert self._child is not None
+        assert self._child.stdin is not None
+        self._child.stdin.write(line + "\n")
+        self._child.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> Any:
+        assert self._child is not None
+        assert self._child.stdout is not None
+        line = self._child.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the proxy ended with status {self._child.wait()}")
+        return json.loads(line)
+
+
+async def serve(listen: str, to: str, seed: int) -> None:
+    """An object a line on stdin ({"plan": {…}, "only": prefix}, {"cut": true}, {"subjects": true}), one on stdout."""
+    (host, _, port), (target, _, target_port) = listen.rpartition(":"), to.rpartition(":")
+    lines = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+    proxy = ChaosProxy(target, int(target_port), Plan(seed=seed), listen_host=host, port=int(port))
+    async with proxy:
+        print(json.dumps({"port": proxy.port}), flush=True)
+        while line := await lines.readline():
+            wish = json.loads(line)
+            if "plan" in wish:
+                proxy.plan = Plan(**wish["plan"], only=_starts_with(wish["only"]))
+            if wish.get("cut"):
+                proxy.cut()
+            answer = {"counts": proxy.counts}
+            print(
+                json.dumps(answer | {"subjects": sorted(proxy.subjects)} if wish.get("subjects") else answer),
+                flush=True,
+            )
+
+
+def _starts_with(prefix: str) -> Callable[[str], bool]:
+    return lambda subject: subject.startswith(prefix)
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(sys.argv[1], sys.argv[2], int(sys.argv[3])))

@@ -1,8 +1,9 @@
 """`./dev demo`, `up`, `down`, `shell`: a cluster on this machine for people.
 
-demo: start everything, plug nine pods, apply the quickstart's files one by one with calicoctl, try every connection, and compare
-with what a person wrote down beforehand. up: the same without policies, left running. A cluster that is left running belongs
-to a process in the background, whose number stands in STATE; `down` ends it, and it removes all it made.
+demo: start everything, plug nine pods, apply the quickstart's files one by one with calicoctl, try every connection,
+and compare with what a person wrote down beforehand. up: the same without policies, left running. A cluster that is
+left running belongs to a process in the background, whose number stands in STATE; `down` ends it, and it removes all it
+made.
 """
 
 from __future__ import annotations
@@ -308,6 +309,7 @@ def down() -> int:
 
 
 def shell(name: str) -> int:
+    """Becomes the shell; returns only when there is none to become."""
     found = state()
     if found is None:
         say.print("no cluster is running; ./dev up starts one")
@@ -317,7 +319,7 @@ def shell(name: str) -> int:
         return 1
     env = {**os.environ, **found["env"], "PS1": f"{name} \\w # "}
     command = ["ip", "netns", "exec", found["namespaces"][name], "bash", "--norc"]
-    os.execvpe(command[0], command, env)
+    return os.execvpe(command[0], command, env)
 
 
 def main() -> int:

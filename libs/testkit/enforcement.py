@@ -1,7 +1,8 @@
 """How long a policy change takes: from handing it to etcd to the first packet that is treated the new way.
 
-A client sends a small UDP or TCP probe every half millisecond through the real dataplane; the change flips what happens to it, and the
-clock stops at the first probe whose fate is the new one. Both directions of the flip are measured, alternating.
+A client sends a small UDP or TCP probe every half millisecond through the real dataplane; the change flips what happens
+to it, and the clock stops at the first probe whose fate is the new one. Both directions of the flip are measured, in
+turn.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import struct
 import threading
 import time
 
@@ -52,11 +54,9 @@ class Prober:
                 sent_at = time.monotonic()
                 payload = number.to_bytes(8, "big")
                 length = 8 + len(payload)
-                header = sport.to_bytes(2, "big") + self._address[1].to_bytes(2, "big") + length.to_bytes(2, "big") + b"\0\0"
-                try:
+                header = struct.pack("!HHHH", sport, self._address[1], length, 0)
+                with contextlib.suppress(OSError):
                     client.sendto(header + payload, (self._address[0], 0))
-                except OSError:
-                    pass
                 if self._arrived(payload) is allowed:
                     return sent_at
                 time.sleep(0.0002)
@@ -77,13 +77,16 @@ class Prober:
 
 
 def flip_policy(target: Pod, deny: bool) -> bytes:
-    """A GlobalNetworkPolicy in front of all others that denies, or allows, everything to `target`, as etcd stores it."""
+    """A GlobalNetworkPolicy before all others that denies, or allows, everything to `target`, as etcd stores it."""
+    app = target.labels.get("app", target.name)
     policy = model.GlobalNetworkPolicy(
-        metadata=model.ObjectMeta(name=NAME, uid="00000000-0000-4000-8000-000000000001", creation_timestamp="2026-01-01T00:00:00Z"),
+        metadata=model.ObjectMeta(
+            name=NAME, uid="00000000-0000-4000-8000-000000000001", creation_timestamp="2026-01-01T00:00:00Z"
+        ),
         spec=model.GlobalNetworkPolicySpec(
             tier="default",
             order=-1000,
-            selector=f"projectcalico.org/namespace == '{target.namespace}' && app == '{target.labels.get('app', target.name)}'",
+            selector=f"projectcalico.org/namespace == '{target.namespace}' && app == '{app}'",
             types=["Ingress"],
             ingress=[model.Rule(action="Deny" if deny else "Allow")],
         ),

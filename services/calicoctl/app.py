@@ -16,6 +16,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from libs.bus import Bus
+from libs.bus.subject_match import check_subscribe_subject
 from libs.ipam.errors import IpamError
 from libs.resources import codec
 from libs.resources.errors import ResourceError
@@ -403,6 +404,11 @@ def show(
 @common
 def tap_(subjects: tuple[str, ...], output: str, count: int | None, config: str | None, **_accepted: object) -> None:
     """Show what goes over the bus; SUBJECTS as NATS writes them, `calico.>` when none is given."""
+    try:
+        for subject in subjects:
+            check_subscribe_subject(subject)
+    except ValueError as problem:
+        fail(str(problem))
     session = _session(config)
 
     async def work() -> None:

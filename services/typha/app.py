@@ -12,8 +12,9 @@ from libs.bus import subjects, wire
 from libs.bus.api import Bus, BusError
 from libs.model import keys
 from libs.policy.calculator import Calculator
-from libs.runtime import tracing
+from libs.runtime import garbage, tracing
 from libs.runtime.backends import open_bus, open_store
+from libs.runtime.health import Reporter
 from libs.runtime.service import Service
 from libs.store.api import Store, StoreError
 from services.typha.config import TyphaConfig
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 trace = tracing.tracer("typha")
 
 HEALTH_TIMEOUT_S = 30.0
+WAITING = "waiting for etcd"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,9 @@ class Seen:
 class Typha:
     """Wires the parts. Everything but I/O waits runs on one thread, so a flush sees one state."""
 
-    def __init__(self, config: TyphaConfig, service: Service, store: Store, bus: Bus, cluster: int) -> None:
+    def __init__(
+        self, config: TyphaConfig, service: Service, watching: Reporter, store: Store, bus: Bus, cluster: int
+    ) -> None:
         self.config = config
         self.store = store
         self.bus = bus
@@ -49,12 +53,12 @@ class Typha:
         self.publisher = Publisher(wire.Epoch(instance, time.time_ns(), cluster), self.calculator)
         self.contact = Contact()
         self.sync = Sync(store, self.calculator, self._batch)
-        self.server = Server(bus, self.publisher, self.contact, self.metrics, self.flush, self.send)
+        self.server = Server(bus, self.publisher, self.contact, self.metrics, self.flush_for, self.send)
         self._dirty = asyncio.Event()
         self._events: list[wire.EventMsg] = []
         self._flushes = 0
         self._seen = Seen()
-        self._watching = service.health.register("DatastoreSync", timeout_s=HEALTH_TIMEOUT_S)
+        self._watching = watching
         self._bus_health = service.health.register("Bus")
 
     # --- etcd → calculation → bus ---
@@ -67,15 +71,22 @@ class Typha:
             self._events += events
         self._dirty.set()
 
-    def flush(self) -> None:
-        """Publish whatever was read and not yet published."""
+    def flush_for(self, node: str) -> None:
+        """Before a snapshot for `node`: everything is published, and policies that all nodes need are active there."""
+        known = node in self.calculator.nodes
+        self.calculator.know_node(node)
+        self.flush(force=not known)
+
+    def flush(self, *, force: bool = False) -> bool:
+        """Publish whatever was read and not yet published; True when it meant something to a reader."""
         rev = self.sync.rev
-        if not self.sync.in_sync or (rev <= self.publisher.rev and not self._events):
-            return
+        if not self.sync.in_sync or (rev <= self.publisher.rev and not self._events and not force):
+            return False
         started = time.monotonic()
         before = self.publisher.rev
-        with trace.span("typha.flush", attributes={"rev.from": before + 1, "rev.to": rev}) as span:
-            changes = self.calculator.flush()
+        with trace.span("typha.flush", attributes={"revision.first": before + 1, "revision": rev}) as span:
+            with garbage.paused():
+                changes = self.calculator.flush()
             self.metrics.log_errors.labels(SYNCER).inc(len(changes.refused))
             for key, reason in changes.refused.items():
                 log.error("bad value, treated as absent", extra={"key": key, "error": reason})
@@ -84,11 +95,14 @@ class Typha:
         self._publish_events()
         self.server.advanced()
         self._flushes += 1
+        if self._flushes == 1:
+            garbage.settle()  # what was calculated first is what stays
         self.metrics.breadcrumb_seq.labels(SYNCER).set(self._flushes)
         self.metrics.breadcrumb_size.labels(SYNCER).observe(len(out))
         self.metrics.next_breadcrumb.labels(SYNCER).observe(time.monotonic() - started)
         if not out:
             self.metrics.skipped.labels(SYNCER).inc()
+        return bool(out)
 
     def send(self, out: list[Outgoing], traceparent: str | None = None) -> None:
         headers = {"traceparent": traceparent} if traceparent else None
@@ -113,12 +127,17 @@ class Typha:
             subject = subjects.event(self.publisher.epoch.instance, kind, namespace, name)
             data = wire.encode(event)
             if len(data) > SINGLE_BYTES:
-                event.value, event.error = None, event.error or f"a value of {len(data)} bytes does not fit a message"
+                event.value, event.error = (
+                    wire.NULL,
+                    event.error or f"a value of {len(data)} bytes does not fit a message",
+                )
                 data = wire.encode(event)
             self._publish(subject, data)
 
     async def flush_forever(self) -> None:
-        """At once when idle; while changes keep coming, at most one flush per `batch_s` and never back to back."""
+        """At once when idle; while changes keep coming, at most one flush per `batch_s` and never back to back. One
+        that meant nothing to any reader (an address was assigned inside a block, say) does not make the next one wait.
+        """
         last_end = 0.0
         while True:
             await self._dirty.wait()
@@ -129,8 +148,8 @@ class Typha:
             else:
                 self.metrics.breadcrumb_non_block.labels(SYNCER).inc()
             self._dirty.clear()
-            self.flush()
-            last_end = time.monotonic()
+            if self.flush():
+                last_end = time.monotonic()
             await asyncio.sleep(0)
 
     async def sync_forever(self) -> None:
@@ -172,9 +191,7 @@ class Typha:
             await asyncio.sleep(1.0)
 
     def _report_health(self, age_s: float) -> None:
-        detail = (
-            f"revision {self.sync.rev}, etcd answered {age_s:.1f} s ago" if self.sync.in_sync else "waiting for etcd"
-        )
+        detail = f"revision {self.sync.rev}, etcd answered {age_s:.1f} s ago" if self.sync.in_sync else WAITING
         self._watching.report(ready=self.sync.in_sync, detail=detail)
         self._bus_health.report(ready=self.bus.connected, detail="" if self.bus.connected else "not connected")
         readers = self.publisher.readers.values()
@@ -198,11 +215,12 @@ class Typha:
 
 
 async def run(config: TyphaConfig, service: Service) -> None:
+    watching = service.health.register("DatastoreSync", timeout_s=HEALTH_TIMEOUT_S)
     async with open_store() as store, open_bus("typha") as bus:
-        cluster = await _cluster_id(store, service)
+        cluster = await _cluster_id(store, service, watching)
         if cluster is None:
             return
-        typha = Typha(config, service, store, bus, cluster)
+        typha = Typha(config, service, watching, store, bus, cluster)
         typha.server.start()
         for name, work in (
             ("sync", typha.sync_forever()),
@@ -216,7 +234,7 @@ async def run(config: TyphaConfig, service: Service) -> None:
         await service.stop.wait()
 
 
-async def _cluster_id(store: Store, service: Service) -> int | None:
+async def _cluster_id(store: Store, service: Service, watching: Reporter) -> int | None:
     """etcd's cluster id, waiting for etcd as long as it takes; None when told to stop meanwhile."""
     delay_s = 0.2
     while not service.stop.is_set():
@@ -224,6 +242,7 @@ async def _cluster_id(store: Store, service: Service) -> int | None:
             return (await store.status()).cluster_id
         except StoreError as error:
             log.warning("waiting for the datastore", extra={"error": str(error)})
+            watching.report(ready=False, detail=WAITING)
         try:
             async with asyncio.timeout(delay_s):
                 await service.stop.wait()

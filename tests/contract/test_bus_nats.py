@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from libs.bus import BusConfig, BusNoResponders, BusTimeout, BusUnavailable, Msg
+from libs.bus import BusConfig, BusNoResponders, BusPayloadTooLarge, BusTimeout, BusUnavailable, Msg
 from libs.bus.nats import NatsBus, connect
 from libs.testkit.relay import Relay
 from libs.testkit.servers import NatsServer, free_port
@@ -238,3 +238,19 @@ async def test_nothing_is_left_running_after_close() -> None:
             await server.start_async()
             await bus.wait_connected(10)
         await eventually(lambda: asyncio.all_tasks() == before, deadline_s=3)
+
+
+async def test_what_waited_and_the_next_server_does_not_take_is_dropped_and_the_rest_sent() -> None:
+    port = free_port()
+    with NatsServer(port=port) as server:
+        bus = await connect(config_for(server.url), name="big", timeout_s=10)
+    async with bus:
+        got: list[bytes] = []
+        bus.subscribe("t", lambda message: got.append(message.data))
+        await eventually(lambda: not bus.connected)
+        bus.publish("t", b"x" * 2048)
+        bus.publish("t", b"small")
+        with NatsServer(port=port, config="max_payload: 1024\n"):
+            await eventually(lambda: got == [b"small"])
+            with pytest.raises(BusPayloadTooLarge):
+                bus.publish("t", b"x" * 2048)

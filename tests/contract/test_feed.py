@@ -56,7 +56,7 @@ class Pair:
         self.writer = Writer(endpoint(node, "p1", "web", 1), policy("web", "web", "db"))
         self.own, self.bus = own, Lossy(bus)
         self.server = Server(
-            own, self.writer.publisher, Contact(), Metrics(CollectorRegistry()), lambda: None, self.send
+            own, self.writer.publisher, Contact(), Metrics(CollectorRegistry()), lambda node: None, self.send
         )
         self.server.start()
         self.applies: list[Apply] = []

@@ -256,8 +256,8 @@ authorization { users = [
   {user: node1, password: n, permissions: {
     publish: ["calico.felix.node1.>", "calico.typha.snapshot.node1", "calico.typha.*.snapshot.node1",
               "calico.typha.rpc.mark", "_INBOX.felix-node1.>"]
-    subscribe: ["_INBOX.felix-node1.>", "calico.typha.*.node.node1", "calico.typha.*.policy.*", "calico.typha.*.ipset.*",
-                "calico.typha.*.route.*", "calico.typha.*.config.*", "calico.typha.*.beat"]
+    subscribe: ["_INBOX.felix-node1.>", "calico.typha.*.node.node1", "calico.typha.*.beat", "calico.typha.*.policy.*",
+                "calico.typha.*.ipset.*", "calico.typha.*.route.*", "calico.typha.*.config.*"]
   }}
 ] }
 """

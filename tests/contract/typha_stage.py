@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from random import Random
@@ -221,8 +221,8 @@ class Stage:
         """Returns the revision of the last one."""
         revision = 0
         for key, data in entries:
-            written: Awaitable[int] = self.store.delete(key) if data is None else self.store.put(key, data)
-            revision = await written
+            written = await (self.store.delete(key) if data is None else self.store.put(key, data))
+            revision = written or revision
         return revision
 
     async def watchers(self) -> int:

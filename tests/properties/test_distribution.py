@@ -1,7 +1,8 @@
 """The real writer (Publisher over Calculator) and the real reader (Feed) with a hostile bus between them.
 
-Whatever is lost, repeated, reordered or late: each state that a node applies is exactly what the calculation said for it at one
-revision, revisions never go backwards, nothing is applied in part, and once the bus heals every node has the newest state.
+Whatever is lost, repeated, reordered or late: each state that a node applies is exactly what the calculation said for
+it at one revision, revisions never go backwards, nothing is applied in part, and once the bus heals every node has the
+newest state.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ steps = st.lists(
 
 
 def beginning() -> list[tuple[str, model.Resource]]:
-    """Endpoints on both nodes and policies that use each other's labels, so that every later change matters to somebody."""
+    """Endpoints on both nodes and policies that use each other's labels, so that every later change matters."""
     made: list[tuple[str, model.Resource]] = []
     for number, (node, app) in enumerate((node, app) for node in NODES for app in APPS):
         pod, ns = f"p{number}", NAMESPACES[number % 2]
@@ -238,9 +239,7 @@ class World:
             self.act(node, feed.hello(reply, self.now))
             return
         self.flush()
-        snapshot = (
-            publisher.some_streams(ask.request) if ask.request.streams else publisher.snapshot(node, self.now)
-        )
+        snapshot = publisher.some_streams(ask.request) if ask.request.streams else publisher.snapshot(node, self.now)
         self.remember()
         copy = wire.decoder(wire.Snapshot).decode(wire.encode(snapshot))
         self.act(node, feed.snapshot(reply, copy, self.now))

@@ -91,7 +91,7 @@ class Publisher:
             reader = self.readers.get(node)
             if reader is not None:
                 out.append(self._commit(node, reader, changes.nodes.get(node), tables, now))
-        if concerned:
+        if concerned and rev >= first:  # not when only a node became known: that is nobody's change
             self._concerned[rev] = (first, concerned)
             while len(self._concerned) > REMEMBERED_FLUSHES:
                 self._concerned.popitem(last=False)
@@ -130,7 +130,11 @@ class Publisher:
             ("route.blocks", "blocks", list(changes.blocks.items())),
             ("route.nodes", "nodes", list(changes.node_infos.items())),
             ("route.pools", "pools", list(changes.pools.items())),
-            (subjects.CONFIG_STREAM, "config", list(config.items())),
+            (
+                subjects.CONFIG_STREAM,
+                "config",
+                [(key, wire.NULL if raw is None else raw) for key, raw in config.items()],
+            ),
         ):
             for start in range(0, len(entries), TABLE_CHUNK):
                 seq = needs[stream] = self._bump(stream)

@@ -54,7 +54,7 @@ class Server:
         publisher: Publisher,
         contact: Contact,
         metrics: Metrics,
-        flush: Callable[[], None],
+        flush: Callable[[str], object],
         send: Callable[[list[Outgoing]], None],
     ) -> None:
         self._bus = bus
@@ -146,7 +146,7 @@ class Server:
             else:
                 answer.expires_at = now + KEPT_S
             return msgspec.structs.replace(answer.reply, chunk=request.chunk, data=answer.chunks[request.chunk])
-        self._flush()  # what was read but not yet published belongs in
+        self._flush(request.node)  # what was read but not yet published belongs in
         snapshot = publisher.some_streams(request) if request.streams else publisher.snapshot(request.node, now)
         reply.rev = publisher.rev
         raw = wire.encode(snapshot)

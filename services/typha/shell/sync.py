@@ -14,6 +14,7 @@ from libs import model
 from libs.bus import wire
 from libs.model import keys
 from libs.policy.calculator import Calculator
+from libs.runtime import garbage
 from libs.store.api import Event, Store, StoreError, StoreUnavailable
 
 log = logging.getLogger(__name__)
@@ -69,11 +70,12 @@ class Sync:
         if listing.revision < self.rev:
             raise WentBack(f"etcd is at revision {listing.revision}, we were at {self.rev}")
         fresh = {kv.key: kv.mod_revision for kv in listing.kvs}
-        for key in [key for key in self._known if key not in fresh]:
-            self._feed(key, None, 0)
-        for kv in listing.kvs:
-            if self._known.get(kv.key) != kv.mod_revision:
-                self._feed(kv.key, kv.value, kv.mod_revision)
+        with garbage.paused():
+            for key in [key for key in self._known if key not in fresh]:
+                self._feed(key, None, 0)
+            for kv in listing.kvs:
+                if self._known.get(kv.key) != kv.mod_revision:
+                    self._feed(kv.key, kv.value, kv.mod_revision)
         self._known = fresh
         self.rev, self.in_sync = listing.revision, True
         log.info("in sync with the datastore", extra={"keys": len(fresh), "rev": self.rev})

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import msgspec
+import pytest
+
 from libs import model
 from libs.policy.calculator import MISSING_PROFILE, Calculator
 from libs.policy.changes import Encapsulation
@@ -186,6 +189,25 @@ def test_endpoint_that_moves_leaves_the_old_node() -> None:
 
 def test_workload_without_addresses_does_not_exist() -> None:
     assert not calculate(wep("x", nets=())).nodes
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"interface_name": ""}, "interfaceName: '' cannot be the name of an interface"),
+        ({"interface_name": "cali0123456789ab"}, "interfaceName"),
+        ({"interface_name": "cali/0"}, "interfaceName"),
+        ({"ip_nats": [model.IPNAT(internal_ip="10.0.0.1", external_ip="oops")]}, "oops"),
+        ({"ip_nats": [model.IPNAT(internal_ip="10.0.0.1", external_ip="fd00::1")]}, "two families"),
+    ],
+)
+def test_workload_that_no_node_could_program_is_absent_and_named(fields: dict[str, object], reason: str) -> None:
+    calculator = calculate(wep("good", nets=("10.0.0.2/32",)))
+    bad = wep("bad")
+    calculator.update("bad", msgspec.structs.replace(bad, spec=msgspec.structs.replace(bad.spec, **fields)))
+    changes = calculator.flush()
+    assert not changes.nodes
+    assert reason in changes.refused["bad"]
 
 
 def test_resource_with_a_selector_that_does_not_parse_is_absent_and_named() -> None:

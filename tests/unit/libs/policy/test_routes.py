@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
+from libs.policy import nets
 from libs.policy.output import Block, NodeInfo, Pool, RouteType
 from libs.policy.routes import PoolType, Route, RouteResolver, Vtep, generated_mac, resolve_routes, vteps_for
 
@@ -115,3 +118,28 @@ def test_vtep_needs_both_addresses_of_a_family() -> None:
 
 def test_generated_mac_is_calicos() -> None:
     assert generated_mac("node3") == "66:a4:6f:e0:c4:da"
+
+
+def test_a_block_touches_what_lies_inside_it_and_nothing_else() -> None:
+    """Neighbours in the order of addresses, a wider range that begins at the same one, and the other family."""
+    resolver = RouteResolver("n1")
+    resolver.put_pool("p", Pool(cidr="10.0.0.0/16"))
+    for cidr in ("9.255.255.0/24", "10.0.0.0/24", "10.0.0.64/26", "10.0.1.0/24", "a00::/24"):
+        resolver.put_block(cidr, Block(cidr=cidr, node="n2"))
+    resolver.flush()
+    resolver.put_block("10.0.0.0/24", Block(cidr="10.0.0.0/24", node="n3"))
+    assert {nets.text(net) for net in resolver._dirty} == {"10.0.0.0/24", "10.0.0.64/26"}
+    for cidr in ("10.0.0.0/24", "10.0.0.64/26"):
+        resolver.put_block(cidr, None)
+    resolver.flush()
+    assert resolver._ordered == sorted(resolver._ranges)
+
+
+def test_ten_thousand_blocks_are_taken_in_without_holding_up_the_caller() -> None:
+    """Each new block once looked at all earlier ones: eighteen seconds for what takes a tenth of one."""
+    resolver = RouteResolver("n1")
+    started = time.process_time()
+    for number in range(10_000):
+        cidr = nets.text(nets.Net(4, (10 << 24) + 64 * number, 26))
+        resolver.put_block(cidr, Block(cidr=cidr, node="n2"))
+    assert time.process_time() - started < 3

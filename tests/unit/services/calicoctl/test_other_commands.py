@@ -192,6 +192,10 @@ def test_tap_shows_messages_and_ends_after_count(ctl: Ctl) -> None:
     assert json.loads(line)["subject"] == "calico.typha.i1.beat"
 
 
+def test_tap_refuses_what_is_no_subject(ctl: Ctl) -> None:
+    assert ctl.bad("tap", "calico.typha.", "--count", "1") == "'calico.typha.' is not a subject to subscribe to\n"
+
+
 def BEAT(revision: int) -> wire.Beat:
     return wire.Beat(epoch=wire.Epoch("i1", 1, 2), rev=revision, etcd_age_s=0.1, head=revision)
 

@@ -188,6 +188,8 @@ class TestRules:
             (Rule(action=Action.ALLOW, protocol="quic"), "unknown protocol 'quic'"),
             (Rule(action=Action.ALLOW, protocol="tcp", dst_ports=(PortRange(9, 8),)), "bad port range 9-8"),
             (Rule(action=Action.ALLOW, src_sets=("n:http",)), "IP set n:http is not of type NET"),
+            (Rule(action=Action.ALLOW, icmp=Icmp(256, None)), "bad ICMP type or code 256"),
+            (Rule(action=Action.ALLOW, not_icmp=Icmp(8, 300)), "bad ICMP type or code 300"),
         ],
     )
     def test_rules_that_cannot_be_programmed_deny_and_say_why(self, rule, reason):

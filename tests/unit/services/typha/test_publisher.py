@@ -65,7 +65,9 @@ def test_large_contents_are_not_inlined_but_named_with_their_seq(writer: Writer)
     assert commit.add[DB] is not None
     assert commit.add[ipset] is None
     answer = writer.publisher.some_streams(wire.SnapshotRequest(node="node2", streams={ipset: -1}))
-    assert len(wire.decode_content(answer.streams[ipset].content).members) == 3000
+    content = wire.decode_content(answer.streams[ipset].content)
+    assert isinstance(content, wire.SetContent)
+    assert len(content.members) == 3000
     assert commit.needs == {ipset: answer.streams[ipset].seq}
 
 
@@ -135,7 +137,7 @@ def test_tables_go_to_every_reader(writer: Writer) -> None:
     assert sent[0][1].config == {"/calico/x": msgspec.Raw(b"{}")}
     state = writer.publisher.state_of(subjects.CONFIG_STREAM)
     assert state is not None
-    assert wire.decode_content(state.content).config == {"/calico/x": msgspec.Raw(b"{}")}
+    assert wire.decode_content(state.content) == wire.TableContent(config={"/calico/x": msgspec.Raw(b"{}")})
     sent = writer.publish(config={"/calico/x": None})
     assert sent[0][1].config == {"/calico/x": wire.NULL}
     assert writer.publisher.config == {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import zlib
 
 import msgspec
@@ -33,7 +34,7 @@ class Typha:
         )
         self.server.start()
 
-    def flush(self) -> None:
+    def flush(self, node: str) -> None:
         self.flushes += 1
 
     def send(self, out: list[tuple[str, bytes]]) -> None:
@@ -122,8 +123,8 @@ async def test_chunk_of_an_answer_that_is_over_expired_or_unknown_is_refused(
     for chunk in (-1, first.chunks):
         assert (await typha.ask(wire.SnapshotRequest(node="node1", id=first.id, chunk=chunk))).error
     assert not (await typha.ask(wire.SnapshotRequest(node="node1", id=first.id, chunk=1))).error
-    clock = serve.time.monotonic()
-    monkeypatch.setattr(serve.time, "monotonic", lambda: clock + serve.KEPT_S + 1)
+    clock = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: clock + serve.KEPT_S + 1)
     typha.server.tick()
     assert (await typha.ask(wire.SnapshotRequest(node="node1", id=first.id, chunk=1))).error
     assert (await typha.ask(wire.SnapshotRequest(node="node1", id="nonsense", chunk=0))).error

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 import pytest_asyncio
 
+from libs import model
 from libs.bus import wire
 from libs.policy.calculator import Calculator
 from libs.policy.output import PolicyKey
@@ -54,11 +55,9 @@ class Synced:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(10_000):
-        if condition():
-            return
-        await asyncio.sleep(0)
-    raise AssertionError("never")
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0)
 
 
 @pytest_asyncio.fixture
@@ -129,7 +128,12 @@ async def test_unchanged_keys_are_not_fed_again_by_a_second_listing(synced: Sync
     await synced.stop()
     fed: list[str] = []
     update = synced.calculator.update
-    synced.calculator.update = lambda key, resource: (fed.append(key), update(key, resource))[1]  # type: ignore[method-assign]
+
+    def noted(key: str, resource: model.Resource | None) -> None:
+        fed.append(key)
+        update(key, resource)
+
+    synced.calculator.update = noted  # type: ignore[method-assign]
     await synced.writer.put(*policy("web7", "web", "x"))
     synced.start()
     await until(lambda: synced.sync.rev == synced.writer.server.revision)
@@ -144,7 +148,7 @@ async def test_etcd_restored_to_an_older_state_ends_the_sync(synced: Synced) -> 
     with pytest.raises((WentBack, StoreError)):
         await asyncio.wait_for(synced.task, 5)
     with pytest.raises(WentBack):
-        await synced.sync.run()
+        await asyncio.wait_for(synced.sync.run(), 5)
     synced.task = None
     assert synced.policies() == {"web", "web2", "web8"}  # nothing of the older state was taken for news
 
