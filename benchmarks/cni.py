@@ -3,8 +3,8 @@
     python -m benchmarks.cni [--quick] [--json FILE]
 
 Every pod gets an IPv4 and an IPv6 address. The steps are felix's own histogram, so they are means: `ipam`, then
-`endpoint` (its write to etcd) while `veth` is made, then `policy` (until the kernel holds it). The rest of an ADD is the
-shim, the socket, reading what is there already, and the journal.
+`endpoint` (its write to etcd) while `veth` is made, then `policy` (until the kernel holds it). The rest of an ADD is
+the shim, the socket, reading what is there already, and the journal.
 
 Naive, in the same run: what the link alone costs when it is made by commands, one process a step, with one address; and
 what removing it costs when `ip` does it.
@@ -54,7 +54,8 @@ async def each(
 
     async def worker() -> None:
         for pod in todo:
-            samples.append(await timed(work(pod)))
+            took_ms = await timed(work(pod))
+            samples.append(took_ms)
 
     begun = time.monotonic()
     await asyncio.gather(*(worker() for _ in range(at_once)))

@@ -2,9 +2,9 @@
 
     python -m benchmarks.enforce [--quick] [--json FILE]
 
-Sizes: nothing else; 200 policies on the probed endpoint itself; then 100 pods more on its node and 1,000 policies of ten
-rules, as Calico was measured (103 endpoints, 1,002 policies). At the last size felix is also started again, from the
-kernel's state as it left it: time until ready, memory.
+Sizes: nothing else; 200 policies on the probed endpoint itself; then 100 pods more on its node and 1,000 policies of
+ten rules, as Calico was measured (103 endpoints, 1,002 policies). At the last size felix is also started again, from
+the kernel's state as it left it: time until ready, memory.
 
 Naive, in the same run on the same node with the same ruleset: one `nft -f` process that replaces the node's table, as
 agents do that render everything and hand it to a command; and one `nft -f -` process that changes one rule. Both are
@@ -25,7 +25,7 @@ from benchmarks import policies
 from benchmarks.common import Row, cpu_s, machine, parser, report, rss_mb, spread
 from libs.store.api import Store
 from libs.testkit.cluster import Cluster, Pod
-from libs.testkit.enforcement import measure
+from libs.testkit.enforcement import measure, measure_changes
 
 PORT = 9000
 TABLE = "calico"
@@ -33,11 +33,13 @@ NODE = "node2"
 
 
 async def both_ways(cluster: Cluster, store: Store, pods: tuple[Pod, Pod], changes: int, what: str) -> list[Row]:
-    samples = await measure(cluster, store, *pods, port=PORT, changes=changes)
-    return [
-        {"what": f"{what}: deny", **spread(samples[0::2])},
-        {"what": f"{what}: allow", **spread(samples[1::2])},
-    ]
+    done = await measure_changes(cluster, store, *pods, port=PORT, changes=changes)
+    rows: list[Row] = []
+    for name, deny in (("deny", True), ("allow", False)):
+        row: Row = {"what": f"{what}: {name}", **spread([change.from_put_ms for change in done if change.deny is deny])}
+        acked = spread([change.from_ack_ms for change in done if change.deny is deny])
+        rows.append(row | {"from_ack_p50_ms": acked["p50_ms"], "from_ack_max_ms": acked["max_ms"]})
+    return rows
 
 
 def nft(cluster: Cluster, *arguments: str, text: str | None = None) -> str:
@@ -79,7 +81,7 @@ async def settled(cluster: Cluster, store: Store, pods: tuple[Pod, Pod]) -> None
 
 
 async def restart(cluster: Cluster, times: int) -> Row:
-    """Seconds from starting felix on NODE until it says that it is ready; its memory and CPU time then."""
+    """From starting felix on NODE, the kernel as it was left, until it says that it is ready; CPU and memory then."""
     seconds: list[float] = []
     used: list[float] = []
     for _ in range(times):
@@ -89,10 +91,12 @@ async def restart(cluster: Cluster, times: int) -> Row:
         seconds.append(time.monotonic() - begun)
         used.append(cpu_s(cluster.node(NODE).felix.pid))
     return {
-        "what": "felix started again, until ready (p50_ms is the median of "
-        f"{times}; {statistics.median(used):.2f} s CPU, {rss_mb(cluster.node(NODE).felix.pid):.0f} MB)",
+        "what": "felix started again, until ready",
+        "count": times,
         "p50_ms": round(statistics.median(seconds) * 1000),
         "max_ms": round(max(seconds) * 1000),
+        "cpu_ms": round(statistics.median(used) * 1000),
+        "rss_mb": round(rss_mb(cluster.node(NODE).felix.pid)),
     }
 
 
@@ -120,7 +124,8 @@ async def run(changes: int, own: int, pods: int, others: int) -> list[Row]:
         await settled(cluster, store, pair)
         what = f"ours, {pods} pods and {others:,} policies of 10 rules more"
         rows += await both_ways(cluster, store, pair, changes, what)
-        rows.append({"what": "typha's memory then, MB", "p50_ms": round(rss_mb(cluster.typhas[0].pid))})
+        rows.append({"what": "felix then", "rss_mb": round(rss_mb(cluster.node(NODE).felix.pid))})
+        rows.append({"what": "typha then", "rss_mb": round(rss_mb(cluster.typhas[0].pid))})
         rows.append(await restart(cluster, 5))
 
         cluster.kill_felix(NODE)

@@ -3,13 +3,20 @@ endpoints.
 
     python -m benchmarks.node_share [--quick] [--json FILE]
 
-Real etcd, NATS and typha; the node is a process of its own that follows typha as felix does. The cluster has 100 other
-nodes and 100 other namespaces whatever its size; the rest's endpoints come with their IPAM blocks (64 addresses each),
-so the table of blocks that every node needs grows as well. One measurement is the node's snapshot and then a fixed
-period in which the rest changes 50 endpoints a second and the node's own namespace two. Our node's policies select its
-own namespace, and one global policy a set of 200 endpoints elsewhere.
+Real etcd, NATS and typha; the node is a process of its own that follows typha with felix's code, up to the point where
+the kernel would be written. Bytes are payloads of the messages that the node receives, CPU is that process's user and
+system time without starting Python.
 
-Naive: all objects as a JSON list to every node, then each change to every node.
+The same at every size: 100 other nodes, 100 other namespaces with 1,000 policies, and what concerns the node: 20 pods
+of its own, 100 pods of the same namespace elsewhere, ten policies among them, and one global policy that refers to 200
+pods of another namespace. Growing: endpoints of the other namespaces, and with them IPAM blocks (64 addresses each),
+whose table every node needs for its routes.
+
+One measurement: the snapshot, then 60 s in which, at every size, the rest of the cluster makes 50 changes a second (in
+turn: a label changes; a pod goes; one comes) and the node's own namespace two label changes a second. So a cluster 50
+times the size changes no more often: what is measured is what the size alone costs the node.
+
+Naive: a list of all objects to the node, then each change.
 """
 
 from __future__ import annotations
@@ -17,63 +24,59 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import resource
 import sys
 import time
 from ipaddress import IPv4Address, ip_network
 from random import Random
 
 from benchmarks import policies
-from benchmarks.common import machine, parser, report
+from benchmarks.common import Row, cpu_s, machine, parser, report, rss_mb
+from benchmarks.policies import Entry
 from libs.bus.config import BusConfig
 from libs.bus.nats import NatsBus
 from libs.model import keys
-from libs.store.api import Put
 from libs.store.config import StoreConfig
 from libs.store.etcd import EtcdStore
 from libs.testkit.servers import EtcdServer, NatsServer
 from services.felix.shell.feed import FeedRunner
 
-NODES = 100
-OWN = "ns-own"
+NODES, NAMESPACES, APPS, POLICIES = 100, 100, 20, 1_000
+NODE, OWN = "node-own", "ns-own"
+OWN_PODS, OWN_ELSEWHERE, OWN_POLICIES, SHARED = 20, 100, 10, 200
 REST_PER_S, OWN_PER_S = 50, 2
+FIRST_OWN, FIRST_ELSEWHERE, FIRST_SHARED = 900_000, 910_000, 920_000  # numbers of endpoints, and so addresses
 
 
-def own_data() -> list[tuple[str, bytes]]:
+def own_data() -> list[Entry]:
+    """What concerns the node, and the nodes."""
     data = [policies.profile(OWN)]
-    data += [policies.endpoint(900_000 + n, "node-own", OWN, f"app{n % 5}") for n in range(20)]
-    data += [policies.endpoint(910_000 + n, f"node{n % NODES}", OWN, f"app{n % 5}") for n in range(100)]
-    data += [policies.policy(f"own{n}", OWN, f"app{n % 5}", f"app{(n + 1) % 5}", 8000 + n) for n in range(10)]
-    rule = [{"action": "Allow", "source": {"selector": "app == 'shared'"}}]
+    data += [policies.endpoint(FIRST_OWN + n, NODE, OWN, f"app{n % 5}") for n in range(OWN_PODS)]
+    data += [own_elsewhere(n, n % 5) for n in range(OWN_ELSEWHERE)]
+    data += [
+        policies.policy(f"own{n}", OWN, f"app{n % 5}", [f"app{(n + 1) % 5}"], 8000 + n) for n in range(OWN_POLICIES)
+    ]
     spec = {
-        "tier": "default",
-        "order": 50,
-        "selector": f"projectcalico.org/namespace == '{OWN}'",
-        "types": ["Ingress"],
-        "ingress": rule,
-    }
+        "tier": "default", "order": 50, "selector": f"projectcalico.org/namespace == '{OWN}'", "types": ["Ingress"],
+        "ingress": [{"action": "Allow", "source": {"selector": "app == 'shared'"}}],
+    }  # fmt: skip
     data.append(policies.resource("GlobalNetworkPolicy", "shared", spec))
-    data += [policies.endpoint(920_000 + n, f"node{n % NODES}", "ns0", "shared") for n in range(200)]
+    data += [policies.endpoint(FIRST_SHARED + n, f"node{n % NODES}", "ns0", "shared") for n in range(SHARED)]
     for number in range(NODES):
         address = IPv4Address("172.16.0.0") + number + 1
         data.append(policies.resource("Node", f"node{number}", {"bgp": {"ipv4Address": f"{address}/16"}}))
-    data.append(policies.resource("Node", "node-own", {"bgp": {"ipv4Address": "172.16.200.1/16"}}))
+    data.append(policies.resource("Node", NODE, {"bgp": {"ipv4Address": "172.16.200.1/16"}}))
     pool = {
-        "cidr": "10.0.0.0/8",
-        "ipipMode": "Never",
-        "vxlanMode": "Never",
-        "blockSize": 26,
-        "nodeSelector": "all()",
+        "cidr": "10.0.0.0/8", "ipipMode": "Never", "vxlanMode": "Never", "blockSize": 26, "nodeSelector": "all()",
         "allowedUses": ["Workload"],
-    }
+    }  # fmt: skip
     data.append(policies.resource("IPPool", "pool", pool))
     return data
 
 
-def rest_data(endpoints: int) -> list[tuple[str, bytes]]:
-    data = list(policies.cluster(endpoints, 1_000, NODES, 100, 20))
-    blocks = (endpoints + 63) // 64
-    for number in range(blocks):
+def rest_data(endpoints: int) -> list[Entry]:
+    """What does not concern the node, but for the blocks."""
+    data = list(policies.cluster(endpoints, POLICIES, NODES, NAMESPACES, APPS))
+    for number in range((endpoints + 63) // 64):
         cidr = ip_network((int(IPv4Address("10.0.0.0")) + number * 64, 26))
         value = {
             "cidr": str(cidr), "affinity": f"host:node{number % NODES}", "allocations": [None] * 64,
@@ -83,110 +86,135 @@ def rest_data(endpoints: int) -> list[tuple[str, bytes]]:
     return data
 
 
-async def reader(seconds: float) -> None:
+def rest_endpoint(number: int, app: int) -> Entry:
+    return policies.endpoint(number, f"node{number % NODES}", f"ns{number // NODES % NAMESPACES}", f"app{app}")
+
+
+def own_elsewhere(number: int, app: int) -> Entry:
+    return policies.endpoint(FIRST_ELSEWHERE + number, f"node{number % NODES}", OWN, f"app{app}")
+
+
+async def follow(seconds: float) -> None:
     """The node: follows from nothing, prints one line when it has its snapshot and one in the end."""
-    async with NatsBus(BusConfig.from_env(os.environ), name="felix-node-own") as bus:
+    async with NatsBus(BusConfig.from_env(os.environ), name=f"felix-{NODE}") as bus:
         await bus.wait_connected(20)
-        feed = FeedRunner(bus, "node-own", lambda apply, _: None, Random(1))
-        begun_s = cpu_s()
+        feed = FeedRunner(bus, NODE, lambda apply, _: None, Random(1))
+        begun_s = time.process_time()
         task = asyncio.create_task(feed.run())
-        while not feed.following:  # noqa: ASYNC110 the feed has no event for it, and this is a benchmark's start
+        while not feed.following:  # noqa: ASYNC110 - the feed has no event for it, and this is a benchmark's start
             await asyncio.sleep(0.01)
-        snapshot_bytes, snapshot_cpu_s = feed.received_bytes, cpu_s() - begun_s
-        print(json.dumps({"snapshot_bytes": snapshot_bytes}), flush=True)
+        snapshot = {"snapshot_bytes": feed.received_bytes, "snapshot_cpu_s": time.process_time() - begun_s}
+        print(json.dumps(snapshot), flush=True)
         await asyncio.sleep(seconds)
-        figures = {
-            "snapshot_bytes": snapshot_bytes, "bytes": feed.received_bytes, "messages": feed.received_messages,
-            "cpu_s": round(cpu_s() - begun_s, 3), "snapshot_cpu_s": round(snapshot_cpu_s, 3),
+        period = {
+            "bytes": feed.received_bytes, "messages": feed.received_messages,
+            "cpu_s": time.process_time() - begun_s, "snapshots": feed.feed.snapshots, "rss_mb": rss_mb(),
         }  # fmt: skip
-        print(json.dumps(figures), flush=True)
+        print(json.dumps(snapshot | period), flush=True)
         task.cancel()
 
 
-def cpu_s() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
-
-
-async def load(store: EtcdStore, data: list[tuple[str, bytes]]) -> None:
-    for start in range(0, len(data), 120):
-        await store.txn([], [Put(key, value) for key, value in data[start : start + 120]])
-
-
-async def churn(store: EtcdStore, endpoints: int, seconds: float) -> int:
-    """Label changes at fixed rates; bytes of all of them, which is what the naive way sends to every node."""
+async def churn(store: EtcdStore, endpoints: int, seconds: float) -> tuple[int, int]:
+    """At fixed rates; number of changes, and bytes of all of them, which is what the naive way sends to the node."""
     chance = Random(2)
     begun = time.monotonic()
-    sent = number = 0
+    sent = number = gone = 0
     while (passed := time.monotonic() - begun) < seconds:
-        if number <= passed * (REST_PER_S + OWN_PER_S):
-            if number % (REST_PER_S + OWN_PER_S) < OWN_PER_S:
-                which = chance.randrange(100)
-                key, value = policies.endpoint(
-                    910_000 + which, f"node{which % NODES}", OWN, f"app{chance.randrange(5)}"
-                )
-            else:
-                which = chance.randrange(endpoints)
-                node, namespace = f"node{which % NODES}", f"ns{which // NODES % 100}"
-                key, value = policies.endpoint(which, node, namespace, f"app{chance.randrange(20)}")
-            await store.put(key, value)
-            sent += len(value)
-            number += 1
-        else:
+        if number > passed * (REST_PER_S + OWN_PER_S):
             await asyncio.sleep(0.002)
-    return sent
+            continue
+        turn = number % (REST_PER_S + OWN_PER_S)
+        if turn < OWN_PER_S:
+            key, value = own_elsewhere(chance.randrange(OWN_ELSEWHERE), chance.randrange(5))
+        elif turn % 3 == 2:
+            key, value = rest_endpoint(gone, chance.randrange(APPS))
+        else:
+            which = chance.randrange(endpoints)
+            gone = which if turn % 3 == 1 else gone
+            key, value = rest_endpoint(which, chance.randrange(APPS))
+        if turn >= OWN_PER_S and turn % 3 == 1:
+            await store.delete(key)
+        else:
+            await store.put(key, value)
+        sent += len(key) + len(value)
+        number += 1
+    return number, sent
 
 
-async def one(endpoints: int, seconds: float) -> dict[str, object]:
+async def one(endpoints: int, seconds: float) -> dict[str, float]:
+    """Figures of one size."""
     data = own_data() + rest_data(endpoints)
     with EtcdServer() as etcd, NatsServer() as nats:
-        env = {**os.environ, "ETCD_ENDPOINTS": etcd.endpoint, "NATS_URL": nats.url, "LOG_LEVEL": "warning"}
+        env = {**os.environ, "ETCD_ENDPOINTS": etcd.endpoint, "NATS_URL": nats.url, "LOG_LEVEL": "error"}
         async with EtcdStore(StoreConfig.from_env(env)) as store:
-            await load(store, data)
+            await policies.store_all(store, data)
             typha = await asyncio.create_subprocess_exec(sys.executable, "-m", "services.typha", env=env)
+            node: asyncio.subprocess.Process | None = None
             try:
                 node = await asyncio.create_subprocess_exec(
-                    sys.executable, "-m", "benchmarks.node_share", "--reader", str(seconds), env=env,
+                    sys.executable, "-m", "benchmarks.node_share", "--follow", str(seconds), env=env,
                     stdout=asyncio.subprocess.PIPE,
                 )  # fmt: skip
                 assert node.stdout is not None
                 await asyncio.wait_for(node.stdout.readline(), 120)
-                changed = await churn(store, endpoints, seconds)
-                figures = json.loads(await asyncio.wait_for(node.stdout.readline(), 60))
+                before_s = cpu_s(typha.pid)
+                changes, sent = await churn(store, endpoints, seconds)
+                used_s = cpu_s(typha.pid) - before_s
+                figures: dict[str, float] = json.loads(await asyncio.wait_for(node.stdout.readline(), 60))
                 await node.wait()
+                memory_mb = rss_mb(typha.pid)
             finally:
-                typha.terminate()
-                await typha.wait()
-    everything = sum(len(value) for _, value in data)
+                for process in (node, typha):
+                    if process is not None and process.returncode is None:
+                        process.terminate()
+                        await process.wait()
+    return figures | {
+        "endpoints": endpoints, "changes": changes, "typha_cpu_s": used_s, "typha_rss_mb": memory_mb,
+        "naive_bytes": sum(len(key) + len(value) for key, value in data) + sent,
+    }  # fmt: skip
+
+
+def row(figures: dict[str, float]) -> Row:
     return {
-        "what": f"{endpoints:,} endpoints elsewhere",
+        "what": f"{figures['endpoints']:,} endpoints elsewhere",
         "snapshot_KiB": round(figures["snapshot_bytes"] / 1024, 1),
-        "total_KiB": round(figures["bytes"] / 1024, 1),
+        "all_KiB": round(figures["bytes"] / 1024, 1),
         "messages": figures["messages"],
         "cpu_ms": round(figures["cpu_s"] * 1000),
-        "naive_KiB": round((everything + changed) / 1024),
-        "bytes": figures["bytes"],
+        "rss_mb": round(figures["rss_mb"]),
+        "naive_KiB": round(figures["naive_bytes"] / 1024),
+        "typha_cpu_s": round(figures["typha_cpu_s"], 2),
+        "typha_rss_mb": round(figures["typha_rss_mb"]),
     }
 
 
-async def run(sizes: list[int], seconds: float) -> list[dict[str, object]]:
-    rows = [await one(size, seconds) for size in sizes]
-    first, last = rows[0], rows[-1]
-    growth = (int(str(last["bytes"])) / int(str(first["bytes"])) - 1) * 100
-    cpu = (int(str(last["cpu_ms"])) / max(1, int(str(first["cpu_ms"]))) - 1) * 100
-    naive = int(str(last["naive_KiB"])) / int(str(first["naive_KiB"]))
-    rows.append(
-        {"what": "growth", "total_KiB": f"{growth:+.1f} %", "cpu_ms": f"{cpu:+.0f} %", "naive_KiB": f"x{naive:.1f}"}
-    )
-    return rows
+def growth(first: dict[str, float], last: dict[str, float]) -> Row:
+    def percent(name: str) -> str:
+        return f"{(last[name] / first[name] - 1) * 100:+.1f} %"
+
+    return {
+        "what": f"growth, {first['endpoints']:,} to {last['endpoints']:,}",
+        "snapshot_KiB": percent("snapshot_bytes"),
+        "all_KiB": percent("bytes"),
+        "cpu_ms": percent("cpu_s"),
+        "rss_mb": percent("rss_mb"),
+        "naive_KiB": percent("naive_bytes"),
+    }
+
+
+async def run(sizes: list[int], seconds: float) -> list[Row]:
+    figures = [await one(size, seconds) for size in sizes]
+    if again := [f for f in figures if f["snapshots"] != 1]:
+        raise SystemExit(f"the node took more than one snapshot, so bytes cannot be compared: {again}")
+    return [*map(row, figures), growth(figures[0], figures[-1])]
 
 
 def main() -> int:
     made = parser(__doc__)
-    made.add_argument("--reader", type=float, help="be the node, for so many seconds")
+    made.add_argument("--follow", type=float, metavar="SECONDS", help="be the node")
     options = made.parse_args()
-    if options.reader is not None:
-        asyncio.run(reader(options.reader))
+    if options.follow is not None:
+        asyncio.run(follow(options.follow))
         return 0
     described = machine()
     sizes, seconds = ([200, 1_000], 3.0) if options.quick else ([1_000, 10_000, 50_000], 60.0)

@@ -28,7 +28,7 @@ def endpoint(number: int, node: str, namespace: str, app: str) -> Entry:
     """A workload endpoint with one address and two labels that policies look at."""
     pod = f"p{number}"
     address = IPv4Address("10.0.0.0") + number
-    spec = {
+    spec: dict[str, object] = {
         "orchestrator": "k8s", "node": node, "containerID": f"c{number}", "pod": pod, "endpoint": "eth0",
         "ipNetworks": [f"{address}/32"], "profiles": [f"kns.{namespace}"], "interfaceName": f"cali{number:08x}",
     }  # fmt: skip
@@ -45,14 +45,26 @@ def policy(name: str, namespace: str, app: str, peers: Sequence[str], port: int)
         }
         for number, peer in enumerate(peers)
     ]  # fmt: skip
-    spec = {"tier": "default", "order": 100, "selector": f"app == '{app}'", "types": ["Ingress"], "ingress": rules}
+    spec: dict[str, object] = {
+        "tier": "default",
+        "order": 100,
+        "selector": f"app == '{app}'",
+        "types": ["Ingress"],
+        "ingress": rules,
+    }
     return resource("NetworkPolicy", name, spec, namespace)
 
 
 def with_network_set(number: int, app: str) -> Iterator[Entry]:
     """A global policy on `app` that allows what a network set of its own holds, and that set (ten networks)."""
-    rule = {"action": "Allow", "source": {"selector": f"set == 's{number}'"}}
-    spec = {"tier": "default", "order": 100, "selector": f"app == '{app}'", "types": ["Ingress"], "ingress": [rule]}
+    rule: dict[str, object] = {"action": "Allow", "source": {"selector": f"set == 's{number}'"}}
+    spec: dict[str, object] = {
+        "tier": "default",
+        "order": 100,
+        "selector": f"app == '{app}'",
+        "types": ["Ingress"],
+        "ingress": [rule],
+    }
     yield resource("GlobalNetworkPolicy", f"with-set{number}", spec)
     first = int(IPv4Address("192.0.0.0")) + number * 640
     nets = [str(ip_network((first + at * 64, 26))) for at in range(10)]

@@ -13,6 +13,7 @@ import socket
 import struct
 import threading
 import time
+from dataclasses import dataclass
 
 from libs import model
 from libs.model import keys
@@ -22,6 +23,17 @@ from libs.testkit.topology import Namespace
 
 NAME = "enforcement-probe"
 GIVE_UP_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Milliseconds until the first packet was treated the new way: from handing the change to etcd's client, and from
+    etcd's answer (below zero when the packet was sooner).
+    """
+
+    deny: bool
+    from_put_ms: float
+    from_ack_ms: float
 
 
 class Prober:
@@ -97,10 +109,18 @@ def flip_policy(target: Pod, deny: bool) -> bytes:
 async def measure(
     cluster: Cluster, store: Store, source: Pod, target: Pod, *, port: int, changes: int, family: int = 4
 ) -> list[float]:
-    """Milliseconds of each change. Removes its policy in the end."""
+    """Milliseconds of each change, deny and allow in turn, from handing it to etcd's client."""
+    done = await measure_changes(cluster, store, source, target, port=port, changes=changes, family=family)
+    return [change.from_put_ms for change in done]
+
+
+async def measure_changes(
+    cluster: Cluster, store: Store, source: Pod, target: Pod, *, port: int, changes: int, family: int = 4
+) -> list[Change]:
+    """Deny and allow in turn. Removes its policy in the end."""
     prober = Prober(source.netns, str(target.address(family)), target.netns, port + 10_000)
     key = keys.resource_key("GlobalNetworkPolicy", NAME)
-    samples: list[float] = []
+    samples: list[Change] = []
     try:
         await store.put(key, flip_policy(target, deny=False))
         await asyncio.to_thread(prober.wait, True, threading.Event())
@@ -112,7 +132,9 @@ async def measure(
             value = flip_policy(target, deny)
             begun = time.monotonic()
             await store.put(key, value)
-            samples.append(((await waiting) - begun) * 1000)
+            acked = time.monotonic()
+            seen = await waiting
+            samples.append(Change(deny, (seen - begun) * 1000, (seen - acked) * 1000))
     finally:
         prober.close()
         with contextlib.suppress(Exception):

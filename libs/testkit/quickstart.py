@@ -1,4 +1,4 @@
-"""The files of examples/quickstart: pods to make, stages to apply, and the matrices that a person wrote beside them."""
+"""The files of examples/quickstart, and in its folder demo/ the pods to make and the matrices that a person wrote."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class Quickstart:
 
 def load(directory: Path = DIRECTORY) -> Quickstart:
     """Raises BadExample."""
-    described: dict[str, Any] = yaml.safe_load((directory / "pods.yaml").read_text())
-    wanted: dict[str, Any] = yaml.safe_load((directory / "expected.yaml").read_text())
+    described: dict[str, Any] = yaml.safe_load((directory / "demo" / "pods.yaml").read_text())
+    wanted: dict[str, Any] = yaml.safe_load((directory / "demo" / "expected.yaml").read_text())
     pods = tuple(PodSpec(**pod) for pod in described["pods"])
     ports = tuple(int(port) for port in wanted["ports"])
     names = [pod.name for pod in pods]

@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from libs.bus import Bus, BusError, Msg, subjects, wire
+from libs.bus import Bus, BusError, BusNoResponders, BusUnavailable, Msg, subjects, wire
+
+NO_ANSWER_S = 5.0
 
 
 class WaitProblem(Exception):
@@ -102,6 +104,17 @@ class Waiter:
         ]
         return "timed out; written, but not known to be applied on:\n  " + "\n  ".join(lines)
 
+    async def _ask(self, request: bytes, left_s: float) -> Msg:
+        """Nobody answering may be the moment after a restart of NATS or typha: worth a few tries."""
+        patience = asyncio.get_running_loop().time() + min(left_s, NO_ANSWER_S)
+        while True:
+            try:
+                return await self._bus.request(subjects.TYPHA_CONCERNS, request, left_s)
+            except (BusNoResponders, BusUnavailable):
+                if asyncio.get_running_loop().time() > patience:
+                    raise
+                await asyncio.sleep(0.1)
+
     async def _concerned(self, revision: int) -> list[str]:
         left_s = self._deadline - asyncio.get_running_loop().time()
         if left_s <= 0:
@@ -109,7 +122,7 @@ class Waiter:
         request = wire.ConcernsRequest(rev=revision, timeout_s=left_s)
         unknown = f"written, but it is not known which nodes revision {revision} concerns"
         try:
-            answer = await self._bus.request(subjects.TYPHA_CONCERNS, wire.encode(request), left_s)
+            answer = await self._ask(wire.encode(request), left_s)
             reply = wire.decoder(wire.ConcernsReply).decode(answer.data)
         except BusError as error:
             raise WaitProblem(f"{unknown}: no typha answers ({error or type(error).__name__})") from error

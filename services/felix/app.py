@@ -12,6 +12,7 @@ from libs.bus.api import Bus, BusError
 from libs.ipam.client import IpamClient
 from libs.policy.output import WorkloadKey
 from libs.resources.client import ResourceClient
+from libs.runtime import logs
 from libs.runtime.backends import open_bus, open_store
 from libs.runtime.service import Service
 from libs.store.api import Store
@@ -34,16 +35,19 @@ from services.felix.shell.feed import FeedRunner
 log = logging.getLogger(__name__)
 
 REPORT_S = 10.0
+OUTLETS: tuple[logs.Outlet, ...] = ("screen", "file", "syslog")
 PHASES = {Phase.DISCOVERING: 1, Phase.SYNCING: 2, Phase.FOLLOWING: 3}
 
 
 class Felix:
     """Wires the parts of one node's agent."""
 
-    def __init__(self, config: FelixConfig, service: Service, store: Store, bus: Bus, kernel: Kernel) -> None:
+    def __init__(
+        self, config: FelixConfig, service: Service, store: Store, bus: Bus, kernel: Kernel, metrics: Metrics
+    ) -> None:
         self.config = config
         self.node = config.node_name()
-        self.metrics = Metrics(service.registry)
+        self.metrics = metrics
         self.bus = bus
         self.kernel = kernel
         random = Random()
@@ -57,9 +61,11 @@ class Felix:
             kernel.interfaces,
             on_progress=self.report,
             random=random,
+            observe=metrics.observe_pass,
         )
         self.feed = FeedRunner(bus, self.node, self.on_apply, random)
         self.settings = LiveSettings()
+        self._levels = logs.levels()  # those of the environment, which apply where the datastore says nothing
         self.plugin = Plugin(
             self.node,
             ResourceClient(store),
@@ -79,10 +85,21 @@ class Felix:
     # --- feed → dataplane → report ---
 
     def on_apply(self, apply: Apply, traceparent: str | None) -> None:
-        if apply.delta.config:
-            self.settings = effective(self.feed.feed.state.config, self.node)
-            self.settings.apply_log_level()
+        if apply.delta.config or self.node in apply.delta.nodes:
+            state = self.feed.feed.state
+            own = state.nodes.get(self.node)
+            self._configure(effective(state.config, self.node, own.labels if own is not None else {}))
         self.dataplane.push(apply, traceparent)
+
+    def _configure(self, settings: LiveSettings) -> None:
+        for problem in settings.problems:
+            log.warning("part of a FelixConfiguration is ignored", extra={"problem": problem})
+        self.settings = settings
+        for outlet in OUTLETS:
+            level = settings.log_levels.get(outlet) or self._levels.get(outlet)
+            if outlet in self._levels and level is not None and logs.levels()[outlet] != level:
+                log.warning("log level changes", extra={"outlet": outlet, "level": level})
+                logs.set_level(level, outlet)
 
     def report(self, progress: Progress) -> None:
         """Tell the cluster what this kernel holds."""
@@ -148,8 +165,8 @@ class Felix:
         random = Random()
         while True:
             now = time.monotonic()
-            tables_s = self.settings.nftables_refresh_s or self.config.nftables_refresh_interval_s
-            routes_s = self.settings.route_refresh_s or self.config.route_refresh_interval_s
+            tables_s = _first(self.settings.nftables_refresh_s, self.config.nftables_refresh_interval_s)
+            routes_s = _first(self.settings.route_refresh_s, self.config.route_refresh_interval_s)
             if tables_s and now - last_tables > tables_s:
                 last_tables = now + random.uniform(0, 0.1) * tables_s
                 self.dataplane.resync_tables()
@@ -159,11 +176,15 @@ class Felix:
             await asyncio.sleep(1.0)
 
 
+def _first(live_s: float | None, configured_s: float) -> float:
+    return configured_s if live_s is None else live_s
+
+
 class Kernel:
     """Everything that talks to this network namespace's kernel."""
 
-    def __init__(self, config: FelixConfig) -> None:
-        self.tables = KernelTables(RulesetBuilder.tables())
+    def __init__(self, config: FelixConfig, metrics: Metrics) -> None:
+        self.tables = KernelTables(RulesetBuilder.tables(), metrics.count_written)
         self.interfaces = InterfaceDriver(config.interface_prefix, ipv6=config.ipv6_support)
 
     async def __aenter__(self) -> Kernel:
@@ -176,8 +197,9 @@ class Kernel:
 
 async def run(config: FelixConfig, service: Service) -> None:
     node = config.node_name()
-    async with open_store() as store, open_bus(f"felix-{node}") as bus, Kernel(config) as kernel:
-        felix = Felix(config, service, store, bus, kernel)
+    metrics = Metrics(service.registry)
+    async with open_store() as store, open_bus(f"felix-{node}") as bus, Kernel(config, metrics) as kernel:
+        felix = Felix(config, service, store, bus, kernel, metrics)
         kernel.interfaces.prepare_host()
         for name, work in (
             ("feed", felix.feed.run()),
@@ -188,7 +210,8 @@ async def run(config: FelixConfig, service: Service) -> None:
             ("refresh", felix.refresh_forever()),
         ):
             service.spawn(work, name=name)
-        await felix.plugin.recover()
+        felix.plugin.recover()
+        service.spawn(felix.plugin.undo_forever(), name="undo")
         async with CniServer(felix.plugin, config.cni_socket):
             service.ready()
             await service.stop.wait()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from libs.nftables.reconcile import Applied
+
 
 class Metrics:
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -31,3 +33,12 @@ class Metrics:
         self.cni = Histogram(
             "felix_cni_step_seconds", "Time of the steps of CNI requests.", ("step",), registry=registry
         )
+
+    def observe_pass(self, seconds: float, failures: int) -> None:
+        self.apply_time.observe(seconds)
+        self.failures.inc(failures)
+
+    def count_written(self, applied: Applied) -> None:
+        self.nft_rules.inc(applied.changed_rules)
+        self.nft_elements.inc(applied.changed_elements)
+        self.nft_transactions.inc(applied.transactions)

@@ -114,7 +114,9 @@ async def test_p04_selector_language(world: World, pods: Pods, selector: str, se
 
 async def test_p05_lower_order_wins_nil_is_last_and_names_break_ties(world: World, pods: Pods) -> None:
     flow = (pods.client, pods.web, 8080, "tcp")
-    await world.apply(ingress("b", "[{action: Deny}]", order="10") + "---" + ingress("a", "[{action: Allow}]", order="20"))
+    await world.apply(
+        ingress("b", "[{action: Deny}]", order="10") + "---" + ingress("a", "[{action: Allow}]", order="20")
+    )
     await world.check([(*flow, DENY)])
     await world.apply(ingress("b", "[{action: Deny}]", order="30"))
     await world.check([(*flow, ALLOW)])
@@ -303,7 +305,12 @@ async def test_p29_same_node_and_cross_node_are_treated_alike(world: World, pods
     await world.apply(ingress("same", rules, selector="app == 'web' || app == 'client'"))
     wanted = [
         (source, target, port, protocol, ALLOW if (port, protocol) == (8080, "tcp") else DENY)
-        for source, target in ((pods.db, pods.web), (pods.client, pods.web), (pods.other, pods.client), (pods.web, pods.client))
+        for source, target in (
+            (pods.db, pods.web),
+            (pods.client, pods.web),
+            (pods.other, pods.client),
+            (pods.web, pods.client),
+        )
         for port, protocol in ((8080, "tcp"), (9090, "tcp"), (8080, "udp"))
     ]
     await world.check(wanted)

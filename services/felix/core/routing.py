@@ -107,7 +107,9 @@ class Routing:
         if route is None or not self._cluster:
             return None
         direct = route.pool_type is PoolType.NO_ENCAP or route.same_subnet
-        if route.types & RouteType.REMOTE_WORKLOAD and direct and route.dst_node_ip:
+        # An address that we borrowed is ours even before its workload is known: never by way of ourselves.
+        elsewhere = route.types & RouteType.REMOTE_WORKLOAD and route.dst_node != self._node
+        if elsewhere and direct and route.dst_node_ip:
             via = ip_address(route.dst_node_ip)
             return WantedRoute(via=via) if self._on_link(via) else None
         is_block = network.prefixlen < network.max_prefixlen

@@ -196,6 +196,11 @@ class RuleCompiler:
         return True
 
     def _icmp(self, rule: Rule) -> list[list[Costed]]:
+        """Raises ValueError for a type or code that does not fit its octet."""
+        for fields in (rule.icmp, rule.not_icmp):
+            for number in (fields.type, fields.code or 0) if fields is not None else ():
+                if not 0 <= number <= 255:
+                    raise ValueError(f"bad ICMP type or code {number}")
         type_, code = self._family.icmp_type, self._family.icmp_code
         wanted: list[Costed] = []
         if rule.icmp is not None:

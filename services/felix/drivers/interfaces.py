@@ -1,8 +1,9 @@
 """Routes of this node, and the interfaces they lead to.
 
-The desired routes come as ranges with an interface name or another node's address (services/felix/core/routing.py); which kernel
-interface that is, is found here, from link and address events. A workload's route waits until its interface is there and up.
-All routes carry protocol 80, which is ours alone: what has it and is not wanted goes (docs/design/ownership.md).
+The desired routes come as ranges with an interface name or another node's address (services/felix/core/routing.py);
+which kernel interface that is, is found here, from link and address events. A workload's route waits until its
+interface is there and up. All routes carry protocol 80, which is ours alone: what has it and is not wanted goes
+(docs/design/ownership.md).
 """
 
 from __future__ import annotations

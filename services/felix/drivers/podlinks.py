@@ -1,4 +1,4 @@
-"""The veth pairs of this node's pods, for the CNI plugin. Everything is raw netlink and takes less than a millisecond."""
+"""The veth pairs of this node's pods, for the CNI plugin. Everything is raw netlink and takes about a millisecond."""
 
 from __future__ import annotations
 

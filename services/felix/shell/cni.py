@@ -1,9 +1,13 @@
 """Plugs pods in and out: CNI ADD, DEL and CHECK, as steps that can each fail or be cut short and leave nothing behind.
 
-ADD: journal → addresses (IPAM) → WorkloadEndpoint in etcd while the veth pair is made → wait until this node's kernel holds the
-pod's policy at that revision → answer. Until its policy is programmed the interface is
-unknown to the ruleset and passes nothing. Any failure undoes what was done, in reverse, and releases the addresses.
-DEL: journal → endpoint (only if it is still this container's) → veth → addresses last, so that nobody gets them too early.
+ADD: journal → addresses (IPAM) → WorkloadEndpoint in etcd while the veth pair is made → wait until this node's kernel
+holds the pod's policy at that revision → answer. Until its policy is programmed the interface is unknown to the ruleset
+and passes nothing. Any failure undoes what was done, in reverse, and releases the addresses.
+DEL: journal → endpoint (only if it is still this container's) → veth → addresses last, so that nobody gets them too
+early.
+
+What cannot be undone at once, because the datastore is away or because we were killed, stays in the journal and is
+undone by `undo_forever`; a request for the same interface waits for its turn meanwhile.
 """
 
 from __future__ import annotations
@@ -12,9 +16,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
-from ipaddress import ip_interface, ip_network
+from ipaddress import ip_network
 from typing import Any, Protocol
 
 from libs import model
@@ -25,7 +29,7 @@ from libs.ipam.requests import AssignIpRequest, AssignRequest
 from libs.model.names import workload_endpoint_name
 from libs.policy.output import WorkloadKey
 from libs.resources.client import ResourceClient
-from libs.resources.errors import NotFound, ResourceError
+from libs.resources.errors import NotFound, ResourceError, ValidationError
 from libs.runtime import tracing
 from libs.store.api import StoreError, StoreUnavailable
 from services.felix.core import cni
@@ -38,10 +42,18 @@ log = logging.getLogger(__name__)
 trace = tracing.tracer("felix.cni")
 
 UNDO_S = 20.0
+UNDO_AGAIN_S = (0.5, 10.0)
+UNDO_ERRORS = (StoreError, ResourceError, IpamError, CniError, TimeoutError)
+
+
+NO_POLICY = "this node has no policy from typha yet; is typha reachable?"
 
 
 class PodLinks(Protocol):
-    """The kernel side of an attachment (services/felix/drivers/podlinks.py): quick, synchronous. All raise CniError."""
+    """The kernel side of an attachment (services/felix/drivers/podlinks.py), synchronous. All raise CniError.
+
+    `connect` and `check` are quick; `remove` is called from a thread of its own.
+    """
 
     def connect(
         self, host: str, netns: str, ifname: str, addresses: tuple[Address, ...], mac: str, mtu_bytes: int
@@ -100,22 +112,28 @@ class Plugin:
         self._mtu_bytes = mtu_bytes
         self._observe = observe
         self._locks: dict[str, asyncio.Lock] = {}  # one request at a time for each host interface
+        self._left: dict[Entry, None] = {}  # still to be undone
+        self._left_more = asyncio.Event()
 
     async def handle(self, request: Request) -> dict[str, Any] | None:
         """The result object of ADD; None where success has none. Raises CniError."""
-        host = request.host_interface(self._prefix)
-        async with self._one_at_a_time(host):
-            with trace.span(
-                f"cni.{request.command.lower()}", attributes={"container": request.container, "host": host}
-            ):
-                with _translated():
-                    match request.command:
-                        case "ADD":
-                            return await self._add(request)
-                        case "DEL":
-                            await self._delete(request)
-                        case "CHECK":
-                            await self._check(request)
+        span = trace.span(f"cni.{request.command.lower()}", attributes={"container": request.container})
+        with span, _translated():
+            match request.command:
+                case "STATUS":
+                    await self._status()
+                    return None
+                case "GC":
+                    await self._collect(request)
+                    return None
+            async with self._one_at_a_time(request.host_interface(self._prefix)):
+                match request.command:
+                    case "ADD":
+                        return await self._add(request)
+                    case "DEL":
+                        await self._delete(request)
+                    case "CHECK":
+                        await self._check(request)
         return None
 
     @asynccontextmanager
@@ -130,8 +148,8 @@ class Plugin:
 
     async def _add(self, request: Request) -> dict[str, Any]:
         if not self._enforcement.ready():
-            raise CniError(cni.TRY_AGAIN, "this node has no policy from typha yet; is typha reachable?")
-        await self._datastore_ready()
+            raise CniError(cni.TRY_AGAIN, NO_POLICY)
+        await asyncio.gather(self._datastore_ready(), self._node_known())
         host = request.host_interface(self._prefix)
         found = await self._endpoint(request)
         if found is not None and found.spec.container_id == request.container:
@@ -143,9 +161,7 @@ class Plugin:
         try:
             result = await self._plug(request, entry, found)
         except BaseException:
-            # Also when cancelled: the undoing itself is bounded, and what it does not reach the journal still names.
-            async with asyncio.timeout(UNDO_S):
-                await asyncio.shield(asyncio.ensure_future(self._undo(entry)))
+            await self._undo_or_leave(entry)  # also when cancelled: it takes no longer than UNDO_S
             raise
         self._journal.end(entry)
         log.info("pod connected", extra={"interface": host, "container": request.container})
@@ -162,12 +178,21 @@ class Plugin:
             mtu = request.config.mtu or self._mtu_bytes()
             self._links.connect(host, request.netns, request.ifname, addresses, mac, mtu)
             self._observe("veth", time.monotonic() - started)
-        finally:
-            rev = await storing  # also after a failure: undoing must meet no write in progress
-        key = WorkloadKey(request.orchestrator, _workload_id(request), request.ifname)
-        if not await self._timed("policy", self._enforcement.programmed(key, rev, self._policy_timeout_s)):
-            text = f"policy of {host} is not in the kernel after {self._policy_timeout_s:g} s; is typha reachable?"
-            raise CniError(cni.TRY_AGAIN, text)
+        except BaseException:
+            # Undoing must meet no write in progress, and what went wrong first is what the user should read.
+            with contextlib.suppress(StoreError, ResourceError):
+                await storing
+            raise
+        try:
+            rev = await storing
+            key = WorkloadKey(request.orchestrator, _workload_id(request), request.ifname)
+            if not await self._timed("policy", self._enforcement.programmed(key, rev, self._policy_timeout_s)):
+                text = f"policy of {host} is not in the kernel after {self._policy_timeout_s:g} s; is typha reachable?"
+                raise CniError(cni.TRY_AGAIN, text)
+        except BaseException:
+            with contextlib.suppress(CniError):  # at once: undoing may have to wait for the datastore
+                self._links.remove(host, request.netns, request.ifname)
+            raise
         self._enforcement.status(key, "up", rev)
         return cni.result(request, host, mac, addresses)
 
@@ -203,7 +228,7 @@ class Plugin:
             with contextlib.suppress(HandleMissing):
                 await self._ipam.release_by_handle(request.handle)
             raise CniError(cni.NO_ADDRESS, f"no address for the pod on node {self._node}: {why}")
-        return tuple(interface.ip for interface in (*result.v4, *result.v6))
+        return (*(given.ip for given in result.v4), *(given.ip for given in result.v6))
 
     async def _assign_fixed(self, request: Request, fixed: tuple[Address, ...]) -> tuple[Address, ...]:
         for address in fixed:
@@ -266,7 +291,7 @@ class Plugin:
             mac=mac,
             ports=[
                 model.WorkloadEndpointPort(
-                    name=port.name, protocol=port.protocol, port=port.port, host_port=port.host_port
+                    name=port.name, protocol=model.Protocol(port.protocol), port=port.port, host_port=port.host_port
                 )
                 for port in facts.ports
             ],
@@ -286,9 +311,14 @@ class Plugin:
     # --- DEL, CHECK, and what a crash left ---
 
     async def _delete(self, request: Request) -> None:
+        await self._datastore_ready()
         entry = self._entry("DEL", request)
         self._journal.begin(entry)
-        await self._undo(entry)
+        try:
+            await self._undo(entry)
+        except UNDO_ERRORS:
+            self._leave(entry)  # the runtime asks again, or it does not: either way it will be done
+            raise
         log.info("pod disconnected", extra={"interface": entry.host_interface, "container": request.container})
 
     async def _check(self, request: Request) -> None:
@@ -306,22 +336,90 @@ class Plugin:
         if problems:
             raise CniError(cni.CHECK_FAILED, "; ".join(problems))
 
-    async def recover(self) -> None:
-        """Finish or undo what a crash cut short. Called once at start, before requests are served."""
+    async def _status(self) -> None:
+        """Could a pod be connected now?"""
+        if not self._enforcement.ready():
+            raise CniError(cni.NOT_AVAILABLE, NO_POLICY)
+        try:
+            await self._datastore_ready()
+        except (CniError, StoreError) as error:
+            raise CniError(cni.NOT_AVAILABLE, "no pod can be connected now", str(error)) from error
+
+    async def _collect(self, request: Request) -> None:
+        """Disconnect the containers of this network that the runtime does not know (any more)."""
+        await self._datastore_ready()
+        failed: list[str] = []
+        for found in (await self._resources.list("WorkloadEndpoint")).items:
+            assert isinstance(found, model.WorkloadEndpoint)
+            spec = found.spec
+            known = cni.Attachment(spec.container_id, spec.endpoint) in request.config.valid_attachments
+            if spec.node != self._node or not spec.container_id or known:
+                continue
+            handle = f"{request.config.name}.{spec.container_id}"
+            try:
+                await self._ipam.ips_by_handle(handle)
+            except HandleMissing:
+                continue  # of another network
+            entry = Entry(
+                verb="DEL",
+                container=spec.container_id,
+                ifname=spec.endpoint,
+                host_interface=spec.interface_name,
+                handle=handle,
+                namespace=found.metadata.namespace or "",
+                wep=found.metadata.name,
+            )
+            async with self._one_at_a_time(entry.host_interface):
+                self._journal.begin(entry)
+                if await self._undo_or_leave(entry):
+                    log.info("collected", extra={"interface": entry.host_interface, "container": entry.container})
+                else:
+                    failed.append(entry.container)
+        if failed:
+            raise CniError(cni.TRY_AGAIN, f"not yet collected: {', '.join(failed)}")
+
+    def recover(self) -> None:
+        """Find what a crash cut short. Called once at start, before requests are served; `undo_forever` does it."""
         entries, bad = self._journal.unfinished()
         for path in bad:
             log.error("journal entry is unreadable and kept for inspection", extra={"file": str(path)})
         for entry in entries:
             log.warning("undoing an interrupted request", extra={"verb": entry.verb, "container": entry.container})
-            delay_s = 0.5
-            while True:
-                try:
-                    await self._undo(entry)
-                    break
-                except (StoreError, CniError) as error:
-                    log.warning("not yet possible, trying again", extra={"error": str(error)})
+            self._leave(entry)
+
+    async def undo_forever(self) -> None:
+        """Undo what could not be undone when it was due, until it can."""
+        delay_s, longest_s = UNDO_AGAIN_S
+        while True:
+            await self._left_more.wait()
+            self._left_more.clear()
+            while self._left:
+                for entry in list(self._left):
+                    async with self._one_at_a_time(entry.host_interface):
+                        # A later request for the same attachment may have settled it.
+                        if not self._journal.holds(entry) or await self._undo_or_leave(entry):
+                            self._left.pop(entry, None)
+                if self._left:
                     await asyncio.sleep(delay_s)
-                    delay_s = min(10.0, delay_s * 2)
+                    delay_s = min(longest_s, delay_s * 2)
+            delay_s = UNDO_AGAIN_S[0]
+
+    def _leave(self, entry: Entry) -> None:
+        self._left[entry] = None
+        self._left_more.set()
+
+    async def _undo_or_leave(self, entry: Entry) -> bool:
+        try:
+            async with asyncio.timeout(UNDO_S):
+                await self._undo(entry)
+        except UNDO_ERRORS as error:
+            log.warning(
+                "cannot be undone yet, trying again later",
+                extra={"verb": entry.verb, "container": entry.container, "error": str(error) or type(error).__name__},
+            )
+            self._leave(entry)
+            return False
+        return True
 
     async def _undo(self, entry: Entry) -> None:
         """Endpoint, link, addresses: each only if it is (still) this attachment's, each already gone is fine."""
@@ -335,7 +433,8 @@ class Plugin:
                 version = found.metadata.resource_version
                 await self._resources.delete("WorkloadEndpoint", entry.wep, entry.namespace, version)
         if not other:
-            self._links.remove(entry.host_interface, entry.netns, entry.ifname)
+            # The kernel waits for all of its processors, some 40 ms: nothing else should, and several of these may.
+            await _in_thread(lambda: self._links.remove(entry.host_interface, entry.netns, entry.ifname))
         with contextlib.suppress(HandleMissing):
             await self._ipam.release_by_handle(entry.handle)
         self._journal.end(entry)
@@ -349,6 +448,14 @@ class Plugin:
             return
         if getattr(info.spec, "datastore_ready", True) is False:
             raise CniError(cni.TRY_AGAIN, "the datastore is locked (ClusterInformation.datastoreReady is false)")
+
+    async def _node_known(self) -> None:
+        """Without its Node, others would neither find a way to the pods here nor see whose their addresses are."""
+        try:
+            await self._resources.get("Node", self._node)
+        except NotFound:
+            text = f"there is no Node {self._node} in the datastore; is this node's name right?"
+            raise CniError(cni.INVALID_CONFIG, text) from None
 
     async def _endpoint(self, request: Request) -> model.WorkloadEndpoint | None:
         try:
@@ -388,6 +495,16 @@ class Plugin:
             self._observe(step, time.monotonic() - started)
 
 
+async def _in_thread(work: Callable[[], None]) -> None:
+    """Run what blocks. When cancelled, end only once it has: nobody else may touch the interface before."""
+    running = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        raise
+
+
 def _workload_id(request: Request) -> str:
     return f"{request.namespace}/{request.pod if request.is_kubernetes else request.container}"
 
@@ -397,16 +514,18 @@ def _container_of(resource: Any) -> str:
 
 
 def _addresses_of(endpoint: model.WorkloadEndpoint) -> tuple[Address, ...]:
-    return tuple(ip_interface(network).ip for network in endpoint.spec.ip_networks or ())
+    return tuple(ip_network(network).network_address for network in endpoint.spec.ip_networks or ())
 
 
 @contextlib.contextmanager
-def _translated() -> Any:
+def _translated() -> Iterator[None]:
     """Foreign exceptions as CNI errors, once, here."""
     try:
         yield
     except StoreUnavailable as error:
         raise CniError(cni.TRY_AGAIN, "the datastore is unavailable", str(error)) from error
+    except ValidationError as error:
+        raise CniError(cni.INVALID_CONFIG, "the description of the pod is not acceptable", str(error)) from error
     except (StoreError, ResourceError) as error:
         raise CniError(cni.INTERNAL, "the datastore refused", str(error)) from error
     except IpamError as error:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,11 @@ class CniServer:
         with contextlib.suppress(FileNotFoundError):
             self._path.unlink()  # left by a process that was killed
         await self._runner.setup()
-        await web.UnixSite(self._runner, str(self._path)).start()
-        self._path.chmod(0o600)
+        mask = os.umask(0o177)  # never open to others, not even until a chmod
+        try:
+            await web.UnixSite(self._runner, str(self._path)).start()
+        finally:
+            os.umask(mask)
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -1,10 +1,11 @@
 """From applied changes to the kernel: the one task that writes nftables tables, routes and interface settings.
 
-`push` takes what the feed decided (cheap, no I/O). `run` folds everything pushed meanwhile into the desired state and reconciles,
-in this order: both nftables tables (each one transaction: sets, chains, dispatch), then routes, then interface settings. So a
+`push` takes what the feed decided (cheap, no I/O). `run` folds everything pushed meanwhile into the desired state and
+reconciles, in this order: both nftables tables (each one transaction: sets, chains, dispatch), then routes. So a
 workload's interface is policed before packets can be routed to it. Nothing is written before the first snapshot.
 
-What fails stays dirty and is tried again; it is reported by object together with the revision that everything else has reached.
+What fails stays dirty and is tried again; it is reported by object together with the revision that everything else has
+reached.
 """
 
 from __future__ import annotations
@@ -78,18 +79,21 @@ class Dataplane:
         *,
         on_progress: Callable[[Progress], None],
         random: Random,
+        observe: Callable[[float, int], None] = lambda seconds, failures: None,
     ) -> None:
+        """on_progress: after a pass that changed anything that others should know. observe: duration and number of
+        failures of every pass.
+        """
         self.progress = Progress()
         self.in_sync = False
         self.workloads: dict[WorkloadKey, Workload] = {}  # as in the kernel after the last pass
         self.passes = 0
-        self.last_pass_s = 0.0
-        self.failures_total = 0
         self._builder = builder
         self._tables = tables
         self._routing = routing
         self._routes = routes
         self._on_progress = on_progress
+        self._observe = observe
         self._random = random
         self._queue: list[tuple[Apply, str | None]] = []
         self._wake = asyncio.Event()
@@ -146,7 +150,7 @@ class Dataplane:
         last = queue[-1][0] if queue else None
         parent = next((traceparent for _, traceparent in reversed(queue) if traceparent), None)
         rev = last.rev if last is not None else self.progress.rev
-        with trace.span("felix.apply", parent=parent, attributes={"rev": rev}) as span:
+        with trace.span("felix.apply", parent=parent, attributes={"revision": rev}) as span:
             for apply, _ in queue:
                 self._fold(apply)
             self.in_sync = self.in_sync or bool(queue)
@@ -156,11 +160,11 @@ class Dataplane:
             span.set("failures", len(failures))
         self.workloads = dict(self._wanted)
         self.passes += 1
-        self.last_pass_s = time.monotonic() - started
+        self._observe(time.monotonic() - started, len(failures))
         epoch, seq = (last.epoch, last.seq) if last is not None else (self.progress.epoch, self.progress.seq)
         before, self.progress = self.progress, Progress(epoch, rev, seq, failures)
         if failures:
-            self._later(failures)
+            self._later()
         else:
             self._retry = 0
         if queue or failures != before.failures:
@@ -221,10 +225,10 @@ class Dataplane:
 
     async def _write_tables(self) -> dict[str, str]:
         if not self._tables_work:
-            return {}
+            return self._not_compiled()  # a pass for routes alone does not make these good
         self._builder.apply_to(*(table.desired for table in self._tables))
         self._tables_work = False
-        failures = {str(owner): reason for owner, reason in self._builder.refused.items()}
+        failures = self._not_compiled()
         for table in self._tables:
             try:
                 await table.step()
@@ -234,10 +238,12 @@ class Dataplane:
                 self._tables_work = True
         return failures
 
-    def _later(self, failures: dict[str, str]) -> None:
+    def _not_compiled(self) -> dict[str, str]:
+        return {str(owner): reason for owner, reason in self._builder.refused.items()}
+
+    def _later(self) -> None:
         """Try again, less and less often."""
         self._retry += 1
-        self.failures_total += len(failures)
         low, high = RETRY_S
         delay_s = self._random.uniform(0.5, 1.0) * min(high, low * 2 ** min(self._retry, 12))
         asyncio.get_running_loop().call_later(delay_s, self._wake.set)

@@ -17,8 +17,8 @@ from libs.store.memory import MemoryStore
 from tests.unit.services.calicoctl.ctl import Ctl
 
 QUICKSTART = Path(__file__).parents[4] / "examples" / "quickstart"
-PODS: dict[str, Any] = yaml.safe_load((QUICKSTART / "pods.yaml").read_text())
-EXPECTED: dict[str, Any] = yaml.safe_load((QUICKSTART / "expected.yaml").read_text())
+PODS: dict[str, Any] = yaml.safe_load((QUICKSTART / "demo" / "pods.yaml").read_text())
+EXPECTED: dict[str, Any] = yaml.safe_load((QUICKSTART / "demo" / "expected.yaml").read_text())
 NAMES = [pod["name"] for pod in PODS["pods"]]
 STAGES = [stage["name"] for stage in EXPECTED["stages"]]
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -312,6 +313,55 @@ async def test_a_process_that_ends_at_any_call_leaves_what_the_next_one_finishes
         if complete:
             break
     assert last > 4
+
+
+class SlowLinks(FakeLinks):
+    """`remove` takes until `may_end` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.removing, self.may_end = threading.Event(), threading.Event()
+
+    def remove(self, host: str, netns: str, ifname: str) -> None:
+        self.removing.set()
+        assert self.may_end.wait(10)
+        super().remove(host, netns, ifname)
+
+
+def pod_request(command: str, pod: str) -> cni.Request:
+    arguments = f"IgnoreUnknown=1;K8S_POD_NAMESPACE=ns1;K8S_POD_NAME={pod}"
+    return parse(posted({"CNI_COMMAND": command, "CNI_CONTAINERID": f"c-{pod}", "CNI_ARGS": arguments}))
+
+
+async def test_other_pods_are_plugged_in_while_the_kernel_removes_an_interface(tmp_path: Path) -> None:
+    links = SlowLinks()
+    node = await Node(tmp_path, links=links).fill()
+    await node.plugin.handle(pod_request("ADD", "a"))
+    removal = asyncio.create_task(node.plugin.handle(pod_request("DEL", "a")))
+    assert await asyncio.to_thread(links.removing.wait, 10)
+    assert await node.plugin.handle(pod_request("ADD", "b")) is not None
+    assert not removal.done()
+    links.may_end.set()
+    await removal
+    assert set(links.there) == {pod_request("ADD", "b").host_interface("cali")}
+
+
+async def test_a_cancelled_del_ends_only_with_the_removal_that_it_began(tmp_path: Path) -> None:
+    links = SlowLinks()
+    node = await Node(tmp_path, links=links).fill()
+    await node.plugin.handle(pod_request("ADD", "a"))
+    removal = asyncio.create_task(node.plugin.handle(pod_request("DEL", "a")))
+    assert await asyncio.to_thread(links.removing.wait, 10)
+    removal.cancel()
+    again = asyncio.create_task(node.plugin.handle(pod_request("ADD", "a")))
+    for _ in range(20):  # the cancellation has long arrived by then
+        await asyncio.sleep(0)
+    assert not removal.done()
+    assert not again.done()
+    links.may_end.set()
+    assert await again is not None
+    assert removal.cancelled()
+    assert links.there
 
 
 async def test_the_first_thing_that_went_wrong_is_what_the_runtime_reads(tmp_path: Path) -> None:
