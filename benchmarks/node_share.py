@@ -22,12 +22,15 @@ Naive: a list of all objects to the node, then each change.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
 import time
 from ipaddress import IPv4Address, ip_network
 from random import Random
+
+import aiohttp
 
 from benchmarks import policies
 from benchmarks.common import Row, cpu_s, machine, parser, report, rss_mb
@@ -37,7 +40,7 @@ from libs.bus.nats import NatsBus
 from libs.model import keys
 from libs.store.config import StoreConfig
 from libs.store.etcd import EtcdStore
-from libs.testkit.servers import EtcdServer, NatsServer
+from libs.testkit.servers import EtcdServer, NatsServer, free_port
 from services.felix.shell.feed import FeedRunner
 
 NODES, NAMESPACES, APPS, POLICIES = 100, 100, 20, 1_000
@@ -76,10 +79,11 @@ def own_data() -> list[Entry]:
 def rest_data(endpoints: int) -> list[Entry]:
     """What does not concern the node, but for the blocks."""
     data = list(policies.cluster(endpoints, POLICIES, NODES, NAMESPACES, APPS))
+    chance = Random(3)  # owners in a pattern would compress too well
     for number in range((endpoints + 63) // 64):
         cidr = ip_network((int(IPv4Address("10.0.0.0")) + number * 64, 26))
         value = {
-            "cidr": str(cidr), "affinity": f"host:node{number % NODES}", "allocations": [None] * 64,
+            "cidr": str(cidr), "affinity": f"host:node{chance.randrange(NODES)}", "allocations": [None] * 64,
             "unallocated": list(range(64)), "attributes": [], "deleted": False,
         }  # fmt: skip
         data.append((keys.BlockKey(cidr).path, json.dumps(value).encode()))
@@ -141,16 +145,30 @@ async def churn(store: EtcdStore, endpoints: int, seconds: float) -> tuple[int, 
     return number, sent
 
 
+async def until_ready(port: int) -> None:
+    """Typha has read all of etcd. A node that asked earlier would measure its own waiting. Raises TimeoutError."""
+    async with asyncio.timeout(120), aiohttp.ClientSession() as session:
+        while True:
+            with contextlib.suppress(aiohttp.ClientError):
+                async with session.get(f"http://127.0.0.1:{port}/readiness") as answer:
+                    if answer.ok:
+                        return
+            await asyncio.sleep(0.05)
+
+
 async def one(endpoints: int, seconds: float) -> dict[str, float]:
     """Figures of one size."""
     data = own_data() + rest_data(endpoints)
     with EtcdServer() as etcd, NatsServer() as nats:
+        port = free_port()
         env = {**os.environ, "ETCD_ENDPOINTS": etcd.endpoint, "NATS_URL": nats.url, "LOG_LEVEL": "error"}
+        env |= {"TYPHA_HEALTHHOST": "127.0.0.1", "TYPHA_HEALTHPORT": str(port)}
         async with EtcdStore(StoreConfig.from_env(env)) as store:
             await policies.store_all(store, data)
             typha = await asyncio.create_subprocess_exec(sys.executable, "-m", "services.typha", env=env)
             node: asyncio.subprocess.Process | None = None
             try:
+                await until_ready(port)
                 node = await asyncio.create_subprocess_exec(
                     sys.executable, "-m", "benchmarks.node_share", "--follow", str(seconds), env=env,
                     stdout=asyncio.subprocess.PIPE,

@@ -52,7 +52,7 @@ class Felix:
         self.kernel = kernel
         random = Random()
         endpoint_to_host = config.default_endpoint_to_host_action.capitalize()
-        options = RulesetOptions(interface_prefixes=(config.interface_prefix,), endpoint_to_host=endpoint_to_host)
+        options = RulesetOptions(interface_prefixes=config.interface_prefix, endpoint_to_host=endpoint_to_host)
         self.routing = Routing(self.node, program_cluster_routes=config.program_cluster_routes)
         self.dataplane = Dataplane(
             RulesetBuilder(options),
@@ -73,7 +73,7 @@ class Felix:
             KernelPodLinks(),
             self,
             Journal(config.state_dir / "cni-journal"),
-            interface_prefix=config.interface_prefix,
+            interface_prefix=config.interface_prefix[0],
             policy_timeout_s=config.policy_setup_timeout_s,
             mtu_bytes=lambda: config.mtu_bytes or kernel.interfaces.underlay_mtu_bytes(),
             observe=lambda step, seconds: self.metrics.cni.labels(step).observe(seconds),

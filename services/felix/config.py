@@ -31,9 +31,10 @@ class FelixConfig(RuntimeConfig):
     state_dir: Path = setting(
         Path("/var/lib/calico/felix"), "Directory of the CNI journal, kept across restarts.", env=("FELIX_STATE_DIR",)
     )
-    interface_prefix: str = setting(
-        "cali", "Names of workload interfaces begin with this.", env=("FELIX_INTERFACEPREFIX",)
-    )
+    interface_prefix: tuple[str, ...] = setting(
+        ("cali",), "Names of workload interfaces begin with one of these; new ones with the first.",
+        env=("FELIX_INTERFACEPREFIX",),
+    )  # fmt: skip
     ipv6_support: bool = setting(True, "Program IPv6 as well.", env=("FELIX_IPV6SUPPORT",))
     default_endpoint_to_host_action: Literal["DROP", "ACCEPT", "RETURN"] = setting(
         "DROP",

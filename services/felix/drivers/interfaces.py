@@ -37,8 +37,8 @@ DEFAULT_MTU_BYTES = 1460  # facts/felix.md section 3.10: when no interface tells
 
 
 class InterfaceDriver:
-    def __init__(self, interface_prefix: str, *, ipv6: bool = True) -> None:
-        self._prefix = interface_prefix
+    def __init__(self, interface_prefixes: tuple[str, ...], *, ipv6: bool = True) -> None:
+        self._prefixes = interface_prefixes
         self._ipv6 = ipv6
         self._links: dict[str, Link] = {}
         self._addresses: list[InterfaceAddress] = []
@@ -64,7 +64,7 @@ class InterfaceDriver:
         mtus = [
             link.mtu_bytes
             for link in self._links.values()
-            if link.index in own and link.name != "lo" and not link.name.startswith(self._prefix)
+            if link.index in own and link.name != "lo" and not link.name.startswith(self._prefixes)
         ]
         return min(mtus, default=DEFAULT_MTU_BYTES)
 

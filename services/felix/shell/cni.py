@@ -18,6 +18,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from ipaddress import ip_network
 from typing import Any, Protocol
 
@@ -174,10 +175,9 @@ class Plugin:
         endpoint = self._make_endpoint(request, mac, addresses, found)
         storing = asyncio.ensure_future(self._timed("endpoint", self._store(endpoint, found)))
         try:
-            started = time.monotonic()
             mtu = request.config.mtu or self._mtu_bytes()
-            self._links.connect(host, request.netns, request.ifname, addresses, mac, mtu)
-            self._observe("veth", time.monotonic() - started)
+            connect = partial(self._links.connect, host, request.netns, request.ifname, addresses, mac, mtu)
+            await self._timed("veth", _in_thread(connect))
         except BaseException:
             # Undoing must meet no write in progress, and what went wrong first is what the user should read.
             with contextlib.suppress(StoreError, ResourceError):
@@ -191,7 +191,7 @@ class Plugin:
                 raise CniError(cni.TRY_AGAIN, text)
         except BaseException:
             with contextlib.suppress(CniError):  # at once: undoing may have to wait for the datastore
-                self._links.remove(host, request.netns, request.ifname)
+                await _in_thread(lambda: self._links.remove(host, request.netns, request.ifname))
             raise
         self._enforcement.status(key, "up", rev)
         return cni.result(request, host, mac, addresses)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ def test_a_calculation_that_differs_from_the_plain_loop_is_no_result() -> None:
 
 
 @pytest.mark.parametrize(("function", "arguments", "_calico"), calc.QUICK_SHAPES)
-def test_shapes(function: calc.Callable[..., common.Row], arguments: tuple[int | str, ...], _calico: str) -> None:
+def test_shapes(function: Callable[..., common.Row], arguments: tuple[int | str, ...], _calico: str) -> None:
     assert function(*arguments)["ours"]
 
 

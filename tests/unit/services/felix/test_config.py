@@ -17,7 +17,7 @@ def read(**environment: str) -> FelixConfig:
 
 def test_defaults_are_calicos() -> None:
     config = read()
-    assert (config.interface_prefix, config.default_endpoint_to_host_action) == ("cali", "DROP")
+    assert (config.interface_prefix, config.default_endpoint_to_host_action) == (("cali",), "DROP")
     assert (config.nftables_refresh_interval_s, config.route_refresh_interval_s) == (180.0, 90.0)
     assert config.ipv6_support
 
@@ -29,7 +29,7 @@ def test_names_of_the_environment_are_calicos() -> None:
         FELIX_ROUTEREFRESHINTERVAL="0", CALICO_CNI_SOCKET="/tmp/x.sock", FELIX_MTU_BYTES="1400",
     )  # fmt: skip
     assert config.node_name() == "node7"
-    assert (config.interface_prefix, config.ipv6_support, config.mtu_bytes) == ("tap", False, 1400)
+    assert (config.interface_prefix, config.ipv6_support, config.mtu_bytes) == (("tap",), False, 1400)
     assert config.default_endpoint_to_host_action == "ACCEPT"
     assert (config.nftables_refresh_interval_s, config.route_refresh_interval_s) == (90.0, 0.0)
     assert config.cni_socket == Path("/tmp/x.sock")
