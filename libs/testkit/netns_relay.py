@@ -70,13 +70,15 @@ class NetnsRelay:
         server = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         for one in (client, server):
             one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        with (
-            client,
-            server,
-            contextlib.suppress(OSError),
-        ):  # either side may be killed at any time; the other sees the end
-            await self._loop.sock_connect(server, target)
-            await asyncio.gather(self._copy(client, server), self._copy(server, client))
+        with client, server:  # either side may be killed at any time; the other sees the end
+            try:
+                await self._loop.sock_connect(server, target)
+                # A group, so that neither direction still waits for a descriptor that is closed, and soon another's.
+                async with asyncio.TaskGroup() as copies:
+                    copies.create_task(self._copy(client, server), name="relay-up")
+                    copies.create_task(self._copy(server, client), name="relay-down")
+            except* OSError:
+                pass
 
     async def _copy(self, source: socket.socket, sink: socket.socket) -> None:
         while data := await self._loop.sock_recv(source, 262_144):
