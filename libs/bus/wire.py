@@ -10,6 +10,7 @@ node's own subject that names the seqs it needs. A node that has all of them app
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -36,6 +37,24 @@ NULL = msgspec.Raw(b"null")
 """Stands for None where a value is raw: msgspec cannot decode `Raw | None`."""
 
 
+class BlockRow(msgspec.Struct, frozen=True, array_like=True):
+    """A block without its CIDR, which is the key. Every node gets all blocks: what is written twice here costs most."""
+
+    node: str
+    borrowed: dict[str, str] = {}
+
+
+def block_rows(blocks: Mapping[str, Block | None]) -> dict[str, BlockRow | None]:
+    return {cidr: None if block is None else BlockRow(block.node, block.borrowed) for cidr, block in blocks.items()}
+
+
+def blocks_of(rows: Mapping[str, BlockRow | None]) -> dict[str, Block | None]:
+    return {
+        cidr: None if row is None else Block(cidr=cidr, node=row.node, borrowed=row.borrowed)
+        for cidr, row in rows.items()
+    }
+
+
 # --- contents of streams ---------------------------------------------------------------------------------------------
 
 
@@ -59,7 +78,7 @@ class TableContent(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="k
     key.
     """
 
-    blocks: dict[str, Block] = {}
+    blocks: dict[str, BlockRow] = {}
     nodes: dict[str, NodeInfo] = {}
     pools: dict[str, Pool] = {}
     config: dict[str, msgspec.Raw] = {}
@@ -95,7 +114,7 @@ class SetMsg(Envelope, tag_field="kind", tag="ipset"):
 class TableMsg(Envelope, tag_field="kind", tag="table"):
     """On `route.<scope>` and `config.<scope>`: changed entries, None (of `config`: NULL) for a removed one."""
 
-    blocks: dict[str, Block | None] = {}
+    blocks: dict[str, BlockRow | None] = {}
     nodes: dict[str, NodeInfo | None] = {}
     pools: dict[str, Pool | None] = {}
     config: dict[str, msgspec.Raw] = {}

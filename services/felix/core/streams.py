@@ -27,7 +27,7 @@ def apply_content(state: NodeState, stream: str, raw: msgspec.Raw, delta: Delta)
         case wire.SetContent():
             _replace_set(state, ident, content, delta)
         case wire.TableContent():
-            _replace_table(state.blocks, content.blocks, delta.blocks, owned=stream == "route.blocks")
+            _replace_table(state.blocks, wire.blocks_of(content.blocks), delta.blocks, owned=stream == "route.blocks")
             _replace_table(state.nodes, content.nodes, delta.nodes, owned=stream == "route.nodes")
             _replace_table(state.pools, content.pools, delta.pools, owned=stream == "route.pools")
             config = {key: raw.copy() for key, raw in content.config.items()}  # not views that keep a whole snapshot
@@ -54,7 +54,7 @@ def apply_message(state: NodeState, stream: str, message: wire.StreamMessage, de
             elif new or gone:
                 delta.change_set(ident, new, gone)
         case wire.TableMsg():
-            _merge_table(state.blocks, message.blocks, delta.blocks)
+            _merge_table(state.blocks, wire.blocks_of(message.blocks), delta.blocks)
             _merge_table(state.nodes, message.nodes, delta.nodes)
             _merge_table(state.pools, message.pools, delta.pools)
             config = {key: None if raw == wire.NULL else raw.copy() for key, raw in message.config.items()}
@@ -104,7 +104,9 @@ def _replace_set(state: NodeState, ident: str, content: wire.SetContent, delta: 
         delta.change_set(ident, new, gone)
 
 
-def _replace_table(held: dict[str, V], content: Mapping[str, V], delta: dict[str, V | None], *, owned: bool) -> None:
+def _replace_table(
+    held: dict[str, V], content: Mapping[str, V | None] | Mapping[str, V], delta: dict[str, V | None], *, owned: bool
+) -> None:
     if not owned:
         return
     for key in [key for key in held if key not in content]:

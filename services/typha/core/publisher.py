@@ -127,7 +127,7 @@ class Publisher:
         """Publish changes of the tables that all nodes follow; stream -> seq."""
         needs: dict[str, int] = {}
         for stream, column, entries in (
-            ("route.blocks", "blocks", list(changes.blocks.items())),
+            ("route.blocks", "blocks", list(wire.block_rows(changes.blocks).items())),
             ("route.nodes", "nodes", list(changes.node_infos.items())),
             ("route.pools", "pools", list(changes.pools.items())),
             (
@@ -302,7 +302,8 @@ class Publisher:
         family, _, ident = stream.partition(".")
         calculator = self._calculator
         if stream == "route.blocks":
-            return wire.TableContent(blocks=dict(calculator.blocks))
+            rows = wire.block_rows(calculator.blocks)
+            return wire.TableContent(blocks={cidr: row for cidr, row in rows.items() if row is not None})
         if stream == "route.nodes":
             return wire.TableContent(nodes=dict(calculator.node_infos))
         if stream == "route.pools":
