@@ -203,13 +203,17 @@ class Claims:
         return known, self._cache.learn_block(cidr, block)
 
     async def _remove_stale(self, owner: Owner, cidr: Network, affinity: Affinity, block: Known[Block]) -> None:
-        if not affinity.revision:
-            return
+        """Take back an announcement that came to nothing. What fails here, the next listing finds again."""
         key = keys.affinity(owner, cidr)
-        # On a lost race somebody repairs it already; when the datastore is away the next listing finds it again.
-        await self._shell.store.txn(
-            [Compare(key, affinity.revision), Compare(keys.block(cidr), block.revision)], [Delete(key)]
-        )
+        for tries in range(MAX_TRIES):
+            if not affinity.revision or (block.value is not None and block.value.owner == owner):
+                return
+            compares = [Compare(key, affinity.revision), Compare(keys.block(cidr), block.revision)]
+            if (await self._shell.store.txn(compares, [Delete(key)])).succeeded:
+                return
+            # The block's new owner has written to it meanwhile, most likely; that repairs nothing of ours.
+            await self._shell.jitter(tries)
+            affinity, block = await self.read(owner, cidr)
 
 
 def _next(state: AffinityState | None, event: AffinityEvent) -> AffinityState:

@@ -33,6 +33,7 @@ from services.felix.core.routing import Address, Network, Routing, WantedRoute
 
 log = logging.getLogger(__name__)
 
+STRAY_S = 1.0
 DEFAULT_MTU_BYTES = 1460  # facts/felix.md section 3.10: when no interface tells
 
 
@@ -48,6 +49,8 @@ class InterfaceDriver:
         self._waiting: dict[Network, str] = {}  # range -> why it cannot be programmed yet
         self._stale = True  # links and addresses must be listed again
         self._changed: Callable[[], None] = lambda: None
+        self._mtu_bytes: int | None = None
+        self._stray: asyncio.TimerHandle | None = None
 
     def prepare_host(self) -> None:
         """Forwarding, for both families. A kernel without one of them is no reason to stop."""
@@ -59,6 +62,8 @@ class InterfaceDriver:
 
     def underlay_mtu_bytes(self) -> int:
         """Of the interfaces with addresses that are not workloads' and not loopback: the smallest."""
+        if self._mtu_bytes is not None:
+            return self._mtu_bytes
         self._refresh()
         own = {address.index for address in self._addresses if not address.interface.ip.is_link_local}
         mtus = [
@@ -66,7 +71,8 @@ class InterfaceDriver:
             for link in self._links.values()
             if link.index in own and link.name != "lo" and not link.name.startswith(self._prefixes)
         ]
-        return min(mtus, default=DEFAULT_MTU_BYTES)
+        self._mtu_bytes = min(mtus, default=DEFAULT_MTU_BYTES)
+        return self._mtu_bytes
 
     def resync(self) -> None:
         self._stale = True
@@ -114,8 +120,37 @@ class InterfaceDriver:
     # --- inside ---
 
     def _event(self, event: Event) -> None:
-        if isinstance(event, Changed) and not self._matters(event):
-            return
+        if isinstance(event, Changed):
+            if not self._matters(event):
+                return
+            match event.object:
+                case Link() as link if self._is_plugged(link, event.gone):
+                    # Each new pod makes a few of these: taken as they are, without listing everything again.
+                    self._links[link.name] = link
+                    if self._waiting:
+                        self._changed()
+                    return
+                case Route() as route if not event.gone and route.key not in self._reconciler.desired:
+                    self._look_again_soon()
+                    return
+                case Link() | InterfaceAddress():
+                    self._mtu_bytes = None
+        self._stale = True
+        self._changed()
+
+    def _is_plugged(self, link: Link, gone: bool) -> bool:
+        """A workload's interface that is new, or as it was but for its flags, and up."""
+        known = self._links.get(link.name)
+        same = known is None or known.index == link.index
+        return not gone and link.up and same and link.name.startswith(self._prefixes)
+
+    def _look_again_soon(self) -> None:
+        """A route of our protocol that nobody wants: the plugin's, just before its endpoint is known, or a stray."""
+        if self._stray is None:
+            self._stray = asyncio.get_running_loop().call_later(STRAY_S, self._look_again)
+
+    def _look_again(self) -> None:
+        self._stray = None
         self._stale = True
         self._changed()
 
