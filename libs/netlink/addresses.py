@@ -7,7 +7,7 @@ import struct
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 
-from libs.netlink.codec import NLM_F_CREATE, NLM_F_REPLACE, ObjectNotFound, attr, attrs, to_u32, u32
+from libs.netlink.codec import NLM_F_CREATE, NLM_F_REPLACE, attr, attrs, to_u32, u32
 from libs.netlink.socket import NetlinkSocket
 
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
@@ -58,19 +58,3 @@ def address_request(
     if interface.version == 6:
         body += u32(_FLAGS, IFA_F_NODAD)
     return (RTM_DELADDR, 0, body) if delete else (RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, body)
-
-
-def add_address(netlink: NetlinkSocket, interface: IPv4Interface | IPv6Interface, index: int) -> None:
-    """No error when it is there already."""
-    kind, flags, body = address_request(interface, index)
-    netlink.request(kind, flags, body, f"address {interface}")
-
-
-def delete_address(netlink: NetlinkSocket, interface: IPv4Interface | IPv6Interface, index: int) -> bool:
-    """False when it was gone already."""
-    kind, flags, body = address_request(interface, index, delete=True)
-    try:
-        netlink.request(kind, flags, body, f"address {interface}")
-    except ObjectNotFound:
-        return False
-    return True

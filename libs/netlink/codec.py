@@ -108,16 +108,8 @@ def u8(kind: int, value: int) -> bytes:
     return attr(kind, bytes((value,)))
 
 
-def u16(kind: int, value: int) -> bytes:
-    return attr(kind, struct.pack("=H", value))
-
-
 def u32(kind: int, value: int) -> bytes:
     return attr(kind, struct.pack("=I", value))
-
-
-def be16(kind: int, value: int) -> bytes:
-    return attr(kind, struct.pack("!H", value))
 
 
 def be32(kind: int, value: int) -> bytes:

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
@@ -81,7 +82,7 @@ def _owned_sockets(pid: int) -> set[int]:
     return owned
 
 
-class Server:
+class Server(ABC):
     """One child process that listens on `address`:`port`.
 
     binary: program to run instead of the one next to the interpreter. netns: name of a network namespace to run in; the
@@ -117,8 +118,9 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
         self._log_offset = 0
 
+    @abstractmethod
     def arguments(self) -> list[str]:
-        raise NotImplementedError
+        """What follows the program's name on its command line."""
 
     def _pick_port(self) -> int:
         return self.well_known_port if self.netns else free_port(self.address)
