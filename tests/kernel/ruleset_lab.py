@@ -169,6 +169,19 @@ class Lab:
             want = {question: Verdict.ALLOW if allowed else Verdict.DENY for question, allowed in wanted.items()}
             assert got == want, f"IPv{version}: {[(q, str(v)) for q, v in got.items() if v != want[q]]}"
 
+    def reach(self, sender: str, to: str, port: int) -> bool:
+        """Whether TCP gets through to an address that is none of the lab's own."""
+        flow = Flow(self.spaces[sender].path, ip_address(to), port, "tcp", None)
+        return check([flow], timeout_s=0.6, tries=2) == [Verdict.ALLOW]
+
+    def conntrack(self) -> str:
+        """All entries of the node, in both families."""
+        command = ["ip", "netns", "exec", self.spaces["node"].name, "conntrack", "-L", "-f"]
+        return "".join(
+            subprocess.run([*command, family], capture_output=True, text=True, check=True).stdout
+            for family in ("ipv4", "ipv6")
+        )
+
     def nft(self, *arguments: str) -> str:
         done = subprocess.run(
             ["ip", "netns", "exec", self.spaces["node"].name, "nft", *arguments], capture_output=True, text=True

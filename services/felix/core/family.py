@@ -4,40 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from libs.nftables import model as nft
 from libs.nftables.model import Chain, Map, Set, Verdict
 from services.felix.core import dispatch, names, nat
 from services.felix.core.dispatch import Sources, TierList
+from services.felix.core.host_family import HostRuleset
 from services.felix.core.ipsets import IpSets
 from services.felix.core.options import Family, RulesetOptions
 from services.felix.core.rules import Compiled, RuleCompiler, UnknownSet
+from services.felix.core.sink import TableSink
 from services.felix.core.state import Dirty, Owner, State
-
-
-class TableSink(Protocol):
-    """The part of libs.nftables.state.TableState that the compiler writes to."""
-
-    def set_chain(self, chain: Chain) -> None: ...
-
-    def del_chain(self, name: str) -> None: ...
-
-    def put_set(self, definition: Set) -> None: ...
-
-    def del_set(self, name: str) -> None: ...
-
-    def add_elements(self, name: str, texts: Iterable[str]) -> None: ...
-
-    def remove_elements(self, name: str, texts: Iterable[str]) -> None: ...
-
-    def put_map(self, definition: Map) -> None: ...
-
-    def del_map(self, name: str) -> None: ...
-
-    def put_verdicts(self, name: str, elements: Mapping[str, Verdict]) -> None: ...
-
-    def remove_verdicts(self, name: str, texts: Iterable[str]) -> None: ...
 
 
 def change_elements(sink: TableSink, name: str, add: Collection[str], remove: Collection[str]) -> None:
@@ -70,6 +47,7 @@ class FamilyRuleset:
         self._family = family
         self._options = options
         self._compiler = RuleCompiler(family, options, self.ip_sets.halves)
+        self._hosts = HostRuleset(family, options, self._compiler.deny)
         self._uses: dict[Owner, Uses] = {}
         self._set_users: dict[str, set[Owner]] = {}  # kernel set → whose chains look into it
         self._in_table: set[str] = set()  # those of these sets that the table has
@@ -97,6 +75,8 @@ class FamilyRuleset:
         for tier_list in dirty.lists:
             self._write_list(tier_list, state, sink)
         self._write_interfaces(dirty.interfaces, state, sink)
+        if dirty.hosts:
+            self._hosts.flush(state.host_endpoints, sink)
         flags = (bool(self._down), bool(self._with_prefixes))
         if flags != self._fixed:
             self._write_fixed(flags, sink)

@@ -47,6 +47,11 @@ def workload_chain(interface: str, inbound: bool) -> str:
     return safe_name(f"{'tw' if inbound else 'fw'}-{interface}", MAX_CHAIN_NAME)
 
 
+def host_chain(prefix: str, interface: str) -> str:
+    """`fh-eth0`: a host endpoint's policy at one stage, for one interface."""
+    return safe_name(f"{prefix}-{interface}", MAX_CHAIN_NAME)
+
+
 def spoof_chain(interface: str) -> str:
     """Holds the foreign source prefixes that one workload may use."""
     return safe_name(f"spoof-{interface}", MAX_CHAIN_NAME)

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 
 from libs.nftables.model import DataType, Field, Table
 from libs.nftables.model import Family as NftFamily
+from services.felix.core.failsafe import DEFAULT_IN, DEFAULT_OUT, FailsafePort
 
+MARK_ACCEPT = 0x10000  # "allowed by untracked or pre-DNAT policy": later stages of host endpoints let it pass
 MARK_PASS = 0x20000  # "this tier said Pass"; the same bit as in Calico, second of its mark mask 0xffff0000
 
 
@@ -77,6 +79,8 @@ class RulesetOptions:
     allow_ipip_from_workloads: bool = False
     log_prefix: str = "calico-packet"  # LogPrefix; %t tier, %k kind, %n name, %p namespace/name
     log_rate: tuple[int, str] | None = None  # LogActionRateLimit: (10, "minute")
+    failsafe_in: tuple[FailsafePort, ...] = DEFAULT_IN  # FailsafeInboundHostPorts
+    failsafe_out: tuple[FailsafePort, ...] = DEFAULT_OUT  # FailsafeOutboundHostPorts
     nat: NatOptions = field(default_factory=NatOptions)
 
     def __post_init__(self) -> None:

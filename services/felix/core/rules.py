@@ -19,7 +19,7 @@ from itertools import product
 from libs.nftables import model as nft
 from libs.policy.output import Action, IPSetType, PortRange, Rule
 from services.felix.core import names
-from services.felix.core.options import MARK_PASS, Family, RulesetOptions
+from services.felix.core.options import MARK_ACCEPT, MARK_PASS, Family, RulesetOptions
 from services.felix.core.sets import PROTOCOLS, covering, net_text, parse_net
 
 SPORT, DPORT = nft.Field.SPORT, nft.Field.DPORT
@@ -52,6 +52,8 @@ class Subject:
     kind: str = "pro"
     namespace: str = ""
     name: str = ""
+    untracked: bool = False
+    pre_dnat: bool = False
 
 
 @dataclass(slots=True)
@@ -96,7 +98,10 @@ class RuleCompiler:
     def _action(self, rule: Rule, subject: Subject) -> tuple[nft.Expr, ...]:
         match rule.action:
             case Action.ALLOW:
-                return (nft.COUNTER, nft.ACCEPT)
+                # Before tracking and DNAT an accept ends a stage only; the later ones must know of it.
+                untracked = (nft.NoTrack(),) if subject.untracked else ()
+                mark = (nft.mark_or(MARK_ACCEPT),) if subject.untracked or subject.pre_dnat else ()
+                return (nft.COUNTER, *untracked, *mark, nft.ACCEPT)
             case Action.DENY:
                 return (nft.COUNTER, self._deny())
             case Action.PASS:

@@ -10,11 +10,12 @@ Fail closed: a policy or profile that is unknown, or whose rules cannot be progr
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from libs.nftables.model import Table
 from libs.policy.output import (
     STAGED_KINDS,
+    Host,
     IPSet,
     IPSetType,
     NodeInfo,
@@ -25,9 +26,10 @@ from libs.policy.output import (
     Workload,
     WorkloadKey,
 )
-from services.felix.core.family import FamilyRuleset, TableSink
+from services.felix.core.family import FamilyRuleset
 from services.felix.core.ipsets import parse_members
 from services.felix.core.options import V4, V6, RulesetOptions
+from services.felix.core.sink import TableSink
 from services.felix.core.state import Owner, State
 
 __all__ = ["RulesetBuilder", "TableSink"]
@@ -81,6 +83,19 @@ class RulesetBuilder:
 
     def set_workload(self, key: WorkloadKey, workload: Workload | None) -> None:
         self._state.set_workload(key, workload)
+
+    def set_host(self, name: str, host: Host | None) -> None:
+        """A host endpoint of this node. It acts on the interface that it names or whose address it expects."""
+        self._state.set_host(name, host)
+
+    @property
+    def expects_addresses(self) -> bool:
+        """True while a host endpoint must be found by an interface's addresses: then set_host_addresses matters."""
+        return self._state.expects_addresses
+
+    def set_host_addresses(self, addresses: Mapping[str, frozenset[str]]) -> bool:
+        """Addresses of each interface of this host that is no workload's. True when there is something to apply."""
+        return self._state.set_host_addresses(addresses)
 
     def set_pool(self, cidr: str, pool: Pool | None) -> None:
         if pool is None:

@@ -4,11 +4,26 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from libs.policy.output import Action, Nat, NodeInfo, Policy, PolicyKey, Pool, Profile, Rule, Workload, WorkloadKey
+from libs.policy.output import (
+    Action,
+    Host,
+    Nat,
+    NodeInfo,
+    Policy,
+    PolicyKey,
+    Pool,
+    Profile,
+    Rule,
+    Workload,
+    WorkloadKey,
+)
+from services.felix.core import hosts
 from services.felix.core.dispatch import TierList, tier_lists
+from services.felix.core.hosts import HostEndpoint
 from services.felix.core.rules import Subject
 
 Owner: TypeAlias = PolicyKey | str  # whose rules: a policy, or a profile by its name
@@ -32,6 +47,7 @@ class Dirty:
     lists: set[TierList] = field(default_factory=set)
     interfaces: set[str] = field(default_factory=set)
     nat: bool = False
+    hosts: bool = False
 
 
 class State:
@@ -40,6 +56,8 @@ class State:
         self.profiles: dict[str, Profile] = {}
         self.workloads: dict[WorkloadKey, Workload] = {}
         self.endpoints: dict[str, Endpoint] = {}  # by interface, as of the last resolve()
+        self.hosts: dict[str, Host] = {}
+        self.host_endpoints: dict[str, HostEndpoint] = {}  # by interface, as of the last resolve()
         self.pools: dict[str, Pool] = {}
         self.nodes: dict[str, NodeInfo] = {}
         self.set_users: dict[str, set[Owner]] = {}  # IP set id → who mentions it
@@ -48,6 +66,7 @@ class State:
         self.profile_users: Counter[str] = Counter()
         self.dirty = Dirty()
         self._by_interface: dict[str, list[WorkloadKey]] = {}
+        self._host_addresses: dict[str, frozenset[str]] = {}
 
     def set_policy(self, key: PolicyKey, policy: Policy | None) -> None:
         old = self.policies.get(key)
@@ -92,12 +111,33 @@ class State:
             self.workloads[key] = workload
             self.dirty.interfaces.add(workload.name)
 
+    def set_host(self, name: str, host: Host | None) -> None:
+        if self.hosts.get(name) == host:
+            return
+        if host is None:
+            del self.hosts[name]
+        else:
+            self.hosts[name] = host
+        self.dirty.hosts = True
+
+    @property
+    def expects_addresses(self) -> bool:
+        return hosts.expects_addresses(self.hosts)
+
+    def set_host_addresses(self, addresses: Mapping[str, frozenset[str]]) -> bool:
+        if self._host_addresses != addresses:
+            self._host_addresses = dict(addresses)
+            self.dirty.hosts |= self.expects_addresses
+        return self.dirty.hosts
+
     def resolve(self) -> Dirty:
         """Works out who owns each touched interface and what its chains need; returns all there is to write anew."""
+        if self.dirty.hosts:
+            self._resolve_hosts()
         for interface in self.dirty.interfaces:
             old, new = self.endpoints.get(interface), self._endpoint(interface)
-            self._use(new, 1)
-            self._use(old, -1)
+            self._use_workload(new, 1)
+            self._use_workload(old, -1)
             if new is None:
                 self.endpoints.pop(interface, None)
             else:
@@ -121,8 +161,16 @@ class State:
         if isinstance(owner, str):
             return Subject(id=f"pro/{owner}", name=owner)
         id_ = str(owner)
-        tier = self.policies[owner].tier if owner in self.policies else ""
-        return Subject(id=id_, tier=tier, kind=id_.partition("/")[0], namespace=owner.namespace, name=owner.name)
+        policy = self.policies.get(owner)
+        return Subject(
+            id=id_,
+            tier=policy.tier if policy is not None else "",
+            kind=id_.partition("/")[0],
+            namespace=owner.namespace,
+            name=owner.name,
+            untracked=policy is not None and policy.untracked,
+            pre_dnat=policy is not None and policy.pre_dnat,
+        )
 
     def passes(self, tier_list: TierList) -> dict[PolicyKey, bool]:
         return {key: _passes(self.policies.get(key), tier_list.inbound) for key in tier_list.policies}
@@ -137,14 +185,26 @@ class State:
             workload, workload.state == "active", tier_lists(workload.tiers, True), tier_lists(workload.tiers, False)
         )
 
-    def _use(self, endpoint: Endpoint | None, count: int) -> None:
-        if endpoint is None or not endpoint.up:
-            return
-        for tier_list in (*endpoint.inbound, *endpoint.outbound):
+    def _resolve_hosts(self) -> None:
+        before = self.host_endpoints
+        self.host_endpoints = {
+            interface: hosts.endpoint(name, self.hosts[name], wildcard=interface == hosts.ANY)
+            for interface, name in hosts.resolve(self.hosts, self._host_addresses).items()
+        }
+        for endpoints, count in ((self.host_endpoints, 1), (before, -1)):
+            for endpoint in endpoints.values():
+                self._use(endpoint.tier_lists(), endpoint.profiles, count)
+
+    def _use_workload(self, endpoint: Endpoint | None, count: int) -> None:
+        if endpoint is not None and endpoint.up:
+            self._use((*endpoint.inbound, *endpoint.outbound), endpoint.workload.profiles, count)
+
+    def _use(self, lists: Iterable[TierList], profiles: Iterable[str], count: int) -> None:
+        for tier_list in lists:
             self.list_users[tier_list] += count
             if self.list_users[tier_list] == (1 if count > 0 else 0):
                 self._list_appeared_or_went(tier_list, count > 0)
-        for profile in endpoint.workload.profiles:
+        for profile in profiles:
             self.profile_users[profile] += count
             if profile not in self.profiles:
                 self.dirty.owners.add(profile)

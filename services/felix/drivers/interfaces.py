@@ -48,6 +48,7 @@ class InterfaceDriver:
         self._routes: dict[Network, Route] = {}
         self._waiting: dict[Network, str] = {}  # range -> why it cannot be programmed yet
         self._stale = True  # links and addresses must be listed again
+        self._host_addresses: dict[str, frozenset[str]] | None = None  # None: to be listed again
         self._changed: Callable[[], None] = lambda: None
         self._mtu_bytes: int | None = None
         self._stray: asyncio.TimerHandle | None = None
@@ -76,6 +77,20 @@ class InterfaceDriver:
 
     def resync(self) -> None:
         self._stale = True
+        self._host_addresses = None
+
+    def host_addresses(self) -> dict[str, frozenset[str]]:
+        """Addresses of each interface that is no workload's, link-local ones apart."""
+        if self._host_addresses is None:
+            with NetlinkSocket(NETLINK_ROUTE) as netlink:
+                names = {link.index: link.name for link in list_links(netlink)}
+                found: dict[str, set[str]] = {}
+                for address in list_addresses(netlink):
+                    name = names.get(address.index, "")
+                    if name and not name.startswith(self._prefixes) and not address.interface.ip.is_link_local:
+                        found.setdefault(name, set()).add(str(address.interface.ip))
+            self._host_addresses = {name: frozenset(addresses) for name, addresses in found.items()}
+        return self._host_addresses
 
     async def step(self, routing: Routing, workloads: dict[WorkloadKey, Workload]) -> dict[str, str]:
         """Make the kernel's routes match `routing`; range -> reason for those that the kernel refused."""
@@ -135,6 +150,9 @@ class InterfaceDriver:
                     return
                 case Link() | InterfaceAddress():
                     self._mtu_bytes = None
+                    self._host_addresses = None
+        else:
+            self._host_addresses = None  # events were lost
         self._stale = True
         self._changed()
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from random import Random
 from typing import Protocol
@@ -47,6 +47,10 @@ class RouteWriter(Protocol):
     """Routes and settings of interfaces (services/felix/drivers/routes.py)."""
 
     def resync(self) -> None: ...
+
+    def host_addresses(self) -> Mapping[str, frozenset[str]]:
+        """Addresses of each interface that is no workload's, as of now."""
+        ...
 
     async def step(self, routing: Routing, workloads: dict[WorkloadKey, Workload]) -> dict[str, str]:
         """Make the kernel match; object -> reason for what could not be."""
@@ -195,6 +199,8 @@ class Dataplane:
                 self._wanted.pop(workload_key, None)
             else:
                 self._wanted[workload_key] = workload
+        for host_name, host in delta.hosts.items():
+            builder.set_host(host_name, host)
         for cidr, pool in delta.pools.items():
             builder.set_pool(cidr, pool)
             routing.put_pool(cidr, pool)
@@ -209,6 +215,7 @@ class Dataplane:
             or delta.sets
             or delta.set_changes
             or delta.workloads
+            or delta.hosts
             or delta.pools
             or delta.nodes
         ):
@@ -224,6 +231,8 @@ class Dataplane:
             self._refused.pop(name, None)
 
     async def _write_tables(self) -> dict[str, str]:
+        if self._builder.expects_addresses:
+            self._tables_work |= self._builder.set_host_addresses(self._routes.host_addresses())
         if not self._tables_work:
             return self._not_compiled()  # a pass for routes alone does not make these good
         self._builder.apply_to(*(table.desired for table in self._tables))

@@ -1,0 +1,97 @@
+"""Failsafe ports: what a host endpoint's policy can never close (facts/felix.md section 4.11).
+
+IPv6 hosts lose each other without neighbour discovery, and with it every failsafe port; so its messages belong here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import ip_network
+
+from libs.nftables import model as nft
+from libs.nftables.model import Chain, Field, Rule
+from services.felix.core.sets import PROTOCOLS
+
+FAILSAFE_IN, FAILSAFE_OUT = "failsafe-in", "failsafe-out"
+FAILSAFE_IN_RAW, FAILSAFE_OUT_RAW = "failsafe-in-raw", "failsafe-out-raw"
+
+
+@dataclass(frozen=True, slots=True)
+class FailsafePort:
+    """protocol: name in lower case. net: the other side must be in it; "" is anybody of either family."""
+
+    protocol: str
+    port: int
+    net: str = ""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError."""
+        if self.protocol not in PROTOCOLS:
+            raise ValueError(f"failsafe port: unknown protocol {self.protocol!r}")
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"failsafe port: {self.port} is no port")
+        if self.net:
+            ip_network(self.net, strict=False)
+
+    def __str__(self) -> str:
+        return f"{self.protocol}/{self.port}" + (f" {self.net}" if self.net else "")
+
+
+def _tcp(*ports: int) -> tuple[FailsafePort, ...]:
+    return tuple(FailsafePort("tcp", port) for port in ports)
+
+
+DEFAULT_IN = (*_tcp(22, 179, 2379, 2380, 5473, 6443, 6666, 6667), FailsafePort("udp", 68))
+DEFAULT_OUT = (
+    FailsafePort("udp", 53),
+    FailsafePort("udp", 67),
+    *_tcp(179, 2379, 2380, 5473, 6443, 6666, 6667),
+)
+
+
+def chains(
+    version: int,
+    remote: tuple[Field, Field],
+    inbound: Iterable[FailsafePort],
+    outbound: Iterable[FailsafePort],
+    neighbour_types: str,
+    *,
+    raw: bool,
+) -> list[Chain]:
+    """remote: the fields of the other side's address, of what comes in and of what goes out. raw: those before
+    connection tracking too, where answers must be let through by their source port.
+    """
+    source, destination = remote
+    discovery = [_discovery(neighbour_types)] if version == 6 else []
+    into = [rule for port in inbound for rule in _port(version, port, source, Field.DPORT)]
+    out = [rule for port in outbound for rule in _port(version, port, destination, Field.DPORT)]
+    found = [Chain(FAILSAFE_IN, (*discovery, *into)), Chain(FAILSAFE_OUT, (*discovery, *out))]
+    if raw:
+        answers_in = [rule for port in outbound for rule in _port(version, port, source, Field.SPORT)]
+        answers_out = [rule for port in inbound for rule in _port(version, port, destination, Field.SPORT)]
+        found += [
+            Chain(FAILSAFE_IN_RAW, (*discovery, *into, *answers_in)),
+            Chain(FAILSAFE_OUT_RAW, (*discovery, *out, *answers_out)),
+        ]
+    return found
+
+
+def _discovery(types: str) -> Rule:
+    matches = (nft.Match(Field.L4PROTO, 58), nft.InSet((Field.ICMPV6_TYPE,), types))
+    return Rule((*matches, nft.COUNTER, nft.ACCEPT), "neighbour discovery")
+
+
+def _port(version: int, port: FailsafePort, address: Field, field: Field) -> Iterable[Rule]:
+    matches: list[nft.Expr] = [
+        nft.Match(Field.L4PROTO, PROTOCOLS[port.protocol]),
+        nft.Match(field, port.port),
+    ]
+    if port.net:
+        net = ip_network(port.net, strict=False)
+        if net.version != version:
+            return
+        if net.prefixlen:
+            matches.append(nft.Match(address, str(net)))
+    text = f"failsafe {port}" if field is Field.DPORT else f"answer of failsafe {port}"
+    yield Rule((*matches, nft.COUNTER, nft.ACCEPT), text)

@@ -1,0 +1,205 @@
+"""Host endpoints: which interface each one protects, and the stages that its policy has around those of workloads.
+
+    raw      prerouting -299, output -299   untracked policy (doNotTrack): allowed packets never meet conntrack
+    mangle   prerouting -150                pre-DNAT policy, on the address and port as the sender wrote them
+    forward  -2 and +1                      applyOnForward policy, by incoming and by outgoing interface
+    input    -2                             ingress policy, for what comes to the host itself
+    output    0                             egress policy, for what the host itself sends
+    mangle   postrouting -150               the same for what was given another destination (DNAT): only here is the
+                                            interface known that it leaves by. With deny action Reject, which the
+                                            kernel does not have here, the output stage judges it by the old one
+
+As everywhere (docs/adr/0007), each stage is a base chain of its own, lets established packets out first, finds the
+endpoint by a verdict map and goes to its chain, whose verdicts are final for the stage. Only an allow by untracked or
+pre-DNAT policy must be known to later stages: it sets the accept mark (facts/felix.md section 4.5). A stage exists
+while some host endpoint needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from libs.nftables import model as nft
+from libs.nftables.model import Base, Chain, CtState, Field, Hook, Rule
+from libs.policy.output import Host
+from services.felix.core import failsafe, names
+from services.felix.core.dispatch import ESTABLISHED, TierList, tier_lists
+from services.felix.core.failsafe import FAILSAFE_IN, FAILSAFE_IN_RAW, FAILSAFE_OUT, FAILSAFE_OUT_RAW
+from services.felix.core.options import MARK_ACCEPT, Family, RulesetOptions
+
+ANY = "*"  # the host endpoint of every interface that has none of its own
+UNTRACKED, MANGLE = -299, -150
+LOOPBACK = "lo"
+RTN_LOCAL = 2  # linux/rtnetlink.h
+NEIGHBOUR_TYPES = "host-icmpv6"
+# Multicast listeners, router and neighbour discovery: a host needs router advertisements too.
+NEIGHBOUR_DISCOVERY = frozenset({"130", "131", "132", "133", "134", "135", "136", "143"})
+
+
+@dataclass(frozen=True, slots=True)
+class StageKind:
+    """One of the places where host endpoints act. prefix: of the chains of its endpoints, as Calico's where it has
+    the chain."""
+
+    prefix: str
+    inbound: bool
+    hook: Hook
+    priority: int
+    failsafe: str = ""
+    profiles: bool = False
+
+    @property
+    def base(self) -> str:
+        return f"hook-{self.prefix}"
+
+    @property
+    def map(self) -> str:
+        return f"{self.prefix}-dispatch"
+
+    @property
+    def field(self) -> Field:
+        return Field.IIFNAME if self.inbound else Field.OIFNAME
+
+
+RAW_FROM = StageKind("fh-raw", True, Hook.PREROUTING, UNTRACKED, FAILSAFE_IN_RAW)
+RAW_TO = StageKind("th-raw", False, Hook.OUTPUT, UNTRACKED, FAILSAFE_OUT_RAW)
+PRE_DNAT = StageKind("fh-dnat", True, Hook.PREROUTING, MANGLE, FAILSAFE_IN)
+FORWARD_FROM = StageKind("fhfw", True, Hook.FORWARD, -2)
+FORWARD_TO = StageKind("thfw", False, Hook.FORWARD, 1)
+INPUT = StageKind("fh", True, Hook.INPUT, -2, FAILSAFE_IN, profiles=True)
+OUTPUT = StageKind("th", False, Hook.OUTPUT, 0, FAILSAFE_OUT, profiles=True)
+STAGES = (RAW_FROM, RAW_TO, PRE_DNAT, FORWARD_FROM, FORWARD_TO, INPUT, OUTPUT)
+AFTER_DNAT = StageKind("th-dnat", False, Hook.POSTROUTING, MANGLE)  # a second way into OUTPUT's chains
+RAW = (RAW_FROM, RAW_TO)
+FORWARD = (FORWARD_FROM, FORWARD_TO)
+MARKING = (*RAW, PRE_DNAT)  # an allow there is remembered
+
+
+@dataclass(frozen=True, slots=True)
+class HostEndpoint:
+    """A host endpoint that has an interface: the lists of each stage in which it has a say, and its profiles."""
+
+    name: str
+    profiles: tuple[str, ...]
+    lists: Mapping[StageKind, tuple[TierList, ...]]
+
+    def tier_lists(self) -> Iterable[TierList]:
+        for lists in self.lists.values():
+            yield from lists
+
+
+def endpoint(name: str, host: Host, *, wildcard: bool) -> HostEndpoint:
+    """Stages of normal policy always act, with profiles and a final drop; the others when they hold a policy.
+
+    wildcard: then untracked policy is ignored (facts/felix.md section 4.6).
+    """
+    lists: dict[StageKind, tuple[TierList, ...]] = {
+        INPUT: tier_lists(host.tiers, True),
+        OUTPUT: tier_lists(host.tiers, False),
+    }
+    for stage, tiers in (
+        (RAW_FROM, () if wildcard else host.untracked_tiers),
+        (RAW_TO, () if wildcard else host.untracked_tiers),
+        (PRE_DNAT, host.pre_dnat_tiers),
+        (FORWARD_FROM, host.forward_tiers),
+        (FORWARD_TO, host.forward_tiers),
+    ):
+        found = tier_lists(tiers, stage.inbound)
+        if found:
+            lists[stage] = found
+    return HostEndpoint(name, host.profiles, lists)
+
+
+def resolve(hosts: Mapping[str, Host], addresses: Mapping[str, frozenset[str]]) -> dict[str, str]:
+    """interface, or ANY → host endpoint that it belongs to (facts/felix.md section 3.13).
+
+    addresses: those of each interface of this host that is no workload's. A name that is given wins over an address
+    that is expected; of several candidates the lowest name does.
+    """
+    out: dict[str, str] = {}
+    for name in sorted(hosts):
+        if hosts[name].name:
+            out.setdefault(hosts[name].name, name)
+    for name in sorted(hosts):
+        host = hosts[name]
+        if host.name:
+            continue
+        expected = {*host.expected4, *host.expected6}
+        for interface in sorted(addresses):
+            if addresses[interface] & expected:
+                out.setdefault(interface, name)
+    return out
+
+
+def expects_addresses(hosts: Mapping[str, Host]) -> bool:
+    """True when an interface must be found by its addresses."""
+    return any(not host.name for host in hosts.values())
+
+
+def chain_name(stage: StageKind, interface: str) -> str:
+    return f"{stage.prefix}-any-interface-at-all" if interface == ANY else names.host_chain(stage.prefix, interface)
+
+
+def endpoint_chain(stage: StageKind, interface: str, host: HostEndpoint, deny: Rule, options: RulesetOptions) -> Chain:
+    """invalid → failsafe ports → tiers in order → for normal policy: profiles, then drop."""
+    rules: list[Rule] = []
+    if stage not in MARKING and options.check_invalid:
+        rules.append(Rule((nft.ct_state(CtState.INVALID), nft.COUNTER, nft.DROP), "invalid"))
+    if stage.failsafe:
+        rules.append(Rule((nft.jump(stage.failsafe),)))
+    rules += [Rule((nft.jump(tier_list.chain),)) for tier_list in host.lists[stage]]
+    if stage.profiles:
+        rules += [Rule((nft.jump(names.profile_chain(profile, stage.inbound)),)) for profile in host.profiles]
+        rules.append(deny)
+    return Chain(chain_name(stage, interface), tuple(rules))
+
+
+def base_chains(
+    used: Collection[StageKind], options: RulesetOptions, *, named: bool, wildcard: Collection[StageKind]
+) -> Iterable[Chain]:
+    """Where packets enter each stage in use. named: some interface has a host endpoint of its own. wildcard: stages in
+    which the host endpoint of all other interfaces has a say.
+    """
+    marks = any(stage in MARKING for stage in used)
+    for stage in used:
+        rules = _before(stage, options, marks=marks)
+        if named:
+            rules.append(Rule((nft.Vmap((stage.field,), stage.map),)))
+        if stage in wildcard:
+            if stage not in FORWARD:
+                loopback = nft.Match(stage.field, LOOPBACK)
+                rules.append(Rule((loopback, nft.ACCEPT), "loopback is not among all interfaces"))
+            rules.append(Rule((nft.goto(chain_name(stage, ANY)),)))
+        yield Chain(stage.base, tuple(rules), Base(stage.hook, priority=stage.priority))
+        if stage is OUTPUT and options.deny_action != "Reject":  # the kernel cannot reject after routing
+            dispatch = rules[len(_before(stage, options, marks=marks)) :]
+            entry = (*_before(AFTER_DNAT, options, marks=marks), *dispatch)
+            yield Chain(AFTER_DNAT.base, entry, Base(AFTER_DNAT.hook, priority=AFTER_DNAT.priority))
+
+
+def _before(stage: StageKind, options: RulesetOptions, *, marks: bool) -> list[Rule]:
+    """What leaves the stage before any host endpoint is looked for. marks: an earlier stage may have set the mark."""
+    rules: list[Rule] = []
+    if stage in RAW:
+        rules.append(Rule((nft.mark_and(~MARK_ACCEPT),)))
+    else:
+        if marks and stage is not FORWARD_TO:
+            rules.append(Rule((nft.mark_has(MARK_ACCEPT), nft.COUNTER, nft.ACCEPT), "allowed before tracking or DNAT"))
+        rules.append(ESTABLISHED)
+    if stage is OUTPUT and options.deny_action != "Reject":
+        rules.append(Rule((nft.ct_status(nft.CT_STATUS_DNAT), nft.ACCEPT), "DNATed: see hook-th-dnat"))
+    if stage is AFTER_DNAT:
+        rules.append(Rule((nft.ct_status(nft.CT_STATUS_DNAT, negate=True), nft.ACCEPT), "not DNATed: see hook-th"))
+        rules.append(Rule((nft.Fib("saddr", nft.FibResult.TYPE, RTN_LOCAL, negate=True), nft.ACCEPT), "forwarded"))
+    if stage not in FORWARD:
+        rules += [
+            Rule((nft.Match(stage.field, f"{prefix}*"), nft.ACCEPT), "workload interface")
+            for prefix in options.interface_prefixes
+        ]
+    return rules
+
+
+def failsafe_chains(family: Family, options: RulesetOptions, *, raw: bool) -> list[Chain]:
+    remote = (family.saddr, family.daddr)
+    return failsafe.chains(family.version, remote, options.failsafe_in, options.failsafe_out, NEIGHBOUR_TYPES, raw=raw)
