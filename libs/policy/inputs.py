@@ -20,7 +20,7 @@ from libs import model
 from libs.model.selector import NAMESPACE_PREFIX, SERVICE_ACCOUNT_PREFIX, Selector
 from libs.policy import nets, rules
 from libs.policy.order import PolicyOrder, TierSpec
-from libs.policy.output import Block, Host, Nat, NodeInfo, PolicyKey, Pool, Workload, WorkloadKey
+from libs.policy.output import Block, Host, Nat, NodeInfo, PolicyKey, Pool, Qos, Workload, WorkloadKey
 from libs.policy.sets import PORT_PROTOCOLS, Contributor, NamedPort
 
 EVERY_NODE_HINT = "AssumeNeededOnEveryNode"
@@ -184,8 +184,23 @@ def _workload(resource: model.WorkloadEndpoint) -> EndpointInput | None:
             nat6=tuple(entry for entry in nat if nets.version_of(entry.internal) == 6),
             allowed_source_prefixes=tuple(map(nets.canonical, spec.allow_spoofed_source_prefixes)),
             labels=labels,
+            qos=_qos(spec.qos_controls),
         ),
     )
+
+
+def _qos(controls: model.QoSControls | None) -> Qos | None:
+    """None when nothing is limited or marked. Raises ValueError for a DSCP that is none."""
+    if controls is None:
+        return None
+    values = {name: getattr(controls, name) for name in Qos.__struct_fields__ if name != "dscp"}
+    if any(value < 0 for value in values.values()):
+        raise ValueError("qosControls: limits cannot be negative")
+    dscp = None
+    if controls.dscp is not None and (dscp := controls.dscp.number) is None:
+        raise ValueError(f"qosControls.dscp: {controls.dscp!r} is no code point")
+    qos = Qos(**values, dscp=dscp)
+    return None if qos == Qos() else qos
 
 
 def _nat(entry: model.IPNAT) -> Nat:

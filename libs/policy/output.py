@@ -203,6 +203,28 @@ class Nat(msgspec.Struct, frozen=True):
     internal: str
 
 
+class Qos(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """Limits of a workload; 0 is no limit. Ingress is what goes to it. Bandwidth and peak rate in bit/s, bursts in
+    bytes, packet rates in packets/s, packet bursts in packets. dscp: None leaves packets as they are.
+    """
+
+    ingress_bandwidth: int = 0
+    ingress_burst: int = 0
+    ingress_peakrate: int = 0
+    ingress_minburst: int = 0
+    egress_bandwidth: int = 0
+    egress_burst: int = 0
+    egress_peakrate: int = 0
+    egress_minburst: int = 0
+    ingress_packet_rate: int = 0
+    ingress_packet_burst: int = 0
+    egress_packet_rate: int = 0
+    egress_packet_burst: int = 0
+    ingress_max_connections: int = 0
+    egress_max_connections: int = 0
+    dscp: int | None = None
+
+
 class Workload(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """A workload endpoint on one node. `name` is the host-side interface."""
 
@@ -217,6 +239,7 @@ class Workload(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     nat6: tuple[Nat, ...] = ()
     allowed_source_prefixes: tuple[str, ...] = ()
     labels: dict[str, str] = {}
+    qos: Qos | None = None
 
     def policy_keys(self) -> set[PolicyKey]:
         return {key for tier in self.tiers for key in (*tier.ingress, *tier.egress)}

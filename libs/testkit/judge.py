@@ -35,6 +35,7 @@ from libs.policy.output import (
     Pool,
     PortRange,
     Profile,
+    Qos,
     Rule,
     ServiceAccountMatch,
     Tier,
@@ -181,6 +182,16 @@ class _Calculation:
         return messages
 
 
+def _limits(qos: Qos) -> Message:
+    return {name: value for name, value in msgspec.structs.asdict(qos).items() if name != "dscp"}
+
+
+def _marks(workload: Workload) -> list[Message]:
+    if workload.qos is None or workload.qos.dscp is None:
+        return []
+    return [{"dscp": workload.qos.dscp}]
+
+
 def _keyed(values: Mapping[Any, Any], tell: Callable[[Any, Any], Message]) -> dict[str, Message]:
     return {str(key): tell(key, value) for key, value in values.items()}
 
@@ -242,6 +253,8 @@ class _Teller:
                 "ipv4_nat": list(map(_nat, workload.nat4)),
                 "ipv6_nat": list(map(_nat, workload.nat6)),
                 "allow_spoofed_source_prefixes": list(workload.allowed_source_prefixes),
+                "qos_controls": {} if workload.qos is None else _short(_limits(workload.qos)),
+                "qos_policies": _marks(workload),
             }
         )
 

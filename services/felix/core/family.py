@@ -12,6 +12,7 @@ from services.felix.core.dispatch import Sources, TierList
 from services.felix.core.host_family import HostRuleset
 from services.felix.core.ipsets import IpSets
 from services.felix.core.options import Family, RulesetOptions
+from services.felix.core.qos import QosRuleset
 from services.felix.core.rules import Compiled, RuleCompiler, UnknownSet
 from services.felix.core.sink import TableSink
 from services.felix.core.state import Dirty, Owner, State
@@ -48,6 +49,7 @@ class FamilyRuleset:
         self._options = options
         self._compiler = RuleCompiler(family, options, self.ip_sets.halves)
         self._hosts = HostRuleset(family, options, self._compiler.deny)
+        self._qos = QosRuleset(family)
         self._uses: dict[Owner, Uses] = {}
         self._set_users: dict[str, set[Owner]] = {}  # kernel set → whose chains look into it
         self._in_table: set[str] = set()  # those of these sets that the table has
@@ -77,6 +79,8 @@ class FamilyRuleset:
         self._write_interfaces(dirty.interfaces, state, sink)
         if dirty.hosts:
             self._hosts.flush(state.host_endpoints, sink)
+        if dirty.qos or (dirty.nat and state.limited):
+            self._qos.flush(state.limited, state.pools, state.nodes, sink)
         flags = (bool(self._down), bool(self._with_prefixes))
         if flags != self._fixed:
             self._write_fixed(flags, sink)

@@ -1,4 +1,6 @@
-"""What the ruleset compiler writes to: the desired state of one nftables table."""
+"""What the ruleset compiler writes to: the desired state of one nftables table; and sections of it that are small
+enough to be made anew whenever something in them changes.
+"""
 
 from __future__ import annotations
 
@@ -30,3 +32,51 @@ class TableSink(Protocol):
     def put_verdicts(self, name: str, elements: Mapping[str, Verdict]) -> None: ...
 
     def remove_verdicts(self, name: str, texts: Iterable[str]) -> None: ...
+
+
+class Section:
+    """Chains, sets and maps of one concern, written as differences from what was written before."""
+
+    def __init__(self) -> None:
+        self._chains: dict[str, Chain] = {}
+        self._sets: dict[str, Set] = {}
+        self._maps: dict[str, Map] = {}
+
+    def write(
+        self, sink: TableSink, chains: Iterable[Chain], sets: Iterable[Set] = (), maps: Iterable[Map] = ()
+    ) -> None:
+        """All that the section holds from now on."""
+        new_chains = {chain.name: chain for chain in chains}
+        new_sets = {one.name: one for one in sets}
+        new_maps = {one.name: one for one in maps}
+        for name, new in new_sets.items():
+            old = self._sets.get(name)
+            if old is None or (old.key, old.interval) != (new.key, new.interval):
+                sink.put_set(new)
+                continue
+            if gone := old.elements - new.elements:
+                sink.remove_elements(name, gone)
+            if more := new.elements - old.elements:
+                sink.add_elements(name, more)
+        for name, new_map in new_maps.items():
+            old_map = self._maps.get(name)
+            if old_map is None:
+                sink.put_map(new_map)
+                continue
+            if missing := old_map.elements.keys() - new_map.elements.keys():
+                sink.remove_verdicts(name, missing)
+            changed = {
+                key: verdict for key, verdict in new_map.elements.items() if old_map.elements.get(key) != verdict
+            }
+            if changed:
+                sink.put_verdicts(name, changed)
+        for name, chain in new_chains.items():
+            if self._chains.get(name) != chain:
+                sink.set_chain(chain)
+        for name in self._chains.keys() - new_chains.keys():
+            sink.del_chain(name)
+        for name in self._sets.keys() - new_sets.keys():
+            sink.del_set(name)
+        for name in self._maps.keys() - new_maps.keys():
+            sink.del_map(name)
+        self._chains, self._sets, self._maps = new_chains, new_sets, new_maps

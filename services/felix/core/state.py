@@ -48,6 +48,7 @@ class Dirty:
     interfaces: set[str] = field(default_factory=set)
     nat: bool = False
     hosts: bool = False
+    qos: bool = False
 
 
 class State:
@@ -58,6 +59,7 @@ class State:
         self.endpoints: dict[str, Endpoint] = {}  # by interface, as of the last resolve()
         self.hosts: dict[str, Host] = {}
         self.host_endpoints: dict[str, HostEndpoint] = {}  # by interface, as of the last resolve()
+        self.limited: dict[str, Workload] = {}  # those of `endpoints` that are up and have limits or a DSCP mark
         self.pools: dict[str, Pool] = {}
         self.nodes: dict[str, NodeInfo] = {}
         self.set_users: dict[str, set[Owner]] = {}  # IP set id → who mentions it
@@ -143,6 +145,7 @@ class State:
             else:
                 self.endpoints[interface] = new
             self.dirty.nat |= _floating(old) != _floating(new)
+            self._limit(interface, new)
         done, self.dirty = self.dirty, Dirty()
         return done
 
@@ -195,6 +198,13 @@ class State:
             for endpoint in endpoints.values():
                 self._use(endpoint.tier_lists(), endpoint.profiles, count)
 
+    def _limit(self, interface: str, endpoint: Endpoint | None) -> None:
+        old = self.limited.pop(interface, None)
+        new = endpoint.workload if endpoint is not None and endpoint.up and endpoint.workload.qos is not None else None
+        if new is not None:
+            self.limited[interface] = new
+        self.dirty.qos |= _limited(old) != _limited(new)
+
     def _use_workload(self, endpoint: Endpoint | None, count: int) -> None:
         if endpoint is not None and endpoint.up:
             self._use((*endpoint.inbound, *endpoint.outbound), endpoint.workload.profiles, count)
@@ -236,6 +246,10 @@ class State:
                 del self.set_users[set_id]
         for set_id in after - before:
             self.set_users.setdefault(set_id, set()).add(owner)
+
+
+def _limited(workload: Workload | None) -> object:
+    return None if workload is None else (workload.qos, workload.nets4, workload.nets6)
 
 
 def _floating(endpoint: Endpoint | None) -> tuple[Nat, ...]:

@@ -1,0 +1,105 @@
+"""What a workload may use of the network: packets a second, connections; and the DSCP mark of what leaves the cluster.
+
+    hook-qos-forward, hook-qos-input  (-3, before all policy)  qos-from-<interface>, qos-to-<interface>: limits
+    hook-dscp                         (postrouting, -150)      one rule for each mark, on a set of source addresses
+
+A packet rate holds for every packet, so it must be met before established ones leave; both ends of a packet inside one
+node may have a limit, hence jumps. Of connections only the first packet is asked: what is open stays open (section
+4.6 of the Felix facts). What the host itself sends to its workload is never limited, as it is never policed. A hook
+exists while some workload needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from libs.nftables import model as nft
+from libs.nftables.model import Base, Chain, Field, Hook, Map, Rule, Set, Verdict
+from libs.policy.output import NodeInfo, Pool, Qos, Workload
+from services.felix.core import names
+from services.felix.core.options import Family
+from services.felix.core.sink import Section, TableSink
+
+LIMITS, MANGLE = -3, -150
+FROM, TO = "qos-from", "qos-to"
+CLUSTER = "dscp-cluster-nets"
+DEFAULT_BURST = 5  # packets (facts/datamodel.md, qosControls)
+TCP = 6
+
+
+class QosRuleset:
+    """One address family's part."""
+
+    def __init__(self, family: Family) -> None:
+        self._family = family
+        self._section = Section()
+
+    def flush(
+        self,
+        workloads: Mapping[str, Workload],
+        pools: Mapping[str, Pool],
+        nodes: Mapping[str, NodeInfo],
+        sink: TableSink,
+    ) -> None:
+        """workloads: those of this node that are up and have limits or a mark, by interface."""
+        chains: list[Chain] = []
+        maps: list[Map] = []
+        for name, inbound in ((FROM, False), (TO, True)):
+            found = {
+                interface: chain
+                for interface, workload in workloads.items()
+                if (chain := _limits(interface, workload.qos or Qos(), inbound)).rules
+            }
+            if found:
+                chains += found.values()
+                elements: dict[str, Verdict] = {one: nft.jump(chain.name) for one, chain in found.items()}
+                maps.append(Map(name, (nft.DataType.IFNAME,), elements))
+        looks = {one.name: Field.IIFNAME if one.name == FROM else Field.OIFNAME for one in maps}
+        for hook, fields in ((Hook.FORWARD, (FROM, TO)), (Hook.INPUT, (FROM,))):
+            rules = tuple(Rule((nft.Vmap((looks[name],), name),)) for name in fields if name in looks)
+            if rules:
+                chains.append(Chain(f"hook-qos-{hook}", rules, Base(hook, priority=LIMITS)))
+        marked, sets = self._marks(workloads, pools, nodes)
+        self._section.write(sink, [*chains, *marked], sets, maps)
+
+    def _marks(
+        self, workloads: Mapping[str, Workload], pools: Mapping[str, Pool], nodes: Mapping[str, NodeInfo]
+    ) -> tuple[list[Chain], list[Set]]:
+        version = self._family.version
+        sources: dict[int, set[str]] = {}
+        for workload in workloads.values():
+            if workload.qos is not None and workload.qos.dscp is not None:
+                own = workload.nets4 if version == 4 else workload.nets6
+                sources.setdefault(workload.qos.dscp, set()).update(net.partition("/")[0] for net in own)
+        sources = {value: addresses for value, addresses in sources.items() if addresses}
+        if not sources:
+            return [], []
+        inside = {cidr for cidr in pools if (":" in cidr) == (version == 6)} | {
+            host.partition("/")[0] for node in nodes.values() if (host := node.ipv4 if version == 4 else node.ipv6)
+        }
+        sets = [Set(CLUSTER, (self._family.address,), frozenset(inside), interval=True)]
+        rules = [Rule((nft.InSet((self._family.daddr,), CLUSTER), nft.ACCEPT), "stays in the cluster")]
+        for value, addresses in sorted(sources.items()):
+            name = f"dscp-{value}"
+            sets.append(Set(name, (self._family.address,), frozenset(addresses)))
+            mark = nft.SetDscp(self._family.table.family, value)
+            rules.append(Rule((nft.InSet((self._family.saddr,), name), nft.COUNTER, mark), f"DSCP {value}"))
+        return [Chain("hook-dscp", tuple(rules), Base(Hook.POSTROUTING, priority=MANGLE))], sets
+
+
+def _limits(interface: str, qos: Qos, inbound: bool) -> Chain:
+    rate, burst, most = (
+        (qos.ingress_packet_rate, qos.ingress_packet_burst, qos.ingress_max_connections)
+        if inbound
+        else (qos.egress_packet_rate, qos.egress_packet_burst, qos.egress_max_connections)
+    )
+    return Chain(names.host_chain(TO if inbound else FROM, interface), tuple(_rules(rate, burst, most)))
+
+
+def _rules(rate: int, burst: int, most: int) -> Iterable[Rule]:
+    if rate:
+        over = nft.Limit(rate, "second", burst=burst or DEFAULT_BURST, over=True)
+        yield Rule((over, nft.COUNTER, nft.DROP), f"more than {rate} packets a second")
+    if most:
+        new = (nft.Match(Field.L4PROTO, TCP), nft.ct_state(nft.CtState.NEW), nft.ConnLimit(most))
+        yield Rule((*new, nft.COUNTER, nft.Reject(nft.RejectKind.TCP_RESET)), f"more than {most} connections")

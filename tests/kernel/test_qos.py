@@ -1,0 +1,153 @@
+"""Limits and marks of workloads, met by real packets, IPv4 and IPv6."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from libs.netlink.netns import in_netns
+from libs.policy.output import NodeInfo, Pool, Qos
+from tests.kernel.ruleset_lab import OUT, Lab, address, running_lab
+
+pytestmark = pytest.mark.kernel
+FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+IP_RECVTOS, IPV6_RECVTCLASS, IPV6_TCLASS = 13, 66, 67  # linux/in.h, linux/in6.h
+
+
+@pytest.fixture(scope="module")
+def built() -> Iterator[Lab]:
+    with running_lab() as lab:
+        yield lab
+
+
+@pytest.fixture
+def lab(built: Lab) -> Lab:
+    built.fresh()
+    built.pods()
+    return built
+
+
+def udp(lab: Lab, where: str, version: int) -> socket.socket:
+    with in_netns(lab.spaces[where].path):
+        sock = socket.socket(FAMILIES[version], socket.SOCK_DGRAM)
+    sock.bind((address(where, version), 0))
+    return sock
+
+
+def received(sock: socket.socket) -> int:
+    """Packets that wait in the socket now."""
+    sock.setblocking(False)
+    count = 0
+    with contextlib.suppress(BlockingIOError):
+        while sock.recv(64):
+            count += 1
+    return count
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("inbound", [True, False], ids=["ingress", "egress"])
+def test_packet_rate_holds_for_new_and_established_packets(lab, version, inbound):
+    rate, burst = 200, 20
+    qos = (
+        Qos(ingress_packet_rate=rate, ingress_packet_burst=burst)
+        if inbound
+        else Qos(egress_packet_rate=rate, egress_packet_burst=burst)
+    )
+    lab.pod("s" if inbound else "a", qos=qos)
+    lab.apply()
+    sender, receiver = udp(lab, "a", version), udp(lab, "s", version)
+    with sender, receiver:
+        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        to = receiver.getsockname()
+        started = time.monotonic()
+        sent = 0
+        while (took := time.monotonic() - started) < 1.5:
+            if sent < took * 2000:
+                sender.sendto(b"x", to)
+                sent += 1
+        got = received(receiver)
+    assert sent > 4 * rate, "the sender must be faster than the limit"
+    allowed = burst + rate * took
+    assert 0.9 * allowed <= got <= 1.1 * allowed, (sent, got, allowed)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("inbound", [True, False], ids=["ingress", "egress"])
+def test_connection_beyond_the_limit_is_reset_and_the_others_go_on(lab, version, inbound):
+    lab.pod("s" if inbound else "a", qos=Qos(ingress_max_connections=2) if inbound else Qos(egress_max_connections=2))
+    lab.apply()
+
+    def connect() -> socket.socket:
+        with in_netns(lab.spaces["a"].path):
+            sock = socket.socket(FAMILIES[version], socket.SOCK_STREAM)
+        sock.settimeout(2)
+        try:
+            sock.connect((address("s", version), 80))
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(connect())
+        stack.enter_context(connect())
+        with pytest.raises(ConnectionRefusedError):
+            connect()
+        assert first.getpeername()[1] == 80
+    lab.pod("s")
+    lab.pod("a")
+    lab.apply()
+    with contextlib.ExitStack() as stack:
+        for _ in range(4):
+            stack.enter_context(connect())
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_dscp_marks_what_leaves_the_cluster_only(lab, version):
+    lab.builder.set_pool("10.77.0.0/24", Pool(cidr="10.77.0.0/24"))
+    lab.builder.set_pool("fd77::/64", Pool(cidr="fd77::/64"))
+    lab.pod("a", qos=Qos(dscp=46))
+    lab.apply()
+
+    def tos_at(where: str) -> int:
+        with in_netns(lab.spaces[where].path):
+            server = socket.socket(FAMILIES[version], socket.SOCK_DGRAM)
+        with server, udp(lab, "a", version) as sender:
+            level, option = (socket.SOL_IP, IP_RECVTOS) if version == 4 else (socket.IPPROTO_IPV6, IPV6_RECVTCLASS)
+            server.setsockopt(level, option, 1)
+            server.bind((OUT[version] if where == "out" else address(where, version), 0))
+            server.settimeout(3)
+            sender.sendto(b"x", server.getsockname())
+            _, ancillary, _, _ = server.recvmsg(64, 64)
+        (data,) = [data for _, kind, data in ancillary if kind in (1, IPV6_TCLASS)]
+        return data[0]
+
+    assert tos_at("out") == 46 << 2
+    assert tos_at("s") == 0
+    lab.builder.set_node("peer", NodeInfo(ipv4=f"{OUT[4]}/24", ipv6=f"{OUT[6]}/64"))
+    lab.apply()
+    assert tos_at("out") == 0, "nodes are inside the cluster"
+    lab.builder.set_node("peer", None)
+    lab.apply()
+    assert tos_at("out") == 46 << 2
+
+
+def test_hooks_of_limits_exist_only_while_a_workload_needs_them_and_a_restart_rewrites_nothing(lab):
+    lab.apply()
+    empty = {family: lab.nft("-s", "list", "table", family, "calico") for family in ("ip", "ip6")}
+    full = Qos(ingress_packet_rate=10, egress_packet_rate=20, egress_max_connections=5, dscp=10)
+    lab.pod("a", qos=full)
+    lab.apply()
+    with_limits = {family: lab.nft("-s", "list", "table", family, "calico") for family in ("ip", "ip6")}
+    assert all("hook-qos-input" in text and "hook-dscp" in text for text in with_limits.values())
+    lab.fresh()
+    lab.pods()
+    lab.pod("a", qos=full)
+    assert [(done.changed_rules, done.changed_elements) for done in lab.apply()] == [(0, 0), (0, 0)]
+    lab.pod("a")
+    lab.apply()
+    assert {family: lab.nft("-s", "list", "table", family, "calico") for family in ("ip", "ip6")} == empty
