@@ -10,9 +10,8 @@ no accept mark is needed (docs/adr/0007-nftables-layout.md):
     (host → local workload passes the output hook, where we have no chain: never policed)
 
 Every stage lets established and related packets out first, so policy decides on new flows only. Packets that neither
-come from nor go to a workload interface meet no rule that could drop them. Host endpoints will have their own stages
-outside these: forward -2 and +1, input -2 and output 0, raw and mangle for untracked and pre-DNAT policy; nothing here
-depends on their absence.
+come from nor go to a workload interface meet no rule that could drop them. Host endpoints have their own stages
+outside these (hosts.py), limits one before them (qos.py); nothing here depends on either.
 """
 
 from __future__ import annotations
