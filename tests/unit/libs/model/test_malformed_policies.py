@@ -50,7 +50,6 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     (NP, {"types": ["Ingress", "Ingress"]}, "spec.types"),
     (NP, {"types": ["Forward"]}, "spec.types"),
     (NP, {"types": "Ingress"}, "spec.types"),
-    (NP, {"tier": "has space"}, "spec.tier"),
     (NP, {"tier": 7}, "spec.tier"),
     (NP, {"performanceHints": ["BeQuick"]}, "spec.performanceHints"),
     (NP, {"selectors": "all()"}, "spec.selectors"),
@@ -140,7 +139,7 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     (GNP, {"egress": [{"action": "Allow", "destination": {"services": {"name": "web"}}}]}, "spec.egress[0]"),
     (NP, to(services={"name": "web"}, ports=[80]), FIRST),
     # --- HTTP ---
-    (NP, rule(http={"methods": ["GRAB"]}), f"{FIRST}.http"),
+    (NP, rule(http={"methods": ["GET", "GET"]}), f"{FIRST}.http"),
     (NP, rule(http={"paths": [{"exact": "/a", "prefix": "/b"}]}), f"{FIRST}.http"),
     (NP, rule(http={"paths": [{"exact": "/a?b"}]}), f"{FIRST}.http"),
     (NP, rule(protocol="UDP", http={"methods": ["GET"]}), FIRST),
