@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from random import Random
 
@@ -19,7 +20,7 @@ from libs.store.api import Store
 from services.felix.config import FelixConfig
 from services.felix.core.feed import Apply, Phase
 from services.felix.core.journal import Journal
-from services.felix.core.live import LiveSettings, effective
+from services.felix.core.live import LiveSettings, effective, environment_settings
 from services.felix.core.options import RulesetOptions
 from services.felix.core.routing import Routing
 from services.felix.core.ruleset import RulesetBuilder
@@ -51,11 +52,14 @@ class Felix:
         self.bus = bus
         self.kernel = kernel
         random = Random()
-        endpoint_to_host = config.default_endpoint_to_host_action.capitalize()
-        options = RulesetOptions(interface_prefixes=config.interface_prefix, endpoint_to_host=endpoint_to_host)
+        self._start = RulesetOptions(
+            interface_prefixes=config.interface_prefix,
+            endpoint_to_host=config.default_endpoint_to_host_action.capitalize(),
+        )
+        self._environment = environment_settings(os.environ)
         self.routing = Routing(self.node, program_cluster_routes=config.program_cluster_routes)
         self.dataplane = Dataplane(
-            RulesetBuilder(options),
+            RulesetBuilder(self._start),
             kernel.tables.pair,
             self.routing,
             kernel.interfaces,
@@ -64,7 +68,7 @@ class Felix:
             observe=metrics.observe_pass,
         )
         self.feed = FeedRunner(bus, self.node, self.on_apply, random)
-        self.settings = LiveSettings()
+        self.settings = LiveSettings(options=self._start)
         self._levels = logs.levels()  # those of the environment, which apply where the datastore says nothing
         self.plugin = Plugin(
             self.node,
@@ -88,13 +92,21 @@ class Felix:
         if apply.delta.config or self.node in apply.delta.nodes:
             state = self.feed.feed.state
             own = state.nodes.get(self.node)
-            self._configure(effective(state.config, self.node, own.labels if own is not None else {}))
+            labels = own.labels if own is not None else {}
+            self._configure(effective(state.config, self.node, labels, self._environment, self._start))
         self.dataplane.push(apply, traceparent)
 
     def _configure(self, settings: LiveSettings) -> None:
         for problem in settings.problems:
-            log.warning("part of a FelixConfiguration is ignored", extra={"problem": problem})
-        self.settings = settings
+            if problem not in self.settings.problems:
+                log.warning("part of the configuration is ignored", extra={"problem": problem})
+        before, self.settings = self.settings, settings
+        if (settings.options, settings.service_cidrs) != (before.options, before.service_cidrs):
+            self.dataplane.configure(settings.options, settings.service_cidrs)
+        if settings.route_sync != before.route_sync:
+            log.warning("routes", extra={"programmed": settings.route_sync})
+            self.kernel.interfaces.enabled = settings.route_sync
+            self.dataplane.resync_routes()
         for outlet in OUTLETS:
             level = settings.log_levels.get(outlet) or self._levels.get(outlet)
             if outlet in self._levels and level is not None and logs.levels()[outlet] != level:

@@ -21,7 +21,7 @@ from ipaddress import ip_address
 from libs.netlink.socket import NetlinkSocket
 from libs.nftables.kernel import KernelTransport
 from libs.nftables.reconcile import Applied, TableReconciler
-from libs.policy.output import Action, PolicyKey, Profile, Rule, Tier, Workload, WorkloadKey
+from libs.policy.output import Action, IPSet, IPSetType, PolicyKey, Profile, Rule, Tier, Workload, WorkloadKey
 from libs.testkit.processes import Probe
 from libs.testkit.reach import Flow, Protocol, Verdict, check
 from libs.testkit.topology import Namespace, remove
@@ -196,6 +196,12 @@ class Lab:
             if f'comment "{comment}"' in line:
                 total += int(line.partition("counter packets ")[2].split()[0])
         return total
+
+
+def hosts_of(*names: str) -> IPSet:
+    """An IP set of the addresses of pods."""
+    members = {f"{address(n, 4)}/32" for n in names} | {f"{address(n, 6)}/128" for n in names}
+    return IPSet(IPSetType.NET, frozenset(members))
 
 
 def np(name: str) -> PolicyKey:

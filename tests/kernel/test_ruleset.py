@@ -29,7 +29,7 @@ from libs.policy.output import (
 from libs.testkit.reach import Flow, Verdict, check
 from libs.testkit.topology import Namespace
 from services.felix.core.options import NatOptions, RulesetOptions
-from tests.kernel.ruleset_lab import NODE, Lab, address, gnp, np, running_lab
+from tests.kernel.ruleset_lab import NODE, Lab, address, gnp, hosts_of, np, running_lab
 
 pytestmark = pytest.mark.kernel
 
@@ -60,11 +60,6 @@ def ingress(lab: Lab, name: str, *rules: Rule, tier: str = "default") -> None:
 
 def only(*names: str, tier: str = "default", default_action: str = "Deny") -> Tier:
     return Tier(name=tier, default_action=default_action, ingress=tuple(np(name) for name in names))
-
-
-def hosts(*names: str) -> IPSet:
-    members = {f"{address(n, 4)}/32" for n in names} | {f"{address(n, 6)}/128" for n in names}
-    return IPSet(IPSetType.NET, frozenset(members))
 
 
 def test_open_profile_allows_everything_and_a_deny_all_policy_nothing(lab):
@@ -103,7 +98,7 @@ def test_policies_are_met_in_the_order_of_the_tier(lab):
 
 
 def test_global_policy_denies_only_the_members_of_its_set(lab):
-    lab.builder.set_ipset("s:bad", hosts("b"))
+    lab.builder.set_ipset("s:bad", hosts_of("b"))
     lab.builder.set_policy(
         gnp("block"),
         Policy(tier="default", inbound=(Rule(action=Action.DENY, src_sets=("s:bad",)), ALLOW), outbound=(ALLOW,)),
@@ -113,7 +108,7 @@ def test_global_policy_denies_only_the_members_of_its_set(lab):
     lab.pod("a", both)
     lab.apply()
     lab.expect({("a", "s", 80, "tcp"): True, ("b", "s", 80, "tcp"): False, ("b", "a", 53, "udp"): False})
-    lab.builder.change_ipset("s:bad", hosts("a").members, hosts("b").members)
+    lab.builder.change_ipset("s:bad", hosts_of("a").members, hosts_of("b").members)
     assert [applied.changed_rules for applied in lab.apply()] == [0, 0]
     lab.expect({("a", "s", 80, "tcp"): False, ("b", "s", 80, "tcp"): True})
 
@@ -194,7 +189,7 @@ def test_many_networks_with_two_excluded(lab):
 
 
 def test_set_of_hosts_and_networks_matches_either_and_each_packet_once(lab):
-    mixed = hosts("a").members | {"192.0.2.0/24", "2001:db8::/64"}
+    mixed = hosts_of("a").members | {"192.0.2.0/24", "2001:db8::/64"}
     lab.builder.set_ipset("s:mixed", IPSet(IPSetType.NET, mixed))
     ingress(lab, "p", Rule(action=Action.LOG, src_sets=("s:mixed",)), Rule(action=Action.ALLOW, src_sets=("s:mixed",)))
     lab.pod("s", only("p"))
@@ -402,7 +397,7 @@ def test_traffic_that_leaves_the_pools_wears_the_nodes_address(lab):
 
 
 def test_listing_names_policies_and_counts_and_loads_again(lab):
-    lab.builder.set_ipset("s:web", hosts("a"))
+    lab.builder.set_ipset("s:web", hosts_of("a"))
     lab.builder.set_ipset("s:nets", IPSet(IPSetType.NET, frozenset({"10.0.0.0/8", "0.0.0.0/1", "fd00::/8"})))
     lab.builder.set_ipset("n:http", IPSet(IPSetType.IP_PORT, frozenset({"10.77.0.3,tcp:80", "fd77::3,tcp:80"})))
     lab.builder.set_pool("10.77.0.0/24", Pool(cidr="10.77.0.0/24", nat_outgoing=True))
@@ -477,7 +472,7 @@ def test_floating_address_leads_to_its_pod_and_from_the_pod_to_itself(lab):
 
 def test_restarted_process_finds_its_own_rules_and_writes_nothing(lab):
     def tell() -> None:
-        lab.builder.set_ipset("s:web", hosts("a", "b"))
+        lab.builder.set_ipset("s:web", hosts_of("a", "b"))
         ingress(lab, "p", Rule(action=Action.ALLOW, src_sets=("s:web",)), tcp(80, 443, 8080), PASS)
         lab.pods()
         lab.pod("s", only("p"))

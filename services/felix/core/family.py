@@ -14,6 +14,7 @@ from services.felix.core.ipsets import IpSets
 from services.felix.core.options import Family, RulesetOptions
 from services.felix.core.qos import QosRuleset
 from services.felix.core.rules import Compiled, RuleCompiler, UnknownSet
+from services.felix.core.service_loop import ServiceLoop
 from services.felix.core.sink import TableSink
 from services.felix.core.state import Dirty, Owner, State
 
@@ -42,14 +43,16 @@ class Written:
 
 
 class FamilyRuleset:
-    def __init__(self, family: Family, options: RulesetOptions) -> None:
-        self.ip_sets = IpSets(family)
+    def __init__(self, family: Family, options: RulesetOptions, ip_sets: IpSets | None = None) -> None:
+        """ip_sets: those of the ruleset that this one takes over from, when options change."""
+        self.ip_sets = ip_sets or IpSets(family)
         self.refused: dict[Owner, str] = {}  # why a policy's or profile's chains deny everything
         self._family = family
         self._options = options
         self._compiler = RuleCompiler(family, options, self.ip_sets.halves)
         self._hosts = HostRuleset(family, options, self._compiler.deny)
         self._qos = QosRuleset(family)
+        self._loop = ServiceLoop(family, options)
         self._uses: dict[Owner, Uses] = {}
         self._set_users: dict[str, set[Owner]] = {}  # kernel set → whose chains look into it
         self._in_table: set[str] = set()  # those of these sets that the table has
@@ -81,6 +84,8 @@ class FamilyRuleset:
             self._hosts.flush(state.host_endpoints, sink)
         if dirty.qos or (dirty.nat and state.limited):
             self._qos.flush(state.limited, state.pools, state.nodes, sink)
+        if dirty.services:
+            self._loop.flush(state.service_cidrs, sink)
         flags = (bool(self._down), bool(self._with_prefixes))
         if flags != self._fixed:
             self._write_fixed(flags, sink)

@@ -1,20 +1,28 @@
 """FelixConfiguration as it applies to this node, layer over layer, and what of it takes effect while running.
 
-Layers, later wins: `default`; those whose nodeSelector matches this node's labels, of which the oldest counts;
-`node.<name>` (facts/felix.md section 1.2). What no layer sets stays as the environment says
-(services/felix/config.py). Pure: values in, values out.
+Layers, later wins: default; the resource `default`; those whose nodeSelector matches this node's labels, of which the
+oldest counts; `node.<name>`; the environment (facts/felix.md section 1.2). Empty text is "not set". A value that means
+nothing is named and leaves the layer below standing; a field that is set and that we have no use for is named too.
+Pure: values in, values out.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
+from typing import Any
 
 import msgspec
 
+from libs import model
 from libs.model import keys, selector
+from libs.model.codec import convert
+from libs.model.felixconfig import FelixConfigurationSpec, ProtoPort
 from libs.model.selector import SelectorError
+from services.felix.core.failsafe import FailsafePort
+from services.felix.core.options import RulesetOptions
 
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -22,18 +30,12 @@ _LEVELS = {
     "trace": "debug", "debug": "debug", "info": "info", "warning": "warning", "error": "error", "fatal": "critical",
     "none": "none",
 }  # fmt: skip
-_OUTLETS = {"log_severity_screen": "screen", "log_severity_file": "file", "log_severity_sys": "syslog"}
-
-
-class Spec(msgspec.Struct, frozen=True, rename="camel"):
-    """The fields that are live. Others are the business of later features and are ignored here."""
-
-    node_selector: str = ""
-    log_severity_screen: str = ""
-    log_severity_file: str = ""
-    log_severity_sys: str = ""
-    nftables_refresh_interval: str = ""
-    route_refresh_interval: str = ""
+_RATE = re.compile(r"([0-9]+)/(second|minute|hour|day)")
+_FAILSAFE = re.compile(r"([A-Za-z]+):(?:\[?([0-9a-fA-F.:]+/[0-9]+)\]?:)?([0-9]+)")
+_ENCODED = {one.name: one.encode_name for one in msgspec.structs.fields(FelixConfigurationSpec)}
+_DECODED = {encoded: name for name, encoded in _ENCODED.items()}
+ENVIRONMENT = "environment"
+BITS_IN_USE = 0x30000  # MARK_ACCEPT, MARK_PASS
 
 
 class _Metadata(msgspec.Struct, frozen=True, rename="camel"):
@@ -42,23 +44,71 @@ class _Metadata(msgspec.Struct, frozen=True, rename="camel"):
 
 class _Stored(msgspec.Struct, frozen=True):
     metadata: _Metadata = _Metadata()
-    spec: Spec = Spec()
+    spec: dict[str, Any] = {}
+
+
+class _ServiceBlock(msgspec.Struct, frozen=True):
+    cidr: str = ""
+
+
+class _Services(msgspec.Struct, frozen=True):
+    service_cluster_ips: tuple[_ServiceBlock, ...] = msgspec.field(default=(), name="serviceClusterIPs")
+    service_external_ips: tuple[_ServiceBlock, ...] = msgspec.field(default=(), name="serviceExternalIPs")
+    service_load_balancer_ips: tuple[_ServiceBlock, ...] = msgspec.field(default=(), name="serviceLoadBalancerIPs")
+
+
+class _StoredServices(msgspec.Struct, frozen=True):
+    spec: _Services = _Services()
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One value and the layer that it comes from: `default`, the name of a resource, or `environment`."""
+
+    value: Any
+    source: str
 
 
 @dataclass(frozen=True, slots=True)
 class LiveSettings:
-    """None, or an outlet that is missing: not set in the datastore. 0: never. problems: what was ignored, and why."""
+    """None, or an outlet that is missing: not set. 0: never. problems: what was ignored, and why. sources: of every
+    field that is set and used, the layer it comes from.
+    """
 
     log_levels: Mapping[str, str] = field(default_factory=dict)  # outlet -> level, as libs.runtime.logs names them
     nftables_refresh_s: float | None = None
     route_refresh_s: float | None = None
+    route_sync: bool = True  # not RouteSyncDisabled
+    options: RulesetOptions = field(default_factory=RulesetOptions)
+    service_cidrs: tuple[str, ...] = ()  # BGPConfiguration `default`: what services are announced from
     problems: tuple[str, ...] = ()
+    sources: Mapping[str, str] = field(default_factory=dict)
 
 
-def effective(stored: Mapping[str, msgspec.Raw], node: str, labels: Mapping[str, str]) -> LiveSettings:
-    """stored: etcd key -> value of FelixConfiguration and other configuration resources. labels: of our Node."""
+def environment_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """FELIX_LOGPREFIX and the like, by the field's name in the resource: {"log_prefix": …}."""
+    out = {}
+    for name in FelixConfigurationSpec.__struct_fields__:
+        text = environment.get("FELIX_" + name.replace("_", "").upper(), "")
+        if text:
+            out[name] = text
+    return out
+
+
+def effective(
+    stored: Mapping[str, msgspec.Raw],
+    node: str,
+    labels: Mapping[str, str],
+    environment: Mapping[str, str] | None = None,
+    start: RulesetOptions | None = None,
+) -> LiveSettings:
+    """stored: etcd key -> value of FelixConfiguration and other configuration resources. labels: of our Node.
+    environment: as `environment_settings` gives it. start: options under everything else.
+    """
     problems: list[str] = []
-    default, selected, own = Spec(), Spec(), Spec()
+    default: dict[str, Setting] = {}
+    selected: dict[str, Setting] = {}
+    own: dict[str, Setting] = {}
     oldest: tuple[str, str] | None = None
     for key, raw in sorted(stored.items()):
         parsed = keys.parse_key(key)
@@ -67,42 +117,176 @@ def effective(stored: Mapping[str, msgspec.Raw], node: str, labels: Mapping[str,
         name = parsed.name
         try:
             resource = msgspec.json.decode(raw, type=_Stored)
-            matches = bool(resource.spec.node_selector) and selector.parse(resource.spec.node_selector).matches(labels)
+            text = resource.spec.pop("nodeSelector", "")
+            matches = bool(text) and selector.parse(text).matches(labels)
         except (msgspec.DecodeError, SelectorError) as error:
             problems.append(f"{name}: {error}")
             continue
+        created = resource.metadata.creation_timestamp
         if name == "default":
-            default = resource.spec
+            default = _layer(name, resource.spec, problems)
         elif name == f"node.{node}":
-            own = resource.spec
-        elif matches and (oldest is None or (resource.metadata.creation_timestamp, name) < oldest):
-            oldest, selected = (resource.metadata.creation_timestamp, name), resource.spec
-    merged: dict[str, str] = {}
-    for spec in (default, selected, own):
-        merged |= {name: value for name, value in msgspec.structs.asdict(spec).items() if value}
-    return _settings(merged, problems)
+            own = _layer(name, resource.spec, problems)
+        elif matches and (oldest is None or (created, name) < oldest):
+            oldest, selected = (created, name), _layer(name, resource.spec, problems)
+    from_environment = {name: Setting(text, ENVIRONMENT) for name, text in (environment or {}).items()}
+    settings = _merge([default, selected, own, from_environment], start or RulesetOptions(), problems)
+    return replace(settings, service_cidrs=_service_cidrs(stored, problems), problems=tuple(problems))
 
 
-def _settings(merged: Mapping[str, str], problems: list[str]) -> LiveSettings:
-    levels: dict[str, str] = {}
-    for name, outlet in _OUTLETS.items():
-        text = merged.get(name)
-        if text is None:
+def _layer(source: str, spec: dict[str, Any], problems: list[str]) -> dict[str, Setting]:
+    """Field by field, so that one that cannot be read leaves the others."""
+    out = {}
+    for encoded, value in spec.items():
+        name = _DECODED.get(encoded)
+        if name is None:
+            problems.append(f"{encoded} ({source}): there is no such field")
             continue
-        level = _LEVELS.get(text.lower())
-        if level is None:
-            problems.append(f"{name}: {text!r} is no log level")
-        else:
-            levels[outlet] = level
-    intervals: dict[str, float | None] = {}
-    for name in ("nftables_refresh_interval", "route_refresh_interval"):
-        text = merged.get(name)
-        intervals[name] = seconds(text)
-        if text is not None and intervals[name] is None:
-            problems.append(f"{name}: {text!r} is no duration")
+        try:
+            read = getattr(convert(FelixConfigurationSpec, {encoded: value}), name)
+        except model.DecodeError as error:
+            problems.append(f"{encoded} ({source}): {error}")
+            continue
+        if read is not None and read != "":
+            out[name] = Setting(read, source)
+    return out
+
+
+def _merge(layers: list[dict[str, Setting]], options: RulesetOptions, problems: list[str]) -> LiveSettings:
+    """Layer over layer, field by field, so that a bad value leaves the one below it."""
+    draft = _Draft(options)
+    sources: dict[str, str] = {}
+    unused: set[str] = set()
+    for layer in layers:
+        for name, setting in layer.items():
+            use = _USES.get(name)
+            if use is None:
+                if name not in _ELSEWHERE:
+                    unused.add(name)
+                continue
+            try:
+                use(draft, setting.value)
+            except ValueError as error:
+                problems.append(f"{camel(name)} ({setting.source}): {error}")
+            else:
+                sources[name] = setting.source
+    problems += [f"{camel(name)}: has no effect in this version" for name in sorted(unused)]
     return LiveSettings(
-        levels, intervals["nftables_refresh_interval"], intervals["route_refresh_interval"], tuple(problems)
+        log_levels=draft.levels,
+        nftables_refresh_s=draft.nftables_refresh_s,
+        route_refresh_s=draft.route_refresh_s,
+        route_sync=draft.route_sync,
+        options=draft.options,
+        sources=sources,
     )
+
+
+class _Draft:
+    """Settings in the making."""
+
+    def __init__(self, options: RulesetOptions) -> None:
+        self.options = options
+        self.levels: dict[str, str] = {}
+        self.nftables_refresh_s: float | None = None
+        self.route_refresh_s: float | None = None
+        self.route_sync = True
+
+    def option(self, **values: Any) -> None:
+        self.options = replace(self.options, **values)
+
+    def nat(self, **values: Any) -> None:
+        self.options = replace(self.options, nat=replace(self.options.nat, **values))
+
+
+def camel(name: str) -> str:
+    """The field as users write it."""
+    return _ENCODED[name]
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+def _choice(value: Any, *choices: str) -> str:
+    for choice in choices:
+        if str(value).lower() == choice.lower():
+            return choice
+    raise ValueError(f"{value!r} is not one of {', '.join(choices)}")
+
+
+def _bool(value: Any) -> bool:
+    return value if isinstance(value, bool) else _choice(value, "true", "false") == "true"
+
+
+def _number(value: Any, low: int, high: int) -> int:
+    try:
+        number = int(str(value), 0)
+    except ValueError:
+        raise ValueError(f"{value!r} is no number") from None
+    if not low <= number <= high:
+        raise ValueError(f"{number} is not within {low} to {high}")
+    return number
+
+
+def _duration(value: Any) -> float:
+    text = str(value)
+    found = float(text) if re.fullmatch(r"[0-9]+", text) else seconds(text)
+    if found is None:
+        raise ValueError(f"{text!r} is no duration")
+    return found
+
+
+def _level(value: Any) -> str:
+    level = _LEVELS.get(str(value).lower())
+    if level is None:
+        raise ValueError(f"{value!r} is no log level")
+    return level
+
+
+def _rate(value: Any) -> tuple[int, str]:
+    match = _RATE.fullmatch(str(value).strip().lower())
+    if match is None or not int(match[1]):
+        raise ValueError(f"{value!r} is no rate such as 10/second, /minute, /hour or /day")
+    return int(match[1]), match[2]
+
+
+def _port_range(value: Any) -> tuple[int, int] | None:
+    first, _, last = str(value).partition(":")
+    low = _number(first, 0, 65535)
+    high = _number(last, 1, 65535) if last else low
+    if high < low:
+        raise ValueError(f"{value!r} is upside down")
+    return (low, high) if high else None
+
+
+def _failsafes(value: Any) -> tuple[FailsafePort, ...]:
+    """value: of the resource, or text `tcp:22,udp:10.0.0.0/8:68,tcp:[fd00::/8]:22`; none: no port at all."""
+    if isinstance(value, list):
+        return tuple(_failsafe_port(one) for one in value)
+    if value.strip().lower() == "none":
+        return ()
+    out = []
+    for text in value.split(","):
+        match = _FAILSAFE.fullmatch(text.strip())
+        if match is None:
+            raise ValueError(f"{text.strip()!r} is no port such as tcp:22 or udp:10.0.0.0/8:68")
+        out.append(FailsafePort(match[1].lower(), int(match[3]), match[2] or ""))
+    return tuple(out)
+
+
+def _failsafe_port(port: ProtoPort) -> FailsafePort:
+    return FailsafePort(port.protocol.lower(), port.port, port.net)
+
+
+def _address(value: Any) -> dict[int, str]:
+    address = ip_address(str(value))
+    return {address.version: str(address)}
+
+
+def _mark_mask(draft: _Draft, value: Any) -> None:
+    """The bits stay where they are; a mask without them is refused."""
+    mask = _number(value, 1, 0xFFFFFFFF)
+    if mask & BITS_IN_USE != BITS_IN_USE:
+        raise ValueError(f"{mask:#x} does not hold the bits {BITS_IN_USE:#x} that the ruleset uses")
 
 
 def seconds(text: str | None) -> float | None:
@@ -110,3 +294,55 @@ def seconds(text: str | None) -> float | None:
     if not text or (text != "0" and not re.fullmatch(r"([0-9]+(\.[0-9]+)?(ms|s|m|h))+", text)):
         return None
     return sum(float(number) * _SECONDS[unit] for number, unit in _DURATION.findall(text))
+
+
+def _service_cidrs(stored: Mapping[str, msgspec.Raw], problems: list[str]) -> tuple[str, ...]:
+    raw = stored.get(keys.resource_key("BGPConfiguration", "default"))
+    if raw is None:
+        return ()
+    try:
+        spec = msgspec.json.decode(raw, type=_StoredServices).spec
+    except msgspec.DecodeError as error:
+        problems.append(f"BGPConfiguration default: {error}")
+        return ()
+    blocks = (*spec.service_cluster_ips, *spec.service_external_ips, *spec.service_load_balancer_ips)
+    return tuple(sorted({block.cidr for block in blocks}))
+
+
+# --- what each field does ---------------------------------------------------------------------------------------------
+
+Use = Callable[[_Draft, Any], None]
+_USES: dict[str, Use] = {
+    "log_severity_screen": lambda d, v: d.levels.update(screen=_level(v)),
+    "log_severity_file": lambda d, v: d.levels.update(file=_level(v)),
+    "log_severity_sys": lambda d, v: d.levels.update(syslog=_level(v)),
+    "nftables_refresh_interval": lambda d, v: setattr(d, "nftables_refresh_s", _duration(v)),
+    "route_refresh_interval": lambda d, v: setattr(d, "route_refresh_s", _duration(v)),
+    "route_sync_disabled": lambda d, v: setattr(d, "route_sync", not _bool(v)),
+    "default_endpoint_to_host_action": lambda d, v: d.option(endpoint_to_host=_choice(v, "Drop", "Accept", "Return")),
+    "nftables_filter_deny_action": lambda d, v: d.option(deny_action=_choice(v, "Drop", "Reject")),
+    "nftables_mark_mask": _mark_mask,
+    "disable_conntrack_invalid_check": lambda d, v: d.option(check_invalid=not _bool(v)),
+    "workload_source_spoofing": lambda d, v: d.option(allow_source_spoofing=_choice(v, "Disabled", "Any") == "Any"),
+    "vxlan_port": lambda d, v: d.option(vxlan_port=_number(v, 1, 65535)),
+    "allow_vxlan_packets_from_workloads": lambda d, v: d.option(allow_vxlan_from_workloads=_bool(v)),
+    "allow_ipip_packets_from_workloads": lambda d, v: d.option(allow_ipip_from_workloads=_bool(v)),
+    "log_prefix": lambda d, v: d.option(log_prefix=str(v)),
+    "log_action_rate_limit": lambda d, v: d.option(log_rate=_rate(v)),
+    "log_action_rate_limit_burst": lambda d, v: d.option(log_burst=_number(v, 1, 9999)),
+    "failsafe_inbound_host_ports": lambda d, v: d.option(failsafe_in=_failsafes(v)),
+    "failsafe_outbound_host_ports": lambda d, v: d.option(failsafe_out=_failsafes(v)),
+    "service_loop_prevention": lambda d, v: d.option(loop_prevention=_choice(v, "Drop", "Reject", "Disabled")),
+    "nat_port_range": lambda d, v: d.nat(ports=_port_range(v)),
+    "nat_outgoing_address": lambda d, v: d.nat(address=_address(v)),
+    "nat_outgoing_exclusions": lambda d, v: d.nat(
+        exclude_hosts=_choice(v, "IPPoolsOnly", "IPPoolsAndHostIPs") == "IPPoolsAndHostIPs"
+    ),
+    "iptables_nat_outgoing_interface_filter": lambda d, v: d.nat(out_interface=re.sub(r"\+\Z", "*", str(v))),
+    "floating_ips": lambda d, v: d.nat(floating_ips=_choice(v, "Disabled", "Enabled") == "Enabled"),
+}  # fmt: skip
+# Read from the environment when the process starts (services/felix/config.py), where they may stand as well.
+_ELSEWHERE = frozenset(
+    {"interface_prefix", "ipv6_support", "program_cluster_routes", "health_enabled", "health_host", "health_port"}
+)
+SUPPORTED = frozenset(_USES)

@@ -79,6 +79,8 @@ class RulesetOptions:
     allow_ipip_from_workloads: bool = False
     log_prefix: str = "calico-packet"  # LogPrefix; %t tier, %k kind, %n name, %p namespace/name
     log_rate: tuple[int, str] | None = None  # LogActionRateLimit: (10, "minute")
+    log_burst: int = 5  # LogActionRateLimitBurst
+    loop_prevention: str = "Drop"  # ServiceLoopPrevention: Drop | Reject | Disabled
     failsafe_in: tuple[FailsafePort, ...] = DEFAULT_IN  # FailsafeInboundHostPorts
     failsafe_out: tuple[FailsafePort, ...] = DEFAULT_OUT  # FailsafeOutboundHostPorts
     nat: NatOptions = field(default_factory=NatOptions)
@@ -89,6 +91,7 @@ class RulesetOptions:
         for name, value, choices in (
             ("DefaultEndpointToHostAction", self.endpoint_to_host, ("Drop", "Accept", "Return")),
             ("NftablesFilterDenyAction", self.deny_action, ("Drop", "Reject")),
+            ("ServiceLoopPrevention", self.loop_prevention, ("Drop", "Reject", "Disabled")),
         ):
             if value not in choices:
                 raise ValueError(f"{name} is {value!r}, not one of {', '.join(choices)}")

@@ -90,10 +90,7 @@ class RuleCompiler:
         return nft.Rule((nft.COUNTER, self._deny()), names.comment(comment))
 
     def _deny(self) -> nft.Expr:
-        if self._options.deny_action == "Drop":
-            return nft.DROP
-        kind = nft.RejectKind.ICMP if self._family.version == 4 else nft.RejectKind.ICMPV6
-        return nft.Reject(kind, self._family.port_unreachable)
+        return nft.DROP if self._options.deny_action == "Drop" else reject(self._family)
 
     def _action(self, rule: Rule, subject: Subject) -> tuple[nft.Expr, ...]:
         match rule.action:
@@ -111,7 +108,7 @@ class RuleCompiler:
                 if self._options.log_rate is None:
                     return (nft.COUNTER, log)
                 rate, unit = self._options.log_rate
-                return (nft.Limit(rate, unit, burst=5), nft.COUNTER, log)
+                return (nft.Limit(rate, unit, burst=self._options.log_burst), nft.COUNTER, log)
 
     def _log_prefix(self, subject: Subject) -> str:
         full = f"{subject.namespace}/{subject.name}" if subject.namespace else subject.name
@@ -290,6 +287,12 @@ class RuleCompiler:
 
 def _lookup(half: Half, fields: tuple[nft.Field, ...], negate: bool) -> Costed:
     return (INTERVAL if half.interval else HASH, nft.InSet(fields, half.name, negate))
+
+
+def reject(family: Family) -> nft.Expr:
+    """Answers with port unreachable."""
+    kind = nft.RejectKind.ICMP if family.version == 4 else nft.RejectKind.ICMPV6
+    return nft.Reject(kind, family.port_unreachable)
 
 
 def protocol_number(protocol: str | int) -> int:

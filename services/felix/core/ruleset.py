@@ -11,8 +11,10 @@ Fail closed: a policy or profile that is unknown, or whose rules cannot be progr
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from ipaddress import ip_network
 
 from libs.nftables.model import Table
+from libs.nftables.state import TableState
 from libs.policy.output import (
     STAGED_KINDS,
     Host,
@@ -43,6 +45,8 @@ class RulesetBuilder:
         self._state = State()
         self._set_types: dict[str, IPSetType] = {}
         self._families = (FamilyRuleset(V4, options), FamilyRuleset(V6, options))
+        self._options = options
+        self._new_options: RulesetOptions | None = None
 
     @staticmethod
     def tables() -> tuple[Table, Table]:
@@ -112,8 +116,34 @@ class RulesetBuilder:
             self._state.nodes[name] = node
         self._state.dirty.nat = True
 
+    def set_service_cidrs(self, cidrs: Iterable[str]) -> None:
+        """Networks of services, for loop prevention. Raises ValueError for what is no network."""
+        self._state.set_service_cidrs(str(ip_network(cidr, strict=False)) for cidr in cidrs)
+
+    def set_options(self, options: RulesetOptions) -> bool:
+        """Another configuration, from the next apply_to() on. True when there is something to apply."""
+        self._new_options = options if options != self._options else None
+        return self._new_options is not None
+
     def apply_to(self, table4: TableSink, table6: TableSink) -> None:
         """Hands everything that changed since the last call to the two tables' desired state."""
         dirty = self._state.resolve()
+        if self._new_options is not None:
+            self._start_again(self._new_options, (table4, table6))
+            return
         for family, table in zip(self._families, (table4, table6), strict=True):
             family.flush(self._state, dirty, table)
+
+    def _start_again(self, options: RulesetOptions, tables: tuple[TableSink, TableSink]) -> None:
+        """Everything anew as a process with these options would make it; the tables take what differs."""
+        old = self._families
+        self._families = (
+            FamilyRuleset(V4, options, old[0].ip_sets),
+            FamilyRuleset(V6, options, old[1].ip_sets),
+        )
+        self._options, self._new_options = options, None
+        everything = self._state.everything()
+        for family, table, definition in zip(self._families, tables, self.tables(), strict=True):
+            fresh = TableState(definition)
+            family.flush(self._state, everything, fresh)
+            table.replace(fresh.ruleset())

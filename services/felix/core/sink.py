@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
-from libs.nftables.model import Chain, Map, Set, Verdict
+from libs.nftables.model import Chain, Map, Ruleset, Set, Verdict
 
 
 class TableSink(Protocol):
@@ -32,6 +32,8 @@ class TableSink(Protocol):
     def put_verdicts(self, name: str, elements: Mapping[str, Verdict]) -> None: ...
 
     def remove_verdicts(self, name: str, texts: Iterable[str]) -> None: ...
+
+    def replace(self, ruleset: Ruleset) -> None: ...
 
 
 class Section:

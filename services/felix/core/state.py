@@ -49,6 +49,7 @@ class Dirty:
     nat: bool = False
     hosts: bool = False
     qos: bool = False
+    services: bool = False
 
 
 class State:
@@ -62,6 +63,7 @@ class State:
         self.limited: dict[str, Workload] = {}  # those of `endpoints` that are up and have limits or a DSCP mark
         self.pools: dict[str, Pool] = {}
         self.nodes: dict[str, NodeInfo] = {}
+        self.service_cidrs: frozenset[str] = frozenset()
         self.set_users: dict[str, set[Owner]] = {}  # IP set id → who mentions it
         self.list_users: Counter[TierList] = Counter()
         self.lists_of: dict[PolicyKey, set[TierList]] = {}
@@ -148,6 +150,24 @@ class State:
             self._limit(interface, new)
         done, self.dirty = self.dirty, Dirty()
         return done
+
+    def set_service_cidrs(self, cidrs: Iterable[str]) -> None:
+        cidrs = frozenset(cidrs)
+        self.dirty.services |= cidrs != self.service_cidrs
+        self.service_cidrs = cidrs
+
+    def everything(self) -> Dirty:
+        """All that there is to write, for a ruleset that starts from nothing. Call resolve() first."""
+        mentioned = {key for tier_list in self.list_users for key in tier_list.policies}
+        return Dirty(
+            owners={*self.policies, *self.profiles, *self.profile_users, *mentioned},
+            lists=set(self.list_users),
+            interfaces=set(self.endpoints),
+            nat=True,
+            hosts=True,
+            qos=True,
+            services=True,
+        )
 
     def rules(self, owner: Owner, inbound: bool) -> tuple[Rule, ...] | None:
         """None: not known."""

@@ -39,6 +39,7 @@ DEFAULT_MTU_BYTES = 1460  # facts/felix.md section 3.10: when no interface tells
 
 class InterfaceDriver:
     def __init__(self, interface_prefixes: tuple[str, ...], *, ipv6: bool = True) -> None:
+        self.enabled = True  # not RouteSyncDisabled: no route is written or removed otherwise
         self._prefixes = interface_prefixes
         self._ipv6 = ipv6
         self._links: dict[str, Link] = {}
@@ -113,6 +114,9 @@ class InterfaceDriver:
                 self._routes[network] = route
                 self._reconciler.desired[route.key] = route
         self._reconciler.in_sync = True
+        if not self.enabled:
+            self._stale = True
+            return {}
         failed = await self._reconciler.step()
         if failed:
             self._stale = True  # an interface may have gone meanwhile

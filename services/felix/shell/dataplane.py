@@ -15,6 +15,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_network
 from random import Random
 from typing import Protocol
 
@@ -23,6 +24,7 @@ from libs.nftables.state import TableState
 from libs.policy.output import Workload, WorkloadKey
 from libs.runtime import tracing
 from services.felix.core.feed import Apply
+from services.felix.core.options import RulesetOptions
 from services.felix.core.routing import Routing
 from services.felix.core.ruleset import RulesetBuilder
 
@@ -112,6 +114,21 @@ class Dataplane:
     def push(self, apply: Apply, traceparent: str | None = None) -> None:
         self._queue.append((apply, traceparent))
         self._wake.set()
+
+    def configure(self, options: RulesetOptions, service_cidrs: tuple[str, ...]) -> None:
+        """Takes effect with the next pass. A network of services that is none is named and left out."""
+        good = []
+        for cidr in service_cidrs:
+            try:
+                ip_network(cidr, strict=False)
+                good.append(cidr)
+            except ValueError as error:
+                log.warning("a network of services is ignored", extra={"error": str(error)})
+        self._builder.set_service_cidrs(good)
+        self._builder.set_options(options)
+        self._tables_work = True
+        if self.in_sync:
+            self._wake.set()
 
     def resync_tables(self) -> None:
         for table in self._tables:

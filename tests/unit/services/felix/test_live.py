@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
 from libs.testkit.bootstrap import key
-from services.felix.core.live import LiveSettings, effective, seconds
+from services.felix.core.failsafe import FailsafePort
+from services.felix.core.live import SUPPORTED, LiveSettings, camel, effective, environment_settings, seconds
+from services.felix.core.options import NatOptions, RulesetOptions
 
 LABELS = {"rack": "a", "kubernetes.io/hostname": "node1"}
 
@@ -24,7 +28,7 @@ def stored(*configs: tuple[str, dict[str, Any]], at: str = "2026-01-01T00:00:00Z
 
 
 def test_nothing_is_set_by_default() -> None:
-    assert effective({}, "node1", LABELS) == LiveSettings({}, None, None, ())
+    assert effective({}, "node1", LABELS) == LiveSettings()
 
 
 def test_later_layers_win_field_by_field() -> None:
@@ -34,9 +38,19 @@ def test_later_layers_win_field_by_field() -> None:
         ("node.node1", {"logSeverityScreen": "Debug", "logSeverityFile": "Fatal"}),
         ("node.node2", {"logSeverityScreen": "Info", "routeRefreshInterval": "1h"}),
     )
-    assert effective(layers, "node1", LABELS) == LiveSettings({"screen": "debug", "file": "critical"}, 10.0, 20.0)
-    assert effective(layers, "node2", {}) == LiveSettings({"screen": "info"}, 10.0, 3600.0)
-    assert effective(layers, "node3", {}) == LiveSettings({"screen": "error"}, 10.0, 90.0)
+
+    def seen(node: str, labels: dict[str, str]) -> object:
+        found = effective(layers, node, labels)
+        assert not found.problems
+        return found.log_levels, found.nftables_refresh_s, found.route_refresh_s
+
+    assert seen("node1", LABELS) == ({"screen": "debug", "file": "critical"}, 10.0, 20.0)
+    assert seen("node2", {}) == ({"screen": "info"}, 10.0, 3600.0)
+    assert seen("node3", {}) == ({"screen": "error"}, 10.0, 90.0)
+    assert effective(layers, "node1", LABELS).sources == {
+        "log_severity_screen": "node.node1", "log_severity_file": "node.node1",
+        "nftables_refresh_interval": "default", "route_refresh_interval": "rack-a",
+    }  # fmt: skip
 
 
 def test_of_several_selected_ones_the_oldest_counts_and_names_break_the_tie() -> None:
@@ -57,12 +71,12 @@ def test_what_cannot_be_read_is_named_and_leaves_the_rest() -> None:
         ("other", {"nodeSelector": "rack ==", "logSeverityScreen": "Debug"}),
         ("node.node1", {"nftablesRefreshInterval": "0s"}),
     )
-    layers[key("felixconfigurations", "broken")] = msgspec.Raw(b'{"spec": {"logSeverityScreen": 7}}')
+    layers[key("felixconfigurations", "broken")] = msgspec.Raw(b'{"spec": 7}')
     found = effective(layers, "node1", LABELS)
     assert (found.log_levels, found.nftables_refresh_s, found.route_refresh_s) == ({"syslog": "info"}, 0.0, None)
     assert len(found.problems) == 4
     assert {text.split(":")[0] for text in found.problems} == {
-        "broken", "other", "log_severity_screen", "route_refresh_interval",
+        "broken", "other", "logSeverityScreen (default)", "routeRefreshInterval (default)",
     }  # fmt: skip
 
 
@@ -81,3 +95,111 @@ def test_a_selected_one_without_selector_and_other_kinds_are_not_ours() -> None:
 )  # fmt: skip
 def test_durations(text: str | None, value: float | None) -> None:
     assert seconds(text) == value
+
+
+def test_the_environment_wins_over_every_resource() -> None:
+    layers = stored(("default", {"logPrefix": "all"}), ("node.node1", {"logPrefix": "mine", "vxlanPort": 8472}))
+    environment = environment_settings(
+        {"FELIX_LOGPREFIX": "env", "FELIX_NODE": "x", "FELIX_VXLANVNI": "", "OTHER": "1"}
+    )
+    assert environment == {"log_prefix": "env"}
+    found = effective(layers, "node1", LABELS, environment)
+    assert (found.options.log_prefix, found.options.vxlan_port) == ("env", 8472)
+    assert found.sources == {"log_prefix": "environment", "vxlan_port": "node.node1"}
+
+
+def test_a_bad_value_leaves_the_layer_below_it() -> None:
+    layers = stored(("default", {"vxlanPort": 8472}), ("node.node1", {"vxlanPort": 99999}))
+    found = effective(layers, "node1", LABELS, {"nftables_filter_deny_action": "REFUSE", "log_prefix": "ok"})
+    assert found.options == RulesetOptions(vxlan_port=8472, log_prefix="ok")
+    assert found.problems == (
+        "vxlanPort (node.node1): 99999 is not within 1 to 65535",
+        "nftablesFilterDenyAction (environment): 'REFUSE' is not one of Drop, Reject",
+    )
+
+
+def test_fields_without_effect_are_named() -> None:
+    found = effective(stored(("default", {"bpfEnabled": True, "wireguardMTU": 1400, "nonsense": 1})), "node1", {})
+    assert found.problems == (
+        "nonsense (default): there is no such field",
+        "bpfEnabled: has no effect in this version",
+        "wireguardMTU: has no effect in this version",
+    )
+
+
+SSH6 = FailsafePort("tcp", 22, "fd00::/8")
+FAILSAFES = (FailsafePort("tcp", 22), FailsafePort("udp", 68, "10.0.0.0/8"))
+
+
+@pytest.mark.parametrize(
+    ("spec", "environment", "options"),
+    [
+        ({"defaultEndpointToHostAction": "ACCEPT"}, {}, {"endpoint_to_host": "Accept"}),
+        ({"nftablesFilterDenyAction": "REJECT"}, {}, {"deny_action": "Reject"}),
+        ({"disableConntrackInvalidCheck": True}, {}, {"check_invalid": False}),
+        ({"workloadSourceSpoofing": "Any"}, {}, {"allow_source_spoofing": True}),
+        ({"allowVXLANPacketsFromWorkloads": True}, {}, {"allow_vxlan_from_workloads": True}),
+        ({"allowIPIPPacketsFromWorkloads": True}, {}, {"allow_ipip_from_workloads": True}),
+        ({"logActionRateLimit": "10/minute"}, {}, {"log_rate": (10, "minute")}),
+        ({"logActionRateLimitBurst": 7}, {}, {"log_burst": 7}),
+        ({"serviceLoopPrevention": "Disabled"}, {}, {"loop_prevention": "Disabled"}),
+        ({"failsafeInboundHostPorts": []}, {}, {"failsafe_in": ()}),
+        (
+            {
+                "failsafeInboundHostPorts": [
+                    {"protocol": "TCP", "port": 22},
+                    {"protocol": "udp", "port": 68, "net": "10.0.0.0/8"},
+                ]
+            },
+            {},
+            {"failsafe_in": FAILSAFES},
+        ),
+        ({}, {"failsafe_outbound_host_ports": "tcp:22, udp:10.0.0.0/8:68"}, {"failsafe_out": FAILSAFES}),
+        ({}, {"failsafe_outbound_host_ports": "none"}, {"failsafe_out": ()}),
+        ({}, {"failsafe_inbound_host_ports": "tcp:[fd00::/8]:22"}, {"failsafe_in": (SSH6,)}),
+        ({"natPortRange": "2000:3000"}, {}, {"nat": NatOptions(ports=(2000, 3000))}),
+        ({"natOutgoingAddress": "192.0.2.7"}, {}, {"nat": NatOptions(address={4: "192.0.2.7"})}),
+        ({"natOutgoingExclusions": "IPPoolsAndHostIPs"}, {}, {"nat": NatOptions(exclude_hosts=True)}),
+        ({"iptablesNATOutgoingInterfaceFilter": "eth+"}, {}, {"nat": NatOptions(out_interface="eth*")}),
+        ({"floatingIPs": "Enabled"}, {}, {"nat": NatOptions(floating_ips=True)}),
+        ({"nftablesMarkMask": 0xFFFF0000}, {}, {}),
+    ],
+)  # fmt: skip
+def test_fields_and_what_they_set(spec: dict[str, Any], environment: dict[str, str], options: dict[str, Any]) -> None:
+    found = effective(stored(("default", spec)), "node1", {}, environment)
+    assert found.problems == ()
+    assert found.options == replace(RulesetOptions(), **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("failsafe_inbound_host_ports", "22"), ("failsafe_inbound_host_ports", "tcp:70000"),
+        ("failsafe_inbound_host_ports", "xyz:22"), ("log_action_rate_limit", "10"),
+        ("log_action_rate_limit", "0/second"),
+        ("nat_port_range", "30:20"), ("nat_outgoing_address", "here"), ("nftables_mark_mask", "0x10000"),
+        ("route_sync_disabled", "perhaps"), ("vxlan_port", "many"), ("log_severity_screen", "loud"),
+    ],
+)  # fmt: skip
+def test_values_that_mean_nothing_are_refused(name: str, text: str) -> None:
+    found = effective({}, "node1", {}, {name: text})
+    assert len(found.problems) == 1
+    assert found.options == RulesetOptions()
+
+
+def test_networks_of_services_come_from_the_bgp_configuration() -> None:
+    value = {
+        "spec": {
+            "serviceClusterIPs": [{"cidr": "10.96.0.0/12"}, {"cidr": "fd96::/112"}],
+            "serviceExternalIPs": [{"cidr": "192.0.2.0/24"}],
+            "serviceLoadBalancerIPs": [{"cidr": "192.0.2.0/24"}],
+        }
+    }
+    raw = msgspec.Raw(json.dumps(value).encode())
+    found = effective({key("bgpconfigurations", "default"): raw}, "node1", {})
+    assert found.service_cidrs == ("10.96.0.0/12", "192.0.2.0/24", "fd96::/112")
+
+
+def test_every_field_that_has_an_effect_is_in_the_reference() -> None:
+    page = (Path(__file__).parents[4] / "docs" / "reference" / "felix-configuration.md").read_text()
+    assert {name for name in SUPPORTED if f"`{camel(name)}`" not in page} == set()
