@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from libs.model import bgp, cluster, endpoints, felixconfig, node, policy, pools
+from libs.model import bgp, cluster, endpoints, felixconfig, kubernetes, node, policy, pools
 from libs.model.base import Resource
 
 
@@ -138,9 +138,18 @@ _ALL = (
     ),
 )
 
+# Brought from the Kubernetes API; no part of the v3 API, so users neither see nor write them.
+_STORED_ONLY = (
+    Kind(
+        "KubernetesClusterNetworkPolicy", "kubernetesclusternetworkpolicies", kubernetes.KubernetesClusterNetworkPolicy
+    ),
+    Kind("KubernetesEndpointSlice", "kubernetesendpointslices", kubernetes.KubernetesEndpointSlice, namespaced=True),
+)
+
 KINDS: dict[str, Kind] = {kind.kind: kind for kind in _ALL}
-BY_PLURAL: dict[str, Kind] = {kind.plural: kind for kind in _ALL}
-BY_STRUCT: dict[type[Resource], Kind] = {kind.struct: kind for kind in _ALL}
+BY_PLURAL: dict[str, Kind] = {kind.plural: kind for kind in (*_ALL, *_STORED_ONLY)}
+BY_STRUCT: dict[type[Resource], Kind] = {kind.struct: kind for kind in (*_ALL, *_STORED_ONLY)}
+_BY_KIND: dict[str, Kind] = {kind.kind: kind for kind in (*_ALL, *_STORED_ONLY)}
 _BY_ANY_NAME: dict[str, Kind] = {
     name: kind for kind in _ALL for name in (kind.singular, kind.plural, *kind.short_names, *kind.aliases)
 }
@@ -157,7 +166,7 @@ class UnknownKind(ValueError):
 def kind(name: str | type[Resource]) -> Kind:
     """By exact kind ("NetworkPolicy") or struct. Raises UnknownKind."""
     if isinstance(name, str):
-        if found := KINDS.get(name):
+        if found := _BY_KIND.get(name):
             return found
         raise UnknownKind(name)
     return BY_STRUCT[name]

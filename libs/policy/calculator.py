@@ -33,6 +33,7 @@ from libs.policy.inputs import (
     PolicyInput,
     PoolInput,
     ProfileInput,
+    SliceInput,
     TierInput,
 )
 from libs.policy.order import EndpointTiers, TierSpec, arrange
@@ -356,6 +357,12 @@ class Calculator:
     def _apply_block(self, identity: Hashable, new: BlockInput | None) -> None:
         self._tables.apply_block(identity, new)
 
+    def _apply_slice(self, identity: Hashable, new: SliceInput | None) -> None:
+        if new is None:
+            self._table.drop_slice(str(identity))
+        else:
+            self._table.put_slice(new.identity, new.service, new.members, new.addresses)
+
     def _apply_passthrough(self, identity: Hashable, new: PassthroughInput | None) -> None:
         self._tables.apply_passthrough(identity, new)
 
@@ -538,5 +545,6 @@ _APPLY_ORDER: dict[Any, Any] = {
     NodeInput: Calculator._apply_node,
     PoolInput: Calculator._apply_pool,
     BlockInput: Calculator._apply_block,
+    SliceInput: Calculator._apply_slice,
     PassthroughInput: Calculator._apply_passthrough,
 }

@@ -17,8 +17,9 @@ from ipaddress import ip_address
 import msgspec
 
 from libs import model
+from libs.model.kubernetes import SERVICE_NAME_LABEL, KubernetesClusterNetworkPolicy, KubernetesEndpointSlice
 from libs.model.selector import NAMESPACE_PREFIX, SERVICE_ACCOUNT_PREFIX, Selector
-from libs.policy import nets, rules
+from libs.policy import kubernetes, nets, rules
 from libs.policy.order import PolicyOrder, TierSpec
 from libs.policy.output import Block, Host, Nat, NodeInfo, PolicyKey, Pool, Qos, Workload, WorkloadKey
 from libs.policy.sets import PORT_PROTOCOLS, Contributor, NamedPort
@@ -94,6 +95,15 @@ class BlockInput(msgspec.Struct, frozen=True):
     block: Block
 
 
+class SliceInput(msgspec.Struct, frozen=True):
+    """An endpoint slice: addresses and ports of a service. Which of its endpoints are ready does not matter here."""
+
+    identity: str  # namespace/name
+    service: str  # namespace/name
+    members: frozenset[str]  # "10.0.0.1,tcp:80"
+    addresses: frozenset[str]  # "10.0.0.1/32"
+
+
 class PassthroughInput(msgspec.Struct, frozen=True):
     """Configuration and BGP kinds: not calculated with, handed on as they are."""
 
@@ -110,6 +120,7 @@ Input = (
     | NodeInput
     | PoolInput
     | BlockInput
+    | SliceInput
     | PassthroughInput
 )
 
@@ -122,10 +133,18 @@ def reduce(key: str, resource: model.Resource) -> Input | None:
         case model.HostEndpoint():
             return _host(resource)
         case model.NetworkPolicy() | model.GlobalNetworkPolicy():
-            return _policy(resource)
+            return _policy(resource, resource.spec)
         case model.StagedNetworkPolicy() | model.StagedGlobalNetworkPolicy():
             # A staged deletion concerns the policy that it would delete, which goes on unchanged.
-            return None if resource.spec.staged_action == "Delete" else _policy(resource)
+            return None if resource.spec.staged_action == "Delete" else _policy(resource, resource.spec)
+        case model.StagedKubernetesNetworkPolicy():
+            if resource.spec.staged_action == "Delete":
+                return None
+            return _policy(resource, kubernetes.network_policy(resource.spec).spec)
+        case KubernetesClusterNetworkPolicy():
+            return _policy(resource, kubernetes.cluster_network_policy(resource.spec).spec)
+        case KubernetesEndpointSlice():
+            return _slice(resource)
         case model.NetworkSet() | model.GlobalNetworkSet():
             return _network_set(resource)
         case model.Profile():
@@ -252,13 +271,17 @@ def _network_set(resource: model.NetworkSet | model.GlobalNetworkSet) -> Network
     )
 
 
-PolicyResource = (
-    model.NetworkPolicy | model.GlobalNetworkPolicy | model.StagedNetworkPolicy | model.StagedGlobalNetworkPolicy
+PolicySpec = (
+    model.NetworkPolicySpec
+    | model.GlobalNetworkPolicySpec
+    | model.StagedNetworkPolicySpec
+    | model.StagedGlobalNetworkPolicySpec
 )
 
 
-def _policy(resource: PolicyResource) -> PolicyInput:
-    spec, namespace = resource.spec, resource.metadata.namespace
+def _policy(resource: model.Resource, spec: PolicySpec) -> PolicyInput:
+    """spec: the resource's own, or what it was converted to."""
+    namespace = resource.metadata.namespace
     ingress, egress = tuple(spec.ingress), tuple(spec.egress)
     types = spec.types or ("Ingress", "Egress")  # none given means both here; the API fills it in
     namespace_selector = ""
@@ -335,6 +358,25 @@ def _block(resource: model.IPAMBlock) -> BlockInput:
         if index is not None and index < len(users) and users[index] and users[index] != node
     }
     return BlockInput(cidr, Block(cidr=cidr, node=node, borrowed=borrowed))
+
+
+def _slice(resource: KubernetesEndpointSlice) -> SliceInput | None:
+    """None for one that belongs to no service. Raises ValueError for an address that is none."""
+    namespace, service = resource.metadata.namespace, resource.metadata.labels.get(SERVICE_NAME_LABEL, "")
+    if not service or resource.address_type == "FQDN":
+        return None
+    found = [str(ip_address(text)) for endpoint in resource.endpoints for text in endpoint.addresses]
+    return SliceInput(
+        identity=f"{namespace}/{_name(resource)}",
+        service=f"{namespace}/{service}",
+        members=frozenset(
+            f"{address},{(port.protocol or 'TCP').lower()}:{port.port}"
+            for address in found
+            for port in resource.ports
+            if port.port is not None
+        ),
+        addresses=frozenset(map(nets.canonical, found)),
+    )
 
 
 def _family(networks: tuple[str, ...], version: int) -> tuple[str, ...]:

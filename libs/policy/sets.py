@@ -10,7 +10,8 @@ is left out (an interval set refuses overlaps) and comes back when the cover goe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
+from typing import TypeVar
 
 import msgspec
 from pyroaring import BitMap
@@ -20,6 +21,8 @@ from libs.policy import nets
 from libs.policy.index import Entry, LabelIndex
 from libs.policy.nets import Net
 from libs.policy.output import IPSet, IPSetType
+
+K = TypeVar("K", bound=Hashable)
 
 PORT_PROTOCOLS = frozenset({"tcp", "udp", "sctp"})
 ANY_PROTOCOL = "any"
@@ -35,19 +38,25 @@ class NamedPort(msgspec.Struct, frozen=True, array_like=True):
 
 class SetSpec:
     """What a set stands for. Exactly one of: the networks of what `selector` matches; with `port_name` the (address,
-    protocol, port) of the ports so named; without a selector a service, which no etcd datastore fills, so the set stays
-    empty."""
+    protocol, port) of the ports so named; with `service` what its endpoint slices hold."""
 
-    __slots__ = ("id", "port_name", "protocol", "selector", "type")
+    __slots__ = ("id", "port_name", "protocol", "selector", "service", "type")
 
     def __init__(
-        self, set_id: str, type_: IPSetType, selector: Selector | None, port_name: str = "", protocol: str = ""
+        self,
+        set_id: str,
+        type_: IPSetType,
+        selector: Selector | None,
+        port_name: str = "",
+        protocol: str = "",
+        service: str = "",
     ) -> None:
         self.id = set_id
         self.type = type_
         self.selector = selector
         self.port_name = port_name
         self.protocol = protocol
+        self.service = service
 
 
 def selector_set(selector: Selector) -> SetSpec:
@@ -61,8 +70,10 @@ def named_port_set(selector: Selector, protocol: str, port_name: str) -> SetSpec
 
 
 def service_set(name: str, namespace: str, *, with_ports: bool) -> SetSpec:
+    """Every (address, protocol, port) of the service, or its addresses alone."""
     prefix, type_ = ("svc", IPSetType.IP_PORT) if with_ports else ("svcnoport", IPSetType.NET)
-    return SetSpec(unique_id(prefix, f"{namespace}/{name}"), type_, None)
+    service = f"{namespace}/{name}"
+    return SetSpec(unique_id(prefix, service), type_, None, service=service)
 
 
 class Contributor(msgspec.Struct, frozen=True):
@@ -116,6 +127,10 @@ class SetTable:
         ] = {}  # item -> networks it had or has, for items changed since the last refresh
         self._sets: dict[str, _Set] = {}
         self._sets_of: dict[Entry, dict[str, _Set]] = {}
+        self._slices: dict[str, tuple[str, frozenset[str], frozenset[str]]] = {}  # slice → service, members, addresses
+        self._slices_of: dict[str, set[str]] = {}  # service → its slices
+        self._service_sets: dict[str, dict[str, _Set]] = {}  # service → its active sets
+        self._changed_services: set[str] = set()
 
     # --- what items contribute ----------------------------------------------------------------------------------------
 
@@ -146,6 +161,26 @@ class SetTable:
             else:
                 del self._owners[net]
 
+    def put_slice(self, identity: str, service: str, members: frozenset[str], addresses: frozenset[str]) -> None:
+        self.drop_slice(identity)
+        self._slices[identity] = (service, members, addresses)
+        self._slices_of.setdefault(service, set()).add(identity)
+        self._changed_services.add(service)
+
+    def drop_slice(self, identity: str) -> None:
+        old = self._slices.pop(identity, None)
+        if old is not None:
+            slices = self._slices_of[old[0]]
+            slices.discard(identity)
+            if not slices:
+                del self._slices_of[old[0]]
+            self._changed_services.add(old[0])
+
+    def _served(self, spec: SetSpec) -> set[str]:
+        """Members of a service's set: of all its slices."""
+        which = 1 if spec.type is IPSetType.IP_PORT else 2
+        return set().union(*(self._slices[one][which] for one in self._slices_of.get(spec.service, ())))
+
     # --- which sets are active ----------------------------------------------------------------------------------------
 
     def activate(self, spec: SetSpec) -> bool:
@@ -159,6 +194,9 @@ class SetTable:
         if entry is not None:
             self._sets_of.setdefault(entry, {})[spec.id] = new
             self._refresh_members(new, self._candidates(new, entry.matched), SetDelta())
+        else:
+            self._service_sets.setdefault(spec.service, {})[spec.id] = new
+            new.members = self._served(spec)
         return True
 
     def deactivate(self, set_id: str) -> bool:
@@ -169,11 +207,10 @@ class SetTable:
             return False
         del self._sets[set_id]
         if known.entry is not None:
-            siblings = self._sets_of[known.entry]
-            del siblings[set_id]
-            if not siblings:
-                del self._sets_of[known.entry]
+            _drop(self._sets_of, known.entry, set_id)
             self._index.drop_selector(known.entry)
+        else:
+            _drop(self._service_sets, known.spec.service, set_id)
         return True
 
     def refresh(self, changed: Iterable[Entry]) -> dict[str, SetDelta]:
@@ -195,6 +232,14 @@ class SetTable:
                 if delta.added or delta.removed:
                     deltas[set_id] = delta
         self._former.clear()
+        for service in self._changed_services:
+            for set_id, one in self._service_sets.get(service, {}).items():
+                delta, now = SetDelta(), self._served(one.spec)
+                delta.added, delta.removed = now - one.members, one.members - now
+                one.members = now
+                if delta.added or delta.removed:
+                    deltas[set_id] = delta
+        self._changed_services.clear()
         return deltas
 
     # --- reading ------------------------------------------------------------------------------------------------------
@@ -304,3 +349,9 @@ class SetTable:
                 if any(cover.contains(net) for cover in moved):
                     inside.add(member)
         return inside
+
+
+def _drop(groups: dict[K, dict[str, _Set]], group: K, set_id: str) -> None:
+    del groups[group][set_id]
+    if not groups[group]:
+        del groups[group]

@@ -1,0 +1,114 @@
+"""Kubernetes objects that policy needs and that the v3 API has no counterpart for: cluster network policies, slices.
+
+They lie in the datastore under the plurals that Calico's key table has for them (facts/etcd-layout.md section 2), in
+Kubernetes' own shape; a controller brings them from the Kubernetes API. Users do not write them with calicoctl, so they
+are no kinds of `libs.model.KINDS`. Only the fields that are used are declared; others are skipped when read.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from msgspec import field
+
+from libs.model.base import Resource, V3Struct
+from libs.model.policy import LabelSelector
+
+CLUSTER_POLICY_API = "policy.networking.k8s.io/v1alpha2"
+DISCOVERY_API = "discovery.k8s.io/v1"
+SERVICE_NAME_LABEL = "kubernetes.io/service-name"
+
+
+class SliceEndpoint(V3Struct):
+    addresses: list[str] = field(default_factory=list)
+
+
+class SlicePort(V3Struct):
+    """port: None stands for every port, as in headless services without ports."""
+
+    name: str | None = None
+    protocol: str | None = None
+    port: int | None = None
+
+
+class KubernetesEndpointSlice(Resource):
+    """Belongs to the service of its label `kubernetes.io/service-name`."""
+
+    kind: ClassVar[str] = "KubernetesEndpointSlice"
+    api_version: ClassVar[str] = DISCOVERY_API
+
+    address_type: str = ""
+    endpoints: list[SliceEndpoint] = field(default_factory=list)
+    ports: list[SlicePort] = field(default_factory=list)
+
+
+class NamespacedPods(V3Struct):
+    namespace_selector: LabelSelector = field(default_factory=LabelSelector)
+    pod_selector: LabelSelector = field(default_factory=LabelSelector)
+
+
+class ClusterPolicySubject(V3Struct):
+    """Exactly one of the two."""
+
+    namespaces: LabelSelector | None = None
+    pods: NamespacedPods | None = None
+
+
+class ClusterPolicyPeer(V3Struct):
+    """Exactly one; networks in egress rules only."""
+
+    namespaces: LabelSelector | None = None
+    pods: NamespacedPods | None = None
+    networks: list[str] = field(default_factory=list)
+
+
+class PortSpan(V3Struct):
+    start: int = 0
+    end: int = 0
+
+
+class ClusterPolicyPort(V3Struct):
+    """A number or a range."""
+
+    number: int | None = None
+    range: PortSpan | None = None
+
+
+class ClusterPolicyTransport(V3Struct):
+    destination_port: ClusterPolicyPort | None = None
+
+
+class ClusterPolicyProtocol(V3Struct):
+    """Exactly one."""
+
+    tcp: ClusterPolicyTransport | None = None
+    udp: ClusterPolicyTransport | None = None
+    sctp: ClusterPolicyTransport | None = None
+    destination_named_port: str = ""
+
+
+class ClusterPolicyRule(V3Struct):
+    """action: Accept, Deny or Pass."""
+
+    name: str = ""
+    action: str = ""
+    from_: list[ClusterPolicyPeer] = field(default_factory=list)
+    to: list[ClusterPolicyPeer] = field(default_factory=list)
+    protocols: list[ClusterPolicyProtocol] = field(default_factory=list)
+
+
+class ClusterPolicySpec(V3Struct):
+    """tier: Admin or Baseline. priority: 0 to 1000, lower first."""
+
+    tier: str = ""
+    priority: int = 0
+    subject: ClusterPolicySubject = field(default_factory=ClusterPolicySubject)
+    ingress: list[ClusterPolicyRule] = field(default_factory=list)
+    egress: list[ClusterPolicyRule] = field(default_factory=list)
+
+
+class KubernetesClusterNetworkPolicy(Resource):
+    kind: ClassVar[str] = "KubernetesClusterNetworkPolicy"
+    api_version: ClassVar[str] = CLUSTER_POLICY_API
+
+    spec: ClusterPolicySpec = field(default_factory=ClusterPolicySpec)
