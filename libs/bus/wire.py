@@ -246,6 +246,7 @@ class Applied(msgspec.Struct, kw_only=True, omit_defaults=True):
     """What a node's kernel holds: every change up to `rev` that concerns it, but for `failures` (object -> reason).
 
     seq: place in the node stream of `epoch`. On change, and each ten seconds so that a new typha learns of the node.
+    warnings: parts of the configuration that have no effect on it, as text.
     """
 
     node: str
@@ -253,6 +254,7 @@ class Applied(msgspec.Struct, kw_only=True, omit_defaults=True):
     rev: int
     seq: int
     failures: dict[str, str] = {}
+    warnings: tuple[str, ...] = ()
 
 
 class EndpointStatus(msgspec.Struct, kw_only=True, omit_defaults=True):

@@ -150,6 +150,7 @@ class Cluster:
             "FELIX_HEALTHHOST": str(ipv4.ip),
             "FELIX_HEALTHPORT": str(FELIX_PORT),
             "FELIX_STATE_DIR": str(directory / "state"),
+            "FELIX_MTU_FILE": str(directory / "mtu"),
             "CALICO_CNI_SOCKET": str(directory / "cni.sock"),
         }
         namespace = Namespace(f"cal-{self.id}-{name}")

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import time
+from pathlib import Path
 from random import Random
 
 from libs.bus import subjects, wire
@@ -21,6 +22,7 @@ from services.felix.config import FelixConfig
 from services.felix.core.feed import Apply, Phase
 from services.felix.core.journal import Journal
 from services.felix.core.live import LiveSettings, effective, environment_settings
+from services.felix.core.mtu import pod_mtu_bytes
 from services.felix.core.options import RulesetOptions
 from services.felix.core.routing import Routing
 from services.felix.core.ruleset import RulesetBuilder
@@ -69,6 +71,8 @@ class Felix:
         )
         self.feed = FeedRunner(bus, self.node, self.on_apply, random)
         self.settings = LiveSettings(options=self._start)
+        self._mtu_written_bytes = 0
+        self._mtu_refused = ""
         self._levels = logs.levels()  # those of the environment, which apply where the datastore says nothing
         self.plugin = Plugin(
             self.node,
@@ -79,7 +83,7 @@ class Felix:
             Journal(config.state_dir / "cni-journal"),
             interface_prefix=config.interface_prefix[0],
             policy_timeout_s=config.policy_setup_timeout_s,
-            mtu_bytes=lambda: config.mtu_bytes or kernel.interfaces.underlay_mtu_bytes(),
+            mtu_bytes=self.mtu_bytes,
             observe=lambda step, seconds: self.metrics.cni.labels(step).observe(seconds),
         )
         self._calculation = service.health.register("CalculationGraph", timeout_s=30.0)
@@ -103,6 +107,10 @@ class Felix:
         before, self.settings = self.settings, settings
         if (settings.options, settings.service_cidrs) != (before.options, before.service_cidrs):
             self.dataplane.configure(settings.options, settings.service_cidrs)
+        spoofing = settings.options.allow_source_spoofing
+        if (settings.mtu_pattern, spoofing) != (before.mtu_pattern, before.options.allow_source_spoofing):
+            self.kernel.interfaces.configure(mtu_pattern=settings.mtu_pattern, spoofing=spoofing)
+            self.dataplane.resync_routes()
         if settings.route_sync != before.route_sync:
             log.warning("routes", extra={"programmed": settings.route_sync})
             self.kernel.interfaces.enabled = settings.route_sync
@@ -113,10 +121,36 @@ class Felix:
                 log.warning("log level changes", extra={"outlet": outlet, "level": level})
                 logs.set_level(level, outlet)
 
+    def mtu_bytes(self) -> int:
+        """Of new pods."""
+        pools = self.feed.feed.state.pools.values()
+        return self.config.mtu_bytes or pod_mtu_bytes(self.kernel.interfaces.underlay_mtu_bytes(), pools)
+
+    def write_mtu_file(self) -> None:
+        """Where other network plugins look for it. Raises OSError when it must be written and cannot be."""
+        mtu_bytes = self.mtu_bytes()
+        if mtu_bytes == self._mtu_written_bytes:
+            return
+        try:
+            write_number(self.config.mtu_file, mtu_bytes)
+        except OSError as error:
+            if self.settings.require_mtu_file:
+                raise
+            if str(error) != self._mtu_refused:
+                self._mtu_refused = str(error)
+                log.warning("MTU file not written", extra={"error": str(error)})
+        else:
+            self._mtu_written_bytes = mtu_bytes
+
     def report(self, progress: Progress) -> None:
         """Tell the cluster what this kernel holds."""
         message = wire.Applied(
-            node=self.node, epoch=progress.epoch, rev=progress.rev, seq=progress.seq, failures=progress.failures
+            node=self.node,
+            epoch=progress.epoch,
+            rev=progress.rev,
+            seq=progress.seq,
+            failures=progress.failures,
+            warnings=self.settings.problems,
         )
         try:
             self.bus.publish(subjects.applied(self.node), wire.encode(message))
@@ -185,7 +219,17 @@ class Felix:
             if routes_s and now - last_routes > routes_s:
                 last_routes = now + random.uniform(0, 0.1) * routes_s
                 self.dataplane.resync_routes()
+            if self.feed.feed.in_sync:
+                self.write_mtu_file()
             await asyncio.sleep(1.0)
+
+
+def write_number(path: Path, number: int) -> None:
+    """Readers see the old content or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.write_text(f"{number}\n")
+    fresh.replace(path)
 
 
 def _first(live_s: float | None, configured_s: float) -> float:

@@ -55,7 +55,8 @@ class FelixConfig(RuntimeConfig):
     policy_setup_timeout_s: float = setting(
         20.0, "How long CNI ADD waits for the pod's policy to reach the kernel.", unit="s", minimum=0.1
     )
-    mtu_bytes: int = setting(0, "MTU of pods; 0: that of the device to the other nodes.", unit="bytes", minimum=0)
+    mtu_bytes: int = setting(0, "MTU of pods; 0: found from interfaces and pools.", unit="bytes", minimum=0)
+    mtu_file: Path = setting(Path("/var/lib/calico/mtu"), "File that receives the MTU of pods.")
 
     def node_name(self) -> str:
         if self.node:

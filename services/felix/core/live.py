@@ -22,6 +22,7 @@ from libs.model.codec import convert
 from libs.model.felixconfig import FelixConfigurationSpec, ProtoPort
 from libs.model.selector import SelectorError
 from services.felix.core.failsafe import FailsafePort
+from services.felix.core.mtu import PATTERN
 from services.felix.core.options import RulesetOptions
 
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)")
@@ -79,6 +80,8 @@ class LiveSettings:
     nftables_refresh_s: float | None = None
     route_refresh_s: float | None = None
     route_sync: bool = True  # not RouteSyncDisabled
+    mtu_pattern: str = PATTERN  # MTUIfacePattern
+    require_mtu_file: bool = False
     options: RulesetOptions = field(default_factory=RulesetOptions)
     service_cidrs: tuple[str, ...] = ()  # BGPConfiguration `default`: what services are announced from
     problems: tuple[str, ...] = ()
@@ -164,6 +167,8 @@ def _merge(layers: list[dict[str, Setting]], options: RulesetOptions, problems: 
                 if name not in _ELSEWHERE:
                     unused.add(name)
                 continue
+            if str(setting.value).lower() == "none" and name in _CLEAR:
+                use = _CLEAR[name]
             try:
                 use(draft, setting.value)
             except ValueError as error:
@@ -176,6 +181,8 @@ def _merge(layers: list[dict[str, Setting]], options: RulesetOptions, problems: 
         nftables_refresh_s=draft.nftables_refresh_s,
         route_refresh_s=draft.route_refresh_s,
         route_sync=draft.route_sync,
+        mtu_pattern=draft.mtu_pattern,
+        require_mtu_file=draft.require_mtu_file,
         options=draft.options,
         sources=sources,
     )
@@ -190,6 +197,8 @@ class _Draft:
         self.nftables_refresh_s: float | None = None
         self.route_refresh_s: float | None = None
         self.route_sync = True
+        self.mtu_pattern = PATTERN
+        self.require_mtu_file = False
 
     def option(self, **values: Any) -> None:
         self.options = replace(self.options, **values)
@@ -289,6 +298,14 @@ def _mark_mask(draft: _Draft, value: Any) -> None:
         raise ValueError(f"{mask:#x} does not hold the bits {BITS_IN_USE:#x} that the ruleset uses")
 
 
+def _pattern(value: Any) -> str:
+    try:
+        re.compile(str(value))
+    except re.error as error:
+        raise ValueError(f"{value!r} is no regular expression: {error}") from None
+    return str(value)
+
+
 def seconds(text: str | None) -> float | None:
     """A Go duration in seconds; None for None and for what is not one."""
     if not text or (text != "0" and not re.fullmatch(r"([0-9]+(\.[0-9]+)?(ms|s|m|h))+", text)):
@@ -319,6 +336,8 @@ _USES: dict[str, Use] = {
     "nftables_refresh_interval": lambda d, v: setattr(d, "nftables_refresh_s", _duration(v)),
     "route_refresh_interval": lambda d, v: setattr(d, "route_refresh_s", _duration(v)),
     "route_sync_disabled": lambda d, v: setattr(d, "route_sync", not _bool(v)),
+    "mtu_iface_pattern": lambda d, v: setattr(d, "mtu_pattern", _pattern(v)),
+    "require_mtu_file": lambda d, v: setattr(d, "require_mtu_file", _bool(v)),
     "default_endpoint_to_host_action": lambda d, v: d.option(endpoint_to_host=_choice(v, "Drop", "Accept", "Return")),
     "nftables_filter_deny_action": lambda d, v: d.option(deny_action=_choice(v, "Drop", "Reject")),
     "nftables_mark_mask": _mark_mask,
@@ -346,3 +365,12 @@ _ELSEWHERE = frozenset(
     {"interface_prefix", "ipv6_support", "program_cluster_routes", "health_enabled", "health_host", "health_port"}
 )
 SUPPORTED = frozenset(_USES)
+
+# What `none` means where it clears a value of a weaker layer.
+_CLEAR: dict[str, Use] = {
+    "log_prefix": lambda d, v: d.option(log_prefix=""),
+    "log_action_rate_limit": lambda d, v: d.option(log_rate=None),
+    "nat_port_range": lambda d, v: d.nat(ports=None),
+    "nat_outgoing_address": lambda d, v: d.nat(address={}),
+    "iptables_nat_outgoing_interface_filter": lambda d, v: d.nat(out_interface=""),
+}

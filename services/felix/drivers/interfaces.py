@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from libs.netlink.addresses import Address as InterfaceAddress
 from libs.netlink.addresses import list_addresses
+from libs.netlink.codec import NetlinkError
+from libs.netlink.conntrack import delete_connections
 from libs.netlink.drivers import RouteDriver
 from libs.netlink.links import Link, list_links
 from libs.netlink.monitor import ADDRESSES, LINKS, ROUTES, Changed, Event, Monitor
@@ -25,16 +27,17 @@ from libs.netlink.routes import (
     device_route,
     gateway_route,
 )
-from libs.netlink.socket import NETLINK_ROUTE, NetlinkSocket
+from libs.netlink.socket import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket
 from libs.netlink.sysctl import SysctlError, write_sysctl
 from libs.policy.output import Workload, WorkloadKey
 from libs.reconcile import Reconciler
+from services.felix.core.mtu import PATTERN, host_mtu_bytes
 from services.felix.core.routing import Address, Network, Routing, WantedRoute
+from services.felix.drivers.workload_sysctls import WorkloadSysctls
 
 log = logging.getLogger(__name__)
 
 STRAY_S = 1.0
-DEFAULT_MTU_BYTES = 1460  # facts/felix.md section 3.10: when no interface tells
 
 
 class InterfaceDriver:
@@ -52,6 +55,9 @@ class InterfaceDriver:
         self._host_addresses: dict[str, frozenset[str]] | None = None  # None: to be listed again
         self._changed: Callable[[], None] = lambda: None
         self._mtu_bytes: int | None = None
+        self._mtu_pattern = PATTERN
+        self._owners: dict[Network, str] = {}  # local workloads' addresses -> interface whose connections may be known
+        self._sysctls = WorkloadSysctls()
         self._stray: asyncio.TimerHandle | None = None
 
     def prepare_host(self) -> None:
@@ -62,18 +68,20 @@ class InterfaceDriver:
             except SysctlError as error:
                 log.warning("forwarding not enabled", extra={"error": str(error)})
 
+    def configure(self, *, mtu_pattern: str, spoofing: bool) -> None:
+        """Settings that may change while running; the caller wakes the dataplane. spoofing: workloads may use sources
+        that are not their own, so the kernel's own check of them must go.
+        """
+        self._mtu_pattern, self._mtu_bytes = mtu_pattern, None
+        self._sysctls.allow_spoofing = spoofing
+        self._stale = True
+
     def underlay_mtu_bytes(self) -> int:
-        """Of the interfaces with addresses that are not workloads' and not loopback: the smallest."""
+        """Of the interfaces that the pattern names and that are up: the smallest."""
         if self._mtu_bytes is not None:
             return self._mtu_bytes
         self._refresh()
-        own = {address.index for address in self._addresses if not address.interface.ip.is_link_local}
-        mtus = [
-            link.mtu_bytes
-            for link in self._links.values()
-            if link.index in own and link.name != "lo" and not link.name.startswith(self._prefixes)
-        ]
-        self._mtu_bytes = min(mtus, default=DEFAULT_MTU_BYTES)
+        self._mtu_bytes = host_mtu_bytes(self._links.values(), self._mtu_pattern)
         return self._mtu_bytes
 
     def resync(self) -> None:
@@ -98,12 +106,15 @@ class InterfaceDriver:
         changed: dict[Network, WantedRoute | None] = routing.flush()
         if self._stale:
             self._refresh()
+            self._sysctls.look_again()
             self._reconciler.resync()
             changed = {**dict.fromkeys(self._routes), **routing.wanted}
         elif not changed and self._reconciler.in_sync and not self._waiting:
             return {}
         for network in [network for network in self._waiting if network in routing.wanted]:
             changed.setdefault(network, routing.wanted[network])
+        failures = self._sysctls.repair(workloads.values(), self._links)
+        await self._forget_connections(changed, failures)
         for network, wanted in changed.items():
             old = self._routes.pop(network, None)
             if old is not None:
@@ -116,11 +127,11 @@ class InterfaceDriver:
         self._reconciler.in_sync = True
         if not self.enabled:
             self._stale = True
-            return {}
+            return failures
         failed = await self._reconciler.step()
         if failed:
             self._stale = True  # an interface may have gone meanwhile
-        return {f"route {key.dst}": str(error) for key, error in failed.items()}
+        return failures | {f"route {key.dst}": str(error) for key, error in failed.items()}
 
     async def watch(self, changed: Callable[[], None]) -> None:
         """Calls back when interfaces, addresses or our routes changed other than by us."""
@@ -137,6 +148,34 @@ class InterfaceDriver:
         await asyncio.get_running_loop().run_in_executor(None, self._driver.close)
 
     # --- inside ---
+
+    async def _forget_connections(
+        self, changed: Mapping[Network, WantedRoute | None], failures: dict[str, str]
+    ) -> None:
+        """Of addresses that left an interface: whoever has them next must not inherit what was allowed before.
+
+        The new policy is in the kernel by now, so the old pod cannot make new ones.
+        """
+        moved: list[Address] = []
+        for network, wanted in changed.items():
+            interface = wanted.interface if wanted is not None else ""
+            old = self._owners.get(network, "")
+            if network.prefixlen == network.max_prefixlen and old != interface:
+                if old:
+                    moved.append(network.network_address)
+                if interface:
+                    self._owners[network] = interface
+                else:
+                    self._owners.pop(network, None)
+        if not moved:
+            return
+        try:
+            count = await asyncio.get_running_loop().run_in_executor(None, _delete_connections, moved)
+        except (NetlinkError, OSError) as error:
+            log.error("connections not forgotten", extra={"addresses": moved, "error": str(error)})
+            failures["conntrack"] = str(error)
+        else:
+            log.debug("connections forgotten", extra={"addresses": moved, "count": count})
 
     def _event(self, event: Event) -> None:
         if isinstance(event, Changed):
@@ -183,7 +222,9 @@ class InterfaceDriver:
                 if event.gone:
                     return known is not None and known.index == link.index
                 # A workload's interface matters once it is wanted; its coming up is what a waiting route waits for.
-                return known is None or (known.index, known.up, known.lower_up) != (link.index, link.up, link.lower_up)
+                return known is None or (known.index, known.up, known.lower_up, known.mtu_bytes) != (
+                    link.index, link.up, link.lower_up, link.mtu_bytes,
+                )  # fmt: skip
             case Route() as route:
                 if route.protocol != PROTOCOL_FELIX:
                     return False
@@ -220,3 +261,8 @@ class InterfaceDriver:
             if address.interface.version == via.version and via in address.interface.network:
                 return address.index
         return None
+
+
+def _delete_connections(addresses: list[Address]) -> int:
+    with NetlinkSocket(NETLINK_NETFILTER) as netlink:
+        return sum(delete_connections(netlink, address) for address in addresses)

@@ -1,0 +1,262 @@
+"""FelixConfiguration and BGPConfiguration that change while traffic flows: the effect is seen, nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import select
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+import pytest
+import pytest_asyncio
+
+from libs.netlink.netns import in_netns
+from libs.testkit.cluster import Pod
+from libs.testkit.reach import Flow, Verdict, check, open_flow
+from libs.testkit.traffic import Load
+from tests.cluster.conftest import ALLOW, DENY, World, until
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+FAMILIES = (4, 6)
+POLICY = """
+kind: GlobalNetworkPolicy
+metadata: {name: front}
+spec:
+  selector: role == 'server'
+  types: [Ingress]
+  ingress:
+  - {action: Log, destination: {ports: [9090]}, protocol: TCP}
+  - {action: Allow, source: {selector: role == 'client'}, destination: {ports: [8080]}, protocol: TCP}
+  - {action: Allow, source: {selector: role == 'client'}, destination: {ports: [8080]}, protocol: UDP}
+"""
+
+SHUT = """
+kind: GlobalNetworkPolicy
+metadata: {name: shut}
+spec: {selector: role == 'shut', types: [Ingress]}
+"""
+
+
+@dataclass(frozen=True)
+class Pods:
+    """server and near on node1, far on node2."""
+
+    server: Pod
+    near: Pod
+    far: Pod
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def pods(world: World) -> Pods:
+    await world.cluster.add_namespace("ns1")
+    add = world.cluster.add_pod
+    return Pods(
+        await add("node1", "server", namespace="ns1", labels={"role": "server"}),
+        await add("node1", "near", namespace="ns1", labels={"role": "client"}),
+        await add("node2", "far", namespace="ns1", labels={"role": "client"}),
+    )
+
+
+@pytest_asyncio.fixture(autouse=True, loop_scope="module")
+async def front(world: World, pods: Pods) -> AsyncIterator[None]:
+    await world.apply(POLICY)
+    yield
+    await world.clean()
+    for kind, name in (("FelixConfiguration", "default"), ("BGPConfiguration", "default")):
+        if any(resource.metadata.name == name for resource in (await world.resources.list(kind)).items):
+            await world.delete(kind, name)
+
+
+async def configure(world: World, **spec: object) -> None:
+    await world.apply(json.dumps({"kind": "FelixConfiguration", "metadata": {"name": "default"}, "spec": spec}))
+
+
+def to_host(world: World, pod: Pod) -> list[Flow]:
+    """Pings of the pod's own node."""
+    node = world.cluster.node(pod.node)
+    return [Flow(pod.netns.path, address.ip, 0, "icmp") for address in (node.ipv4, node.ipv6)]
+
+
+async def verdicts(flows: list[Flow], timeout_s: float = 0.6) -> list[Verdict]:
+    return await asyncio.to_thread(check, flows, timeout_s=timeout_s, tries=2)
+
+
+async def test_d10_n09_e07_p20_settings_change_under_traffic_without_loss(world: World, pods: Pods) -> None:
+    flow = world.cluster.flow
+    good = [flow(a, pods.server, 8080, family=family) for a in (pods.near, pods.far) for family in FAMILIES]
+    udp = [flow(a, pods.server, 8080, "udp", family=family) for a in (pods.near, pods.far) for family in FAMILIES]
+    refused = [flow(pods.far, pods.server, 9090, protocol, family=family) for protocol in ("tcp", "udp")
+               for family in FAMILIES]  # fmt: skip
+    host = to_host(world, pods.near)
+    assert await verdicts(host) == [DENY, DENY]
+    assert await verdicts(refused) == [DENY] * 4
+    with Load(udp=udp, tcp=good, streams=good, tcp_per_s=100) as load:
+        await configure(
+            world, defaultEndpointToHostAction="Accept", nftablesFilterDenyAction="Reject", logPrefix="live %n",
+            logActionRateLimit="7/minute",
+        )  # fmt: skip
+        assert await verdicts(host) == [ALLOW, ALLOW]
+        # A refusal that arrives while connect() still holds its socket counts only when the SYN is repeated, after 1 s.
+        assert await verdicts(refused, 5.0) == [Verdict.REFUSED] * 4
+        text = world.run("node1", "nft", "list", "table", "ip", "calico")
+        assert 'prefix "live front: "' in text
+        assert "limit rate 7/minute" in text
+        await configure(world, vxlanPort=4790, logPrefix="again")
+        assert await verdicts(host) == [DENY, DENY]
+        assert await verdicts(refused) == [DENY] * 4
+        text = world.run("node1", "nft", "list", "table", "ip6", "calico")
+        assert 'prefix "again: "' in text
+        assert "4790" in text
+        assert "limit rate" not in text
+    assert load.result.lost_nothing, load.result
+    assert load.result.tcp_opened > 50, load.result
+
+
+async def test_n19_packets_to_addresses_of_no_service_are_dropped_or_rejected(world: World, pods: Pods) -> None:
+    node = world.cluster.node("node1")
+    flows = [Flow(pods.near.netns.path, ip_address(text), 80, "udp") for text in ("198.51.100.9", "2001:db8:5::9")]
+    other = world.cluster.node("node2")
+    back = (f"198.51.100.0/24 via {other.ipv4.ip}", f"2001:db8:5::/64 via {other.ipv6.ip}")
+    for route in back:  # the router that sends it back would be here
+        world.run("node1", "ip", *(["-6"] if "db8" in route else []), "route", "add", *route.split(), "dev", "eth0")
+
+    def counted() -> int:
+        text = "".join(world.run("node1", "nft", "list", "table", f, "calico") for f in ("ip", "ip6"))
+        lines = [line for line in text.splitlines() if "no such service: would loop" in line]
+        return sum(int(line.partition("packets ")[2].split()[0]) for line in lines)
+
+    try:
+        assert counted() == 0
+        spec = {"serviceClusterIPs": [{"cidr": "198.51.100.0/24"}], "serviceExternalIPs": [{"cidr": "2001:db8:5::/64"}]}
+        await world.apply(json.dumps({"kind": "BGPConfiguration", "metadata": {"name": "default"}, "spec": spec}))
+        assert await verdicts(flows) == [DENY, DENY]
+        assert counted() >= 2
+        await configure(world, serviceLoopPrevention="Reject")
+        assert await verdicts(flows) == [Verdict.REFUSED, Verdict.REFUSED]
+        await configure(world, serviceLoopPrevention="Disabled")
+        assert "service-cidrs" not in world.run(node.name, "nft", "list", "table", "ip", "calico")
+        await world.check([(pods.near, pods.server, 8080, "tcp", ALLOW)])
+    finally:
+        for route in back:
+            world.run("node1", "ip", *(["-6"] if "db8" in route else []), "route", "del", *route.split(), "dev", "eth0")
+
+
+def answered(connected: socket.socket, timeout_s: float = 0.5) -> bool:
+    connected.send(b"ping")
+    if not select.select([connected], [], [], timeout_s)[0]:
+        return False
+    try:
+        return bool(connected.recv(100))
+    except ConnectionError:
+        return False
+
+
+async def test_n22_the_next_pod_with_an_address_does_not_inherit_its_connections(world: World, pods: Pods) -> None:
+    add = world.cluster.add_pod
+    old = await add("node1", "first", namespace="ns1", labels={"role": "server"})
+    flows = [world.cluster.flow(pods.near, old, 8080, "udp", family=family) for family in FAMILIES]
+    addresses = [str(flow.address) for flow in flows]
+    sockets = [open_flow(flow) for flow in flows]
+    second: Pod | None = None
+    try:
+        for made, flow in zip(sockets, flows, strict=True):
+            made.connect((str(flow.address), 8080))
+            assert answered(made)
+        await world.cluster.remove_pod(old)
+        closed = (
+            "kind: GlobalNetworkPolicy\nmetadata: {name: shut}\nspec: {selector: role == 'shut', types: [Ingress]}\n"
+        )
+        await world.apply(closed)
+        second = await add(
+            "node1", "second", namespace="ns1", labels={"role": "shut"},
+            annotations={"cni.projectcalico.org/ipAddrs": json.dumps(addresses)},
+        )  # fmt: skip
+        assert [str(world.cluster.flow(pods.near, second, 8080, family=f).address) for f in FAMILIES] == addresses
+        assert [answered(made) for made in sockets] == [False, False]
+        await world.delete("GlobalNetworkPolicy", "shut")  # the control: it is there and answers
+        assert [answered(made, 3.0) for made in sockets] == [True, True]
+    finally:
+        for made in sockets:
+            made.close()
+        if second is not None:
+            await world.cluster.remove_pod(second)
+
+
+async def test_n23_settings_of_interfaces_are_repaired_and_route_sync_can_be_switched_off(
+    world: World, pods: Pods
+) -> None:
+    node = world.cluster.node("node1")
+    name = pods.server.result["interfaces"][0]["name"]
+    paths = (f"ipv4/conf/{name}/proxy_arp", f"ipv4/conf/{name}/forwarding", f"ipv6/conf/{name}/proxy_ndp")
+
+    def values() -> list[str]:
+        with in_netns(node.namespace.path):
+            out = []
+            for path in paths:
+                with open(f"/proc/sys/net/{path}") as file:
+                    out.append(file.read().strip())
+            return out
+
+    async def repaired() -> bool:
+        return values() == ["1", "1", "1"]
+
+    await until(repaired, 5, "settings are there")
+    await configure(world, routeRefreshInterval="1s")
+    node.namespace.sysctl(dict.fromkeys(paths, 0))
+    assert values() == ["0", "0", "0"]
+    await until(repaired, 10, "settings are put right")
+
+    await configure(world, routeRefreshInterval="1s", routeSyncDisabled=True)
+    address = world.cluster.flow(pods.near, pods.server, 8080).address
+
+    def route() -> str:
+        return world.run("node1", "ip", "route", "show", f"{address}/32")
+
+    before = route()
+    assert name in before
+    passes = await world.metric("node1", "felix_int_dataplane_apply_time_seconds_count")
+    world.run("node1", "ip", "route", "del", f"{address}/32", "dev", name)
+
+    async def looked() -> bool:
+        return await world.metric("node1", "felix_int_dataplane_apply_time_seconds_count") >= passes + 3
+
+    await until(looked, 10, "felix looks at routes and leaves them alone")
+    assert route() == ""
+    await configure(world, routeRefreshInterval="1s")
+
+    async def back() -> bool:
+        return route() == before
+
+    await until(back, 10, "the route is written again")
+
+
+async def test_n21_the_mtu_file_follows_the_pools_and_pods_get_it(world: World, pods: Pods) -> None:
+    file = world.cluster.node("node1").directory / "mtu"
+
+    async def says(value: int) -> bool:
+        return file.exists() and file.read_text() == f"{value}\n"
+
+    await until(lambda: says(1500), 5, "the MTU of the host")
+    world.run("node1", "ip", "link", "set", "eth0", "mtu", "1480")
+    try:
+        await until(lambda: says(1480), 5, "the MTU of the host, changed")
+        pod = await world.cluster.add_pod("node1", "small", namespace="ns1")
+        try:
+            assert " mtu 1480 " in world.run("small", "ip", "link", "show", "eth0")
+        finally:
+            await world.cluster.remove_pod(pod)
+        await configure(world, mtuIfacePattern="^nothing$")
+        await until(lambda: says(1460), 5, "no interface tells")
+    finally:
+        world.run("node1", "ip", "link", "set", "eth0", "mtu", "1500")
+
+
+async def test_unsupported_fields_are_named_once_in_the_log(world: World, pods: Pods) -> None:
+    for prefix in ("one", "two"):
+        await configure(world, removeExternalRoutes=False, logPrefix=prefix)
+    text = world.cluster.node("node1").felix.log_path.read_text()
+    assert len([line for line in text.splitlines() if "removeExternalRoutes" in line]) == 1
