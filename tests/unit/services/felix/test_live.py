@@ -203,3 +203,14 @@ def test_networks_of_services_come_from_the_bgp_configuration() -> None:
 def test_every_field_that_has_an_effect_is_in_the_reference() -> None:
     page = (Path(__file__).parents[4] / "docs" / "reference" / "felix-configuration.md").read_text()
     assert {name for name in SUPPORTED if f"`{camel(name)}`" not in page} == set()
+
+
+def test_none_clears_what_a_weaker_layer_set() -> None:
+    layers = stored(
+        ("default", {"natPortRange": "1000:2000", "logActionRateLimit": "5/second", "logPrefix": "x"}),
+        ("node.node1", {"natPortRange": "none"}),
+    )
+    found = effective(layers, "node1", {}, {"log_action_rate_limit": "None"})
+    assert (found.options.nat.ports, found.options.log_rate, found.options.log_prefix) == (None, None, "x")
+    assert found.sources["nat_port_range"] == "node.node1"
+    assert found.problems == ()

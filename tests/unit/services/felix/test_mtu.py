@@ -1,0 +1,34 @@
+"""How large a pod's packets may be."""
+
+from __future__ import annotations
+
+import pytest
+
+from libs.netlink.links import Link
+from libs.policy.output import Pool
+from services.felix.core.mtu import PATTERN, host_mtu_bytes, pod_mtu_bytes
+
+
+def link(name: str, mtu_bytes: int, operstate: str = "up") -> Link:
+    return Link(1, name, "", "", mtu_bytes, True, operstate, operstate == "up", 0, 0)
+
+
+def test_the_host_has_the_smallest_of_those_that_match_and_are_up() -> None:
+    links = [link("eth0", 1500), link("ens3", 9000), link("eth1", 1300, "down"), link("cali1", 1200), link("lo", 65536)]
+    assert host_mtu_bytes(links, PATTERN) == 1500
+    assert host_mtu_bytes(links, "^ens") == 9000
+    assert host_mtu_bytes(links, "^bond") == 1460
+
+
+@pytest.mark.parametrize(
+    ("pools", "mtu_bytes"),
+    [
+        ((), 1500),
+        ((Pool(cidr="10.0.0.0/16"),), 1500),
+        ((Pool(cidr="10.0.0.0/16", ipip_mode="Always"),), 1480),
+        ((Pool(cidr="10.0.0.0/16", vxlan_mode="CrossSubnet"), Pool(cidr="10.1.0.0/16", ipip_mode="Always")), 1450),
+        ((Pool(cidr="10.0.0.0/16", vxlan_mode="Always"), Pool(cidr="fd00::/64", vxlan_mode="Always")), 1430),
+    ],
+)
+def test_pods_leave_room_for_the_largest_encapsulation_in_use(pools: tuple[Pool, ...], mtu_bytes: int) -> None:
+    assert pod_mtu_bytes(1500, pools) == mtu_bytes
