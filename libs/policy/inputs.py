@@ -142,6 +142,8 @@ def reduce(key: str, resource: model.Resource) -> Input | None:
                 return None
             return _policy(resource, kubernetes.network_policy(resource.spec).spec)
         case KubernetesClusterNetworkPolicy():
+            if not resource.spec.ingress and not resource.spec.egress:
+                return None  # only directions with rules count, and no types at all would mean both
             return _policy(resource, kubernetes.cluster_network_policy(resource.spec).spec)
         case KubernetesEndpointSlice():
             return _slice(resource)

@@ -248,6 +248,15 @@ def test_staged_kubernetes_policy_is_calculated_under_its_own_name() -> None:
     assert workload(view_of(x, staged("Delete")), "x").tiers == ()
 
 
+def test_cluster_policy_without_rules_selects_nothing() -> None:
+    policy = k8s.KubernetesClusterNetworkPolicy(
+        metadata=model.ObjectMeta(name="p"),
+        spec=convert(k8s.ClusterPolicySpec, {"tier": "Admin", "subject": {"namespaces": {}}}),
+    )
+    x = wep("x", labels={"projectcalico.org/orchestrator": "k8s"})
+    assert workload(view_of(x, policy), "x").tiers == ()
+
+
 # --- services ---------------------------------------------------------------------------------------------------------
 
 
