@@ -107,13 +107,10 @@ class Felix:
         before, self.settings = self.settings, settings
         if (settings.options, settings.service_cidrs) != (before.options, before.service_cidrs):
             self.dataplane.configure(settings.options, settings.service_cidrs)
-        spoofing = settings.options.allow_source_spoofing
-        if (settings.mtu_pattern, spoofing) != (before.mtu_pattern, before.options.allow_source_spoofing):
-            self.kernel.interfaces.configure(mtu_pattern=settings.mtu_pattern, spoofing=spoofing)
-            self.dataplane.resync_routes()
         if settings.route_sync != before.route_sync:
             log.warning("routes", extra={"programmed": settings.route_sync})
-            self.kernel.interfaces.enabled = settings.route_sync
+        if _of_interfaces(settings) != _of_interfaces(before):
+            self.kernel.interfaces.configure(*_of_interfaces(settings))
             self.dataplane.resync_routes()
         for outlet in OUTLETS:
             level = settings.log_levels.get(outlet) or self._levels.get(outlet)
@@ -222,6 +219,11 @@ class Felix:
             if self.feed.feed.in_sync:
                 self.write_mtu_file()
             await asyncio.sleep(1.0)
+
+
+def _of_interfaces(settings: LiveSettings) -> tuple[str, bool, bool]:
+    """Arguments of InterfaceDriver.configure."""
+    return settings.mtu_pattern, settings.options.allow_source_spoofing, settings.route_sync
 
 
 def write_number(path: Path, number: int) -> None:

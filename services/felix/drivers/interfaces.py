@@ -42,7 +42,6 @@ STRAY_S = 1.0
 
 class InterfaceDriver:
     def __init__(self, interface_prefixes: tuple[str, ...], *, ipv6: bool = True) -> None:
-        self.enabled = True  # not RouteSyncDisabled: no route is written or removed otherwise
         self._prefixes = interface_prefixes
         self._ipv6 = ipv6
         self._links: dict[str, Link] = {}
@@ -51,11 +50,11 @@ class InterfaceDriver:
         self._reconciler: Reconciler[RouteKey, Route] = Reconciler(self._driver)
         self._routes: dict[Network, Route] = {}
         self._waiting: dict[Network, str] = {}  # range -> why it cannot be programmed yet
-        self._stale = True  # links and addresses must be listed again
-        self._host_addresses: dict[str, frozenset[str]] | None = None  # None: to be listed again
+        self._unlisted = True  # links and addresses must be listed again
+        self._stale = True  # everything must be compared with the kernel again
         self._changed: Callable[[], None] = lambda: None
-        self._mtu_bytes: int | None = None
         self._mtu_pattern = PATTERN
+        self._route_sync = True
         self._owners: dict[Network, str] = {}  # local workloads' addresses -> interface whose connections may be known
         self._sysctls = WorkloadSysctls()
         self._stray: asyncio.TimerHandle | None = None
@@ -68,44 +67,40 @@ class InterfaceDriver:
             except SysctlError as error:
                 log.warning("forwarding not enabled", extra={"error": str(error)})
 
-    def configure(self, *, mtu_pattern: str, spoofing: bool) -> None:
+    def configure(self, mtu_pattern: str, spoofing: bool, route_sync: bool) -> None:
         """Settings that may change while running; the caller wakes the dataplane. spoofing: workloads may use sources
-        that are not their own, so the kernel's own check of them must go.
+        that are not their own, so the kernel's own check of them must go. route_sync: no route is written or removed
+        otherwise.
         """
-        self._mtu_pattern, self._mtu_bytes = mtu_pattern, None
+        self._route_sync = route_sync
+        self._mtu_pattern = mtu_pattern
         self._sysctls.allow_spoofing = spoofing
         self._stale = True
 
     def underlay_mtu_bytes(self) -> int:
         """Of the interfaces that the pattern names and that are up: the smallest."""
-        if self._mtu_bytes is not None:
-            return self._mtu_bytes
         self._refresh()
-        self._mtu_bytes = host_mtu_bytes(self._links.values(), self._mtu_pattern)
-        return self._mtu_bytes
+        return host_mtu_bytes(self._links.values(), self._mtu_pattern)
 
     def resync(self) -> None:
-        self._stale = True
-        self._host_addresses = None
+        self._unlisted = self._stale = True
 
     def host_addresses(self) -> dict[str, frozenset[str]]:
         """Addresses of each interface that is no workload's, link-local ones apart."""
-        if self._host_addresses is None:
-            with NetlinkSocket(NETLINK_ROUTE) as netlink:
-                names = {link.index: link.name for link in list_links(netlink)}
-                found: dict[str, set[str]] = {}
-                for address in list_addresses(netlink):
-                    name = names.get(address.index, "")
-                    if name and not name.startswith(self._prefixes) and not address.interface.ip.is_link_local:
-                        found.setdefault(name, set()).add(str(address.interface.ip))
-            self._host_addresses = {name: frozenset(addresses) for name, addresses in found.items()}
-        return self._host_addresses
+        self._refresh()
+        names = {link.index: name for name, link in self._links.items() if not name.startswith(self._prefixes)}
+        found: dict[str, set[str]] = {}
+        for address in self._addresses:
+            if address.index in names and not address.interface.ip.is_link_local:
+                found.setdefault(names[address.index], set()).add(str(address.interface.ip))
+        return {name: frozenset(addresses) for name, addresses in found.items()}
 
     async def step(self, routing: Routing, workloads: dict[WorkloadKey, Workload]) -> dict[str, str]:
         """Make the kernel's routes match `routing`; range -> reason for those that the kernel refused."""
         changed: dict[Network, WantedRoute | None] = routing.flush()
         if self._stale:
             self._refresh()
+            self._stale = False
             self._sysctls.look_again()
             self._reconciler.resync()
             changed = {**dict.fromkeys(self._routes), **routing.wanted}
@@ -125,19 +120,19 @@ class InterfaceDriver:
                 self._routes[network] = route
                 self._reconciler.desired[route.key] = route
         self._reconciler.in_sync = True
-        if not self.enabled:
+        if not self._route_sync:
             self._stale = True
             return failures
         failed = await self._reconciler.step()
         if failed:
-            self._stale = True  # an interface may have gone meanwhile
+            self.resync()  # an interface may have gone meanwhile
         return failures | {f"route {key.dst}": str(error) for key, error in failed.items()}
 
     async def watch(self, changed: Callable[[], None]) -> None:
         """Calls back when interfaces, addresses or our routes changed other than by us."""
         self._changed = changed
         monitor = Monitor(self._event, (*LINKS, *ADDRESSES, *ROUTES))
-        self._stale = True
+        self.resync()
         monitor.start()
         try:
             await asyncio.Event().wait()
@@ -191,12 +186,7 @@ class InterfaceDriver:
                 case Route() as route if not event.gone and route.key not in self._reconciler.desired:
                     self._look_again_soon()
                     return
-                case Link() | InterfaceAddress():
-                    self._mtu_bytes = None
-                    self._host_addresses = None
-        else:
-            self._host_addresses = None  # events were lost
-        self._stale = True
+        self.resync()
         self._changed()
 
     def _is_plugged(self, link: Link, gone: bool) -> bool:
@@ -236,10 +226,13 @@ class InterfaceDriver:
                 return False
 
     def _refresh(self) -> None:
+        """List links and addresses, if they may be others. What must be compared is not compared by that."""
+        if not self._unlisted:
+            return
         with NetlinkSocket(NETLINK_ROUTE) as netlink:
             self._links = {link.name: link for link in list_links(netlink)}
             self._addresses = list_addresses(netlink)
-        self._stale = False
+        self._unlisted = False
 
     def _resolve(self, network: Network, wanted: WantedRoute) -> Route | None:
         if wanted.interface:
