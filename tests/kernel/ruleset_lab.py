@@ -21,7 +21,18 @@ from ipaddress import ip_address
 from libs.netlink.socket import NetlinkSocket
 from libs.nftables.kernel import KernelTransport
 from libs.nftables.reconcile import Applied, TableReconciler
-from libs.policy.output import Action, IPSet, IPSetType, PolicyKey, Profile, Rule, Tier, Workload, WorkloadKey
+from libs.policy.output import (
+    Action,
+    IPSet,
+    IPSetType,
+    PolicyKey,
+    PortRange,
+    Profile,
+    Rule,
+    Tier,
+    Workload,
+    WorkloadKey,
+)
 from libs.testkit.processes import Probe
 from libs.testkit.reach import Flow, Protocol, Verdict, check
 from libs.testkit.topology import Namespace, remove
@@ -202,6 +213,12 @@ def hosts_of(*names: str) -> IPSet:
     """An IP set of the addresses of pods."""
     members = {f"{address(n, 4)}/32" for n in names} | {f"{address(n, 6)}/128" for n in names}
     return IPSet(IPSetType.NET, frozenset(members))
+
+
+def tcp(*ports: int, action: Action = Action.ALLOW, **more: object) -> Rule:
+    """A rule about these destination ports of TCP."""
+    ranges = tuple(PortRange(port, port) for port in ports)
+    return Rule(action=action, protocol="tcp", dst_ports=ranges, **more)  # type: ignore[arg-type]
 
 
 def np(name: str) -> PolicyKey:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from libs.policy.output import Action, Host, Policy, PolicyKey, PortRange, Rule, Tier
 from services.felix.core.failsafe import FailsafePort
 from services.felix.core.options import RulesetOptions
-from tests.kernel.ruleset_lab import NODE, OUT, Lab, address, gnp, running_lab
+from tests.kernel.ruleset_lab import NODE, OUT, Lab, address, gnp, tcp
 
 pytestmark = pytest.mark.kernel
 
@@ -31,22 +29,11 @@ BACK = ("a", "out", 80, "tcp")
 HOST_TO_POD = ("node", "a", 80, "tcp")
 
 
-@pytest.fixture(scope="module")
-def built() -> Iterator[Lab]:
-    with running_lab() as lab:
-        yield lab
-
-
 @pytest.fixture
 def lab(built: Lab) -> Lab:
     built.fresh(SOME_FAILSAFES)
     built.pods()
     return built
-
-
-def tcp(*ports: int, action: Action = Action.ALLOW, **more: object) -> Rule:
-    ranges = tuple(PortRange(port, port) for port in ports)
-    return Rule(action=action, protocol="tcp", dst_ports=ranges, **more)  # type: ignore[arg-type]
 
 
 def both(*keys: PolicyKey, action: str = "Deny") -> tuple[Tier, ...]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from libs.policy.output import Action, Host, Nat, Policy, Pool, PortRange, Qos, Rule, Tier
 from libs.testkit.reach import Verdict
 from services.felix.core.failsafe import FailsafePort
 from services.felix.core.options import NatOptions, RulesetOptions
-from tests.kernel.ruleset_lab import Lab, gnp, hosts_of, np, running_lab
+from tests.kernel.ruleset_lab import Lab, gnp, hosts_of, np
 
 pytestmark = pytest.mark.kernel
 
@@ -25,12 +23,6 @@ OPTIONS = {
     "loop": RulesetOptions(loop_prevention="Reject"),
     "nat": RulesetOptions(nat=NatOptions(floating_ips=True, exclude_hosts=True, ports=(20000, 30000))),
 }
-
-
-@pytest.fixture(scope="module")
-def built() -> Iterator[Lab]:
-    with running_lab() as lab:
-        yield lab
 
 
 def fill(lab: Lab) -> None:

@@ -5,23 +5,16 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from collections.abc import Iterator
 
 import pytest
 
 from libs.netlink.netns import in_netns
 from libs.policy.output import NodeInfo, Pool, Qos
-from tests.kernel.ruleset_lab import OUT, Lab, address, running_lab
+from tests.kernel.ruleset_lab import OUT, Lab, address
 
 pytestmark = pytest.mark.kernel
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 IP_RECVTOS, IPV6_RECVTCLASS, IPV6_TCLASS = 13, 66, 67  # linux/in.h, linux/in6.h
-
-
-@pytest.fixture(scope="module")
-def built() -> Iterator[Lab]:
-    with running_lab() as lab:
-        yield lab
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import re
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -29,17 +28,11 @@ from libs.policy.output import (
 from libs.testkit.reach import Flow, Verdict, check
 from libs.testkit.topology import Namespace
 from services.felix.core.options import NatOptions, RulesetOptions
-from tests.kernel.ruleset_lab import NODE, Lab, address, gnp, hosts_of, np, running_lab
+from tests.kernel.ruleset_lab import NODE, Lab, address, gnp, hosts_of, np, tcp
 
 pytestmark = pytest.mark.kernel
 
 ALLOW, DENY, PASS, LOG = (Rule(action=action) for action in (Action.ALLOW, Action.DENY, Action.PASS, Action.LOG))
-
-
-@pytest.fixture(scope="module")
-def built() -> Iterator[Lab]:
-    with running_lab() as lab:
-        yield lab
 
 
 @pytest.fixture
@@ -47,11 +40,6 @@ def lab(built: Lab) -> Lab:
     built.fresh()
     built.pods()
     return built
-
-
-def tcp(*ports: int, action: Action = Action.ALLOW, **more: object) -> Rule:
-    ranges = tuple(PortRange(port, port) for port in ports)
-    return Rule(action=action, protocol="tcp", dst_ports=ranges, **more)  # type: ignore[arg-type]
 
 
 def ingress(lab: Lab, name: str, *rules: Rule, tier: str = "default") -> None:

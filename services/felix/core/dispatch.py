@@ -24,9 +24,9 @@ from libs.nftables import model as nft
 from libs.nftables.model import Base, Chain, Field, Hook, Rule, Set
 from libs.policy.output import STAGED_KINDS, PolicyKey, Tier, Workload
 from services.felix.core import names
-from services.felix.core.options import MARK_PASS, Family, RulesetOptions
+from services.felix.core.options import MARK_PASS, V6, Family, RulesetOptions
 
-RAW = -300
+RAW, MANGLE = -300, -150
 FROM_WL, TO_WL = "from-wl", "to-wl"  # verdict maps, interface → its chain
 FROM_DISPATCH, TO_DISPATCH = "from-wl-dispatch", "to-wl-dispatch"
 ADDRESSES = "wl-addrs"  # interface . source address that it may use
@@ -107,9 +107,8 @@ class Sources(msgspec.Struct, frozen=True):
 
 def sources(workload: Workload, family: Family, options: RulesetOptions) -> Sources:
     full = f"/{family.bits}"
-    own = workload.nets4 if family.version == 4 else workload.nets6
     allowed = workload.allowed_source_prefixes if options.allow_source_spoofing else ()
-    nets = {*own, *(prefix for prefix in allowed if (":" in prefix) == (family.version == 6))}
+    nets = {*family.nets(workload), *family.mine(allowed)}
     exact = {net.removesuffix(full) for net in nets if "/" not in net or net.endswith(full)}
     return Sources(frozenset(exact), tuple(sorted(net for net in nets if "/" in net and not net.endswith(full))))
 
@@ -175,7 +174,7 @@ def fixed_chains(family: Family, options: RulesetOptions, any_down: bool, any_pr
     )
     to_host = [Rule((nft.Match(Field.IIFNAME, p), nft.goto(FROM_DISPATCH))) for p in prefixes]
     if family.version == 6:
-        to_host[:0] = [_neighbour_discovery(p) for p in prefixes]
+        to_host[:0] = [neighbour_discovery(NEIGHBOUR_TYPES, nft.Match(Field.IIFNAME, p)) for p in prefixes]
 
     chains = [
         Chain("hook-raw-prerouting", tuple(raw), Base(Hook.PREROUTING, priority=RAW)),
@@ -198,13 +197,12 @@ def fixed_chains(family: Family, options: RulesetOptions, any_down: bool, any_pr
     if options.endpoint_to_host == "Drop":
         host = [Rule((nft.Match(Field.IIFNAME, p), *drop), "DefaultEndpointToHostAction Drop") for p in prefixes]
         if family.version == 6:
-            host[:0] = [_neighbour_discovery(p) for p in prefixes]
+            host[:0] = [neighbour_discovery(NEIGHBOUR_TYPES, nft.Match(Field.IIFNAME, p)) for p in prefixes]
         chains.append(Chain("hook-input-host", (ESTABLISHED, *host), Base(Hook.INPUT, priority=0)))
     return chains
 
 
-def _neighbour_discovery(prefix: str) -> Rule:
-    matches = (nft.Match(Field.IIFNAME, prefix), nft.Match(Field.L4PROTO, 58))
-    return Rule(
-        (*matches, nft.InSet((Field.ICMPV6_TYPE,), NEIGHBOUR_TYPES), nft.COUNTER, nft.ACCEPT), "neighbour discovery"
-    )
+def neighbour_discovery(types: str, *matches: nft.Expr) -> Rule:
+    """types: the set of ICMPv6 types that pass."""
+    icmp = (nft.Match(Field.L4PROTO, V6.icmp_protocol), nft.InSet((Field.ICMPV6_TYPE,), types))
+    return Rule((*matches, *icmp, nft.COUNTER, nft.ACCEPT), "neighbour discovery")

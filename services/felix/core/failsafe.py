@@ -1,11 +1,8 @@
-"""Failsafe ports: what a host endpoint's policy can never close (facts/felix.md section 4.11).
-
-IPv6 hosts lose each other without neighbour discovery, and with it every failsafe port; so its messages belong here.
-"""
+"""Failsafe ports: what a host endpoint's policy can never close (facts/felix.md section 4.11)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_network
 
@@ -55,31 +52,26 @@ def chains(
     remote: tuple[Field, Field],
     inbound: Iterable[FailsafePort],
     outbound: Iterable[FailsafePort],
-    neighbour_types: str,
+    always: Sequence[Rule],
     *,
     raw: bool,
 ) -> list[Chain]:
-    """remote: the fields of the other side's address, of what comes in and of what goes out. raw: those before
-    connection tracking too, where answers must be let through by their source port.
+    """always: what else must get through, first in every chain. remote: the fields of the other side's address, of what
+    comes in and of what goes out. raw: those before connection tracking too, where answers must be let through by their
+    source port.
     """
     source, destination = remote
-    discovery = [_discovery(neighbour_types)] if version == 6 else []
     into = [rule for port in inbound for rule in _port(version, port, source, Field.DPORT)]
     out = [rule for port in outbound for rule in _port(version, port, destination, Field.DPORT)]
-    found = [Chain(FAILSAFE_IN, (*discovery, *into)), Chain(FAILSAFE_OUT, (*discovery, *out))]
+    found = [Chain(FAILSAFE_IN, (*always, *into)), Chain(FAILSAFE_OUT, (*always, *out))]
     if raw:
         answers_in = [rule for port in outbound for rule in _port(version, port, source, Field.SPORT)]
         answers_out = [rule for port in inbound for rule in _port(version, port, destination, Field.SPORT)]
         found += [
-            Chain(FAILSAFE_IN_RAW, (*discovery, *into, *answers_in)),
-            Chain(FAILSAFE_OUT_RAW, (*discovery, *out, *answers_out)),
+            Chain(FAILSAFE_IN_RAW, (*always, *into, *answers_in)),
+            Chain(FAILSAFE_OUT_RAW, (*always, *out, *answers_out)),
         ]
     return found
-
-
-def _discovery(types: str) -> Rule:
-    matches = (nft.Match(Field.L4PROTO, 58), nft.InSet((Field.ICMPV6_TYPE,), types))
-    return Rule((*matches, nft.COUNTER, nft.ACCEPT), "neighbour discovery")
 
 
 def _port(version: int, port: FailsafePort, address: Field, field: Field) -> Iterable[Rule]:

@@ -15,7 +15,7 @@ from services.felix.core.options import Family, RulesetOptions
 from services.felix.core.qos import QosRuleset
 from services.felix.core.rules import Compiled, RuleCompiler, UnknownSet
 from services.felix.core.service_loop import ServiceLoop
-from services.felix.core.sink import TableSink
+from services.felix.core.sink import Section, TableSink
 from services.felix.core.state import Dirty, Owner, State
 
 
@@ -60,8 +60,7 @@ class FamilyRuleset:
         self._down: set[str] = set()
         self._with_prefixes: set[str] = set()
         self._fixed: tuple[bool, bool] | None = None  # the flags that the fixed chains were built for
-        self._nat_chains: set[str] = set()
-        self._nat_sets: dict[str, frozenset[str]] = {}
+        self._nat = Section()
 
     def flush(self, state: State, dirty: Dirty, sink: TableSink) -> None:
         first = self._fixed is None
@@ -231,36 +230,19 @@ class FamilyRuleset:
         self._fixed = flags
 
     def _write_nat(self, state: State, sink: TableSink) -> None:
-        version, options = self._family.version, self._options.nat
-        pools = {cidr: pool for cidr, pool in state.pools.items() if (":" in cidr) == (version == 6)}
-        with_nat = frozenset(cidr for cidr, pool in pools.items() if pool.nat_outgoing)
+        family, options = self._family, self._options.nat
+        pools = family.mine(state.pools)
+        with_nat = frozenset(cidr for cidr in pools if state.pools[cidr].nat_outgoing)
         floating = [
             pair
             for endpoint in state.endpoints.values()
             if endpoint.up and options.floating_ips
-            for pair in (endpoint.workload.nat4 if version == 4 else endpoint.workload.nat6)
+            for pair in (endpoint.workload.nat4 if family.version == 4 else endpoint.workload.nat6)
         ]
-        chains = nat.chains(self._family, options, bool(with_nat), floating)
-        for chain in chains:
-            sink.set_chain(chain)
-        for name in self._nat_chains - {chain.name for chain in chains}:
-            sink.del_chain(name)
-        self._nat_chains = {chain.name for chain in chains}
-        sets: dict[str, frozenset[str]] = {}
+        sets: list[Set] = []
         if with_nat:
-            sets = {nat.ALL_POOLS: frozenset(pools), nat.NAT_POOLS: with_nat}
+            key = (family.address,)
+            sets = [Set(nat.ALL_POOLS, key, pools, interval=True), Set(nat.NAT_POOLS, key, with_nat, interval=True)]
             if options.exclude_hosts:
-                sets[nat.ALL_HOSTS] = frozenset(
-                    host.partition("/")[0]
-                    for node in state.nodes.values()
-                    if (host := node.ipv4 if version == 4 else node.ipv6)
-                )
-        for name, elements in sets.items():
-            old = self._nat_sets.get(name)
-            if old is None:
-                sink.put_set(Set(name, (self._family.address,), elements, interval=name != nat.ALL_HOSTS))
-            else:
-                change_elements(sink, name, elements - old, old - elements)
-        for name in self._nat_sets.keys() - sets.keys():
-            sink.del_set(name)
-        self._nat_sets = sets
+                sets.append(Set(nat.ALL_HOSTS, key, family.addresses(state.nodes.values())))
+        self._nat.write(sink, nat.chains(family, options, bool(with_nat), floating), sets)

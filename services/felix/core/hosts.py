@@ -24,12 +24,12 @@ from libs.nftables import model as nft
 from libs.nftables.model import Base, Chain, CtState, Field, Hook, Rule
 from libs.policy.output import Host
 from services.felix.core import failsafe, names
-from services.felix.core.dispatch import ESTABLISHED, TierList, tier_lists
+from services.felix.core.dispatch import ESTABLISHED, MANGLE, TierList, neighbour_discovery, tier_lists
 from services.felix.core.failsafe import FAILSAFE_IN, FAILSAFE_IN_RAW, FAILSAFE_OUT, FAILSAFE_OUT_RAW
 from services.felix.core.options import MARK_ACCEPT, Family, RulesetOptions
 
 ANY = "*"  # the host endpoint of every interface that has none of its own
-UNTRACKED, MANGLE = -299, -150
+UNTRACKED = -299
 LOOPBACK = "lo"
 RTN_LOCAL = 2  # linux/rtnetlink.h
 NEIGHBOUR_TYPES = "host-icmpv6"
@@ -138,7 +138,7 @@ def expects_addresses(hosts: Mapping[str, Host]) -> bool:
 
 
 def chain_name(stage: StageKind, interface: str) -> str:
-    return f"{stage.prefix}-any-interface-at-all" if interface == ANY else names.host_chain(stage.prefix, interface)
+    return names.interface_chain(stage.prefix, "any-interface-at-all" if interface == ANY else interface)
 
 
 def endpoint_chain(stage: StageKind, interface: str, host: HostEndpoint, deny: Rule, options: RulesetOptions) -> Chain:
@@ -163,19 +163,19 @@ def base_chains(
     """
     marks = any(stage in MARKING for stage in used)
     for stage in used:
-        rules = _before(stage, options, marks=marks)
+        dispatch: list[Rule] = []
         if named:
-            rules.append(Rule((nft.Vmap((stage.field,), stage.map),)))
+            dispatch.append(Rule((nft.Vmap((stage.field,), stage.map),)))
         if stage in wildcard:
             if stage not in FORWARD:
                 loopback = nft.Match(stage.field, LOOPBACK)
-                rules.append(Rule((loopback, nft.ACCEPT), "loopback is not among all interfaces"))
-            rules.append(Rule((nft.goto(chain_name(stage, ANY)),)))
-        yield Chain(stage.base, tuple(rules), Base(stage.hook, priority=stage.priority))
-        if stage is OUTPUT and options.deny_action != "Reject":  # the kernel cannot reject after routing
-            dispatch = rules[len(_before(stage, options, marks=marks)) :]
-            entry = (*_before(AFTER_DNAT, options, marks=marks), *dispatch)
-            yield Chain(AFTER_DNAT.base, entry, Base(AFTER_DNAT.hook, priority=AFTER_DNAT.priority))
+                dispatch.append(Rule((loopback, nft.ACCEPT), "loopback is not among all interfaces"))
+            dispatch.append(Rule((nft.goto(chain_name(stage, ANY)),)))
+        # The kernel cannot reject after routing.
+        entries = (OUTPUT, AFTER_DNAT) if stage is OUTPUT and options.deny_action != "Reject" else (stage,)
+        for entry in entries:
+            rules = (*_before(entry, options, marks=marks), *dispatch)
+            yield Chain(entry.base, rules, Base(entry.hook, priority=entry.priority))
 
 
 def _before(stage: StageKind, options: RulesetOptions, *, marks: bool) -> list[Rule]:
@@ -201,5 +201,7 @@ def _before(stage: StageKind, options: RulesetOptions, *, marks: bool) -> list[R
 
 
 def failsafe_chains(family: Family, options: RulesetOptions, *, raw: bool) -> list[Chain]:
+    """IPv6 hosts lose each other without neighbour discovery, and with it every failsafe port."""
+    always = (neighbour_discovery(NEIGHBOUR_TYPES),) if family.version == 6 else ()
     remote = (family.saddr, family.daddr)
-    return failsafe.chains(family.version, remote, options.failsafe_in, options.failsafe_out, NEIGHBOUR_TYPES, raw=raw)
+    return failsafe.chains(family.version, remote, options.failsafe_in, options.failsafe_out, always, raw=raw)

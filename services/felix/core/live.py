@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import msgspec
@@ -23,7 +23,7 @@ from libs.model.felixconfig import FelixConfigurationSpec, ProtoPort
 from libs.model.selector import SelectorError
 from services.felix.core.failsafe import FailsafePort
 from services.felix.core.mtu import PATTERN
-from services.felix.core.options import RulesetOptions
+from services.felix.core.options import MARK_ACCEPT, MARK_PASS, RulesetOptions
 
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -36,7 +36,7 @@ _FAILSAFE = re.compile(r"([A-Za-z]+):(?:\[?([0-9a-fA-F.:]+/[0-9]+)\]?:)?([0-9]+)
 _ENCODED = {one.name: one.encode_name for one in msgspec.structs.fields(FelixConfigurationSpec)}
 _DECODED = {encoded: name for name, encoded in _ENCODED.items()}
 ENVIRONMENT = "environment"
-BITS_IN_USE = 0x30000  # MARK_ACCEPT, MARK_PASS
+BITS_IN_USE = MARK_ACCEPT | MARK_PASS
 
 
 class _Metadata(msgspec.Struct, frozen=True, rename="camel"):
@@ -322,8 +322,13 @@ def _service_cidrs(stored: Mapping[str, msgspec.Raw], problems: list[str]) -> tu
     except msgspec.DecodeError as error:
         problems.append(f"BGPConfiguration default: {error}")
         return ()
-    blocks = (*spec.service_cluster_ips, *spec.service_external_ips, *spec.service_load_balancer_ips)
-    return tuple(sorted({block.cidr for block in blocks}))
+    found = set()
+    for block in (*spec.service_cluster_ips, *spec.service_external_ips, *spec.service_load_balancer_ips):
+        try:
+            found.add(str(ip_network(block.cidr, strict=False)))
+        except ValueError as error:
+            problems.append(f"BGPConfiguration default: {error}")
+    return tuple(sorted(found))
 
 
 # --- what each field does ---------------------------------------------------------------------------------------------

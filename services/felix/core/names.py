@@ -42,19 +42,19 @@ def tier_chain(tier: str, inbound: bool, content: str) -> str:
     return f"{safe_name(f'ti-{tier}' if inbound else f'to-{tier}', MAX_CHAIN_NAME - 13)}-{tail}"
 
 
+def interface_chain(prefix: str, interface: str) -> str:
+    """`fh-eth0`: what `prefix` stands for, for one interface."""
+    return safe_name(f"{prefix}-{interface}", MAX_CHAIN_NAME)
+
+
 def workload_chain(interface: str, inbound: bool) -> str:
     """`tw-cali…`: to the workload (its ingress policy); `fw-cali…`: from it."""
-    return safe_name(f"{'tw' if inbound else 'fw'}-{interface}", MAX_CHAIN_NAME)
-
-
-def host_chain(prefix: str, interface: str) -> str:
-    """`fh-eth0`: a host endpoint's policy at one stage, for one interface."""
-    return safe_name(f"{prefix}-{interface}", MAX_CHAIN_NAME)
+    return interface_chain("tw" if inbound else "fw", interface)
 
 
 def spoof_chain(interface: str) -> str:
     """Holds the foreign source prefixes that one workload may use."""
-    return safe_name(f"spoof-{interface}", MAX_CHAIN_NAME)
+    return interface_chain("spoof", interface)
 
 
 def ip_set(set_id: str) -> str:

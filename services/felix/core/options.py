@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from libs.nftables.model import DataType, Field, Table
 from libs.nftables.model import Family as NftFamily
+from libs.policy.output import NodeInfo, Workload
 from services.felix.core.failsafe import DEFAULT_IN, DEFAULT_OUT, FailsafePort
 
 MARK_ACCEPT = 0x10000  # "allowed by untracked or pre-DNAT policy": later stages of host endpoints let it pass
@@ -26,6 +28,18 @@ class Family:
     icmp_type: Field
     icmp_code: Field
     port_unreachable: int  # ICMP code of destination-unreachable for a rejected packet
+
+    def mine(self, nets: Iterable[str]) -> frozenset[str]:
+        """Those of these networks and addresses that are of this family."""
+        return frozenset(net for net in nets if (":" in net) == (self.version == 6))
+
+    def nets(self, workload: Workload) -> tuple[str, ...]:
+        return workload.nets4 if self.version == 4 else workload.nets6
+
+    def addresses(self, nodes: Iterable[NodeInfo]) -> frozenset[str]:
+        """Of the nodes that have one."""
+        found = (node.ipv4 if self.version == 4 else node.ipv6 for node in nodes)
+        return frozenset(address.partition("/")[0] for address in found if address)
 
 
 V4 = Family(

@@ -17,10 +17,11 @@ from libs.nftables import model as nft
 from libs.nftables.model import Base, Chain, Field, Hook, Map, Rule, Set, Verdict
 from libs.policy.output import NodeInfo, Pool, Qos, Workload
 from services.felix.core import names
+from services.felix.core.dispatch import MANGLE
 from services.felix.core.options import Family
 from services.felix.core.sink import Section, TableSink
 
-LIMITS, MANGLE = -3, -150
+LIMITS = -3
 FROM, TO = "qos-from", "qos-to"
 CLUSTER = "dscp-cluster-nets"
 DEFAULT_BURST = 5  # packets (facts/datamodel.md, qosControls)
@@ -65,19 +66,16 @@ class QosRuleset:
     def _marks(
         self, workloads: Mapping[str, Workload], pools: Mapping[str, Pool], nodes: Mapping[str, NodeInfo]
     ) -> tuple[list[Chain], list[Set]]:
-        version = self._family.version
         sources: dict[int, set[str]] = {}
         for workload in workloads.values():
             if workload.qos is not None and workload.qos.dscp is not None:
-                own = workload.nets4 if version == 4 else workload.nets6
-                sources.setdefault(workload.qos.dscp, set()).update(net.partition("/")[0] for net in own)
+                own = (net.partition("/")[0] for net in self._family.nets(workload))
+                sources.setdefault(workload.qos.dscp, set()).update(own)
         sources = {value: addresses for value, addresses in sources.items() if addresses}
         if not sources:
             return [], []
-        inside = {cidr for cidr in pools if (":" in cidr) == (version == 6)} | {
-            host.partition("/")[0] for node in nodes.values() if (host := node.ipv4 if version == 4 else node.ipv6)
-        }
-        sets = [Set(CLUSTER, (self._family.address,), frozenset(inside), interval=True)]
+        inside = self._family.mine(pools) | self._family.addresses(nodes.values())
+        sets = [Set(CLUSTER, (self._family.address,), inside, interval=True)]
         rules = [Rule((nft.InSet((self._family.daddr,), CLUSTER), nft.ACCEPT), "stays in the cluster")]
         for value, addresses in sorted(sources.items()):
             name = f"dscp-{value}"
@@ -93,7 +91,7 @@ def _limits(interface: str, qos: Qos, inbound: bool) -> Chain:
         if inbound
         else (qos.egress_packet_rate, qos.egress_packet_burst, qos.egress_max_connections)
     )
-    return Chain(names.host_chain(TO if inbound else FROM, interface), tuple(_rules(rate, burst, most)))
+    return Chain(names.interface_chain(TO if inbound else FROM, interface), tuple(_rules(rate, burst, most)))
 
 
 def _rules(rate: int, burst: int, most: int) -> Iterable[Rule]:

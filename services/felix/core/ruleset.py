@@ -11,7 +11,6 @@ Fail closed: a policy or profile that is unknown, or whose rules cannot be progr
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from ipaddress import ip_network
 
 from libs.nftables.model import Table
 from libs.nftables.state import TableState
@@ -117,8 +116,8 @@ class RulesetBuilder:
         self._state.dirty.nat = True
 
     def set_service_cidrs(self, cidrs: Iterable[str]) -> None:
-        """Networks of services, for loop prevention. Raises ValueError for what is no network."""
-        self._state.set_service_cidrs(str(ip_network(cidr, strict=False)) for cidr in cidrs)
+        """Networks of services, for loop prevention."""
+        self._state.set_service_cidrs(cidrs)
 
     def set_options(self, options: RulesetOptions) -> bool:
         """Another configuration, from the next apply_to() on. True when there is something to apply."""

@@ -27,7 +27,7 @@ class ServiceLoop:
 
     def flush(self, cidrs: Iterable[str], sink: TableSink) -> None:
         """cidrs: of both families."""
-        mine = frozenset(cidr for cidr in cidrs if (":" in cidr) == (self._family.version == 6))
+        mine = self._family.mine(cidrs)
         if not mine or self._action == "Disabled":
             self._section.write(sink, ())
             return

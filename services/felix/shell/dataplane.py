@@ -15,7 +15,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import ip_network
 from random import Random
 from typing import Protocol
 
@@ -116,15 +115,8 @@ class Dataplane:
         self._wake.set()
 
     def configure(self, options: RulesetOptions, service_cidrs: tuple[str, ...]) -> None:
-        """Takes effect with the next pass. A network of services that is none is named and left out."""
-        good = []
-        for cidr in service_cidrs:
-            try:
-                ip_network(cidr, strict=False)
-                good.append(cidr)
-            except ValueError as error:
-                log.warning("a network of services is ignored", extra={"error": str(error)})
-        self._builder.set_service_cidrs(good)
+        """Takes effect with the next pass."""
+        self._builder.set_service_cidrs(service_cidrs)
         self._builder.set_options(options)
         self._tables_work = True
         if self.in_sync:
