@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from libs.nftables import model as nft
 from libs.nftables.model import Chain, Map, Set, Verdict
 from services.felix.core import dispatch, names, nat
-from services.felix.core.dispatch import Sources, TierList
+from services.felix.core.dispatch import Sources
 from services.felix.core.host_family import HostRuleset
 from services.felix.core.ipsets import IpSets
+from services.felix.core.lists import Holder, ListChains
 from services.felix.core.options import Family, RulesetOptions
 from services.felix.core.qos import QosRuleset
 from services.felix.core.rules import Compiled, RuleCompiler, UnknownSet
@@ -28,7 +29,7 @@ def change_elements(sink: TableSink, name: str, add: Collection[str], remove: Co
 
 @dataclass(slots=True)
 class Uses:
-    """Sets that the chains of one policy or profile look into."""
+    """Sets that the chains of one policy, profile, list or block look into."""
 
     ip_sets: dict[str, str] = field(default_factory=dict)  # kernel set → IP set id
     shared: dict[str, Set] = field(default_factory=dict)
@@ -46,15 +47,17 @@ class FamilyRuleset:
     def __init__(self, family: Family, options: RulesetOptions, ip_sets: IpSets | None = None) -> None:
         """ip_sets: those of the ruleset that this one takes over from, when options change."""
         self.ip_sets = ip_sets or IpSets(family)
+        self.ip_sets.forget_unions()
         self.refused: dict[Owner, str] = {}  # why a policy's or profile's chains deny everything
         self._family = family
         self._options = options
         self._compiler = RuleCompiler(family, options, self.ip_sets.halves)
+        self._lists = ListChains(family, self.ip_sets, self._compiler.deny, fold=options.skip_blocks)
         self._hosts = HostRuleset(family, options, self._compiler.deny)
         self._qos = QosRuleset(family)
         self._loop = ServiceLoop(family, options)
-        self._uses: dict[Owner, Uses] = {}
-        self._set_users: dict[str, set[Owner]] = {}  # kernel set → whose chains look into it
+        self._uses: dict[Owner | Holder, Uses] = {}
+        self._set_users: dict[str, set[Owner | Holder]] = {}  # kernel set → whose chains look into it
         self._in_table: set[str] = set()  # those of these sets that the table has
         self._interfaces: dict[str, Written] = {}
         self._down: set[str] = set()
@@ -75,9 +78,11 @@ class FamilyRuleset:
         touched: dict[str, Set | str] = {}  # kernel set → itself, or the id of the IP set that it is part of
         for owner in owners:
             self._write_owner(owner, state, sink, touched)
+        policies = [owner for owner in owners if not isinstance(owner, str)]
+        looks = self._lists.flush(state, dirty.lists, policies, self.refused.__contains__, sink)
+        for holder, ip_sets in looks.items():
+            self._use_sets(holder, Uses(ip_sets), touched)
         self._write_sets(touched, sink)
-        for tier_list in dirty.lists:
-            self._write_list(tier_list, state, sink)
         self._write_interfaces(dirty.interfaces, state, sink)
         if dirty.hosts:
             self._hosts.flush(state.host_endpoints, sink)
@@ -103,13 +108,17 @@ class FamilyRuleset:
             uses.ip_sets |= compiled.ip_sets
             uses.shared |= compiled.shared
             sink.set_chain(Chain(name, tuple(compiled.rules)))
-        old = self._uses.pop(owner, None) or Uses()
+        self._use_sets(owner, uses, touched)
+
+    def _use_sets(self, user: Owner | Holder, uses: Uses, touched: dict[str, Set | str]) -> None:
+        """`user`'s chains look into these from now on."""
+        old = self._uses.pop(user, None) or Uses()
         if uses.ip_sets or uses.shared:
-            self._uses[owner] = uses
+            self._uses[user] = uses
         for name in (*old.ip_sets, *old.shared):
-            self._set_users[name].discard(owner)
+            self._set_users[name].discard(user)
         for name in (*uses.ip_sets, *uses.shared):
-            self._set_users.setdefault(name, set()).add(owner)
+            self._set_users.setdefault(name, set()).add(user)
         for both in (old, uses):
             touched.update(both.ip_sets)
             touched.update(both.shared)
@@ -149,13 +158,6 @@ class FamilyRuleset:
             if name in self._in_table and name not in fresh:
                 change_elements(sink, name, change.add, change.remove)
         self.ip_sets.written()
-
-    def _write_list(self, tier_list: TierList, state: State, sink: TableSink) -> None:
-        if tier_list in state.list_users:
-            deny = self._compiler.deny(f"end of tier {tier_list.tier}: no policy decided")
-            sink.set_chain(dispatch.list_chain(tier_list, state.passes(tier_list), deny))
-        else:
-            sink.del_chain(tier_list.chain)
 
     def _write_interfaces(self, interfaces: Iterable[str], state: State, sink: TableSink) -> None:
         verdicts: dict[bool, dict[str, Verdict]] = {True: {}, False: {}}
