@@ -183,7 +183,7 @@ def test_with_blocks_every_packet_meets_the_same_rules(seed):
     node, flat = program(world), program(world, skip_blocks=False)
     for version in (4, 6):
         with_blocks, without = (Evaluator((one.v4 if version == 4 else one.v6).ruleset()) for one in (node, flat))
-        for packet in clusters.packets(version, 60):
+        for packet in clusters.packets(version, 40):
             got = fired(with_blocks, packet)
             assert got == fired(without, packet), packet
             want = judge(world, packet)
@@ -195,7 +195,7 @@ def test_any_way_to_a_state_ends_in_the_same_blocks(seed):
     clusters = Clusters(seed)
     world = clusters.world()
     node = program(world)
-    for _ in range(12):
+    for _ in range(6):
         for _ in range(clusters.random.choice((1, 1, 3))):
             clusters.change(world, node.builder)
         node.flush()

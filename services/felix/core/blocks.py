@@ -25,28 +25,38 @@ from services.felix.core import names
 from services.felix.core.sets import parse_net
 
 SMALLEST = 4  # fewer neighbours than this are not worth a look-up
-LARGEST = 48  # a block ends here, whatever the digests say
-BITS = 4  # of the digest decide: 2**4 members on average
-MOST_ITEMS = 24  # a row of more items than this is folded once more
-DEEPEST = 3  # levels; the kernel allows 16 nested jumps, of which the way to a list takes up to 5
+LARGEST = 12  # a block ends here, whatever the digests say
+BITS = 2  # of the digest decide: one policy in 4 ends a block that is large enough
+MOST_ITEMS = 12  # a row of more items than this is folded once more
+DEEPEST = 5  # levels; the kernel allows 16 nested jumps, of which the way to a list takes up to 5
+INLINE_NETS = 8  # so many networks are cheaper as rules of their own than as an interval set
 
 
 class Guard(msgspec.Struct, frozen=True):
-    """Parts of a union, in canonical order: the address must be in one of them. No part: nothing can match."""
+    """The address must be in one of these, in canonical order. None of either: nothing can match."""
 
     sets: tuple[str, ...] = ()  # ids of IP sets of networks, or of unions
     nets: tuple[str, ...] = ()
 
     @property
+    def inline(self) -> tuple[str, ...]:
+        """Networks to compare with one by one; more than a few are in the union."""
+        return self.nets if len(self.nets) <= INLINE_NETS else ()
+
+    @property
+    def in_union(self) -> tuple[str, ...]:
+        return self.nets if len(self.nets) > INLINE_NETS else ()
+
+    @property
     def id(self) -> str:
-        """The IP set to look into: the only part itself, or else the union, called after its parts."""
-        if len(self.sets) == 1 and not self.nets:
-            return self.sets[0]
-        return f"u:{names.digest(' '.join((*self.sets, '|', *self.nets)), 20)}"
+        """The IP set to look into: the only one itself, or else the union, called after its parts; "" for none."""
+        if self.is_union:
+            return f"u:{names.digest(' '.join((*self.sets, '|', *self.in_union)), 20)}"
+        return self.sets[0] if self.sets else ""
 
     @property
     def is_union(self) -> bool:
-        return len(self.sets) != 1 or bool(self.nets)
+        return len(self.sets) > 1 or bool(self.in_union)
 
 
 class Item(msgspec.Struct, frozen=True, cache_hash=True):
@@ -155,15 +165,17 @@ def _block(items: Row, inbound: bool) -> Block:
     nets: set[str] = set()
     for item in items:
         assert item.guard is not None
-        if isinstance(item, Block):
-            sets.add(item.guard.id)
-        else:
+        if isinstance(item, Item):
             sets.update(item.guard.sets)
             nets.update(item.guard.nets)
+        else:
+            nets.update(item.guard.inline)
+            if item.guard.id:
+                sets.add(item.guard.id)
     guard = Guard(tuple(sorted(sets)), tuple(sorted(nets)))
     content = (f"{item.key.kind}/{item.key} {item.passes}" if isinstance(item, Item) else item.chain for item in items)
     return Block(
-        names.block_chain(inbound, "\n".join((guard.id, *content))),
+        names.block_chain(inbound, "\n".join((guard.id, *guard.inline, *content))),
         inbound,
         items,
         guard,
@@ -173,7 +185,7 @@ def _block(items: Row, inbound: bool) -> Block:
 
 @lru_cache(maxsize=65536)
 def _height(key: PolicyKey) -> int:
-    """How many levels of blocks end after this policy: one in 16 ends the first, of these one in 16 the second."""
+    """How many levels of blocks end after this policy: one in 4 ends the first, of these one in 4 the second."""
     value = int.from_bytes(hashlib.sha256(f"{key.kind}/{key}".encode()).digest()[:4], "big")
     height = 0
     while height < DEEPEST and value & (1 << BITS) - 1 == 0:

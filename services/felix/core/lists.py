@@ -19,6 +19,7 @@ from services.felix.core.blocks import Block, Item, Row
 from services.felix.core.dispatch import TierList
 from services.felix.core.ipsets import IpSets
 from services.felix.core.options import MARK_PASS, Family
+from services.felix.core.sets import covering, net_text, parse_net
 from services.felix.core.sink import TableSink
 from services.felix.core.state import State
 
@@ -114,7 +115,7 @@ class ListChains:
             if item.guard.is_union:
                 self._unions[item.guard.id] += 1
                 if self._unions[item.guard.id] == 1:
-                    self._ip_sets.put_union(item.guard.id, item.guard.sets, item.guard.nets)
+                    self._ip_sets.put_union(item.guard.id, item.guard.sets, item.guard.in_union)
 
     def _release(self, row: Row) -> Iterator[Block]:
         """Yields the blocks that nobody jumps to any more, outer ones first."""
@@ -158,16 +159,22 @@ class ListChains:
         if isinstance(holder, TierList) and holder.drop:
             rules.append(self._deny(f"end of tier {holder.tier}: no policy decided"))
         sink.set_chain(Chain(holder.chain, tuple(rules)))
-        self._look(holder, {item.guard.id for item in row if isinstance(item, Block)})
+        self._look(holder, {item.guard.id for item in row if isinstance(item, Block) and item.guard.id})
         return sets
 
     def _jumps(self, block: Block, sets: dict[str, str]) -> Iterator[Rule]:
-        """One rule for each half of the union; no address is in both, so a packet enters once."""
-        field = self._family.saddr if block.inbound else self._family.daddr
+        """One rule for each half of the union, and for each network. They exclude each other: a packet enters once."""
+        field, version = (self._family.saddr if block.inbound else self._family.daddr), self._family.version
         comment = names.comment(f"{len(block)} policies, {block.first} to {block.last}")
-        for half in self._ip_sets.halves(block.guard.id, IPSetType.NET):
-            sets[half.name] = block.guard.id
-            yield Rule((nft.InSet((field,), half.name), nft.jump(block.chain)), comment)
+        earlier: list[nft.Expr] = []
+        if block.guard.id:
+            for half in self._ip_sets.halves(block.guard.id, IPSetType.NET):
+                sets[half.name] = block.guard.id
+                yield Rule((nft.InSet((field,), half.name), nft.jump(block.chain)), comment)
+                earlier.append(nft.InSet((field,), half.name, negate=True))
+        parsed = map(parse_net, block.guard.inline)
+        for net in covering((net for family, net in parsed if family == version), self._family.bits):
+            yield Rule((nft.Match(field, net_text(version, net)), *earlier, nft.jump(block.chain)), comment)
 
     def _look(self, holder: Holder, guards: Collection[str]) -> None:
         """Remembers the sets whose halves its chain spells."""
