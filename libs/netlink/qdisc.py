@@ -59,7 +59,7 @@ _ETH_P_ALL = 3
 
 _IFINFO = struct.Struct("=BxHiII")  # struct ifinfomsg
 _NAME, _MTU, _LINKINFO, _AF_SPEC, _ADDR_GEN_MODE, _INFO_KIND = 3, 4, 18, 26, 8, 1
-_IFF_UP, _GEN_MODE_NONE = 1, 1
+_GEN_MODE_NONE = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,11 +195,15 @@ def delete_filter(one: Filter) -> Request:
 
 
 def new_ifb(name: str, mtu_bytes: int) -> Request:
-    """Up, and without a link-local address."""
-    body = _IFINFO.pack(0, 0, 0, _IFF_UP, _IFF_UP) + text(_NAME, name) + u32(_MTU, mtu_bytes)
-    body += nest(_LINKINFO, text(_INFO_KIND, "ifb"))
-    body += nest(_AF_SPEC, nest(socket.AF_INET6, u8(_ADDR_GEN_MODE, _GEN_MODE_NONE)))
-    return RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body
+    """Down. Made alone, because the kernel takes no address mode for a device that is not there yet."""
+    body = _IFINFO.pack(0, 0, 0, 0, 0) + text(_NAME, name) + u32(_MTU, mtu_bytes)
+    return RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body + nest(_LINKINFO, text(_INFO_KIND, "ifb"))
+
+
+def no_link_local(index: int) -> Request:
+    """The device makes itself no IPv6 address. To be sent before it comes up: one message with both comes too late."""
+    mode = nest(_AF_SPEC, nest(socket.AF_INET6, u8(_ADDR_GEN_MODE, _GEN_MODE_NONE)))
+    return RTM_NEWLINK, 0, _IFINFO.pack(0, 0, index, 0, 0) + mode
 
 
 # --- what is there ----------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from libs.netlink.links import Link, link_change, link_removal
 from libs.netlink.qdisc import (
@@ -31,6 +31,7 @@ from libs.netlink.qdisc import (
     new_ifb,
     new_ingress,
     new_redirect,
+    no_link_local,
 )
 from libs.policy.output import Qos, Workload, WorkloadKey
 
@@ -184,17 +185,16 @@ def _plan_redirect(todo: Todo, link: Link, want: Limit, seen: Seen, ours: set[in
     if ifb.kind != "ifb":
         todo.problem = todo.problem or f"{name} is of another program ({ifb.kind or 'physical'})"
         return
-    if ifb.mtu_bytes != link.mtu_bytes or not ifb.up:
+    if not ifb.up:
+        todo.requests.append((f"addresses of ifb {name}", no_link_local(ifb.index)))
+    if not ifb.up or ifb.mtu_bytes != link.mtu_bytes:
         todo.requests.append((f"ifb {name}", link_change(ifb.index, up=True, mtu_bytes=link.mtu_bytes)))
     _plan_root(todo, ifb, want, seen)
     if not kind:
         todo.requests.append((f"ingress qdisc on {link.name}", new_ingress(link.index)))
-    right = 0
-    for one in _redirects(link, seen, ours):
-        if one.redirect == ifb.index and not right:
-            right = one.handle
-        else:
-            todo.requests.append((f"stale redirect on {link.name} goes", delete_filter(one)))
+    found = _redirects(link, seen, ours)
+    right = [one for one in found if one.redirect == ifb.index][:1]
+    _remove(todo, link, seen, [one for one in found if one not in right])
     if not right:
         todo.requests.append((f"redirect on {link.name}", new_redirect(link.index, ifb.index, PRIORITY)))
 
@@ -204,10 +204,22 @@ def _drop_redirect(todo: Todo, link: Link, seen: Seen, ours: set[int]) -> None:
     drop = _redirects(link, seen, ours)
     if not drop:
         return
-    others = [one for one in seen.filters.get(link.index, ()) if _acts(one) and one not in drop]
-    todo.requests += [(f"redirect on {link.name} goes", delete_filter(one)) for one in drop]
-    if not others:
+    _remove(todo, link, seen, drop)
+    if not _others(link, seen, drop):
         todo.requests.append((f"ingress qdisc on {link.name} goes", delete_ingress(link.index)))
+
+
+def _remove(todo: Todo, link: Link, seen: Seen, drop: list[Filter]) -> None:
+    """With their classifier, which would stay when empty, unless another filter is in it."""
+    shared = {(one.priority, one.protocol) for one in _others(link, seen, drop)}
+    for one in drop:
+        place = (one.priority, one.protocol)
+        request = delete_filter(one if place in shared else replace(one, handle=0))
+        todo.requests.append((f"redirect on {link.name} goes", request))
+
+
+def _others(link: Link, seen: Seen, drop: list[Filter]) -> list[Filter]:
+    return [one for one in seen.filters.get(link.index, ()) if _acts(one) and one not in drop]
 
 
 def _root(link: Link, seen: Seen) -> Qdisc | None:
