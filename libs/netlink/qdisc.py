@@ -6,7 +6,7 @@ may redirect it to an ifb device; that one sends it back up, and a token bucket 
 
     tc qdisc add dev cali1 handle 1: root tbf rate … burst … limit … [peakrate … minburst …]
     tc qdisc add dev cali1 ingress
-    tc filter add dev cali1 parent ffff: protocol all prio 1 u32 match u32 0 0 action mirred egress redirect dev bw1
+    tc filter add dev cali1 ingress protocol all prio 1 u32 match u32 0 0 action mirred egress redirect dev bw1
 
 Requests are values for NetlinkSocket.batch; what is read comes as `Qdisc` and `Filter`. Calls are synchronous.
 """
@@ -40,6 +40,7 @@ RTM_NEWTFILTER, RTM_DELTFILTER, RTM_GETTFILTER = 44, 45, 46
 ROOT = 0xFFFFFFFF  # TC_H_ROOT
 INGRESS = 0xFFFFFFF1  # TC_H_INGRESS, TC_H_CLSACT: where an ingress or clsact qdisc hangs
 INGRESS_HANDLE = 0xFFFF0000
+INGRESS_FILTERS = 0xFFFFFFF2  # ffff:fff2, TC_H_MIN_INGRESS below that, as `tc filter … ingress`
 U32_MAX = 0xFFFFFFFF
 TICK_NS = 64  # PSCHED_SHIFT; the second number of /proc/net/psched
 
@@ -86,7 +87,9 @@ class BucketState:
     peak_ticks: int = 0
 
     def is_of(self, bucket: TokenBucket) -> bool:
-        """Whether `bucket` looks like this when read back. The kernel's arithmetic loses some ticks."""
+        """Whether `bucket` looks like this when read back. The kernel's arithmetic loses a tick or two, of long times a
+        2^31st part.
+        """
         return (
             (self.rate, self.limit, self.peak_rate) == (bucket.rate, bucket.limit, bucket.peak_rate)
             and _close(self.ticks, bucket.burst, bucket.rate)
@@ -128,7 +131,7 @@ def ticks(size: int, rate: int) -> int:
 def _close(found: int, size: int, rate: int) -> bool:
     wanted = ticks(size, rate)
     apart = (found - wanted) & U32_MAX
-    return min(apart, (1 << 32) - apart) <= 2 + (wanted >> 12)
+    return min(apart, (1 << 32) - apart) <= 2 + (wanted >> 30)
 
 
 # --- requests ---------------------------------------------------------------------------------------------------------
@@ -185,7 +188,7 @@ def new_redirect(index: int, to_index: int, priority: int, class_id: int = 0x100
     action = nest(1, text(_ACT_KIND, "mirred"), nest(_ACT_OPTIONS, attr(_MIRRED_PARMS, mirred)))
     options = u32(_U32_CLASSID, class_id) + attr(_U32_SEL, _U32_ANY) + nest(_U32_ACT, action)
     info = priority << 16 | socket.htons(_ETH_P_ALL)
-    body = _TCMSG.pack(0, index, 0, INGRESS_HANDLE, info) + text(_KIND, "u32") + nest(_OPTIONS, options)
+    body = _TCMSG.pack(0, index, 0, INGRESS_FILTERS, info) + text(_KIND, "u32") + nest(_OPTIONS, options)
     return RTM_NEWTFILTER, NLM_F_CREATE | NLM_F_EXCL, body
 
 
@@ -268,7 +271,7 @@ def list_qdiscs(netlink: NetlinkSocket) -> list[Qdisc]:
 def list_filters(netlink: NetlinkSocket, index: int) -> list[Filter]:
     """Of the ingress or clsact qdisc of one device; none when the device has gone meanwhile."""
     try:
-        found = netlink.dump(RTM_GETTFILTER, _TCMSG.pack(0, index, 0, INGRESS_HANDLE, 0), f"filters of link {index}")
+        found = netlink.dump(RTM_GETTFILTER, _TCMSG.pack(0, index, 0, INGRESS_FILTERS, 0), f"filters of link {index}")
     except ObjectNotFound:
         return []
     return [decode_filter(body) for kind, body in found if kind == RTM_NEWTFILTER]

@@ -143,7 +143,7 @@ def plan(wanted: Mapping[str, Limits], seen: Seen, mine: Iterable[str]) -> dict[
             continue
         want = wanted.get(name, Limits())
         todo = Todo()
-        _plan_root(todo, link, want.ingress, seen)
+        _plan_root(todo, link, want.ingress.bucket(link.mtu_bytes) if want.ingress is not None else None, seen)
         if want.egress is not None:
             needed.add(ifb_name(name))
             _plan_redirect(todo, link, want.egress, seen, ours)
@@ -157,14 +157,13 @@ def plan(wanted: Mapping[str, Limits], seen: Seen, mine: Iterable[str]) -> dict[
     return found
 
 
-def _plan_root(todo: Todo, link: Link, want: Limit | None, seen: Seen) -> None:
+def _plan_root(todo: Todo, link: Link, bucket: TokenBucket | None, seen: Seen) -> None:
     root = _root(link, seen)
     ours = root if root is not None and (root.kind, root.handle) == ("tbf", HANDLE) else None
-    if want is None:
+    if bucket is None:
         if ours is not None:
             todo.requests.append((f"limit on {link.name} goes", delete_bucket(link.index, HANDLE)))
         return
-    bucket = want.bucket(link.mtu_bytes)
     if root is not None and ours is None:
         todo.problem = f"{link.name} has a root qdisc of another program ({root.kind} {root.handle >> 16:x}:)"
     elif ours is None or ours.bucket is None or not ours.bucket.is_of(bucket):
@@ -189,7 +188,7 @@ def _plan_redirect(todo: Todo, link: Link, want: Limit, seen: Seen, ours: set[in
         todo.requests.append((f"addresses of ifb {name}", no_link_local(ifb.index)))
     if not ifb.up or ifb.mtu_bytes != link.mtu_bytes:
         todo.requests.append((f"ifb {name}", link_change(ifb.index, up=True, mtu_bytes=link.mtu_bytes)))
-    _plan_root(todo, ifb, want, seen)
+    _plan_root(todo, ifb, want.bucket(link.mtu_bytes), seen)
     if not kind:
         todo.requests.append((f"ingress qdisc on {link.name}", new_ingress(link.index)))
     found = _redirects(link, seen, ours)
