@@ -453,7 +453,7 @@ def test_what_others_made_stays_and_is_named_when_it_is_in_the_way(node: Node) -
         foreign = node.qdiscs(), node.tc("filter", "show", "dev", "cali-x", "ingress")
         for name in ("a", "b", "s", "x"):
             node.limit(name, Qos(egress_bandwidth=20 * MEGA))
-        node.limit("b", Qos(ingress_bandwidth=20 * MEGA))
+        node.limit("b", BOTH)
         failed = node.apply()
         assert failed.keys() == {"bandwidth cali-b", "bandwidth cali-s"}
         assert "pfifo 7:" in failed["bandwidth cali-b"]
@@ -461,6 +461,7 @@ def test_what_others_made_stays_and_is_named_when_it_is_in_the_way(node: Node) -
         assert set(foreign[0]) <= set(node.qdiscs())
         assert foreign[1].splitlines()[-3] in node.tc("filter", "show", "dev", "cali-x", "ingress")
         assert len(node.buckets(ifb_name("cali-a"))) == len(node.buckets(ifb_name("cali-x"))) == 1
+        assert len(node.buckets(ifb_name("cali-b"))) == 1, "the other direction is limited"
         assert not node.has(ifb_name("cali-s"))
         node.tc("qdisc", "del", "dev", "cali-b", "root")
         assert node.apply().keys() == {"bandwidth cali-s"}, "a failure is tried again without being told"

@@ -30,7 +30,7 @@ from services.felix.core.bandwidth import Limits, Seen, Todo, asked_for_filters,
 
 log = logging.getLogger(__name__)
 
-ROUNDS = 3  # an ifb; all that needs its index; nothing more to do
+ROUNDS = 3  # an ifb; all that needs its index; nothing more to do, or the kernel does not keep it
 _REMOVALS = {RTM_DELLINK, RTM_DELQDISC, RTM_DELTFILTER}
 
 
@@ -87,22 +87,19 @@ class BandwidthDriver:
     # --- in the worker thread ---
 
     def _reconcile(self, wanted: Mapping[str, Limits]) -> dict[str, str]:
-        failed: dict[str, str] = {}
-        for last in range(ROUNDS):
+        refused: dict[str, str] = {}  # what the kernel said; such an interface is left for the next step
+        for _ in range(ROUNDS):
             seen, mine = self._read(wanted)
-            todo = {name: one for name, one in plan(wanted, seen, mine).items() if name not in failed}
+            todo = plan(wanted, seen, mine)
             self._waiting = any(name not in seen.links for name in wanted)
             self._holds = any(is_ours(link) for link in seen.links.values()) or bool(todo)
-            failed |= {name: one.problem for name, one in todo.items() if one.problem}
-            todo = {name: one for name, one in todo.items() if one.requests}
-            if not todo:
-                return failed
-            if last == ROUNDS - 1:
-                return failed | {name: f"the kernel did not keep: {one.requests[0][0]}" for name, one in todo.items()}
-            for name, one in todo.items():
-                if reason := self._write(one):
-                    failed[name] = reason
-        return failed
+            problems = {name: one.problem for name, one in todo.items() if one.problem}
+            left = {name: one for name, one in todo.items() if one.requests and name not in refused}
+            if not left:
+                return problems | refused
+            refused |= {name: reason for name, one in left.items() if (reason := self._write(one))}
+        unstable = {name: f"done, and to be done again: {one.requests[0][0]}" for name, one in left.items()}
+        return problems | unstable | refused
 
     def _read(self, wanted: Mapping[str, Limits]) -> tuple[Seen, list[str]]:
         links = {link.name: link for link in list_links(self._netlink)}
