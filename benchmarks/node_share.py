@@ -25,6 +25,7 @@ import asyncio
 import contextlib
 import json
 import os
+import subprocess
 import sys
 import time
 from ipaddress import IPv4Address, ip_network
@@ -145,6 +146,16 @@ async def churn(store: EtcdStore, endpoints: int, seconds: float) -> tuple[int, 
     return number, sent
 
 
+def make_interfaces() -> None:
+    """The node's own, in the subnet of all nodes, and those of its pods."""
+    batch = ["link add eth0 type veth peer name wire", "addr add 172.16.200.1/16 dev eth0"]
+    batch += [f"link set {name} up" for name in ("eth0", "wire")]
+    for number in range(FIRST_OWN, FIRST_OWN + OWN_PODS):
+        name = f"cali{number:08x}"
+        batch += [f"link add {name} type veth peer name p{number}", f"link set p{number} up", f"link set {name} up"]
+    subprocess.run(["ip", "-batch", "-"], input="\n".join(batch), text=True, check=True)
+
+
 async def start_felix(env: dict[str, str], directory: Path) -> asyncio.subprocess.Process:
     """Returns when its first ruleset stands in the kernel."""
     port = free_port()
@@ -259,6 +270,7 @@ def main() -> int:
     if not options.inside:  # felix must not meet the ruleset of this machine
         again = [sys.executable, "-m", "benchmarks.node_share", "--inside", *sys.argv[1:]]
         os.execvp("unshare", ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh", *again])
+    make_interfaces()
     described = machine()
     sizes, seconds = ([200, 1_000], 3.0) if options.quick else ([100, 10_000, 100_000], 60.0)
     report("a node's share", asyncio.run(run(sizes, seconds)), options.json, described)

@@ -23,6 +23,7 @@ from libs.resources.errors import ResourceError
 from libs.resources.patch import PatchType
 from libs.runtime.logs import setup as setup_logs
 from services.calicoctl import actions, ipam, reading, tap, version, wait
+from services.calicoctl import status as node_status
 from services.calicoctl.actions import Input
 from services.calicoctl.columns import DEFAULT_AS_NUMBER, UnknownHeading
 from services.calicoctl.documents import ARGUMENTS, Broken, Document, FileProblem, Position, parse, read_all
@@ -393,6 +394,42 @@ def show(
     click.echo(shown, nl=False)
     if broken:
         fail("Hit error(s):\n" + "\n".join(f"{key}: not a readable block; not counted" for key in broken))
+
+
+@cli.group("node")
+def node_() -> None:
+    """The nodes of the cluster."""
+
+
+@node_.command()
+@click.argument("nodes", nargs=-1, metavar="[NODE]...")
+@click.option("--timeout", "timeout_s", metavar="DURATION", type=Duration(), default="10s", show_default=True,
+              help="How long to wait for reports.")  # fmt: skip
+@common
+def status(nodes: tuple[str, ...], timeout_s: float, config: str | None, **_accepted: object) -> None:
+    """What each node's kernel holds, what could not be programmed, and which settings have no effect.
+
+    All nodes, or the ones named. Exit status 1 unless every one of them is up to date and without failures.
+    """
+    session = _session(config)
+
+    async def work() -> tuple[str, bool]:
+        async with session.client() as client:
+            listed = await client.list("Node")
+        known = [one.metadata.name for one in listed.items]
+        if unknown := sorted(set(nodes) - set(known)):
+            fail(f"no such node: {', '.join(unknown)}")
+        chosen = sorted(set(nodes)) or known
+        if not chosen:
+            fail("there are no nodes")
+        async with session.bus() as bus:
+            reports = await node_status.gather(bus, chosen, timeout_s)
+        return node_status.show(chosen, reports)
+
+    text, good = run(work())
+    click.echo(text, nl=False)
+    if not good:
+        raise SystemExit(1)
 
 
 @cli.command("tap")

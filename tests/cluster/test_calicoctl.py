@@ -298,3 +298,27 @@ async def test_i17_ipam_show_counts_addresses_by_pool_and_block(world: World, po
     assert (one.status, "is in use" in one.out, "server" in one.out) == (0, True, True), one
     free = await ctl(world, "ipam", "show", "--ip", "10.65.255.254")
     assert "not assigned" in free.out or "not currently assigned" in free.out or "free" in free.out, free
+
+
+async def test_node_status_tells_what_every_node_holds_and_what_has_no_effect(world: World, pods: Pods) -> None:
+    done = await ctl(world, "node", "status")
+    assert done.status == 0, done
+    assert [line.split("|")[1:3] for line in done.out.splitlines()[3:5]] == [
+        [" node1 ", " up to date "], [" node2 ", " up to date "],
+    ]  # fmt: skip
+    await world.apply("kind: FelixConfiguration\nmetadata: {name: node.node2}\nspec: {bpfEnabled: true}\n")
+    try:
+        done = await ctl(world, "node", "status", "node2")
+        assert (done.status, "node1" in done.out) == (0, False), done
+        assert "node2: without effect: " in done.out
+        assert "bpfEnabled" in done.out
+    finally:
+        await world.delete("FelixConfiguration", "node.node2")
+    world.cluster.kill_felix("node2")
+    try:
+        done = await ctl(world, "node", "status", "--timeout", "1s")
+        assert (done.status, "no report" in done.out or "behind" in done.out) == (1, True), done
+    finally:
+        await world.cluster.start_felix("node2")
+    unknown = await ctl(world, "node", "status", "node9")
+    assert (unknown.status, unknown.err) == (1, "no such node: node9\n"), unknown

@@ -57,6 +57,7 @@ class InterfaceDriver:
         self._route_sync = True
         self._owners: dict[Network, str] = {}  # local workloads' addresses -> interface whose connections may be known
         self._sysctls = WorkloadSysctls()
+        self._plugged = False  # an interface came up since the last step: routes that wait may go there
         self._stray: asyncio.TimerHandle | None = None
 
     def prepare_host(self) -> None:
@@ -104,10 +105,12 @@ class InterfaceDriver:
             self._sysctls.look_again()
             self._reconciler.resync()
             changed = {**dict.fromkeys(self._routes), **routing.wanted}
-        elif not changed and self._reconciler.in_sync and not self._waiting:
+        elif not changed and self._reconciler.in_sync and not (self._waiting and self._plugged):
             return {}
-        for network in [network for network in self._waiting if network in routing.wanted]:
-            changed.setdefault(network, routing.wanted[network])
+        if self._plugged:
+            self._plugged = False
+            for network in [network for network in self._waiting if network in routing.wanted]:
+                changed.setdefault(network, routing.wanted[network])
         failures = self._sysctls.repair(workloads.values(), self._links)
         await self._forget_connections(changed, failures)
         for network, wanted in changed.items():
@@ -180,6 +183,7 @@ class InterfaceDriver:
                 case Link() as link if self._is_plugged(link, event.gone):
                     # Each new pod makes a few of these: taken as they are, without listing everything again.
                     self._links[link.name] = link
+                    self._plugged = True
                     if self._waiting:
                         self._changed()
                     return
