@@ -21,6 +21,7 @@ OPTIONS = {
     "invalid": RulesetOptions(check_invalid=False),
     "failsafe": RulesetOptions(failsafe_in=(FailsafePort("tcp", 81),), failsafe_out=()),
     "loop": RulesetOptions(loop_prevention="Reject"),
+    "marks": RulesetOptions(mark_mask=0xF00),
     "nat": RulesetOptions(nat=NatOptions(floating_ips=True, exclude_hosts=True, ports=(20000, 30000))),
 }
 
@@ -38,6 +39,7 @@ def fill(lab: Lab) -> None:
             inbound=(
                 logged,
                 Rule(action=Action.DENY, protocol="tcp", dst_ports=(PortRange(81, 81),)),
+                Rule(action=Action.PASS, protocol="tcp", dst_ports=(PortRange(82, 82),)),
                 Rule(action=Action.ALLOW, src_sets=("s:friends",)),
             ),
         ),

@@ -101,7 +101,10 @@ def test_global_policy_denies_only_the_members_of_its_set(lab):
     lab.expect({("a", "s", 80, "tcp"): False, ("b", "s", 80, "tcp"): True})
 
 
-def test_pass_leads_to_the_next_tier_and_allow_does_not(lab):
+@pytest.mark.parametrize("mask", [0xFFFF0000, 0x00000F00])
+def test_pass_leads_to_the_next_tier_and_allow_does_not(lab, mask):
+    lab.fresh(RulesetOptions(mark_mask=mask))
+    lab.pods()
     ingress(lab, "sec", tcp(80, action=Action.PASS), tcp(8080), tcp(9000, action=Action.PASS), tier="sec")
     ingress(lab, "app", tcp(80, action=Action.DENY), tcp(9000))
     lab.pod("s", only("sec", tier="sec"), only("app"))

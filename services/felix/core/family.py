@@ -52,7 +52,7 @@ class FamilyRuleset:
         self._family = family
         self._options = options
         self._compiler = RuleCompiler(family, options, self.ip_sets.halves)
-        self._lists = ListChains(family, self.ip_sets, self._compiler.deny, fold=options.skip_blocks)
+        self._lists = ListChains(family, options, self.ip_sets, self._compiler.deny)
         self._hosts = HostRuleset(family, options, self._compiler.deny)
         self._qos = QosRuleset(family)
         self._loop = ServiceLoop(family, options)

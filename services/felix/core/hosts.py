@@ -26,7 +26,7 @@ from libs.policy.output import Host
 from services.felix.core import failsafe, names
 from services.felix.core.dispatch import ESTABLISHED, MANGLE, TierList, neighbour_discovery, tier_lists
 from services.felix.core.failsafe import FAILSAFE_IN, FAILSAFE_IN_RAW, FAILSAFE_OUT, FAILSAFE_OUT_RAW
-from services.felix.core.options import MARK_ACCEPT, Family, RulesetOptions
+from services.felix.core.options import Family, RulesetOptions
 
 ANY = "*"  # the host endpoint of every interface that has none of its own
 UNTRACKED = -299
@@ -182,10 +182,12 @@ def _before(stage: StageKind, options: RulesetOptions, *, marks: bool) -> list[R
     """What leaves the stage before any host endpoint is looked for. marks: an earlier stage may have set the mark."""
     rules: list[Rule] = []
     if stage in RAW:
-        rules.append(Rule((nft.mark_and(~MARK_ACCEPT),)))
+        rules.append(Rule((nft.mark_and(~options.mark_accept),)))
     else:
         if marks and stage is not FORWARD_TO:
-            rules.append(Rule((nft.mark_has(MARK_ACCEPT), nft.COUNTER, nft.ACCEPT), "allowed before tracking or DNAT"))
+            rules.append(
+                Rule((nft.mark_has(options.mark_accept), nft.COUNTER, nft.ACCEPT), "allowed before tracking or DNAT")
+            )
         rules.append(ESTABLISHED)
     if stage is OUTPUT and options.deny_action != "Reject":
         rules.append(Rule((nft.ct_status(nft.CT_STATUS_DNAT), nft.ACCEPT), "DNATed: see hook-th-dnat"))

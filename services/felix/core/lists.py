@@ -18,7 +18,7 @@ from services.felix.core import blocks, names
 from services.felix.core.blocks import Block, Item, Row
 from services.felix.core.dispatch import TierList
 from services.felix.core.ipsets import IpSets
-from services.felix.core.options import MARK_PASS, Family
+from services.felix.core.options import Family, RulesetOptions
 from services.felix.core.sets import covering, net_text, parse_net
 from services.felix.core.sink import TableSink
 from services.felix.core.state import State
@@ -28,12 +28,12 @@ Deny: TypeAlias = Callable[[str], Rule]  # comment → a rule that denies
 
 
 class ListChains:
-    def __init__(self, family: Family, ip_sets: IpSets, deny: Deny, *, fold: bool) -> None:
-        """fold: whether there are blocks at all."""
+    def __init__(self, family: Family, options: RulesetOptions, ip_sets: IpSets, deny: Deny) -> None:
         self._family = family
         self._ip_sets = ip_sets
         self._deny = deny
-        self._fold = fold
+        self._fold = options.skip_blocks
+        self._mark = options.mark_pass
         self._items: dict[tuple[PolicyKey, bool], Item] = {}
         self._rows: dict[TierList, Row] = {}
         self._blocks: Counter[Block] = Counter()  # how many lists and blocks jump to it
@@ -145,7 +145,7 @@ class ListChains:
         rules: list[Rule] = []
         sets: dict[str, str] = {}
         if top and any(item.passes for item in row):
-            rules.append(Rule((nft.mark_and(~MARK_PASS),)))
+            rules.append(Rule((nft.mark_and(~self._mark),)))
         for position, item in enumerate(row, 1):
             if isinstance(item, Item):
                 rules.append(Rule((nft.jump(names.policy_chain(item.key, holder.inbound)),)))
@@ -155,7 +155,7 @@ class ListChains:
                 passed = "passed by one of these"
             # The end of a chain returns anyway: without a drop there, a look at the mark would change nothing.
             if item.passes and (position < len(row) or (isinstance(holder, TierList) and holder.drop)):
-                rules.append(Rule((nft.mark_has(MARK_PASS), nft.RETURN), names.comment(passed)))
+                rules.append(Rule((nft.mark_has(self._mark), nft.RETURN), names.comment(passed)))
         if isinstance(holder, TierList) and holder.drop:
             rules.append(self._deny(f"end of tier {holder.tier}: no policy decided"))
         sink.set_chain(Chain(holder.chain, tuple(rules)))

@@ -23,7 +23,7 @@ from libs.model.felixconfig import FelixConfigurationSpec, ProtoPort
 from libs.model.selector import SelectorError
 from services.felix.core.failsafe import FailsafePort
 from services.felix.core.mtu import PATTERN
-from services.felix.core.options import MARK_ACCEPT, MARK_PASS, RulesetOptions
+from services.felix.core.options import RulesetOptions
 
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -36,7 +36,6 @@ _FAILSAFE = re.compile(r"([A-Za-z]+):(?:\[?([0-9a-fA-F.:]+/[0-9]+)\]?:)?([0-9]+)
 _ENCODED = {one.name: one.encode_name for one in msgspec.structs.fields(FelixConfigurationSpec)}
 _DECODED = {encoded: name for name, encoded in _ENCODED.items()}
 ENVIRONMENT = "environment"
-BITS_IN_USE = MARK_ACCEPT | MARK_PASS
 
 
 class _Metadata(msgspec.Struct, frozen=True, rename="camel"):
@@ -291,11 +290,8 @@ def _address(value: Any) -> dict[int, str]:
     return {address.version: str(address)}
 
 
-def _mark_mask(draft: _Draft, value: Any) -> None:
-    """The bits stay where they are; a mask without them is refused."""
-    mask = _number(value, 1, 0xFFFFFFFF)
-    if mask & BITS_IN_USE != BITS_IN_USE:
-        raise ValueError(f"{mask:#x} does not hold the bits {BITS_IN_USE:#x} that the ruleset uses")
+def _same(_value: str) -> None:
+    """For a field whose values all mean the same here."""
 
 
 def _pattern(value: Any) -> str:
@@ -345,7 +341,9 @@ _USES: dict[str, Use] = {
     "require_mtu_file": lambda d, v: setattr(d, "require_mtu_file", _bool(v)),
     "default_endpoint_to_host_action": lambda d, v: d.option(endpoint_to_host=_choice(v, "Drop", "Accept", "Return")),
     "nftables_filter_deny_action": lambda d, v: d.option(deny_action=_choice(v, "Drop", "Reject")),
-    "nftables_mark_mask": _mark_mask,
+    "nftables_mark_mask": lambda d, v: d.option(mark_mask=_number(v, 1, 0xFFFFFFFF)),
+    # Both end our stage and nothing else: the tables hold no chains but ours.
+    "nftables_filter_allow_action": lambda d, v: _same(_choice(v, "Accept", "Return")),
     "disable_conntrack_invalid_check": lambda d, v: d.option(check_invalid=not _bool(v)),
     "workload_source_spoofing": lambda d, v: d.option(allow_source_spoofing=_choice(v, "Disabled", "Any") == "Any"),
     "vxlan_port": lambda d, v: d.option(vxlan_port=_number(v, 1, 65535)),

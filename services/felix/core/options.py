@@ -10,8 +10,7 @@ from libs.nftables.model import Family as NftFamily
 from libs.policy.output import NodeInfo, Workload
 from services.felix.core.failsafe import DEFAULT_IN, DEFAULT_OUT, FailsafePort
 
-MARK_ACCEPT = 0x10000  # "allowed by untracked or pre-DNAT policy": later stages of host endpoints let it pass
-MARK_PASS = 0x20000  # "this tier said Pass"; the same bit as in Calico, second of its mark mask 0xffff0000
+MARK_MASK = 0xFFFF0000  # bits of the packet mark that are ours to use
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +96,15 @@ class RulesetOptions:
     loop_prevention: str = "Drop"  # ServiceLoopPrevention: Drop | Reject | Disabled
     failsafe_in: tuple[FailsafePort, ...] = DEFAULT_IN  # FailsafeInboundHostPorts
     failsafe_out: tuple[FailsafePort, ...] = DEFAULT_OUT  # FailsafeOutboundHostPorts
+    mark_mask: int = MARK_MASK  # NftablesMarkMask: the lowest two of its bits are used, as in Calico
     nat: NatOptions = field(default_factory=NatOptions)
     skip_blocks: bool = True  # no setting of Calico's: without them the benchmarks and proofs have what to compare with
 
     def __post_init__(self) -> None:
         if not self.interface_prefixes or not all(self.interface_prefixes):
             raise ValueError("InterfacePrefix must not be empty: workload interfaces could not be told from others")
+        if self.mark_mask.bit_count() < 2 or not 0 <= self.mark_mask < 1 << 32:
+            raise ValueError(f"NftablesMarkMask is {self.mark_mask:#x}: 32 bits, of which at least two are needed")
         for name, value, choices in (
             ("DefaultEndpointToHostAction", self.endpoint_to_host, ("Drop", "Accept", "Return")),
             ("NftablesFilterDenyAction", self.deny_action, ("Drop", "Reject")),
@@ -110,3 +112,14 @@ class RulesetOptions:
         ):
             if value not in choices:
                 raise ValueError(f"{name} is {value!r}, not one of {', '.join(choices)}")
+
+    @property
+    def mark_accept(self) -> int:
+        """Set means "allowed by untracked or pre-DNAT policy": later stages of host endpoints let it pass."""
+        return self.mark_mask & -self.mark_mask
+
+    @property
+    def mark_pass(self) -> int:
+        """Set means "this tier said Pass"."""
+        rest = self.mark_mask & (self.mark_mask - 1)
+        return rest & -rest

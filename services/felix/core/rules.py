@@ -19,7 +19,7 @@ from itertools import product
 from libs.nftables import model as nft
 from libs.policy.output import Action, IPSetType, PortRange, Rule
 from services.felix.core import names
-from services.felix.core.options import MARK_ACCEPT, MARK_PASS, Family, RulesetOptions
+from services.felix.core.options import Family, RulesetOptions
 from services.felix.core.sets import PROTOCOLS, covering, net_text, parse_net
 
 SPORT, DPORT = nft.Field.SPORT, nft.Field.DPORT
@@ -97,12 +97,12 @@ class RuleCompiler:
             case Action.ALLOW:
                 # Before tracking and DNAT an accept ends a stage only; the later ones must know of it.
                 untracked = (nft.NoTrack(),) if subject.untracked else ()
-                mark = (nft.mark_or(MARK_ACCEPT),) if subject.untracked or subject.pre_dnat else ()
+                mark = (nft.mark_or(self._options.mark_accept),) if subject.untracked or subject.pre_dnat else ()
                 return (nft.COUNTER, *untracked, *mark, nft.ACCEPT)
             case Action.DENY:
                 return (nft.COUNTER, self._deny())
             case Action.PASS:
-                return (nft.COUNTER, nft.mark_or(MARK_PASS), nft.RETURN)
+                return (nft.COUNTER, nft.mark_or(self._options.mark_pass), nft.RETURN)
             case Action.LOG:
                 log = nft.Log(self._log_prefix(subject), level="info")
                 if self._options.log_rate is None:

@@ -163,6 +163,8 @@ FAILSAFES = (FailsafePort("tcp", 22), FailsafePort("udp", 68, "10.0.0.0/8"))
         ({"iptablesNATOutgoingInterfaceFilter": "eth+"}, {}, {"nat": NatOptions(out_interface="eth*")}),
         ({"floatingIPs": "Enabled"}, {}, {"nat": NatOptions(floating_ips=True)}),
         ({"nftablesMarkMask": 0xFFFF0000}, {}, {}),
+        ({"nftablesMarkMask": 0xF00}, {}, {"mark_mask": 0xF00}),
+        ({"nftablesFilterAllowAction": "Return"}, {}, {}),
     ],
 )  # fmt: skip
 def test_fields_and_what_they_set(spec: dict[str, Any], environment: dict[str, str], options: dict[str, Any]) -> None:
