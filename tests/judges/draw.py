@@ -1,0 +1,340 @@
+"""Whole clusters, drawn from small pools so that rules and packets meet: tiers, policies, profiles, endpoints, sets.
+
+Everything comes out of one `random.Random`: the same seed, the same cluster. Pods a and b (ns1), c and d (ns2) are on
+this node; r and s are pods elsewhere, h is another node's host endpoint, and the rest of the addresses are outside.
+A third of the draws has one tier with 20 to 60 policies for the same pods, nearly all of whose rules name their peers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from ipaddress import ip_network
+from random import Random
+from typing import TypeVar
+
+from libs import model
+from libs.model.kubernetes import SERVICE_NAME_LABEL, KubernetesEndpointSlice, SliceEndpoint, SlicePort
+from tests.unit.libs.policy import build
+
+T = TypeVar("T")
+
+NODE = "n1"
+PODS = {"a": "ns1", "b": "ns1", "c": "ns2", "d": "ns2"}
+REMOTE_PODS = {"r": "ns1", "s": "ns2"}
+NAMESPACES = ("ns1", "ns2")
+SPOOFED = {4: "203.0.113.0/28", 6: "2001:db8:3::/64"}  # sources that pod d may use besides its own
+SPOOFER = "d"
+HOST = {4: "192.0.2.50", 6: "2001:db8::50"}  # h, the other node's host endpoint
+OUTSIDE = {
+    4: (HOST[4], "198.51.100.7", "198.51.100.130", "203.0.113.9", "10.77.0.200"),
+    6: (HOST[6], "2001:db8:2::7", "2001:db8:2:1::7", "2001:db8:3::9", "fd77::200"),
+}
+NETS = {
+    4: ("10.77.0.0/24", "10.77.0.0/30", "10.77.0.1/32", "10.77.0.2/31", "10.78.0.0/24", "198.51.100.0/25",
+        "198.51.100.0/24", "203.0.113.0/24", "192.0.2.50/32", "0.0.0.0/0"),
+    6: ("fd77::/64", "fd77::/126", "fd77::1/128", "fd77::2/127", "fd78::/64", "2001:db8:2::/64",
+        "2001:db8:2::/48", "2001:db8:3::/48", "2001:db8::50/128", "::/0"),
+}  # fmt: skip
+LABELS = {"app": ("web", "db"), "zone": ("1", "2", "12")}
+SELECTORS = (
+    "app == 'web'", "app == 'db'", "zone == '1'", "has(app)", "!has(zone)", "app != 'web'", "zone in {'1', '2'}",
+    "app not in {'db'}", "zone contains '1'", "zone starts with '1'", "all()", "app == 'web' && zone == '1'",
+    "app == 'db' || has(zone)", "!(app == 'web')",
+)  # fmt: skip
+NAMESPACE_SELECTORS = ("env == 'prod'", "env == 'test'", "has(env)", "all()", "global()", "!has(team)", "team == 'x'")
+ACCOUNTS, ACCOUNT_SELECTORS = ("sa1", "sa2"), ("role == 'x'", "has(role)", "all()", "role != 'y'")
+PORT_NAMES = ("http", "dns", "sig")
+PORTS = (53, 80, 81, 443, 3868, 8080, 9000)
+SOURCE_PORTS = (53, 80, 1000, 5000, 40000)
+RANGES = ("80:81", "53:443", "1:1023", "1024:65535", "8000:9000", "40000:60000")
+# ICMP requests that a connection tracker takes for the start of a flow: echo, timestamp, information, address mask;
+# echo and node information.
+ICMP_TYPES = {4: (8, 13, 15, 17), 6: (128, 139)}
+PROTOCOLS = ("TCP", "TCP", "TCP", "UDP", "UDP", "SCTP", "ICMP", "ICMPv6", "UDPLite", 6, 17, 132, 1, 58, 136, 47, 47)
+WITH_PORTS = ("TCP", "UDP", "SCTP", "6", "17", "132")
+
+
+def own(name: str, version: int) -> str:
+    """A pod's address."""
+    number = "abcdrs".index(name) + 1
+    third = 77 if name in PODS else 78
+    return f"10.{third}.0.{number}" if version == 4 else f"fd{third}::{number}"
+
+
+@dataclass
+class Cluster:
+    resources: list[model.Resource] = field(default_factory=list)
+    many: bool = False  # one tier with many policies for the same endpoint
+
+    @property
+    def by_key(self) -> dict[str, model.Resource]:
+        return {build.key_of(one): one for one in self.resources}
+
+
+class Draw:
+    def __init__(self, random: Random) -> None:
+        self.random = random
+        self._version: int | None = None  # what a rule's networks are of
+
+    def chance(self, share: float) -> bool:
+        return self.random.random() < share
+
+    def one(self, pool: Sequence[T]) -> T:
+        return self.random.choice(pool)
+
+    def some(self, pool: Sequence[T], most: int = 2) -> list[T]:
+        return self.random.sample(pool, self.random.randint(1, min(most, len(pool))))
+
+    # --- things with labels ---
+
+    def cluster(self, many: bool | None = None) -> Cluster:
+        """many: whether it is one of the clusters with many policies; None: drawn."""
+        out = Cluster(many=self.chance(1 / 3) if many is None else many)
+        out.resources += self.profiles()
+        for name, namespace in {**PODS, **REMOTE_PODS}.items():
+            out.resources.append(self.pod(name, namespace))
+        if self.chance(0.8):
+            host = build.hep("h", "n2", self.labels(), "", tuple(HOST.values()), ports=tuple(self.named_ports()))
+            out.resources.append(host)
+        out.resources += self.network_sets()
+        out.resources += self.services()
+        out.resources += self.tiers()
+        out.resources += self.many_policies() if out.many else self.policies()
+        return out
+
+    def labels(self) -> dict[str, str]:
+        return {key: self.one(values) for key, values in LABELS.items() if self.chance(0.65)}
+
+    def named_ports(self) -> list[tuple[str, str, int]]:
+        pool = (("http", "TCP", 80), ("http", "TCP", 8080), ("http", "UDP", 80), ("dns", "UDP", 53), ("dns", "TCP", 53),
+                ("sig", "SCTP", 3868), ("sig", "TCP", 3868))  # fmt: skip
+        return [port for port in pool if self.chance(0.5)]
+
+    def pod(self, name: str, namespace: str) -> model.Resource:
+        account = self.one((*ACCOUNTS, ""))
+        profiles = [f"kns.{namespace}", *([f"ksa.{namespace}.{account}"] if account else [])]
+        if self.chance(0.3):
+            profiles.insert(self.random.randint(0, len(profiles)), self.one(("p1", "p2", "p1", "p2", "missing")))
+        if self.chance(0.1):
+            profiles.append("projectcalico-default-allow")
+        made = build.wep(
+            name,
+            NODE if name in PODS else "n2",
+            namespace,
+            self.labels(),
+            (f"{own(name, 4)}/32", f"{own(name, 6)}/128"),
+            tuple(profiles),
+            tuple(self.named_ports()),
+            account,
+        )
+        if name == SPOOFER:
+            made.spec.allow_spoofed_source_prefixes = list(SPOOFED.values())
+        return made
+
+    def profiles(self) -> list[model.Resource]:
+        out: list[model.Resource] = []
+        for namespace in NAMESPACES:
+            labels = {"pcns.env": self.one(("prod", "test")), "pcns.projectcalico.org/name": namespace}
+            if self.chance(0.4):
+                labels["pcns.team"] = self.one(("x", "y"))
+            allow = [build.rule()]
+            out.append(build.profile(f"kns.{namespace}", labels, ingress=allow, egress=allow))
+            for account in ACCOUNTS:
+                labels = {"pcsa.role": self.one(("x", "y"))} if self.chance(0.7) else {}
+                out.append(build.profile(f"ksa.{namespace}.{account}", labels))
+        for name in ("p1", "p2"):
+            ingress, egress = (self.rules("", direction, 3) for direction in ("Ingress", "Egress"))
+            out.append(build.profile(name, self.labels(), ingress=ingress, egress=egress))
+        return out
+
+    def network_sets(self) -> list[model.Resource]:
+        out: list[model.Resource] = []
+        for name in ("g1", "g2"):
+            if self.chance(0.8):
+                out.append(build.gns(name, self.labels(), tuple(self.set_nets())))
+        for namespace in NAMESPACES:
+            if self.chance(0.6):
+                out.append(build.ns("n", namespace, self.labels(), tuple(self.set_nets())))
+        return out
+
+    def set_nets(self) -> list[str]:
+        version = self.one((4, 6))
+        hosts = [*OUTSIDE[4], *OUTSIDE[6]]
+        return [*self.some(NETS[version][:-1]), *self.some(NETS[10 - version][:-1]), *self.some(hosts)]
+
+    def services(self) -> list[model.Resource]:
+        out: list[model.Resource] = []
+        for namespace in NAMESPACES:
+            for version in (4, 6):
+                addresses = [*(own(name, version) for name in (*PODS, *REMOTE_PODS)), *OUTSIDE[version]]
+                slice_ = KubernetesEndpointSlice(
+                    metadata=model.ObjectMeta(
+                        name=f"svc-{version}", namespace=namespace, labels={SERVICE_NAME_LABEL: "svc"}
+                    ),
+                    address_type=f"IPv{version}",
+                    endpoints=[SliceEndpoint(addresses=[address]) for address in self.some(addresses, 5)],
+                    ports=[
+                        SlicePort(name=f"{protocol}-{port}", protocol=protocol, port=port)
+                        for protocol in self.some(("TCP", "UDP", "SCTP"), 3)
+                        for port in self.some(PORTS, 4)
+                    ],
+                )
+                out.append(slice_)
+        return out
+
+    # --- policies ---
+
+    def tiers(self) -> list[model.Resource]:
+        out: list[model.Resource] = [build.tier("default", 1e6, "Deny" if self.chance(0.6) else "Pass")]
+        for name in ("t1", "t2", "t3"):
+            order = self.one((None, 1.0, 2.0, 2.0, 3e6))
+            out.append(build.tier(name, order, "Pass" if self.chance(0.6) else "Deny"))
+        return out
+
+    def policies(self) -> list[model.Resource]:
+        return [self.policy(f"p{number}") for number in range(self.random.randint(1, 8))]
+
+    def policy(self, name: str, *, rules: int = 4) -> model.Resource:
+        tier = self.one(("default", "default", "t1", "t2", "t3")) if self.chance(0.95) else "nowhere"
+        types = self.one((["Ingress"], ["Egress"], ["Ingress", "Egress"]))
+        namespace = self.one((*NAMESPACES, "", ""))
+        more: dict[str, object] = {
+            direction.lower(): self.rules(namespace, direction, rules) for direction in types
+        }
+        if self.chance(0.15):
+            more["service_account_selector"] = self.one(ACCOUNT_SELECTORS)
+        selector = "" if self.chance(0.3) else self.one(SELECTORS)
+        order = self.one((None, 1.0, 1.0, 2.0, 10.0, -1.0))
+        if namespace:
+            return build.np(name, namespace, selector, tier=tier, types=types, order=order, **more)
+        if self.chance(0.2):
+            more["namespace_selector"] = self.one([one for one in NAMESPACE_SELECTORS if one != "global()"])
+        staged = "Set" if self.chance(0.1) else ""
+        return build.gnp(name, selector, staged=staged, tier=tier, types=types, order=order, **more)
+
+    def many_policies(self) -> list[model.Resource]:
+        """One tier, 20 to 60 policies for the same endpoints, most rules with a peer; a few ordinary ones elsewhere."""
+        tier = self.one(("default", "t1"))
+        direction = self.one((["Ingress"], ["Egress"], ["Ingress", "Egress"]))
+        selector = self.one(("", "all()", "has(app)", "!has(nothing)"))
+        namespace = self.one((*NAMESPACES, "", "", ""))
+        out: list[model.Resource] = []
+        for number in range(self.random.randint(20, 60)):
+            name = f"m{self.random.randint(0, 9)}-{number}"
+            rules = {
+                one.lower(): [self.peer_rule(namespace, one) for _ in range(self.random.randint(1, 3))]
+                for one in direction
+            }
+            order = self.one((None, 1.0, 2.0, 3.0, 4.0))
+            if namespace and self.chance(0.5):
+                out.append(build.np(name, namespace, selector, tier=tier, types=direction, order=order, **rules))
+            else:
+                out.append(build.gnp(name, selector, tier=tier, types=direction, order=order, **rules))
+        return [*out, *(self.policy(f"p{number}") for number in range(self.random.randint(0, 3)))]
+
+    def rules(self, namespace: str, direction: str, most: int) -> list[model.Rule]:
+        return [self.rule(namespace, direction) for _ in range(self.random.randint(0, most))]
+
+    def action(self) -> str:
+        return self.random.choices(("Allow", "Deny", "Pass", "Log"), (50, 20, 17, 13))[0]
+
+    def peer_rule(self, namespace: str, direction: str) -> model.Rule:
+        """A rule that nearly always says who the other end is, narrowly enough that many more get their turn."""
+        if self.chance(0.06):
+            rule = self.rule(namespace, direction)
+            return rule if rule.action == "Log" or self.chance(0.3) else narrowed(rule, self.one(PORTS))
+        version = self.one((4, 6))
+        peer: dict[str, object] = {}
+        roll = self.random.random()
+        if roll < 0.45:
+            peer["selector"] = self.one(SELECTORS)
+        elif roll < 0.8:
+            peer["nets"] = self.some(NETS[version][1:-1])
+        elif roll < 0.9:
+            peer["namespace_selector"] = self.one(NAMESPACE_SELECTORS)
+        else:
+            peer["accounts"] = {"names": self.some(ACCOUNTS)}
+        other: dict[str, object] = {}
+        protocol = None
+        if self.chance(0.85):
+            protocol = self.one(("TCP", "UDP", "SCTP"))
+            ports = {"ports": [self.one((*PORTS, *PORT_NAMES, *RANGES[:2]))]}
+            (other if direction == "Ingress" else peer).update(ports)
+        source, destination = (peer, other) if direction == "Ingress" else (other, peer)
+        return build.rule(self.action(), protocol, source, destination)
+
+    def rule(self, namespace: str, direction: str) -> model.Rule:
+        """Any rule that the API admits."""
+        fields: dict[str, object] = {}
+        version: int | None = None
+        protocol: str | int | None = self.one(PROTOCOLS) if self.chance(0.6) else None
+        name = "" if protocol is None else str(protocol)
+        if name in ("ICMP", "ICMPv6"):
+            version = 4 if name == "ICMP" else 6
+        if self.chance(0.12):
+            negative = self.one(PROTOCOLS)
+            fields["not_protocol"] = model.Protocol(negative)
+            if negative in ("ICMP", "ICMPv6"):
+                version = version or (4 if negative == "ICMP" else 6)
+        if name in ("ICMP", "ICMPv6", "1", "58"):
+            of = 4 if name in ("ICMP", "1") else 6
+            for field_, share in (("icmp", 0.5), ("not_icmp", 0.4)):
+                if self.chance(share):
+                    fields[field_] = model.ICMPFields(self.one((*ICMP_TYPES[of], 0)), self.one((None, 0, 1)))
+        if self.chance(0.15):
+            version = version or self.one((4, 6))
+            fields["ip_version"] = version
+        self._version = version
+        source = self.entity(namespace, name, services=direction == "Ingress")
+        destination = self.entity(namespace, name, services=direction == "Egress")
+        return build.rule(self.action(), protocol, source, destination, **fields)
+
+    def entity(self, namespace: str, protocol: str, *, services: bool) -> dict[str, object]:
+        if services and self.chance(0.08):
+            return {"services": model.ServiceMatch("svc", namespace or self.one(NAMESPACES))}
+        out: dict[str, object] = {}
+        choices: tuple[tuple[str, float, Callable[[], object]], ...] = (
+            ("nets", 0.13, lambda: self.nets()),
+            ("not_nets", 0.1, lambda: self.nets(negated=True)),
+            ("selector", 0.18, lambda: self.one(SELECTORS)),
+            ("not_selector", 0.1, lambda: self.one(SELECTORS)),
+            ("namespace_selector", 0.13, lambda: self.one((*NAMESPACE_SELECTORS, "global()"))),
+            ("accounts", 0.1, self.accounts),
+        )
+        for key, share, make in choices:
+            if self.chance(share):
+                out[key] = make()
+        for key, share in (("ports", 0.25), ("not_ports", 0.15)):
+            # Without a protocol only names may be given; with one that has no ports, none at all.
+            if protocol in WITH_PORTS and self.chance(share):
+                out[key] = self.some((*PORTS, *SOURCE_PORTS, *PORT_NAMES, *PORT_NAMES, *RANGES), 3)
+            elif not protocol and self.chance(share / 2):
+                out[key] = self.some(PORT_NAMES)
+        return out
+
+    def nets(self, *, negated: bool = False) -> list[str]:
+        self._version = self._version or self.one((4, 6))
+        return self.some(NETS[self._version][:-1] if negated else NETS[self._version])
+
+    def accounts(self) -> dict[str, object]:
+        roll = self.random.random()
+        out: dict[str, object] = {}
+        if roll < 0.65:
+            out["names"] = self.some(ACCOUNTS)
+        if roll > 0.45:
+            out["selector"] = self.one(ACCOUNT_SELECTORS)
+        return out
+
+
+def narrowed(rule: model.Rule, port: int) -> model.Rule:
+    """A rule that asks for nothing would end the walk for everybody; let it ask for a port."""
+    if rule.protocol is None and rule.source is None and rule.destination is None:
+        return build.rule(rule.action, "TCP", None, {"ports": [port]})
+    return rule
+
+
+def spoofed(version: int, random: Random) -> str:
+    """An address that pod d may send from without having it."""
+    network = ip_network(SPOOFED[version])
+    return str(network[random.choice((1, 9, 12))])
