@@ -44,7 +44,6 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 END = "end"
-PLACES = (*PODS, OUT, END)
 BURST = 250  # below net.core.netdev_max_backlog, should the CPU's queue ever be served late
 DEADLINE_S = 20.0
 LAST = Packet(ip_address("192.0.2.2"), ip_address("192.0.3.2"), packets.UDP, 9, 9)
@@ -58,9 +57,12 @@ class LostBurst(RuntimeError):
 
 
 class KernelJudge:
-    def __init__(self) -> None:
+    def __init__(self, pods: Mapping[str, Mapping[int, str]]) -> None:
+        """pods: their addresses, by IP version; a pod's interface is `cali` and its name."""
+        self._pods = pods
+        self._places = (*pods, OUT, END)
         tag = f"jd{os.getpid() % 10000}{secrets.token_hex(2)}"
-        self._spaces = {name: Namespace(f"{tag}-{name}") for name in ("node", *PLACES)}
+        self._spaces = {name: Namespace(f"{tag}-{name}") for name in ("node", *self._places)}
         self._wires: dict[str, socket.socket] = {}
         self._deliveries: list[socket.socket] = []  # of the node itself
         self._outlets: dict[int, socket.socket] = {}  # of the node itself, by IP version
@@ -83,7 +85,7 @@ class KernelJudge:
                 "ipv6.conf.default.accept_dad": 0,
             }
         )
-        for number, place in enumerate(PLACES, 1):
+        for number, place in enumerate(self._places, 1):
             self._spaces[place].sysctl({"ipv6.conf.all.disable_ipv6": 1, "ipv6.conf.default.disable_ipv6": 1})
             self._plug(place, number)
         node.ip([f"addr add {NODE_ADDRESS[4]}/32 dev eth0", f"addr add {NODE_ADDRESS[6]}/128 dev eth0 nodad"])
@@ -109,7 +111,7 @@ class KernelJudge:
         )
         far.ip(["link set eth0 arp off", "link set eth0 up"])
         for version in (4, 6):
-            to, gateway = routes(place, version)
+            to, gateway = self._routes(place, version)
             bits = 32 if version == 4 else 128
             commands = [
                 f"route add {gateway}/{bits} dev {link}",
@@ -177,15 +179,17 @@ class KernelJudge:
 
     # --- packets ---
 
-    def judge(self, shots: Sequence[Shot]) -> list[bool]:
+    def judge(self, shots: Sequence[Shot], on_burst: Callable[[], None] = lambda: None) -> list[bool]:
         """Whether each packet gets to its receiver, all of them as first packets of new flows.
 
+        on_burst: called when some are about to be sent.
         Raises LostBurst; AssertionError for a packet that comes out elsewhere.
         """
         self._forget_flows()
         verdicts: list[bool] = []
         with one_cpu():
             for start in range(0, len(shots), BURST):
+                on_burst()
                 verdicts += self._burst(shots[start : start + BURST])
         return verdicts
 
@@ -194,7 +198,7 @@ class KernelJudge:
         for number, shot in zip(numbers, shots, strict=True):
             self._send(shot.packet, shot.sender, number)
         self._await_last()
-        seen = {place: set(self._received(self._wires[place])) for place in (*PODS, OUT)}
+        seen = {place: set(self._received(self._wires[place])) for place in (*self._pods, OUT)}
         seen[HERE] = {number for delivery in self._deliveries for number in self._received(delivery)}
         for number, shot in zip(numbers, shots, strict=True):
             astray = [place for place, tags in seen.items() if number in tags and place != shot.receiver]
@@ -207,7 +211,7 @@ class KernelJudge:
         if place == HERE:
             self._outlets[packet.version].sendto(packets.datagram(packet, tag), (str(packet.dst), 0))
             return
-        end = PLACES.index(place) + 1
+        end = self._places.index(place) + 1
         self._wires[place].send(packets.frame(packet, tag, mac(end, 1), mac(end, 2)))
 
     def _await_last(self) -> None:
@@ -226,6 +230,14 @@ class KernelJudge:
                 if number is not None:
                     yield number
 
+    def _routes(self, place: str, version: int) -> tuple[str, str]:
+        """What the node routes towards a place besides its gateway, and the gateway: a pod is its own."""
+        if place in self._pods:
+            return "", self._pods[place][version]
+        if place == OUT:
+            return ("0.0.0.0/0", "192.0.2.2") if version == 4 else ("::/0", "2001:db8::2")
+        return "", "192.0.3.2" if version == 4 else "2001:db8:ffff::2"
+
     def _forget_flows(self) -> None:
         with NetlinkSocket(NETLINK_NETFILTER, self._spaces["node"].path) as channel:
             channel.request(CT_DELETE, 0, b"\0\0\0\0", "all connections")
@@ -234,15 +246,6 @@ class KernelJudge:
 def mac(number: int, side: int) -> bytes:
     """Of a veth's near (1) or far (2) end; locally administered."""
     return bytes((0x02, 0xCA, 0x11, 0xC0, number, side))
-
-
-def routes(place: str, version: int) -> tuple[str, str]:
-    """What the node routes towards a place besides its gateway, and the gateway: a pod is its own."""
-    if place in PODS:
-        return "", own(place, version)
-    if place == OUT:
-        return ("0.0.0.0/0", "192.0.2.2") if version == 4 else ("::/0", "2001:db8::2")
-    return "", "192.0.3.2" if version == 4 else "2001:db8:ffff::2"
 
 
 @contextlib.contextmanager
@@ -286,8 +289,9 @@ def compiled(view: NodeView) -> tuple[TableState, TableState]:
 
 
 @contextlib.contextmanager
-def running_judge() -> Iterator[KernelJudge]:
-    judge = KernelJudge()
+def running_judge(pods: Mapping[str, Mapping[int, str]] | None = None) -> Iterator[KernelJudge]:
+    """pods: their addresses by IP version; else those that clusters are drawn with."""
+    judge = KernelJudge(pods or {pod: {4: own(pod, 4), 6: own(pod, 6)} for pod in PODS})
     try:
         judge.start()
         yield judge
