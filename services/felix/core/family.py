@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from libs.nftables import model as nft
 from libs.nftables.model import Chain, Map, Set, Verdict
-from services.felix.core import dispatch, names, nat
+from services.felix.core import dispatch, hosts, names, nat, qos
 from services.felix.core.dispatch import Sources, TierList
 from services.felix.core.host_family import HostRuleset
 from services.felix.core.ipsets import IpSets
@@ -16,7 +16,7 @@ from services.felix.core.qos import QosRuleset
 from services.felix.core.rules import Compiled, RuleCompiler, UnknownSet
 from services.felix.core.service_loop import ServiceLoop
 from services.felix.core.sink import Section, TableSink
-from services.felix.core.state import Dirty, Owner, State
+from services.felix.core.state import Culprits, Dirty, Owner, State
 
 
 def change_elements(sink: TableSink, name: str, add: Collection[str], remove: Collection[str]) -> None:
@@ -91,6 +91,26 @@ class FamilyRuleset:
         if dirty.nat or first:
             self._write_nat(state, sink)
 
+    def culprits(self, name: str, state: State) -> Culprits:
+        """Whose the chain, set or map `name` is; nobody's when it is one of those that are always there."""
+        found = Culprits()
+        found.owners |= self._set_users.get(name, set())
+        for key in state.policies:
+            if name in (names.policy_chain(key, True), names.policy_chain(key, False)):
+                found.owners.add(key)
+        for profile in state.profiles:
+            if name in (names.profile_chain(profile, True), names.profile_chain(profile, False)):
+                found.owners.add(profile)
+        for interface in state.endpoints:
+            chains = (names.workload_chain(interface, True), names.workload_chain(interface, False))
+            if name in (*chains, names.spoof_chain(interface), *qos.interface_chains(interface)):
+                found.interfaces.add(interface)
+        found.interfaces |= qos.users(name, state.limited)
+        for interface, host in state.host_endpoints.items():
+            if any(name in (hosts.chain_name(stage, interface), stage.base, stage.map) for stage in host.lists):
+                found.hosts.add(host.name)
+        return found
+
     def _write_owner(self, owner: Owner, state: State, sink: TableSink, touched: dict[str, Set | str]) -> None:
         uses = Uses()
         self.refused.pop(owner, None)
@@ -116,6 +136,9 @@ class FamilyRuleset:
 
     def _compile(self, owner: Owner, inbound: bool, state: State) -> Compiled:
         subject = state.subject(owner)
+        if owner in state.refused_owners:
+            self.refused[owner] = state.refused_owners[owner]
+            return Compiled([self._compiler.deny(f"{subject.id} refused by the kernel")])
         rules = state.rules(owner, inbound)
         if rules is None:
             return Compiled([self._compiler.deny(f"{subject.id} is not known")])

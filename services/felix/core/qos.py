@@ -85,6 +85,20 @@ class QosRuleset:
         return [Chain("hook-dscp", tuple(rules), Base(Hook.POSTROUTING, priority=MANGLE))], sets
 
 
+def interface_chains(interface: str) -> tuple[str, str]:
+    return names.interface_chain(FROM, interface), names.interface_chain(TO, interface)
+
+
+def users(name: str, workloads: Mapping[str, Workload]) -> set[str]:
+    """Interfaces of those that need the shared chain, set or map `name`."""
+    limits = {interface: workload.qos or Qos() for interface, workload in workloads.items()}
+    if name == "hook-dscp" or name.startswith("dscp-"):
+        return {one for one, qos in limits.items() if qos.dscp is not None}
+    if name in (FROM, TO) or name.startswith("hook-qos-"):
+        return {one for one, qos in limits.items() if any(_limits(one, qos, way).rules for way in (False, True))}
+    return set()
+
+
 def _limits(interface: str, qos: Qos, inbound: bool) -> Chain:
     rate, burst, most = (
         (qos.ingress_packet_rate, qos.ingress_packet_burst, qos.ingress_max_connections)
