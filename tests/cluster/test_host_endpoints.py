@@ -17,6 +17,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from libs import model
+from libs.model.codec import convert
+from libs.policy import autohep
 from libs.store.etcd import EtcdStore
 from libs.testkit import bootstrap
 from libs.testkit.cluster import Cluster, Pod
@@ -24,6 +27,7 @@ from libs.testkit.processes import Probe
 from libs.testkit.reach import Flow, Protocol, Verdict
 from libs.testkit.topology import Namespace
 from libs.testkit.traffic import Load
+from services.calicoctl.wait import listening
 from tests.cluster.conftest import ALLOW, DENY, World, open_world, until, verdicts
 from tests.cluster.kernel_state import handles, written
 
@@ -370,6 +374,50 @@ async def test_e11_two_on_one_interface_the_lower_name_acts_until_it_goes(hosts:
     await hosts.expect({TO: ALLOW})
     await world.delete("HostEndpoint", "a")
     await hosts.expect({TO: DENY})
+
+
+async def reconcile(hosts: Hosts, **config: Any) -> set[str]:
+    """What the controller does in one round; names of the host endpoints that there are then."""
+    world, resources = hosts.world, hosts.world.resources
+    settings = convert(model.AutoHostEndpointConfig, config)
+    nodes = [one for one in (await resources.list("Node")).items if isinstance(one, model.Node)]
+    stored = [one for one in (await resources.list("HostEndpoint")).items if isinstance(one, model.HostEndpoint)]
+    todo = autohep.changes(stored, autohep.desired(nodes, settings).endpoints)
+    async with listening(world.bus, 20.0) as waiter:
+        revisions = [(await resources.create(one)).revision for one in todo.create]
+        revisions += [(await resources.update(one)).revision for one in todo.update]
+        revisions += [(await resources.delete("HostEndpoint", name)).revision for name in todo.delete]
+        await waiter.until_applied(revisions)
+    return {one.metadata.name for one in (await resources.list("HostEndpoint")).items}
+
+
+async def test_e06_automatic_host_endpoints_are_open_until_policy_restricts_them(hosts: Hosts) -> None:
+    world = hosts.world
+    await world.apply(hep("mine", "node2", interfaceName="ext0", profiles=OPEN))
+    assert await reconcile(hosts, autoCreate="Enabled") == {"mine", "node1-auto-hep", "node2-auto-hep"}
+    await hosts.expect(dict.fromkeys(EVERYTHING, ALLOW))
+    restrict = gnp("nodes", "kubernetes.io/hostname == 'node1'", ingress=[rule("Allow", 8090)])
+    await world.apply(restrict)
+    await hosts.expect(
+        {TO: DENY, TO_UDP: DENY, BY_EXT: DENY, TO_OTHER: ALLOW, FROM: ALLOW, THROUGH: ALLOW, SELF: ALLOW}
+    )
+    await hosts.expect({("fabric", "node2", 8080, "tcp"): ALLOW})  # has the same kind, but not the label
+    await world.delete("GlobalNetworkPolicy", "nodes")
+    # The other node is known by its addresses.
+    peers = [rule("Allow", 8080, source={"selector": "kubernetes.io/hostname == 'node2'"})]
+    await world.apply(gnp("peers", "kubernetes.io/hostname == 'node1'", ingress=peers))
+    await hosts.expect({TO: ALLOW, TO_OTHER: DENY, ("fabric", "node1", 8080, "tcp"): DENY})
+    await world.delete("GlobalNetworkPolicy", "peers")
+
+    cidrs = ["172.31.0.0/24", "fd00:172:31::/64"]
+    lan = {"generateName": "lan", "interfaceCIDRs": cidrs, "labels": {"net": "lan"}, "nodeSelector": "all()"}
+    settings = {"autoCreate": "Enabled", "createDefaultHostEndpoint": "Disabled", "templates": [lan]}
+    assert await reconcile(hosts, **settings) == {"mine", "node1-lan-auto-hep", "node2-lan-auto-hep"}
+    await hosts.expect(dict.fromkeys(EVERYTHING, ALLOW))
+    await world.apply(gnp("lan", "net == 'lan'", ingress=[rule("Allow", 8090)]))
+    await hosts.expect({TO: DENY, TO_OTHER: ALLOW, BY_EXT: ALLOW, FROM: DENY, FROM_OTHER: ALLOW})
+    assert await reconcile(hosts, autoCreate="Disabled") == {"mine"}
+    await hosts.expect(dict.fromkeys(EVERYTHING, ALLOW))
 
 
 async def test_restart_of_felix_loses_nothing_and_lets_nothing_through(hosts: Hosts) -> None:
