@@ -19,8 +19,9 @@ NAMES = {
     "cni": "CNI ADD and DEL through the shim, one at a time and ten at once, by steps",
     "ipam": "addresses a second with 1, 10 and 50 callers",
     "calc": "50,000 endpoints and 5,000 policies: load, update, memory, a node's share",
+    "newflow": "first and later packets of a flow through 0 to 5,000 policies",
     "changes": "one member of a set of 100,000, one policy of 100 rules on 250 pods: to the kernel",
-    "node_share": "what a node with 20 pods receives while the rest of the cluster grows",
+    "node_share": "what a node with 100 pods receives and what its felix needs while the rest of the cluster grows",
 }
 
 

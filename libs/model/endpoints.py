@@ -72,7 +72,7 @@ class WorkloadEndpointPort(V3Struct):
 
 
 class QoSControls(V3Struct):
-    """Bandwidth and peak rate in bit/s, bursts in bytes, packet rates in packets/s; 0 is no limit."""
+    """Bandwidth and peak rate in bit/s, burst in bits, minburst in bytes, packet rates in packets/s; 0 is no limit."""
 
     ingress_bandwidth: int = 0
     ingress_burst: int = 0

@@ -165,6 +165,11 @@ def create_veth(netlink: NetlinkSocket, end: VethEnd, peer: VethEnd) -> None:
     netlink.request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body, f"veth {end.name} and {peer.name}")
 
 
+def link_removal(index: int) -> tuple[int, int, bytes]:
+    """A request for NetlinkSocket.batch."""
+    return RTM_DELLINK, 0, _IFINFO.pack(0, 0, index, 0, 0)
+
+
 def delete_link(netlink: NetlinkSocket, which: int | str) -> bool:
     """False when it was gone already."""
     index, name = (which, b"") if isinstance(which, int) else (0, text(_NAME, which))

@@ -204,8 +204,8 @@ class Nat(msgspec.Struct, frozen=True):
 
 
 class Qos(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """Limits of a workload; 0 is no limit. Ingress is what goes to it. Bandwidth and peak rate in bit/s, bursts in
-    bytes, packet rates in packets/s, packet bursts in packets. dscp: None leaves packets as they are.
+    """Limits of a workload; 0 is no limit. Ingress is what goes to it. Bandwidth and peak rate in bit/s, burst in bits,
+    minburst in bytes, packet rates in packets/s, packet bursts in packets. dscp: None leaves packets as they are.
     """
 
     ingress_bandwidth: int = 0

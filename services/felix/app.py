@@ -28,6 +28,7 @@ from services.felix.core.options import RulesetOptions
 from services.felix.core.routing import Routing
 from services.felix.core.ruleset import RulesetBuilder
 from services.felix.core.status import EndpointKey, Status
+from services.felix.drivers.bandwidth import BandwidthDriver
 from services.felix.drivers.interfaces import InterfaceDriver
 from services.felix.drivers.podlinks import KernelPodLinks
 from services.felix.drivers.tables import KernelTables
@@ -70,6 +71,7 @@ class Felix:
             kernel.tables.pair,
             self.routing,
             kernel.interfaces,
+            kernel.bandwidth,
             on_progress=self.report,
             random=random,
             observe=metrics.observe_pass,
@@ -256,6 +258,7 @@ class Felix:
             if routes_s and now - last_routes > routes_s:
                 last_routes = now + random.uniform(0, 0.1) * routes_s
                 self.dataplane.resync_routes()
+                self.dataplane.resync_bandwidth()
             if self.feed.feed.in_sync:
                 self.write_mtu_file()
             await asyncio.sleep(1.0)
@@ -288,6 +291,7 @@ class Kernel:
     def __init__(self, config: FelixConfig, metrics: Metrics) -> None:
         self.tables = KernelTables(RulesetBuilder.tables(), metrics.count_written)
         self.interfaces = InterfaceDriver(config.interface_prefix, ipv6=config.ipv6_support)
+        self.bandwidth = BandwidthDriver(config.interface_prefix)
 
     async def __aenter__(self) -> Kernel:
         return self
@@ -295,6 +299,7 @@ class Kernel:
     async def __aexit__(self, *_: object) -> None:
         await self.tables.close()
         await self.interfaces.close()
+        await self.bandwidth.close()
 
 
 async def run(config: FelixConfig, service: Service) -> None:

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
@@ -46,6 +47,9 @@ NODE = {4: "192.0.2.1", 6: "2001:db8::1"}
 ALLOW_ALL = Profile(inbound=(Rule(action=Action.ALLOW),), outbound=(Rule(action=Action.ALLOW),))
 NETLINK_NETFILTER, CT_DELETE = 12, 0x0102  # linux/netfilter/nfnetlink_conntrack.h; with no attributes: flush
 Question = tuple[str, str, int, Protocol]  # from, to, port, protocol
+
+
+FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
 def address(name: str, version: int) -> str:
@@ -179,6 +183,12 @@ class Lab:
             got = dict(zip(wanted, self.ask(list(wanted), version), strict=True))
             want = {question: Verdict.ALLOW if allowed else Verdict.DENY for question, allowed in wanted.items()}
             assert got == want, f"IPv{version}: {[(q, str(v)) for q, v in got.items() if v != want[q]]}"
+
+    def udp(self, where: str, version: int) -> socket.socket:
+        """Bound to the place's address, and to a port of its own: what it sends is a new flow."""
+        sock = self.spaces[where].socket(FAMILIES[version], socket.SOCK_DGRAM)
+        sock.bind((address(where, version), 0))
+        return sock
 
     def reach(self, sender: str, to: str, port: int) -> bool:
         """Whether TCP gets through to an address that is none of the lab's own."""

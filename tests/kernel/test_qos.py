@@ -10,10 +10,9 @@ import pytest
 
 from libs.netlink.netns import in_netns
 from libs.policy.output import NodeInfo, Pool, Qos
-from tests.kernel.ruleset_lab import OUT, Lab, address
+from tests.kernel.ruleset_lab import FAMILIES, OUT, Lab, address
 
 pytestmark = pytest.mark.kernel
-FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 IP_RECVTOS, IPV6_RECVTCLASS, IPV6_TCLASS = 13, 66, 67  # linux/in.h, linux/in6.h
 
 
@@ -22,13 +21,6 @@ def lab(built: Lab) -> Lab:
     built.fresh()
     built.pods()
     return built
-
-
-def udp(lab: Lab, where: str, version: int) -> socket.socket:
-    with in_netns(lab.spaces[where].path):
-        sock = socket.socket(FAMILIES[version], socket.SOCK_DGRAM)
-    sock.bind((address(where, version), 0))
-    return sock
 
 
 def received(sock: socket.socket) -> int:
@@ -52,7 +44,7 @@ def test_packet_rate_holds_for_new_and_established_packets(lab, version, inbound
     )
     lab.pod("s" if inbound else "a", qos=qos)
     lab.apply()
-    sender, receiver = udp(lab, "a", version), udp(lab, "s", version)
+    sender, receiver = lab.udp("a", version), lab.udp("s", version)
     with sender, receiver:
         receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         to = receiver.getsockname()
@@ -109,7 +101,7 @@ def test_dscp_marks_what_leaves_the_cluster_only(lab, version):
     def tos_at(where: str) -> int:
         with in_netns(lab.spaces[where].path):
             server = socket.socket(FAMILIES[version], socket.SOCK_DGRAM)
-        with server, udp(lab, "a", version) as sender:
+        with server, lab.udp("a", version) as sender:
             level, option = (socket.SOL_IP, IP_RECVTOS) if version == 4 else (socket.IPPROTO_IPV6, IPV6_RECVTCLASS)
             server.setsockopt(level, option, 1)
             server.bind((OUT[version] if where == "out" else address(where, version), 0))

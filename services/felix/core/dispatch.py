@@ -16,7 +16,7 @@ outside these (hosts.py), limits one before them (qos.py); nothing here depends 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -24,7 +24,7 @@ from libs.nftables import model as nft
 from libs.nftables.model import Base, Chain, Field, Hook, Rule, Set
 from libs.policy.output import STAGED_KINDS, PolicyKey, Tier, Workload
 from services.felix.core import names
-from services.felix.core.options import MARK_PASS, V6, Family, RulesetOptions
+from services.felix.core.options import V6, Family, RulesetOptions
 
 RAW, MANGLE = -300, -150
 FROM_WL, TO_WL = "from-wl", "to-wl"  # verdict maps, interface → its chain
@@ -68,24 +68,6 @@ def tier_lists(tiers: Iterable[Tier], inbound: bool) -> tuple[TierList, ...]:
         if enforced:
             out.append(TierList(inbound, tier.name, enforced, tier.default_action != "Pass"))
     return tuple(out)
-
-
-def list_chain(tier_list: TierList, passes: Mapping[PolicyKey, bool], deny: Rule) -> Chain:
-    """passes: whether a policy has a Pass rule in this direction; only then is the mark bit cleared and looked at.
-
-    Skip blocks (several policies behind one look-up of the union of their sources) would group consecutive jumps here.
-    """
-    rules: list[Rule] = []
-    uses_pass = any(passes[key] for key in tier_list.policies)
-    if uses_pass:
-        rules.append(Rule((nft.mark_and(~MARK_PASS),)))
-    for position, key in enumerate(tier_list.policies, 1):
-        rules.append(Rule((nft.jump(names.policy_chain(key, tier_list.inbound)),)))
-        if passes[key] and (tier_list.drop or position < len(tier_list.policies)):
-            rules.append(Rule((nft.mark_has(MARK_PASS), nft.RETURN), names.comment(f"passed by {key}")))
-    if tier_list.drop:
-        rules.append(deny)
-    return Chain(tier_list.chain, tuple(rules))
 
 
 def workload_chain(

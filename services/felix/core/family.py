@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 
 from libs.nftables import model as nft
 from libs.nftables.model import Chain, Map, Set, Verdict
+from libs.policy.output import PolicyKey
 from services.felix.core import dispatch, hosts, names, nat, qos
+from services.felix.core.blocks import Block
 from services.felix.core.dispatch import Sources, TierList
 from services.felix.core.host_family import HostRuleset
 from services.felix.core.ipsets import IpSets
+from services.felix.core.lists import Holder, ListChains
 from services.felix.core.options import Family, RulesetOptions
 from services.felix.core.qos import QosRuleset
 from services.felix.core.rules import Compiled, RuleCompiler, UnknownSet
@@ -28,7 +31,7 @@ def change_elements(sink: TableSink, name: str, add: Collection[str], remove: Co
 
 @dataclass(slots=True)
 class Uses:
-    """Sets that the chains of one policy or profile look into."""
+    """Sets that the chains of one policy, profile, list or block look into."""
 
     ip_sets: dict[str, str] = field(default_factory=dict)  # kernel set → IP set id
     shared: dict[str, Set] = field(default_factory=dict)
@@ -46,15 +49,17 @@ class FamilyRuleset:
     def __init__(self, family: Family, options: RulesetOptions, ip_sets: IpSets | None = None) -> None:
         """ip_sets: those of the ruleset that this one takes over from, when options change."""
         self.ip_sets = ip_sets or IpSets(family)
+        self.ip_sets.forget_unions()
         self.refused: dict[Owner, str] = {}  # why a policy's or profile's chains deny everything
         self._family = family
         self._options = options
         self._compiler = RuleCompiler(family, options, self.ip_sets.halves)
+        self._lists = ListChains(family, self.ip_sets, self._compiler.deny, fold=options.skip_blocks)
         self._hosts = HostRuleset(family, options, self._compiler.deny)
         self._qos = QosRuleset(family)
         self._loop = ServiceLoop(family, options)
-        self._uses: dict[Owner, Uses] = {}
-        self._set_users: dict[str, set[Owner]] = {}  # kernel set → whose chains look into it
+        self._uses: dict[Owner | Holder, Uses] = {}
+        self._set_users: dict[str, set[Owner | Holder]] = {}  # kernel set → whose chains look into it
         self._in_table: set[str] = set()  # those of these sets that the table has
         self._interfaces: dict[str, Written] = {}
         self._down: set[str] = set()
@@ -75,9 +80,11 @@ class FamilyRuleset:
         touched: dict[str, Set | str] = {}  # kernel set → itself, or the id of the IP set that it is part of
         for owner in owners:
             self._write_owner(owner, state, sink, touched)
+        policies = [owner for owner in owners if not isinstance(owner, str)]
+        looks = self._lists.flush(state, dirty.lists, policies, self.refused.__contains__, sink)
+        for holder, ip_sets in looks.items():
+            self._use_sets(holder, Uses(ip_sets), touched)
         self._write_sets(touched, sink)
-        for tier_list in dirty.lists:
-            self._write_list(tier_list, state, sink)
         self._write_interfaces(dirty.interfaces, state, sink)
         if dirty.hosts:
             self._hosts.flush(state.host_endpoints, sink)
@@ -94,7 +101,12 @@ class FamilyRuleset:
     def culprits(self, name: str, state: State) -> Culprits:
         """Whose the chain, set or map `name` is; nobody's when it is one of those that are always there."""
         found = Culprits()
-        found.owners |= self._set_users.get(name, set())
+        users = self._set_users.get(name, set())
+        found.owners |= {user for user in users if isinstance(user, (str, PolicyKey))}
+        if not found.owners:  # a set that only skip blocks look into
+            for user in users:
+                if isinstance(user, (TierList, Block)):
+                    found.owners |= self._lists.behind(user, self._uses[user].ip_sets[name])
         for key in state.policies:
             if name in (names.policy_chain(key, True), names.policy_chain(key, False)):
                 found.owners.add(key)
@@ -123,13 +135,17 @@ class FamilyRuleset:
             uses.ip_sets |= compiled.ip_sets
             uses.shared |= compiled.shared
             sink.set_chain(Chain(name, tuple(compiled.rules)))
-        old = self._uses.pop(owner, None) or Uses()
+        self._use_sets(owner, uses, touched)
+
+    def _use_sets(self, user: Owner | Holder, uses: Uses, touched: dict[str, Set | str]) -> None:
+        """`user`'s chains look into these from now on."""
+        old = self._uses.pop(user, None) or Uses()
         if uses.ip_sets or uses.shared:
-            self._uses[owner] = uses
+            self._uses[user] = uses
         for name in (*old.ip_sets, *old.shared):
-            self._set_users[name].discard(owner)
+            self._set_users[name].discard(user)
         for name in (*uses.ip_sets, *uses.shared):
-            self._set_users.setdefault(name, set()).add(owner)
+            self._set_users.setdefault(name, set()).add(user)
         for both in (old, uses):
             touched.update(both.ip_sets)
             touched.update(both.shared)
@@ -172,13 +188,6 @@ class FamilyRuleset:
             if name in self._in_table and name not in fresh:
                 change_elements(sink, name, change.add, change.remove)
         self.ip_sets.written()
-
-    def _write_list(self, tier_list: TierList, state: State, sink: TableSink) -> None:
-        if tier_list in state.list_users:
-            deny = self._compiler.deny(f"end of tier {tier_list.tier}: no policy decided")
-            sink.set_chain(dispatch.list_chain(tier_list, state.passes(tier_list), deny))
-        else:
-            sink.del_chain(tier_list.chain)
 
     def _write_interfaces(self, interfaces: Iterable[str], state: State, sink: TableSink) -> None:
         verdicts: dict[bool, dict[str, Verdict]] = {True: {}, False: {}}

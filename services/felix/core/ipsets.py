@@ -77,6 +77,8 @@ class IpSets:
         self._family = family
         self._nets: dict[str, NetMembers] = {}
         self._ports: dict[str, set[PortMember]] = {}
+        self._parts: dict[str, tuple[tuple[str, ...], frozenset[Net]]] = {}  # of each union: ids of sets, and networks
+        self._unions: dict[str, set[str]] = {}  # part → the unions that it is in
 
     def replace(self, set_id: str, type_: IPSetType, members: Members) -> None:
         """The set's whole content; the difference to what it was becomes the change."""
@@ -84,8 +86,9 @@ class IpSets:
             self._forget(set_id, self._ports)
             if set_id not in self._nets:  # the caller will write it as a whole: no element of it is a change
                 self._nets[set_id] = NetMembers(self._family.bits)
-                self._nets[set_id].change(members.nets[self._family.version], ())
+                delta = self._nets[set_id].change(members.nets[self._family.version], ())
                 self.reshaped.add(set_id)
+                self._change_unions(set_id, delta.gained, ())
                 return
             wanted = set(members.nets[self._family.version])
             self._change_nets(set_id, wanted, self._nets[set_id].all() - wanted)
@@ -108,6 +111,32 @@ class IpSets:
     def remove(self, set_id: str) -> None:
         self._forget(set_id, self._nets)
         self._forget(set_id, self._ports)
+
+    def put_union(self, union_id: str, parts: tuple[str, ...], nets: Iterable[str]) -> None:
+        """A set that holds what its parts hold, and `nets`, from now on; parts: IP sets of networks, or unions."""
+        ours = frozenset(net for version, net in map(parse_net, nets) if version == self._family.version)
+        self._parts[union_id] = parts, ours
+        members = self._nets[union_id] = NetMembers(self._family.bits)
+        members.change({*ours, *(net for part in parts for net in self._nets[part].all())}, ())
+        for part in parts:
+            self._unions.setdefault(part, set()).add(union_id)
+        self.reshaped.add(union_id)
+
+    def remove_union(self, union_id: str) -> None:
+        parts, _ = self._parts.pop(union_id)
+        for part in parts:
+            self._unions[part].discard(union_id)
+            if not self._unions[part]:
+                del self._unions[part]
+        self._forget(union_id, self._nets)
+
+    def forget_unions(self) -> None:
+        """For a ruleset that starts from nothing with these sets."""
+        for union_id in [*self._parts]:
+            self.remove_union(union_id)
+
+    def holds_networks(self, set_id: str) -> bool:
+        return set_id in self._nets
 
     def halves(self, set_id: str, type_: IPSetType) -> Sequence[Half]:
         """The kernel sets that together hold this IP set; each address is in one of them only.
@@ -145,6 +174,7 @@ class IpSets:
         version, members = self._family.version, self._nets[set_id]
         before = self.halves(set_id, IPSetType.NET)
         delta = members.change(added, removed)
+        self._change_unions(set_id, delta.gained, delta.lost)
         if not delta:
             return
         if before != self.halves(set_id, IPSetType.NET):
@@ -162,6 +192,14 @@ class IpSets:
                 (net_text(version, net) for net in delta.add_nets),
                 (net_text(version, net) for net in delta.remove_nets),
             )
+
+    def _change_unions(self, part: str, gained: Sequence[Net], lost: Iterable[Net]) -> None:
+        """After a part changed: a member leaves a union only with the last part that has it."""
+        for union_id in self._unions.get(part, ()):
+            parts, nets = self._parts[union_id]
+            others = [self._nets[other] for other in parts if other in self._nets]
+            gone = [net for net in lost if net not in nets and not any(net in other for other in others)]
+            self._change_nets(union_id, gained, gone)
 
     def _change_ports(self, set_id: str, added: Iterable[PortMember], removed: Iterable[PortMember]) -> None:
         have = self._ports[set_id]
@@ -182,7 +220,11 @@ class IpSets:
 
     def _forget(self, set_id: str, where: dict[str, NetMembers] | dict[str, set[PortMember]]) -> None:
         if set_id in where:
-            del where[set_id]
+            if where is self._nets and set_id in self._unions:
+                lost = self._nets.pop(set_id).all()
+                self._change_unions(set_id, (), lost)
+            else:
+                del where[set_id]
             self.reshaped.add(set_id)
             name = names.ip_set(set_id)
             for kernel_name in (name, f"{name}-h", f"{name}-n"):

@@ -18,7 +18,7 @@ from libs.policy.output import PolicyKey
 MAX_CHAIN_NAME = 200  # below the kernel's 255: a policy's namespace and name may have 316 octets together
 MAX_SET_NAME = 31  # as Calico's set names
 
-_SET_ID = re.compile(r"(s|n|svc|svcnoport):([A-Za-z0-9_-]+)\Z")  # the kinds that the policy calculation makes
+_SET_ID = re.compile(r"(s|n|svc|svcnoport|u):([A-Za-z0-9_-]+)\Z")  # the policy calculation's kinds, and unions
 _PLAIN = re.compile(r"[A-Za-z0-9/_.-]+\Z")
 
 
@@ -40,6 +40,11 @@ def tier_chain(tier: str, inbound: bool, content: str) -> str:
     """The list chain of a tier. content: spells out everything that decides which list it is."""
     tail = hashlib.sha256(content.encode()).hexdigest()[:12]
     return f"{safe_name(f'ti-{tier}' if inbound else f'to-{tier}', MAX_CHAIN_NAME - 13)}-{tail}"
+
+
+def block_chain(inbound: bool, content: str) -> str:
+    """A skip block. content: spells out everything that its chain does."""
+    return f"{'bi' if inbound else 'bo'}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
 
 def interface_chain(prefix: str, interface: str) -> str:

@@ -98,6 +98,7 @@ class RulesetOptions:
     failsafe_in: tuple[FailsafePort, ...] = DEFAULT_IN  # FailsafeInboundHostPorts
     failsafe_out: tuple[FailsafePort, ...] = DEFAULT_OUT  # FailsafeOutboundHostPorts
     nat: NatOptions = field(default_factory=NatOptions)
+    skip_blocks: bool = True  # no setting of Calico's: without them the benchmarks and proofs have what to compare with
 
     def __post_init__(self) -> None:
         if not self.interface_prefixes or not all(self.interface_prefixes):

@@ -58,12 +58,17 @@ def parse_port_member(text: str) -> tuple[int, tuple[int, int, int]]:
 
 @dataclass(slots=True)
 class Delta:
-    """What to do to the kernel sets; `add` and `remove` of one kind are disjoint."""
+    """What to do to the kernel sets; `add` and `remove` of one kind are disjoint.
+
+    gained, lost: the members themselves, covered ones too.
+    """
 
     add_hosts: set[int] = field(default_factory=set)
     remove_hosts: set[int] = field(default_factory=set)
     add_nets: set[Net] = field(default_factory=set)
     remove_nets: set[Net] = field(default_factory=set)
+    gained: list[Net] = field(default_factory=list)
+    lost: list[Net] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return bool(self.add_hosts or self.remove_hosts or self.add_nets or self.remove_nets)
@@ -104,6 +109,10 @@ class NetMembers:
     def all(self) -> set[Net]:
         return self._all_nets | {(host, self._bits) for host in self._all_hosts}
 
+    def __contains__(self, net: Net) -> bool:
+        """Whether it is a member itself; one that another covers is none for that."""
+        return net[0] in self._all_hosts if net[1] == self._bits else net in self._all_nets
+
     def change(self, added: Iterable[Net], removed: Iterable[Net]) -> Delta:
         """Members that are there already, or missing already, are ignored. A member in both is added."""
         delta = Delta()
@@ -122,6 +131,7 @@ class NetMembers:
             if value in self._all_hosts:
                 return
             self._all_hosts.add(value)
+            delta.gained.append(net)
             if self._ordered_hosts is not None:
                 insort(self._ordered_hosts, value)
             if not self._covered(value, length):
@@ -133,6 +143,7 @@ class NetMembers:
         if self._ordered_hosts is None:
             self._ordered_hosts = sorted(self._all_hosts)
         self._all_nets.add(net)
+        delta.gained.append(net)
         self._lengths[length] = self._lengths.get(length, 0) + 1
         insort(self._ordered_nets, net)
         if self._covered(value, length):
@@ -154,6 +165,7 @@ class NetMembers:
             if value not in self._all_hosts:
                 return
             self._all_hosts.discard(value)
+            delta.lost.append(net)
             if self._ordered_hosts is not None:
                 del self._ordered_hosts[bisect_left(self._ordered_hosts, value)]
             if value in self.hosts:
@@ -163,6 +175,7 @@ class NetMembers:
         if net not in self._all_nets:
             return
         self._all_nets.discard(net)
+        delta.lost.append(net)
         del self._ordered_nets[bisect_left(self._ordered_nets, net)]
         if self._lengths[length] == 1:
             del self._lengths[length]

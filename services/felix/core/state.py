@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from libs.policy.output import (
-    Action,
     Host,
     Nat,
     NodeInfo,
@@ -99,9 +98,6 @@ class State:
         else:
             self.policies[key] = policy
         self.dirty.owners.add(key)
-        for inbound in (True, False):
-            if _passes(old, inbound) != _passes(policy, inbound):
-                self.dirty.lists |= {used for used in self.lists_of.get(key, ()) if used.inbound == inbound}
 
     def set_profile(self, name: str, profile: Profile | None) -> None:
         old = self.profiles.get(name)
@@ -250,9 +246,6 @@ class State:
             pre_dnat=policy is not None and policy.pre_dnat,
         )
 
-    def passes(self, tier_list: TierList) -> dict[PolicyKey, bool]:
-        return {key: _passes(self.policies.get(key), tier_list.inbound) for key in tier_list.policies}
-
     def _endpoint(self, interface: str) -> Endpoint | None:
         """The lowest key wins an interface that several workloads name; the others wait for it to go."""
         keys = self._by_interface.get(interface)
@@ -332,9 +325,3 @@ def _limited(workload: Workload | None) -> object:
 
 def _floating(endpoint: Endpoint | None) -> tuple[Nat, ...]:
     return (*endpoint.workload.nat4, *endpoint.workload.nat6) if endpoint is not None and endpoint.up else ()
-
-
-def _passes(policy: Policy | None, inbound: bool) -> bool:
-    if policy is None:
-        return False
-    return any(rule.action is Action.PASS for rule in (policy.inbound if inbound else policy.outbound))

@@ -68,7 +68,8 @@ def of_workload(key: WorkloadKey, wanted: Workload, kernel: Kernel) -> Status:
         return Status(DOWN, reason)
     if wanted.name not in kernel.running:
         return Status(DOWN, f"interface {wanted.name} is missing or down")
-    return Status(UP)
+    unlimited = kernel.failures.get(f"bandwidth {wanted.name}", "")
+    return Status(UP, f"its bandwidth is not limited: {unlimited}" if unlimited else "")
 
 
 def of_host(name: str, wanted: Host, kernel: Kernel) -> Status:

@@ -27,6 +27,7 @@ from libs.ipam.errors import HandleMissing, IpamError
 from libs.ipam.pools import Use
 from libs.ipam.requests import AssignIpRequest, AssignRequest
 from libs.model.names import workload_endpoint_name
+from libs.model.qos import qos_controls
 from libs.policy.output import WorkloadKey
 from libs.resources.client import ResourceClient
 from libs.resources.errors import NotFound, ResourceError, ValidationError
@@ -278,6 +279,9 @@ class Plugin:
         }
         if account and len(account) < 63:
             labels["projectcalico.org/serviceaccount"] = account
+        controls, problems = qos_controls(facts.annotations)
+        for problem in problems:  # the pod is worth more than its limit
+            log.warning("part of an annotation is ignored", extra={"pod": request.pod, "problem": problem})
         spec = model.WorkloadEndpointSpec(
             orchestrator=request.orchestrator,
             node=self._node,
@@ -295,6 +299,7 @@ class Plugin:
                 )
                 for port in facts.ports
             ],
+            qos_controls=controls,
         )
         metadata = model.ObjectMeta(name=self._wep_name(request), namespace=request.namespace, labels=labels)
         if found is not None:

@@ -1,8 +1,9 @@
 """From applied changes to the kernel: the one task that writes nftables tables, routes and interface settings.
 
 `push` takes what the feed decided (cheap, no I/O). `run` folds everything pushed meanwhile into the desired state and
-reconciles, in this order: both nftables tables (each one transaction: sets, chains, dispatch), then routes. So a
-workload's interface is policed before packets can be routed to it. Nothing is written before the first snapshot.
+reconciles, in this order: both nftables tables (each one transaction: sets, chains, dispatch), bandwidth limits, then
+routes. So a workload's interface is policed and limited before packets can be routed to it. Nothing is written before
+the first snapshot.
 
 What fails stays dirty and is tried again; it is reported by object together with the revision that everything else has
 reached. When the kernel refuses a transaction for something that belongs to a policy or an endpoint, that one is denied
@@ -68,14 +69,29 @@ class RouteWriter(Protocol):
         ...
 
 
+class BandwidthWriter(Protocol):
+    """Traffic control of workloads' interfaces (services/felix/drivers/bandwidth.py)."""
+
+    def resync(self) -> None: ...
+
+    def interfaces_changed(self) -> None: ...
+
+    async def step(self, workloads: Mapping[WorkloadKey, Workload]) -> dict[str, str]:
+        """Make the kernel match; object -> reason for what could not be."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where the kernel stands. failures: object -> reason."""
+    """Where the kernel stands. failures: object -> reason. unlimited: those of them that are about bandwidth, so that
+    policy and routes are in place all the same.
+    """
 
     epoch: wire.Epoch | None = None
     rev: int = 0
     seq: int = -1
     failures: dict[str, str] = field(default_factory=dict)
+    unlimited: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)
@@ -91,6 +107,7 @@ class Dataplane:
         tables: tuple[TableDriver, TableDriver],
         routing: Routing,
         routes: RouteWriter,
+        bandwidth: BandwidthWriter,
         *,
         on_progress: Callable[[Progress], None],
         random: Random,
@@ -111,6 +128,7 @@ class Dataplane:
         self._tables = tables
         self._routing = routing
         self._routes = routes
+        self._bandwidth = bandwidth
         self._on_progress = on_progress
         self._observe = observe
         self._on_pass = on_pass
@@ -144,7 +162,13 @@ class Dataplane:
         self._wake.set()
 
     def resync_routes(self) -> None:
+        """Interfaces, addresses or routes may have changed."""
         self._routes.resync()
+        self._bandwidth.interfaces_changed()
+        self._wake.set()
+
+    def resync_bandwidth(self) -> None:
+        self._bandwidth.resync()
         self._wake.set()
 
     async def until(self, ready: Callable[[], bool], timeout_s: float) -> bool:
@@ -184,6 +208,8 @@ class Dataplane:
             self.in_sync = self.in_sync or bool(queue)
             failures = dict(self._refused)
             failures |= await self._write_tables()
+            unlimited = await self._bandwidth.step(self.wanted)
+            failures |= unlimited
             failures |= await self._routes.step(self._routing, self.wanted)
             span.set("failures", len(failures))
         if not self._tables_work:
@@ -191,7 +217,7 @@ class Dataplane:
         self.passes += 1
         self._observe(time.monotonic() - started, len(failures))
         epoch, seq = (last.epoch, last.seq) if last is not None else (self.progress.epoch, self.progress.seq)
-        before, self.progress = self.progress, Progress(epoch, rev, seq, failures)
+        before, self.progress = self.progress, Progress(epoch, rev, seq, failures, frozenset(unlimited))
         if failures:
             self._later()
         else:

@@ -61,6 +61,15 @@ class NoRoutes:
         return {}
 
 
+class NoBandwidth:
+    def resync(self) -> None: ...
+
+    def interfaces_changed(self) -> None: ...
+
+    async def step(self, *_: object) -> dict[str, str]:
+        return {}
+
+
 class Node:
     def __init__(self) -> None:
         self.kernel = PickyKernel()
@@ -68,7 +77,7 @@ class Node:
         first, second = (TableReconciler(self.kernel, table) for table in RulesetBuilder.tables())
         first.in_sync = second.in_sync = True
         self.plane = Dataplane(
-            self.builder, (first, second), Routing("n1", program_cluster_routes=True), NoRoutes(),
+            self.builder, (first, second), Routing("n1", program_cluster_routes=True), NoRoutes(), NoBandwidth(),
             on_progress=lambda progress: None, random=Random(1),
         )  # fmt: skip
         self.rev = 0

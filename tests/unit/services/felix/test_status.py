@@ -38,6 +38,7 @@ GOOD = Kernel(running=("calia", "eth0"), workloads={A: WEB}, owners={"calia": A}
             replace(GOOD, workloads={A: workload("a", "10.0.0.2")}, failures={"nftables": "no memory"}),
             Status(ERROR, "ruleset not applied: no memory"),
         ),
+        (replace(GOOD, failures={"bandwidth calia": "no ifb"}), Status(UP, "its bandwidth is not limited: no ifb")),
         (replace(GOOD, failures={"nftables": "no memory"}), Status(UP)),  # of somebody else's change
     ],
 )

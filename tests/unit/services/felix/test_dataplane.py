@@ -1,0 +1,111 @@
+"""The task that writes to the kernel, with everything below it pretended: order, reports, nothing too early."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from random import Random
+
+from libs.nftables.state import TableState
+from libs.policy.output import Qos, Workload, WorkloadKey
+from services.felix.core.delta import Delta
+from services.felix.core.feed import Apply
+from services.felix.core.routing import Routing
+from services.felix.core.ruleset import RulesetBuilder
+from services.felix.shell.dataplane import Dataplane, Progress
+
+KEY = WorkloadKey("k8s", "ns/a", "eth0")
+LIMITED = Workload(name="cali1", qos=Qos(egress_bandwidth=1_000))
+
+
+class Kernel:
+    """All four drivers; `did` holds what they were asked, in order."""
+
+    def __init__(self) -> None:
+        self.did: list[str] = []
+        self.limited: Mapping[WorkloadKey, Workload] = {}
+        self.refuse: dict[str, str] = {}
+
+
+class Table:
+    def __init__(self, kernel: Kernel, desired: TableState) -> None:
+        self.desired = desired
+        self._kernel = kernel
+
+    async def step(self) -> object:
+        self._kernel.did.append("table")
+        return None
+
+    def resync(self) -> None:
+        self._kernel.did.append("resync table")
+
+
+class Routes:
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+
+    def resync(self) -> None:
+        self._kernel.did.append("resync routes")
+
+    def host_addresses(self) -> Mapping[str, frozenset[str]]:
+        return {}
+
+    async def step(self, routing: Routing, workloads: dict[WorkloadKey, Workload]) -> dict[str, str]:
+        self._kernel.did.append("routes")
+        return {}
+
+
+class Bandwidth:
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+
+    def resync(self) -> None:
+        self._kernel.did.append("resync bandwidth")
+
+    def interfaces_changed(self) -> None:
+        self._kernel.did.append("interfaces changed")
+
+    async def step(self, workloads: Mapping[WorkloadKey, Workload]) -> dict[str, str]:
+        self._kernel.did.append("bandwidth")
+        self._kernel.limited = dict(workloads)
+        return dict(self._kernel.refuse)
+
+
+async def settle() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_limits_come_after_policy_and_before_routes_and_not_before_the_snapshot() -> None:
+    kernel, reports = Kernel(), list[Progress]()
+    builder = RulesetBuilder()
+    tables = tuple(Table(kernel, TableState(table)) for table in RulesetBuilder.tables())
+    plane = Dataplane(
+        builder,
+        (tables[0], tables[1]),
+        Routing("n1", program_cluster_routes=True),
+        Routes(kernel),
+        Bandwidth(kernel),
+        on_progress=reports.append,
+        random=Random(1),
+    )
+    task = asyncio.create_task(plane.run())
+    try:
+        plane.resync_routes()
+        plane.resync_bandwidth()
+        await settle()
+        assert kernel.did == ["resync routes", "interfaces changed", "resync bandwidth"]
+        kernel.did.clear()
+        kernel.refuse = {"bandwidth cali1": "no"}
+        plane.push(Apply(epoch=None, rev=7, seq=1, delta=Delta(workloads={KEY: LIMITED})))  # type: ignore[arg-type]
+        await settle()
+        assert kernel.did == ["table", "table", "bandwidth", "routes"]
+        assert kernel.limited == {KEY: LIMITED}
+        assert reports[-1].failures == {"bandwidth cali1": "no"}
+        assert reports[-1].unlimited == {"bandwidth cali1"}
+        assert await plane.until(lambda: KEY in plane.workloads, 1)
+        kernel.refuse = {}
+        assert await plane.until(lambda: not plane.progress.failures, 5), "it is tried again unasked"
+        assert reports[-1].unlimited == frozenset()
+    finally:
+        task.cancel()
