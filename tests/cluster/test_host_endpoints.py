@@ -9,6 +9,7 @@ is tested in tests/kernel/test_host_endpoints.py; here it is shown to arrive, to
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
@@ -16,10 +17,12 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+import yaml
 
 from libs import model
 from libs.model.codec import convert
 from libs.policy import autohep
+from libs.resources import codec
 from libs.store.etcd import EtcdStore
 from libs.testkit import bootstrap
 from libs.testkit.cluster import Cluster, Pod
@@ -34,6 +37,7 @@ from tests.cluster.kernel_state import handles, written
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 FAMILIES = (4, 6)
+API = {"apiVersion": "projectcalico.org/v3"}
 OUTSIDE = "host1"  # a machine that is no node of the cluster
 OPEN = ["projectcalico-default-allow"]
 EXT = {
@@ -420,6 +424,38 @@ async def test_e06_automatic_host_endpoints_are_open_until_policy_restricts_them
     await hosts.expect(dict.fromkeys(EVERYTHING, ALLOW))
 
 
+def tos_at_fabric(hosts: Hosts, source: str, family: int) -> int:
+    """Type of service of a packet as it arrives outside of the cluster."""
+    kind = socket.AF_INET if family == 4 else socket.AF_INET6
+    level, option, told = (socket.SOL_IP, socket.IP_RECVTOS, socket.IP_TOS) if family == 4 else (
+        socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, socket.IPV6_TCLASS,
+    )  # fmt: skip
+    with (
+        hosts.space("fabric").socket(kind, socket.SOCK_DGRAM) as server,
+        hosts.space(source).socket(kind, socket.SOCK_DGRAM) as sender,
+    ):
+        server.setsockopt(level, option, 1)
+        server.bind((str(hosts.address("fabric", family)), 0))
+        server.settimeout(3)
+        sender.sendto(b"x", server.getsockname())
+        _, ancillary, _, _ = server.recvmsg(64, 64)
+    (data,) = [data for of, what, data in ancillary if (of, what) == (level, told)]
+    return data[0]
+
+
+async def test_n17_dscp_annotation_of_a_host_endpoint_marks_what_leaves_the_cluster(hosts: Hosts) -> None:
+    world = hosts.world
+    document = json.loads(hep("all", interfaceName="*", profiles=OPEN))
+    for value, wanted in (("46", 46), ("AF11", 10)):
+        document["metadata"]["annotations"] = {"qos.projectcalico.org/dscp": value}
+        await world.apply(json.dumps(document))
+        for family in FAMILIES:
+            assert tos_at_fabric(hosts, "node1", family) == wanted << 2
+            assert tos_at_fabric(hosts, "node2", family) == 0
+    await world.delete("HostEndpoint", "all")
+    assert [tos_at_fabric(hosts, "node1", family) for family in FAMILIES] == [0, 0]
+
+
 async def test_restart_of_felix_loses_nothing_and_lets_nothing_through(hosts: Hosts) -> None:
     """Under `*`: the new process reaches etcd and NATS by failsafe ports, and finds the kernel as it should be."""
     world = hosts.world
@@ -454,3 +490,15 @@ async def test_restart_of_felix_loses_nothing_and_lets_nothing_through(hosts: Ho
     assert await written(world, "node1") == [0, 0, 0]
     await world.apply(gnp("allow", ingress=[rule("Allow", 8090)]))  # and it goes on following
     await hosts.expect({TO: DENY, TO_OTHER: ALLOW})
+
+
+async def test_a_host_endpoint_that_went_while_felix_was_away_is_gone_when_it_is_ready(hosts: Hosts) -> None:
+    world = hosts.world
+    await world.apply(several(hep("all", interfaceName="*"), hep("eth", interfaceName="eth0")))
+    await hosts.expect({TO: DENY, BY_EXT: DENY})
+    hosts.cluster.kill_felix("node1")
+    await world.resources.delete("HostEndpoint", "eth")
+    await world.resources.apply(codec.from_json(yaml.safe_load(hep("all", interfaceName="ext0")) | API))
+    await hosts.expect({TO: DENY, BY_EXT: DENY})  # the kernel goes on as it was
+    await hosts.cluster.start_felix("node1")
+    await hosts.expect({TO: ALLOW, FROM: ALLOW, BY_EXT: DENY})

@@ -88,8 +88,8 @@ class FamilyRuleset:
         self._write_interfaces(dirty.interfaces, state, sink)
         if dirty.hosts:
             self._hosts.flush(state.host_endpoints, sink)
-        if dirty.qos or (dirty.nat and state.limited):
-            self._qos.flush(state.limited, state.pools, state.nodes, sink)
+        if dirty.qos or (dirty.nat and (state.limited or state.host_marks)):
+            self._qos.flush(state.limited, state.host_marks, state.pools, state.nodes, sink)
         if dirty.services:
             self._loop.flush(state.service_cidrs, sink)
         flags = (bool(self._down), bool(self._with_prefixes))
@@ -118,6 +118,8 @@ class FamilyRuleset:
             if name in (*chains, names.spoof_chain(interface), *qos.interface_chains(interface)):
                 found.interfaces.add(interface)
         found.interfaces |= qos.users(name, state.limited)
+        if qos.is_of_marks(name):
+            found.hosts |= {endpoint for endpoint, wanted in state.hosts.items() if wanted.dscp is not None}
         for interface, host in state.host_endpoints.items():
             if any(name in (hosts.chain_name(stage, interface), stage.base, stage.map) for stage in host.lists):
                 found.hosts.add(host.name)

@@ -71,6 +71,7 @@ class State:
         self.endpoints: dict[str, Endpoint] = {}  # by interface, as of the last resolve()
         self.hosts: dict[str, Host] = {}
         self.host_endpoints: dict[str, HostEndpoint] = {}  # by interface, as of the last resolve()
+        self.host_marks: dict[int, frozenset[str]] = {}  # DSCP → addresses of this host that send with it
         self.limited: dict[str, Workload] = {}  # those of `endpoints` that are up and have limits or a DSCP mark
         self.pools: dict[str, Pool] = {}
         self.nodes: dict[str, NodeInfo] = {}
@@ -264,6 +265,9 @@ class State:
         for endpoints, count in ((self.host_endpoints, 1), (before, -1)):
             for endpoint in endpoints.values():
                 self._use(endpoint.tier_lists(), endpoint.profiles, count)
+        marks = hosts.marks(self.hosts, self._host_addresses, self.refused_hosts.keys())
+        self.dirty.qos |= marks != self.host_marks
+        self.host_marks = marks
 
     def _enforceable(self, name: str) -> Host:
         """Of one that the kernel refused no more than that it closes the host."""

@@ -157,6 +157,33 @@ def test_a_set_that_is_refused_denies_the_policies_that_look_into_it() -> None:
     asyncio.run(story())
 
 
+def test_a_union_of_a_skip_block_that_is_refused_denies_the_policies_behind_it() -> None:
+    async def story() -> None:
+        node = Node()
+        keys = [f"p{number}" for number in range(40)]
+        nets = [f"10.{number}.0.0/16" for number in range(40)]
+        rules = [Rule(action=Action.ALLOW, src_nets=(net,)) for net in nets]
+        await node.apply(
+            profiles={"kns.ns1": OPEN}, workloads={wl("a"): workload("a", "10.200.0.1", tier(*keys))},
+            policies={gnp(key): policy(one) for key, one in zip(keys, rules, strict=True)},
+        )  # fmt: skip
+        held = node.kernel.tables[RulesetBuilder.tables()[0]].sets
+        unions = [name for name in held if name not in {"wl-addrs", "wl-down", "to-wl", "from-wl", "all-hosts-net"}]
+        assert unions
+        again = Node()
+        again.kernel.sets = set(unions)
+        failures = await again.apply(
+            profiles={"kns.ns1": OPEN},
+            workloads={wl("a"): workload("a", "10.200.0.1", tier(*keys)), wl("b"): workload("b", "10.200.0.2")},
+            policies={gnp(key): policy(one) for key, one in zip(keys, rules, strict=True)},
+        )  # fmt: skip
+        assert failures
+        assert failures.keys() <= {f"gnp/{key}" for key in keys}
+        assert again.verdict("calib") == "goto tw-calib"
+
+    asyncio.run(story())
+
+
 def test_limits_and_host_endpoints_that_are_refused_deny_theirs_alone() -> None:
     async def story() -> None:
         node = Node()

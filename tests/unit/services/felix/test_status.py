@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from dataclasses import replace
+from random import Random
 
 import pytest
 
@@ -12,7 +14,7 @@ from libs.policy.output import Host, Tier, Workload, WorkloadKey
 from libs.reconcile import Diff
 from services.felix.core import status
 from services.felix.core.status import DOWN, ERROR, UP, Kernel, Status
-from services.felix.shell.status import StatusFiles
+from services.felix.shell.status import StatusFiles, StatusReporter
 from tests.unit.services.felix.table import gnp, wl, workload
 
 A, B = wl("a"), wl("b")
@@ -89,6 +91,41 @@ def test_keys_in_etcd_are_calicos() -> None:
     }
     assert all(key.startswith(status.etcd_prefixes("n1")) for key in found)
     assert not any(key.startswith(status.etcd_prefixes("n")) for key in found)
+
+
+async def test_a_file_that_someone_removed_or_changed_is_put_right(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("services.felix.shell.status.RESYNC_S", 0.01)
+    told: list[tuple[object, Status]] = []
+    reporter = StatusReporter(
+        "n1",
+        None,
+        random=Random(1),
+        publish=lambda key, what: told.append((key, what)),  # type: ignore[arg-type]
+    )
+    reporter.configure(tmp_path, in_etcd=False, delay_s=1.0)
+    reporter.update({A: Status(UP), "h": Status(DOWN, "why")}, {A: WEB})
+    reporter.update({A: Status(UP), "h": Status(DOWN, "why")}, {A: WEB})
+    assert told == [(A, Status(UP)), ("h", Status(DOWN, "why"))]
+    name, wanted = status.file_name(A), status.file_content(WEB)
+
+    async def holds() -> None:
+        deadline = time.monotonic() + 5
+        while (found := [(path.name, path.read_bytes()) for path in tmp_path.iterdir()]) != [(name, wanted)]:
+            assert time.monotonic() < deadline, found
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(reporter.run())
+    try:
+        await holds()
+        (tmp_path / name).write_text("changed")
+        await holds()
+        (tmp_path / name).unlink()
+        (tmp_path / "stranger").write_text("")
+        await holds()
+        reporter.update({}, {})
+        assert {key for key, what in told[2:] if what == Status(DOWN, "endpoint is gone")} == {A, "h"}
+    finally:
+        task.cancel()
 
 
 def test_files_of_the_directory_are_all_ours(tmp_path) -> None:
