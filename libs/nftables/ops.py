@@ -6,6 +6,7 @@ Elements are bytes as in types.pack_elements: `key`, or `low + high` in a set wi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
@@ -163,6 +164,9 @@ class Drifted(TransactionError):
     """Someone else changed the ruleset since it was read: read again."""
 
 
+_NAMED = re.compile(r"(?:chain|set|map) (\S+)(?: \((?:flush|delete)\))?\Z")
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     object: str  # `rule 3 of chain cali-fw-x`, `element 10.0.0.1 of set s-web`
@@ -171,6 +175,12 @@ class Failure:
 
     def __str__(self) -> str:
         return f"{self.object}: {self.message}"
+
+    @property
+    def name(self) -> str:
+        """Of the chain, set or map that the object is or is part of; "" for the table itself."""
+        found = _NAMED.search(self.object)
+        return found[1] if found else ""
 
 
 class TransactionRefused(TransactionError):

@@ -7,6 +7,7 @@ leaving the state as it was.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Mapping
 
 from libs.nftables.codec import encode_rule
@@ -156,7 +157,7 @@ class TableState:
         for index, rule in enumerate(chain.rules):
             try:
                 encode_rule(self.table.family, rule)
-            except ValueError as error:
+            except (ValueError, OverflowError, struct.error) as error:
                 raise ElementError(f"chain {chain.name} rule {index}: {error}") from error
         self.chains[chain.name] = chain
         self.dirty_chains.add(chain.name)

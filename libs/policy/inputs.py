@@ -19,6 +19,7 @@ import msgspec
 from libs import model
 from libs.model.kubernetes import SERVICE_NAME_LABEL, KubernetesClusterNetworkPolicy, KubernetesEndpointSlice
 from libs.model.selector import NAMESPACE_PREFIX, SERVICE_ACCOUNT_PREFIX, Selector
+from libs.model.validation.endpoints import DSCP_ANNOTATION
 from libs.policy import kubernetes, nets, rules
 from libs.policy.order import PolicyOrder, TierSpec
 from libs.policy.output import Block, Host, Nat, NodeInfo, PolicyKey, Pool, Qos, Workload, WorkloadKey
@@ -233,6 +234,8 @@ def _nat(entry: model.IPNAT) -> Nat:
 
 def _host(resource: model.HostEndpoint) -> EndpointInput:
     spec = resource.spec
+    if spec.interface_name not in ("", "*") and not _INTERFACE.fullmatch(spec.interface_name):
+        raise ValueError(f"interfaceName: {spec.interface_name!r} cannot be the name of an interface")
     networks = tuple(map(nets.canonical, spec.expected_ips))
     profiles = tuple(spec.profiles)
     return EndpointInput(
@@ -246,8 +249,15 @@ def _host(resource: model.HostEndpoint) -> EndpointInput:
             profiles=profiles,
             expected4=tuple(map(nets.address, _family(networks, 4))),
             expected6=tuple(map(nets.address, _family(networks, 6))),
+            dscp=_host_dscp(resource),
         ),
     )
+
+
+def _host_dscp(resource: model.HostEndpoint) -> int | None:
+    """A value that is none is no reason to leave a host without protection."""
+    text = resource.metadata.annotations.get(DSCP_ANNOTATION)
+    return None if text is None else model.DSCP(text).number
 
 
 def _ports(ports: Sequence[model.EndpointPort | model.WorkloadEndpointPort]) -> tuple[NamedPort, ...]:

@@ -246,7 +246,9 @@ class Workload(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 
 class Host(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """A host endpoint on one node. `name` is an interface, `*`, or empty when found by expected address."""
+    """A host endpoint on one node. `name` is an interface, `*`, or empty when found by expected address. dscp: of what
+    the host sends out of the cluster; None leaves it as it is.
+    """
 
     name: str = ""
     profiles: tuple[str, ...] = ()
@@ -256,6 +258,7 @@ class Host(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     untracked_tiers: tuple[Tier, ...] = ()
     pre_dnat_tiers: tuple[Tier, ...] = ()
     forward_tiers: tuple[Tier, ...] = ()
+    dscp: int | None = None
 
     def policy_keys(self) -> set[PolicyKey]:
         tiers = (*self.tiers, *self.untracked_tiers, *self.pre_dnat_tiers, *self.forward_tiers)

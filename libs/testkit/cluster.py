@@ -151,6 +151,7 @@ class Cluster:
             "FELIX_HEALTHPORT": str(FELIX_PORT),
             "FELIX_STATE_DIR": str(directory / "state"),
             "FELIX_MTU_FILE": str(directory / "mtu"),
+            "FELIX_ENDPOINTSTATUSPATHPREFIX": str(directory),
             "CALICO_CNI_SOCKET": str(directory / "cni.sock"),
         }
         namespace = Namespace(f"cal-{self.id}-{name}")

@@ -19,6 +19,7 @@ from libs.runtime.backends import open_bus, open_store
 from libs.runtime.service import Service
 from libs.store.api import Store
 from services.felix.config import FelixConfig
+from services.felix.core import status
 from services.felix.core.feed import Apply, Phase
 from services.felix.core.journal import Journal
 from services.felix.core.live import LiveSettings, effective, environment_settings
@@ -26,6 +27,7 @@ from services.felix.core.mtu import pod_mtu_bytes
 from services.felix.core.options import RulesetOptions
 from services.felix.core.routing import Routing
 from services.felix.core.ruleset import RulesetBuilder
+from services.felix.core.status import EndpointKey, Status
 from services.felix.drivers.bandwidth import BandwidthDriver
 from services.felix.drivers.interfaces import InterfaceDriver
 from services.felix.drivers.podlinks import KernelPodLinks
@@ -33,8 +35,9 @@ from services.felix.drivers.tables import KernelTables
 from services.felix.metrics import Metrics
 from services.felix.shell.cni import Plugin
 from services.felix.shell.cni_server import CniServer
-from services.felix.shell.dataplane import Dataplane, Progress
+from services.felix.shell.dataplane import TABLES, Dataplane, Progress
 from services.felix.shell.feed import FeedRunner
+from services.felix.shell.status import StatusReporter
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +56,7 @@ class Felix:
         self.node = config.node_name()
         self.metrics = metrics
         self.bus = bus
+        self.statuses = StatusReporter(self.node, store, random=Random(), publish=self.publish_status)
         self.kernel = kernel
         random = Random()
         self._start = RulesetOptions(
@@ -61,8 +65,9 @@ class Felix:
         )
         self._environment = environment_settings(os.environ)
         self.routing = Routing(self.node, program_cluster_routes=config.program_cluster_routes)
+        self.builder = RulesetBuilder(self._start)
         self.dataplane = Dataplane(
-            RulesetBuilder(self._start),
+            self.builder,
             kernel.tables.pair,
             self.routing,
             kernel.interfaces,
@@ -70,9 +75,11 @@ class Felix:
             on_progress=self.report,
             random=random,
             observe=metrics.observe_pass,
+            on_pass=self.update_statuses,
         )
         self.feed = FeedRunner(bus, self.node, self.on_apply, random)
         self.settings = LiveSettings(options=self._start)
+        self._configured = False
         self._mtu_written_bytes = 0
         self._mtu_refused = ""
         self._levels = logs.levels()  # those of the environment, which apply where the datastore says nothing
@@ -95,7 +102,7 @@ class Felix:
     # --- feed → dataplane → report ---
 
     def on_apply(self, apply: Apply, traceparent: str | None) -> None:
-        if apply.delta.config or self.node in apply.delta.nodes:
+        if apply.delta.config or self.node in apply.delta.nodes or not self._configured:
             state = self.feed.feed.state
             own = state.nodes.get(self.node)
             labels = own.labels if own is not None else {}
@@ -109,6 +116,9 @@ class Felix:
         before, self.settings = self.settings, settings
         if (settings.options, settings.service_cidrs) != (before.options, before.service_cidrs):
             self.dataplane.configure(settings.options, settings.service_cidrs)
+        if not self._configured or _of_statuses(settings) != _of_statuses(before):
+            self._configured = True
+            self._configure_statuses()
         if settings.route_sync != before.route_sync:
             log.warning("routes", extra={"programmed": settings.route_sync})
         if _of_interfaces(settings) != _of_interfaces(before):
@@ -119,6 +129,39 @@ class Felix:
             if outlet in self._levels and level is not None and logs.levels()[outlet] != level:
                 log.warning("log level changes", extra={"outlet": outlet, "level": level})
                 logs.set_level(level, outlet)
+
+    def _configure_statuses(self) -> None:
+        path, in_etcd, delay_s = _of_statuses(self.settings)
+        directory = None if path is None else Path(path) / "endpoint-status"
+        self.statuses.configure(directory, in_etcd=in_etcd, delay_s=delay_s)
+
+    def update_statuses(self) -> None:
+        """After anything that may change what is said of the endpoints."""
+        plane, builder = self.dataplane, self.builder
+        if not plane.passes:
+            return
+        kernel = status.Kernel(
+            running=self.kernel.interfaces.running(),
+            workloads=plane.workloads,
+            hosts=plane.hosts,
+            refused=builder.refused,
+            refused_interfaces=builder.refused_interfaces,
+            refused_hosts=builder.refused_hosts,
+            failures=plane.progress.failures,
+            owners={one.name: builder.owner_of(one.name) for one in plane.wanted.values()},
+            of_hosts=builder.interfaces_of_hosts(),
+        )
+        self.statuses.update(status.all_statuses(plane.wanted, plane.wanted_hosts, kernel), plane.wanted)
+
+    def publish_status(self, key: EndpointKey, what: Status) -> None:
+        name = str(key)
+        message = wire.EndpointStatus(
+            node=self.node, endpoint=name, status=what.status, rev=self.dataplane.progress.rev, detail=what.detail
+        )
+        try:
+            self.bus.publish(subjects.endpoint_status(self.node, name), wire.encode(message))
+        except BusError as error:
+            log.debug("status not sent", extra={"endpoint": name, "error": str(error)})
 
     def mtu_bytes(self) -> int:
         """Of new pods."""
@@ -168,12 +211,8 @@ class Felix:
         return await plane.until(lambda: plane.progress.rev >= rev and key in plane.workloads, timeout_s)
 
     def enforced(self, key: WorkloadKey) -> bool:
-        progress = self.dataplane.progress
-        return key in self.dataplane.workloads and progress.failures.keys() <= progress.unlimited
-
-    def status(self, key: WorkloadKey, status: str, rev: int) -> None:
-        message = wire.EndpointStatus(node=self.node, endpoint=str(key), status=status, rev=rev)
-        self.bus.publish(subjects.endpoint_status(self.node, str(key)), wire.encode(message))
+        known = self.statuses.of(key)
+        return known is not None and known.status != status.ERROR and TABLES not in self.dataplane.progress.failures
 
     # --- periodic ---
 
@@ -230,6 +269,10 @@ def _of_interfaces(settings: LiveSettings) -> tuple[str, bool, bool]:
     return settings.mtu_pattern, settings.options.allow_source_spoofing, settings.route_sync
 
 
+def _of_statuses(settings: LiveSettings) -> tuple[str | None, bool, float]:
+    return settings.status_path, settings.status_in_etcd, settings.status_delay_s
+
+
 def write_number(path: Path, number: int) -> None:
     """Readers see the old content or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -269,7 +312,8 @@ async def run(config: FelixConfig, service: Service) -> None:
             ("feed", felix.feed.run()),
             ("dataplane", felix.dataplane.run()),
             ("nftables events", kernel.tables.watch(felix.dataplane.resync_tables)),
-            ("interface events", kernel.interfaces.watch(felix.dataplane.resync_routes)),
+            ("interface events", kernel.interfaces.watch(felix.dataplane.resync_routes, felix.update_statuses)),
+            ("statuses", felix.statuses.run()),
             ("report", felix.report_forever()),
             ("refresh", felix.refresh_forever()),
         ):

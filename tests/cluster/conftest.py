@@ -20,7 +20,7 @@ from libs.resources import codec
 from libs.resources.client import ResourceClient
 from libs.store.etcd import EtcdStore
 from libs.testkit.cluster import Cluster, Pod
-from libs.testkit.reach import Verdict
+from libs.testkit.reach import Flow, Verdict, check
 from services.calicoctl.wait import listening
 
 ALLOW, DENY = Verdict.ALLOW, Verdict.DENY
@@ -116,6 +116,10 @@ async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float, what
     while not await condition():
         assert asyncio.get_running_loop().time() < deadline, f"not within {timeout_s:g} s: {what}"
         await asyncio.sleep(0.02)
+
+
+async def verdicts(flows: list[Flow], timeout_s: float = 0.6) -> list[Verdict]:
+    return await asyncio.to_thread(check, flows, timeout_s=timeout_s, tries=2)
 
 
 @pytest.fixture(scope="session")

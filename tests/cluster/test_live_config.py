@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import select
 import socket
@@ -15,9 +14,9 @@ import pytest_asyncio
 
 from libs.netlink.netns import in_netns
 from libs.testkit.cluster import Pod
-from libs.testkit.reach import Flow, Verdict, check, open_flow
+from libs.testkit.reach import Flow, Verdict, open_flow
 from libs.testkit.traffic import Load
-from tests.cluster.conftest import ALLOW, DENY, World, until
+from tests.cluster.conftest import ALLOW, DENY, World, until, verdicts
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -79,10 +78,6 @@ def to_host(world: World, pod: Pod) -> list[Flow]:
     """A closed port of the pod's own node: what gets there is refused. (A ping would be of an established flow.)"""
     node = world.cluster.node(pod.node)
     return [Flow(pod.netns.path, address.ip, 9, "tcp") for address in (node.ipv4, node.ipv6)]
-
-
-async def verdicts(flows: list[Flow], timeout_s: float = 0.6) -> list[Verdict]:
-    return await asyncio.to_thread(check, flows, timeout_s=timeout_s, tries=2)
 
 
 async def test_d10_n09_e07_p20_settings_change_under_traffic_without_loss(world: World, pods: Pods) -> None:

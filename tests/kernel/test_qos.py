@@ -9,8 +9,8 @@ import time
 import pytest
 
 from libs.netlink.netns import in_netns
-from libs.policy.output import NodeInfo, Pool, Qos
-from tests.kernel.ruleset_lab import FAMILIES, OUT, Lab, address
+from libs.policy.output import Host, NodeInfo, Pool, Qos
+from tests.kernel.ruleset_lab import FAMILIES, NODE, OUT, Lab, address
 
 pytestmark = pytest.mark.kernel
 IP_RECVTOS, IPV6_RECVTCLASS, IPV6_TCLASS = 13, 66, 67  # linux/in.h, linux/in6.h
@@ -91,6 +91,49 @@ def test_connection_beyond_the_limit_is_reset_and_the_others_go_on(lab, version,
             stack.enter_context(connect())
 
 
+def tos(lab: Lab, source: str, where: str, version: int) -> int:
+    """Of a packet that arrives."""
+    with in_netns(lab.spaces[where].path):
+        server = socket.socket(FAMILIES[version], socket.SOCK_DGRAM)
+    with server, lab.udp(source, version) as sender:
+        level, option = (socket.SOL_IP, IP_RECVTOS) if version == 4 else (socket.IPPROTO_IPV6, IPV6_RECVTCLASS)
+        server.setsockopt(level, option, 1)
+        server.bind((OUT[version] if where == "out" else address(where, version), 0))
+        server.settimeout(3)
+        sender.sendto(b"x", server.getsockname())
+        _, ancillary, _, _ = server.recvmsg(64, 64)
+    (data,) = [data for _, kind, data in ancillary if kind in (1, IPV6_TCLASS)]
+    return data[0]
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_dscp_of_a_host_endpoint_marks_what_the_host_itself_sends_out(lab, version):
+    for cidr in ("10.77.0.0/24", "fd77::/64"):
+        lab.builder.set_pool(cidr, Pool(cidr=cidr))
+
+    def seen() -> tuple[int, int, int]:
+        return tos(lab, "node", "out", version), tos(lab, "node", "s", version), tos(lab, "a", "out", version)
+
+    expected = Host(expected4=(NODE[4],), expected6=(NODE[6],), profiles=("open",), dscp=46)
+    addresses = {"eth0": frozenset((NODE[4], NODE[6])), "lo": frozenset(("127.0.0.1",))}
+    by_name = Host(name="eth0", profiles=("open",), dscp=10)
+    everywhere = Host(name="*", profiles=("open",), dscp=12)
+    for host, value in ((expected, 46), (by_name, 10), (everywhere, 12), (Host(name="eth0", profiles=("open",)), 0)):
+        lab.builder.set_host("h", host)
+        assert lab.builder.expects_addresses is (value != 0)
+        lab.builder.set_host_addresses(addresses)
+        lab.apply()
+        assert seen() == (value << 2, 0, 0)
+    # An interface with an endpoint of its own leaves `*`, and its mark with it.
+    lab.builder.set_host("all", everywhere)
+    lab.builder.set_host_addresses(addresses)
+    lab.apply()
+    assert seen() == (0, 0, 0)
+    lab.builder.set_host("h", None)
+    lab.apply()
+    assert seen() == (12 << 2, 0, 0)
+
+
 @pytest.mark.parametrize("version", [4, 6])
 def test_dscp_marks_what_leaves_the_cluster_only(lab, version):
     lab.builder.set_pool("10.77.0.0/24", Pool(cidr="10.77.0.0/24"))
@@ -99,17 +142,7 @@ def test_dscp_marks_what_leaves_the_cluster_only(lab, version):
     lab.apply()
 
     def tos_at(where: str) -> int:
-        with in_netns(lab.spaces[where].path):
-            server = socket.socket(FAMILIES[version], socket.SOCK_DGRAM)
-        with server, lab.udp("a", version) as sender:
-            level, option = (socket.SOL_IP, IP_RECVTOS) if version == 4 else (socket.IPPROTO_IPV6, IPV6_RECVTCLASS)
-            server.setsockopt(level, option, 1)
-            server.bind((OUT[version] if where == "out" else address(where, version), 0))
-            server.settimeout(3)
-            sender.sendto(b"x", server.getsockname())
-            _, ancillary, _, _ = server.recvmsg(64, 64)
-        (data,) = [data for _, kind, data in ancillary if kind in (1, IPV6_TCLASS)]
-        return data[0]
+        return tos(lab, "a", where, version)
 
     assert tos_at("out") == 46 << 2
     assert tos_at("s") == 0

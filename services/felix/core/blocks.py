@@ -13,7 +13,7 @@ the blocks around it, and no other. Pure functions; the chains and sets are fami
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeAlias
@@ -96,6 +96,13 @@ class Block:
     def last(self) -> PolicyKey:
         item = self.items[-1]
         return item.key if isinstance(item, Item) else item.last
+
+    def policies(self) -> Iterator[PolicyKey]:
+        for item in self.items:
+            if isinstance(item, Item):
+                yield item.key
+            else:
+                yield from item.policies()
 
     def __len__(self) -> int:
         """Policies in it."""

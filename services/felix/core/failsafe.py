@@ -39,12 +39,12 @@ def _tcp(*ports: int) -> tuple[FailsafePort, ...]:
     return tuple(FailsafePort("tcp", port) for port in ports)
 
 
-DEFAULT_IN = (*_tcp(22, 179, 2379, 2380, 5473, 6443, 6666, 6667), FailsafePort("udp", 68))
-DEFAULT_OUT = (
-    FailsafePort("udp", 53),
-    FailsafePort("udp", 67),
-    *_tcp(179, 2379, 2380, 5473, 6443, 6666, 6667),
-)
+# Calico's list, and NATS, which took the place of Typha's port 5473: felix that cannot reach it would never learn of
+# the policy that lets it out again, and NATS servers that cannot reach each other part the cluster as etcd's would.
+NATS_CLIENTS, NATS_ROUTES = 4222, 6222
+_SERVICES = (179, 2379, 2380, NATS_CLIENTS, 5473, NATS_ROUTES, 6443, 6666, 6667)
+DEFAULT_IN = (*_tcp(22, *_SERVICES), FailsafePort("udp", 68))
+DEFAULT_OUT = (FailsafePort("udp", 53), FailsafePort("udp", 67), *_tcp(*_SERVICES))
 
 
 def chains(

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 
 from libs.nftables import model as nft
 from libs.nftables.model import Chain, Map, Set, Verdict
-from services.felix.core import dispatch, names, nat
-from services.felix.core.dispatch import Sources
+from libs.policy.output import PolicyKey
+from services.felix.core import dispatch, hosts, names, nat, qos
+from services.felix.core.blocks import Block
+from services.felix.core.dispatch import Sources, TierList
 from services.felix.core.host_family import HostRuleset
 from services.felix.core.ipsets import IpSets
 from services.felix.core.lists import Holder, ListChains
@@ -17,7 +19,7 @@ from services.felix.core.qos import QosRuleset
 from services.felix.core.rules import Compiled, RuleCompiler, UnknownSet
 from services.felix.core.service_loop import ServiceLoop
 from services.felix.core.sink import Section, TableSink
-from services.felix.core.state import Dirty, Owner, State
+from services.felix.core.state import Culprits, Dirty, Owner, State
 
 
 def change_elements(sink: TableSink, name: str, add: Collection[str], remove: Collection[str]) -> None:
@@ -86,8 +88,8 @@ class FamilyRuleset:
         self._write_interfaces(dirty.interfaces, state, sink)
         if dirty.hosts:
             self._hosts.flush(state.host_endpoints, sink)
-        if dirty.qos or (dirty.nat and state.limited):
-            self._qos.flush(state.limited, state.pools, state.nodes, sink)
+        if dirty.qos or (dirty.nat and (state.limited or state.host_marks)):
+            self._qos.flush(state.limited, state.host_marks, state.pools, state.nodes, sink)
         if dirty.services:
             self._loop.flush(state.service_cidrs, sink)
         flags = (bool(self._down), bool(self._with_prefixes))
@@ -95,6 +97,33 @@ class FamilyRuleset:
             self._write_fixed(flags, sink)
         if dirty.nat or first:
             self._write_nat(state, sink)
+
+    def culprits(self, name: str, state: State) -> Culprits:
+        """Whose the chain, set or map `name` is; nobody's when it is one of those that are always there."""
+        found = Culprits()
+        users = self._set_users.get(name, set())
+        found.owners |= {user for user in users if isinstance(user, (str, PolicyKey))}
+        if not found.owners:  # a set that only skip blocks look into
+            for user in users:
+                if isinstance(user, (TierList, Block)):
+                    found.owners |= self._lists.behind(user, self._uses[user].ip_sets[name])
+        for key in state.policies:
+            if name in (names.policy_chain(key, True), names.policy_chain(key, False)):
+                found.owners.add(key)
+        for profile in state.profiles:
+            if name in (names.profile_chain(profile, True), names.profile_chain(profile, False)):
+                found.owners.add(profile)
+        for interface in state.endpoints:
+            chains = (names.workload_chain(interface, True), names.workload_chain(interface, False))
+            if name in (*chains, names.spoof_chain(interface), *qos.interface_chains(interface)):
+                found.interfaces.add(interface)
+        found.interfaces |= qos.users(name, state.limited)
+        if qos.is_of_marks(name):
+            found.hosts |= {endpoint for endpoint, wanted in state.hosts.items() if wanted.dscp is not None}
+        for interface, host in state.host_endpoints.items():
+            if any(name in (hosts.chain_name(stage, interface), stage.base, stage.map) for stage in host.lists):
+                found.hosts.add(host.name)
+        return found
 
     def _write_owner(self, owner: Owner, state: State, sink: TableSink, touched: dict[str, Set | str]) -> None:
         uses = Uses()
@@ -125,6 +154,9 @@ class FamilyRuleset:
 
     def _compile(self, owner: Owner, inbound: bool, state: State) -> Compiled:
         subject = state.subject(owner)
+        if owner in state.refused_owners:
+            self.refused[owner] = state.refused_owners[owner]
+            return Compiled([self._compiler.deny(f"{subject.id} refused by the kernel")])
         rules = state.rules(owner, inbound)
         if rules is None:
             return Compiled([self._compiler.deny(f"{subject.id} is not known")])

@@ -133,8 +133,29 @@ def resolve(hosts: Mapping[str, Host], addresses: Mapping[str, frozenset[str]]) 
 
 
 def expects_addresses(hosts: Mapping[str, Host]) -> bool:
-    """True when an interface must be found by its addresses."""
-    return any(not host.name for host in hosts.values())
+    """True when an interface must be found by its addresses, or these are what is marked."""
+    return any(not host.name or host.dscp is not None for host in hosts.values())
+
+
+def marks(
+    hosts: Mapping[str, Host], addresses: Mapping[str, frozenset[str]], refused: Collection[str] = ()
+) -> dict[int, frozenset[str]]:
+    """DSCP → sources of what is marked: the addresses that a host endpoint expects, as in Calico, else those of the
+    interfaces that it acts on. addresses: as in `resolve`. refused: names of those that must do without.
+    """
+    found: dict[int, set[str]] = {}
+    acting = resolve(hosts, addresses)
+    for name, host in sorted(hosts.items()):
+        if host.dscp is None or name in refused:
+            continue
+        sources = {*host.expected4, *host.expected6}
+        if not sources:
+            for interface, its_own in addresses.items():
+                if acting.get(interface, acting.get(ANY)) == name and interface != LOOPBACK:
+                    sources |= its_own
+        if sources:
+            found.setdefault(host.dscp, set()).update(sources)
+    return {dscp: frozenset(sources) for dscp, sources in found.items()}
 
 
 def chain_name(stage: StageKind, interface: str) -> str:

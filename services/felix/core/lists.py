@@ -83,6 +83,13 @@ class ListChains:
         looks |= {holder: self._write(holder, sink) for holder in write}
         return looks
 
+    def behind(self, holder: Holder, set_id: str) -> set[PolicyKey]:
+        """Policies in the blocks to which the holder's chain jumps by this IP set or union."""
+        row = self._rows[holder] if isinstance(holder, TierList) else holder.items
+        return {
+            key for item in row if isinstance(item, Block) and item.guard.id == set_id for key in item.policies()
+        }  # fmt: skip
+
     def _look_at(self, key: PolicyKey, state: State, denied: bool) -> set[TierList]:
         """The lists to fold anew since this policy is another kind of item now."""
         out: set[TierList] = set()

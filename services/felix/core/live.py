@@ -36,6 +36,7 @@ _FAILSAFE = re.compile(r"([A-Za-z]+):(?:\[?([0-9a-fA-F.:]+/[0-9]+)\]?:)?([0-9]+)
 _ENCODED = {one.name: one.encode_name for one in msgspec.structs.fields(FelixConfigurationSpec)}
 _DECODED = {encoded: name for name, encoded in _ENCODED.items()}
 ENVIRONMENT = "environment"
+DEFAULT_STATUS_PATH = "/var/run/calico"
 
 
 class _Metadata(msgspec.Struct, frozen=True, rename="camel"):
@@ -81,6 +82,9 @@ class LiveSettings:
     route_sync: bool = True  # not RouteSyncDisabled
     mtu_pattern: str = PATTERN  # MTUIfacePattern
     require_mtu_file: bool = False
+    status_path: str | None = DEFAULT_STATUS_PATH  # EndpointStatusPathPrefix; None: no files
+    status_in_etcd: bool = False  # EndpointReportingEnabled
+    status_delay_s: float = 1.0  # EndpointReportingDelay
     options: RulesetOptions = field(default_factory=RulesetOptions)
     service_cidrs: tuple[str, ...] = ()  # BGPConfiguration `default`: what services are announced from
     problems: tuple[str, ...] = ()
@@ -182,6 +186,9 @@ def _merge(layers: list[dict[str, Setting]], options: RulesetOptions, problems: 
         route_sync=draft.route_sync,
         mtu_pattern=draft.mtu_pattern,
         require_mtu_file=draft.require_mtu_file,
+        status_path=draft.status_path,
+        status_in_etcd=draft.status_in_etcd,
+        status_delay_s=draft.status_delay_s,
         options=draft.options,
         sources=sources,
     )
@@ -198,6 +205,9 @@ class _Draft:
         self.route_sync = True
         self.mtu_pattern = PATTERN
         self.require_mtu_file = False
+        self.status_path: str | None = DEFAULT_STATUS_PATH
+        self.status_in_etcd = False
+        self.status_delay_s = 1.0
 
     def option(self, **values: Any) -> None:
         self.options = replace(self.options, **values)
@@ -339,6 +349,9 @@ _USES: dict[str, Use] = {
     "route_sync_disabled": lambda d, v: setattr(d, "route_sync", not _bool(v)),
     "mtu_iface_pattern": lambda d, v: setattr(d, "mtu_pattern", _pattern(v)),
     "require_mtu_file": lambda d, v: setattr(d, "require_mtu_file", _bool(v)),
+    "endpoint_status_path_prefix": lambda d, v: setattr(d, "status_path", str(v)),
+    "endpoint_reporting_enabled": lambda d, v: setattr(d, "status_in_etcd", _bool(v)),
+    "endpoint_reporting_delay": lambda d, v: setattr(d, "status_delay_s", _duration(v)),
     "default_endpoint_to_host_action": lambda d, v: d.option(endpoint_to_host=_choice(v, "Drop", "Accept", "Return")),
     "nftables_filter_deny_action": lambda d, v: d.option(deny_action=_choice(v, "Drop", "Reject")),
     "nftables_mark_mask": lambda d, v: d.option(mark_mask=_number(v, 1, 0xFFFFFFFF)),
@@ -371,6 +384,7 @@ SUPPORTED = frozenset(_USES)
 
 # What `none` means where it clears a value of a weaker layer.
 _CLEAR: dict[str, Use] = {
+    "endpoint_status_path_prefix": lambda d, v: setattr(d, "status_path", None),
     "log_prefix": lambda d, v: d.option(log_prefix=""),
     "log_action_rate_limit": lambda d, v: d.option(log_rate=None),
     "nat_port_range": lambda d, v: d.nat(ports=None),

@@ -1,4 +1,5 @@
-"""What a workload may use of the network: packets a second, connections; and the DSCP mark of what leaves the cluster.
+"""What a workload may use of the network: packets a second, connections; and the DSCP mark of what leaves the cluster,
+sent by a workload or by the host itself.
 
     hook-qos-forward, hook-qos-input  (-3, before all policy)  qos-from-<interface>, qos-to-<interface>: limits
     hook-dscp                         (postrouting, -150)      one rule for each mark, on a set of source addresses
@@ -38,11 +39,14 @@ class QosRuleset:
     def flush(
         self,
         workloads: Mapping[str, Workload],
+        host_marks: Mapping[int, frozenset[str]],
         pools: Mapping[str, Pool],
         nodes: Mapping[str, NodeInfo],
         sink: TableSink,
     ) -> None:
-        """workloads: those of this node that are up and have limits or a mark, by interface."""
+        """workloads: those of this node that are up and have limits or a mark, by interface. host_marks: DSCP → the
+        host's own addresses that send with it.
+        """
         chains: list[Chain] = []
         maps: list[Map] = []
         for name, inbound in ((FROM, False), (TO, True)):
@@ -60,13 +64,17 @@ class QosRuleset:
             rules = tuple(Rule((nft.Vmap((looks[name],), name),)) for name in fields if name in looks)
             if rules:
                 chains.append(Chain(f"hook-qos-{hook}", rules, Base(hook, priority=LIMITS)))
-        marked, sets = self._marks(workloads, pools, nodes)
+        marked, sets = self._marks(workloads, host_marks, pools, nodes)
         self._section.write(sink, [*chains, *marked], sets, maps)
 
     def _marks(
-        self, workloads: Mapping[str, Workload], pools: Mapping[str, Pool], nodes: Mapping[str, NodeInfo]
+        self,
+        workloads: Mapping[str, Workload],
+        host_marks: Mapping[int, frozenset[str]],
+        pools: Mapping[str, Pool],
+        nodes: Mapping[str, NodeInfo],
     ) -> tuple[list[Chain], list[Set]]:
-        sources: dict[int, set[str]] = {}
+        sources = {dscp: set(self._family.mine(addresses)) for dscp, addresses in host_marks.items()}
         for workload in workloads.values():
             if workload.qos is not None and workload.qos.dscp is not None:
                 own = (net.partition("/")[0] for net in self._family.nets(workload))
@@ -83,6 +91,24 @@ class QosRuleset:
             mark = nft.SetDscp(self._family.table.family, value)
             rules.append(Rule((nft.InSet((self._family.saddr,), name), nft.COUNTER, mark), f"DSCP {value}"))
         return [Chain("hook-dscp", tuple(rules), Base(Hook.POSTROUTING, priority=MANGLE))], sets
+
+
+def interface_chains(interface: str) -> tuple[str, str]:
+    return names.interface_chain(FROM, interface), names.interface_chain(TO, interface)
+
+
+def is_of_marks(name: str) -> bool:
+    return name == "hook-dscp" or name.startswith("dscp-")
+
+
+def users(name: str, workloads: Mapping[str, Workload]) -> set[str]:
+    """Interfaces of those that need the shared chain, set or map `name`."""
+    limits = {interface: workload.qos or Qos() for interface, workload in workloads.items()}
+    if is_of_marks(name):
+        return {one for one, qos in limits.items() if qos.dscp is not None}
+    if name in (FROM, TO) or name.startswith("hook-qos-"):
+        return {one for one, qos in limits.items() if any(_limits(one, qos, way).rules for way in (False, True))}
+    return set()
 
 
 def _limits(interface: str, qos: Qos, inbound: bool) -> Chain:

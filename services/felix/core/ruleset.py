@@ -30,7 +30,7 @@ from libs.policy.output import (
 from services.felix.core.family import FamilyRuleset
 from services.felix.core.ipsets import parse_members
 from services.felix.core.options import V4, V6, RulesetOptions
-from services.felix.core.sink import TableSink
+from services.felix.core.sink import GuardedSink, TableSink
 from services.felix.core.state import Owner, State
 
 __all__ = ["RulesetBuilder", "TableSink"]
@@ -46,6 +46,7 @@ class RulesetBuilder:
         self._families = (FamilyRuleset(V4, options), FamilyRuleset(V6, options))
         self._options = options
         self._new_options: RulesetOptions | None = None
+        self.unwritten: dict[str, str] = {}  # chains, sets and maps that the last apply_to() could not hand on
 
     @staticmethod
     def tables() -> tuple[Table, Table]:
@@ -57,6 +58,40 @@ class RulesetBuilder:
         """Policies, and profiles by name, that deny everything as their rules cannot be programmed; with the reason."""
         return {owner: reason for family in self._families for owner, reason in family.refused.items()}
 
+    @property
+    def refused_interfaces(self) -> Mapping[str, str]:
+        """Interfaces of workloads that are closed as something of theirs cannot be programmed; with the reason."""
+        return self._state.refused_interfaces
+
+    @property
+    def refused_hosts(self) -> Mapping[str, str]:
+        """Host endpoints that deny everything but failsafe ports for the same reason."""
+        return self._state.refused_hosts
+
+    def owner_of(self, interface: str) -> WorkloadKey | None:
+        """The workload that has an interface which several may name."""
+        return self._state.owner_of(interface)
+
+    def interfaces_of_hosts(self) -> dict[str, set[str]]:
+        """Host endpoint -> interfaces that it acts on, as of the last apply_to(); `*` for all that have none."""
+        found: dict[str, set[str]] = {}
+        for interface, host in self._state.host_endpoints.items():
+            found.setdefault(host.name, set()).add(interface)
+        return found
+
+    def refuse(self, name: str, reason: str) -> bool:
+        """The kernel will not have the chain, set or map `name`: whoever it belongs to is denied from the next
+        apply_to() on, until it changes. False when that is nobody, or did not help before.
+        """
+        found = False
+        for family in self._families:
+            found |= self._state.refuse(family.culprits(name, self._state), reason)
+        return found
+
+    def try_again(self) -> None:
+        """What was refused is wanted as it is, from the next apply_to() on: the kernel may be another by now."""
+        self._state.try_again()
+
     def set_policy(self, key: PolicyKey, policy: Policy | None) -> None:
         """Staged policies are ignored: they never act, and what they would do is worked out elsewhere."""
         if key.kind not in STAGED_KINDS:
@@ -67,6 +102,7 @@ class RulesetBuilder:
 
     def set_ipset(self, set_id: str, ipset: IPSet | None) -> None:
         """Raises ValueError, changing nothing, when a member cannot be parsed."""
+        self._state.try_again(self._state.set_users.get(set_id, ()))
         if ipset is None:
             for family in self._families:
                 family.ip_sets.remove(set_id)
@@ -80,6 +116,7 @@ class RulesetBuilder:
     def change_ipset(self, set_id: str, added: Iterable[str], removed: Iterable[str]) -> None:
         """Adds what is not there, removes what is. Raises KeyError for an unknown set, ValueError as set_ipset does."""
         type_ = self._set_types[set_id]
+        self._state.try_again(self._state.set_users.get(set_id, ()))
         more, less = parse_members(type_, added), parse_members(type_, removed)
         for family in self._families:
             family.ip_sets.change(set_id, type_, more, less)
@@ -125,15 +162,27 @@ class RulesetBuilder:
         return self._new_options is not None
 
     def apply_to(self, table4: TableSink, table6: TableSink) -> None:
-        """Hands everything that changed since the last call to the two tables' desired state."""
-        dirty = self._state.resolve()
+        """Hands everything that changed since the last call to the two tables' desired state. What these refuse is
+        denied (`refused` and the like); where that cannot be, it stays as it was and is in `unwritten`.
+        """
         if self._new_options is not None:
-            self._start_again(self._new_options, (table4, table6))
-            return
-        for family, table in zip(self._families, (table4, table6), strict=True):
-            family.flush(self._state, dirty, table)
+            self._state.try_again()
+        while True:
+            guards = GuardedSink(table4), GuardedSink(table6)
+            dirty = self._state.resolve()
+            if self._new_options is not None:
+                self._start_again(self._new_options, guards)
+            else:
+                for family, guard in zip(self._families, guards, strict=True):
+                    family.flush(self._state, dirty, guard)
+            self.unwritten = {name: reason for guard in guards for name, reason in guard.refused.items()}
+            again = False
+            for name, reason in self.unwritten.items():
+                again |= self.refuse(name, reason)
+            if not again:
+                return
 
-    def _start_again(self, options: RulesetOptions, tables: tuple[TableSink, TableSink]) -> None:
+    def _start_again(self, options: RulesetOptions, tables: tuple[GuardedSink, GuardedSink]) -> None:
         """Everything anew as a process with these options would make it; the tables take what differs."""
         old = self._families
         self._families = (
@@ -144,5 +193,7 @@ class RulesetBuilder:
         everything = self._state.everything()
         for family, table, definition in zip(self._families, tables, self.tables(), strict=True):
             fresh = TableState(definition)
-            family.flush(self._state, everything, fresh)
+            guard = GuardedSink(fresh)
+            family.flush(self._state, everything, guard)
+            table.refused |= guard.refused
             table.replace(fresh.ruleset())

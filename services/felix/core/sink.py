@@ -1,10 +1,10 @@
-"""What the ruleset compiler writes to: the desired state of one nftables table; and sections of it that are small
-enough to be made anew whenever something in them changes.
+"""What the ruleset compiler writes to: the desired state of one nftables table; a guard around it; and sections of it
+that are small enough to be made anew whenever something in them changes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from libs.nftables.model import Chain, Map, Ruleset, Set, Verdict
@@ -34,6 +34,53 @@ class TableSink(Protocol):
     def remove_verdicts(self, name: str, texts: Iterable[str]) -> None: ...
 
     def replace(self, ruleset: Ruleset) -> None: ...
+
+
+class GuardedSink:
+    """Notes the edits that are refused, by the name of the chain, set or map, and goes on with the others."""
+
+    def __init__(self, sink: TableSink) -> None:
+        self.refused: dict[str, str] = {}
+        self._sink = sink
+
+    def _try(self, name: str, edit: Callable[[], None]) -> None:
+        try:
+            edit()
+        except (ValueError, KeyError) as error:
+            self.refused.setdefault(name, str(error))
+
+    def set_chain(self, chain: Chain) -> None:
+        self._try(chain.name, lambda: self._sink.set_chain(chain))
+
+    def del_chain(self, name: str) -> None:
+        self._sink.del_chain(name)
+
+    def put_set(self, definition: Set) -> None:
+        self._try(definition.name, lambda: self._sink.put_set(definition))
+
+    def del_set(self, name: str) -> None:
+        self._sink.del_set(name)
+
+    def add_elements(self, name: str, texts: Iterable[str]) -> None:
+        self._try(name, lambda: self._sink.add_elements(name, texts))
+
+    def remove_elements(self, name: str, texts: Iterable[str]) -> None:
+        self._try(name, lambda: self._sink.remove_elements(name, texts))
+
+    def put_map(self, definition: Map) -> None:
+        self._try(definition.name, lambda: self._sink.put_map(definition))
+
+    def del_map(self, name: str) -> None:
+        self._sink.del_map(name)
+
+    def put_verdicts(self, name: str, elements: Mapping[str, Verdict]) -> None:
+        self._try(name, lambda: self._sink.put_verdicts(name, elements))
+
+    def remove_verdicts(self, name: str, texts: Iterable[str]) -> None:
+        self._try(name, lambda: self._sink.remove_verdicts(name, texts))
+
+    def replace(self, ruleset: Ruleset) -> None:
+        self._sink.replace(ruleset)
 
 
 class Section:

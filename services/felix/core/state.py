@@ -39,6 +39,18 @@ class Endpoint:
 
 
 @dataclass(slots=True)
+class Culprits:
+    """To whom something in the table belongs."""
+
+    owners: set[Owner] = field(default_factory=set)
+    interfaces: set[str] = field(default_factory=set)  # of workloads
+    hosts: set[str] = field(default_factory=set)  # names of host endpoints
+
+    def __bool__(self) -> bool:
+        return bool(self.owners or self.interfaces or self.hosts)
+
+
+@dataclass(slots=True)
 class Dirty:
     """What changed since the last flush, before it is known what that means for each family."""
 
@@ -59,6 +71,7 @@ class State:
         self.endpoints: dict[str, Endpoint] = {}  # by interface, as of the last resolve()
         self.hosts: dict[str, Host] = {}
         self.host_endpoints: dict[str, HostEndpoint] = {}  # by interface, as of the last resolve()
+        self.host_marks: dict[int, frozenset[str]] = {}  # DSCP → addresses of this host that send with it
         self.limited: dict[str, Workload] = {}  # those of `endpoints` that are up and have limits or a DSCP mark
         self.pools: dict[str, Pool] = {}
         self.nodes: dict[str, NodeInfo] = {}
@@ -68,6 +81,10 @@ class State:
         self.lists_of: dict[PolicyKey, set[TierList]] = {}
         self.profile_users: Counter[str] = Counter()
         self.dirty = Dirty()
+        # What the kernel refused, with its words, until it changes or is tried again: it denies everything meanwhile.
+        self.refused_owners: dict[Owner, str] = {}
+        self.refused_interfaces: dict[str, str] = {}  # of workloads
+        self.refused_hosts: dict[str, str] = {}  # host endpoints
         self._by_interface: dict[str, list[WorkloadKey]] = {}
         self._host_addresses: dict[str, frozenset[str]] = {}
 
@@ -76,6 +93,7 @@ class State:
         if old == policy:
             return
         self._index_sets(key, old, policy)
+        self.refused_owners.pop(key, None)
         if policy is None:
             del self.policies[key]
         else:
@@ -87,6 +105,7 @@ class State:
         if old == profile:
             return
         self._index_sets(name, old, profile)
+        self.refused_owners.pop(name, None)
         if profile is None:
             del self.profiles[name]
         else:
@@ -97,6 +116,9 @@ class State:
         old = self.workloads.get(key)
         if old == workload:
             return
+        for changed in (old, workload):
+            if changed is not None:
+                self.refused_interfaces.pop(changed.name, None)
         if old is not None and (workload is None or workload.name != old.name):
             keys = self._by_interface[old.name]
             keys.remove(key)
@@ -114,6 +136,7 @@ class State:
     def set_host(self, name: str, host: Host | None) -> None:
         if self.hosts.get(name) == host:
             return
+        self.refused_hosts.pop(name, None)
         if host is None:
             del self.hosts[name]
         else:
@@ -146,6 +169,39 @@ class State:
             self._limit(interface, new)
         done, self.dirty = self.dirty, Dirty()
         return done
+
+    def refuse(self, culprits: Culprits, reason: str) -> bool:
+        """False when they were all refused before: then denying them does not help."""
+        new = Culprits(
+            culprits.owners - self.refused_owners.keys(),
+            culprits.interfaces - self.refused_interfaces.keys(),
+            culprits.hosts - self.refused_hosts.keys(),
+        )
+        self.refused_owners.update(dict.fromkeys(new.owners, reason))
+        self.refused_interfaces.update(dict.fromkeys(new.interfaces, reason))
+        self.refused_hosts.update(dict.fromkeys(new.hosts, reason))
+        self._touch(new)
+        return bool(new)
+
+    def try_again(self, owners: Iterable[Owner] | None = None) -> None:
+        """What was refused is wanted as it is, once more; owners: these alone."""
+        if owners is None:
+            self._touch(Culprits(set(self.refused_owners), set(self.refused_interfaces), set(self.refused_hosts)))
+            self.refused_owners, self.refused_interfaces, self.refused_hosts = {}, {}, {}
+            return
+        for owner in owners:
+            if self.refused_owners.pop(owner, None) is not None:
+                self.dirty.owners.add(owner)
+
+    def _touch(self, culprits: Culprits) -> None:
+        self.dirty.owners |= culprits.owners
+        self.dirty.interfaces |= culprits.interfaces
+        self.dirty.hosts |= bool(culprits.hosts)
+
+    def owner_of(self, interface: str) -> WorkloadKey | None:
+        """The workload that has an interface which several may name."""
+        keys = self._by_interface.get(interface)
+        return keys[0] if keys else None
 
     def set_service_cidrs(self, cidrs: Iterable[str]) -> None:
         cidrs = frozenset(cidrs)
@@ -197,19 +253,25 @@ class State:
         if not keys:
             return None
         workload = self.workloads[keys[0]]
-        return Endpoint(
-            workload, workload.state == "active", tier_lists(workload.tiers, True), tier_lists(workload.tiers, False)
-        )
+        up = workload.state == "active" and interface not in self.refused_interfaces
+        return Endpoint(workload, up, tier_lists(workload.tiers, True), tier_lists(workload.tiers, False))
 
     def _resolve_hosts(self) -> None:
         before = self.host_endpoints
         self.host_endpoints = {
-            interface: hosts.endpoint(name, self.hosts[name], wildcard=interface == hosts.ANY)
+            interface: hosts.endpoint(name, self._enforceable(name), wildcard=interface == hosts.ANY)
             for interface, name in hosts.resolve(self.hosts, self._host_addresses).items()
         }
         for endpoints, count in ((self.host_endpoints, 1), (before, -1)):
             for endpoint in endpoints.values():
                 self._use(endpoint.tier_lists(), endpoint.profiles, count)
+        marks = hosts.marks(self.hosts, self._host_addresses, self.refused_hosts.keys())
+        self.dirty.qos |= marks != self.host_marks
+        self.host_marks = marks
+
+    def _enforceable(self, name: str) -> Host:
+        """Of one that the kernel refused no more than that it closes the host."""
+        return Host() if name in self.refused_hosts else self.hosts[name]
 
     def _limit(self, interface: str, endpoint: Endpoint | None) -> None:
         old = self.limited.pop(interface, None)

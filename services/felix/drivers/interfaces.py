@@ -53,6 +53,7 @@ class InterfaceDriver:
         self._unlisted = True  # links and addresses must be listed again
         self._stale = True  # everything must be compared with the kernel again
         self._changed: Callable[[], None] = lambda: None
+        self._links_changed: Callable[[], None] = lambda: None
         self._mtu_pattern = PATTERN
         self._route_sync = True
         self._owners: dict[Network, str] = {}  # local workloads' addresses -> interface whose connections may be known
@@ -82,6 +83,10 @@ class InterfaceDriver:
         """Of the interfaces that the pattern names and that are up: the smallest."""
         self._refresh()
         return host_mtu_bytes(self._links.values(), self._mtu_pattern)
+
+    def running(self) -> frozenset[str]:
+        """Interfaces that can carry packets, as far as events have told."""
+        return frozenset(name for name, link in self._links.items() if link.up and link.lower_up)
 
     def resync(self) -> None:
         self._unlisted = self._stale = True
@@ -131,9 +136,11 @@ class InterfaceDriver:
             self.resync()  # an interface may have gone meanwhile
         return failures | {f"route {key.dst}": str(error) for key, error in failed.items()}
 
-    async def watch(self, changed: Callable[[], None]) -> None:
-        """Calls back when interfaces, addresses or our routes changed other than by us."""
-        self._changed = changed
+    async def watch(self, changed: Callable[[], None], links_changed: Callable[[], None] = lambda: None) -> None:
+        """Calls back when interfaces, addresses or our routes changed other than by us; links_changed: when that needs
+        no comparison with the kernel, but `running` may tell something else.
+        """
+        self._changed, self._links_changed = changed, links_changed
         monitor = Monitor(self._event, (*LINKS, *ADDRESSES, *ROUTES))
         self.resync()
         monitor.start()
@@ -186,6 +193,7 @@ class InterfaceDriver:
                     self._plugged = True
                     if self._waiting:
                         self._changed()
+                    self._links_changed()
                     return
                 case Route() as route if not event.gone and route.key not in self._reconciler.desired:
                     self._look_again_soon()

@@ -84,8 +84,6 @@ class Enforcement(Protocol):
 
     def enforced(self, key: WorkloadKey) -> bool: ...
 
-    def status(self, key: WorkloadKey, status: str, rev: int) -> None: ...
-
 
 class Plugin:
     def __init__(
@@ -197,7 +195,6 @@ class Plugin:
             with contextlib.suppress(CniError):  # at once: undoing may have to wait for the datastore
                 await _in_thread(lambda: self._links.remove(host, request.netns, request.ifname))
             raise
-        self._enforcement.status(key, "up", rev)
         return cni.result(request, host, mac, addresses)
 
     async def _same_again(self, request: Request, found: model.WorkloadEndpoint) -> dict[str, Any] | None:

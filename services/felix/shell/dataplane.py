@@ -6,12 +6,15 @@ routes. So a workload's interface is policed and limited before packets can be r
 the first snapshot.
 
 What fails stays dirty and is tried again; it is reported by object together with the revision that everything else has
-reached.
+reached. When the kernel refuses a transaction for something that belongs to a policy or an endpoint, that one is denied
+everything, the others go on: the transaction is made again without it. It is tried as it is when it changes, and
+with each periodic comparison.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -20,8 +23,9 @@ from random import Random
 from typing import Protocol
 
 from libs.bus import wire
+from libs.nftables.ops import Failure, TransactionRefused
 from libs.nftables.state import TableState
-from libs.policy.output import Workload, WorkloadKey
+from libs.policy.output import Host, Workload, WorkloadKey
 from libs.runtime import tracing
 from services.felix.core.feed import Apply
 from services.felix.core.options import RulesetOptions
@@ -32,6 +36,10 @@ log = logging.getLogger(__name__)
 trace = tracing.tracer("felix")
 
 RETRY_S = (0.05, 10.0)
+TABLES = "nftables"  # among the failures: a table stays as it was
+MAX_REFUSALS = 32  # in one pass; each costs a transaction
+# The kernel is short of something or was disturbed: that says nothing about the object at which it happened.
+PASSING = frozenset({errno.ENOMEM, errno.ENOBUFS, errno.EINTR, errno.EAGAIN, errno.ENFILE, errno.EMFILE})
 
 
 class TableDriver(Protocol):
@@ -40,7 +48,9 @@ class TableDriver(Protocol):
     @property
     def desired(self) -> TableState: ...
 
-    async def step(self) -> object: ...
+    async def step(self) -> object:
+        """Raises TransactionRefused, or anything else that says why the kernel could not be brought in line."""
+        ...
 
     def resync(self) -> None: ...
 
@@ -102,13 +112,17 @@ class Dataplane:
         on_progress: Callable[[Progress], None],
         random: Random,
         observe: Callable[[float, int], None] = lambda seconds, failures: None,
+        on_pass: Callable[[], None] = lambda: None,
     ) -> None:
         """on_progress: after a pass that changed anything that others should know. observe: duration and number of
-        failures of every pass.
+        failures of every pass. on_pass: after every pass.
         """
         self.progress = Progress()
         self.in_sync = False
         self.workloads: dict[WorkloadKey, Workload] = {}  # as in the kernel after the last pass
+        self.hosts: dict[str, Host] = {}  # host endpoints, likewise
+        self.wanted: dict[WorkloadKey, Workload] = {}
+        self.wanted_hosts: dict[str, Host] = {}
         self.passes = 0
         self._builder = builder
         self._tables = tables
@@ -117,11 +131,11 @@ class Dataplane:
         self._bandwidth = bandwidth
         self._on_progress = on_progress
         self._observe = observe
+        self._on_pass = on_pass
         self._random = random
         self._queue: list[tuple[Apply, str | None]] = []
         self._wake = asyncio.Event()
         self._waiters: list[_Waiter] = []
-        self._wanted: dict[WorkloadKey, Workload] = {}
         self._refused: dict[str, str] = {}
         self._tables_work = False
         self._retry = 0
@@ -143,6 +157,7 @@ class Dataplane:
     def resync_tables(self) -> None:
         for table in self._tables:
             table.resync()
+        self._builder.try_again()
         self._tables_work = True
         self._wake.set()
 
@@ -193,11 +208,12 @@ class Dataplane:
             self.in_sync = self.in_sync or bool(queue)
             failures = dict(self._refused)
             failures |= await self._write_tables()
-            unlimited = await self._bandwidth.step(self._wanted)
+            unlimited = await self._bandwidth.step(self.wanted)
             failures |= unlimited
-            failures |= await self._routes.step(self._routing, self._wanted)
+            failures |= await self._routes.step(self._routing, self.wanted)
             span.set("failures", len(failures))
-        self.workloads = dict(self._wanted)
+        if not self._tables_work:
+            self.workloads, self.hosts = dict(self.wanted), dict(self.wanted_hosts)
         self.passes += 1
         self._observe(time.monotonic() - started, len(failures))
         epoch, seq = (last.epoch, last.seq) if last is not None else (self.progress.epoch, self.progress.seq)
@@ -211,6 +227,7 @@ class Dataplane:
         for waiter in self._waiters:
             if not waiter.future.done() and waiter.ready():
                 waiter.future.set_result(None)
+        self._on_pass()
 
     def _fold(self, apply: Apply) -> None:
         """Into the desired state. A value that cannot be programmed is named and leaves the others alone."""
@@ -231,11 +248,15 @@ class Dataplane:
             builder.set_workload(workload_key, workload)
             routing.put_workload(workload_key, workload)
             if workload is None:
-                self._wanted.pop(workload_key, None)
+                self.wanted.pop(workload_key, None)
             else:
-                self._wanted[workload_key] = workload
+                self.wanted[workload_key] = workload
         for host_name, host in delta.hosts.items():
             builder.set_host(host_name, host)
+            if host is None:
+                self.wanted_hosts.pop(host_name, None)
+            else:
+                self.wanted_hosts[host_name] = host
         for cidr, pool in delta.pools.items():
             builder.set_pool(cidr, pool)
             routing.put_pool(cidr, pool)
@@ -270,20 +291,50 @@ class Dataplane:
             self._tables_work |= self._builder.set_host_addresses(self._routes.host_addresses())
         if not self._tables_work:
             return self._not_compiled()  # a pass for routes alone does not make these good
-        self._builder.apply_to(*(table.desired for table in self._tables))
         self._tables_work = False
+        error = await self._apply_tables()
         failures = self._not_compiled()
-        for table in self._tables:
-            try:
-                await table.step()
-            except Exception as error:  # any refusal of the kernel: reported by table, tried again
-                log.error("ruleset not applied", extra={"error": str(error)})
-                failures["nftables"] = str(error)
-                self._tables_work = True
+        if error is not None:
+            log.error("ruleset not applied", extra={"error": str(error)})
+            failures[TABLES] = str(error)
+            self._tables_work = True
         return failures
 
+    async def _apply_tables(self) -> Exception | None:
+        """With whatever the kernel refuses denied. Returns what is left of its refusals, which nobody is to blame
+        for.
+        """
+        failed: Exception | None = None
+        for _ in range(MAX_REFUSALS):
+            self._builder.apply_to(*(table.desired for table in self._tables))
+            failed, again = None, False
+            for table in self._tables:
+                try:
+                    await table.step()
+                except TransactionRefused as error:
+                    failed = error
+                    again |= self._refuse(error.failures[0])
+                except Exception as error:  # anything else: reported, tried again later
+                    failed = error
+            if not again:
+                break
+        return failed
+
+    def _refuse(self, failure: Failure) -> bool:
+        """False when denying someone does not help."""
+        if failure.code in PASSING or not failure.name or not self._builder.refuse(failure.name, str(failure)):
+            return False
+        log.error("refused by the kernel, denied instead", extra={"object": failure.name, "error": str(failure)})
+        return True
+
     def _not_compiled(self) -> dict[str, str]:
-        return {str(owner): reason for owner, reason in self._builder.refused.items()}
+        builder = self._builder
+        return (
+            {str(owner): reason for owner, reason in builder.refused.items()}
+            | {f"workload interface {name}": reason for name, reason in builder.refused_interfaces.items()}
+            | {f"host endpoint {name}": reason for name, reason in builder.refused_hosts.items()}
+            | {f"nftables {name}": reason for name, reason in builder.unwritten.items()}
+        )
 
     def _later(self) -> None:
         """Try again, less and less often."""

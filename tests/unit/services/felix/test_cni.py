@@ -150,19 +150,17 @@ class FakeLinks:
 @dataclass
 class FakeEnforcement:
     comes: bool = True
-    up: list[WorkloadKey] = field(default_factory=list)
+    asked: list[WorkloadKey] = field(default_factory=list)
 
     def ready(self) -> bool:
         return True
 
     async def programmed(self, key: WorkloadKey, rev: int, timeout_s: float) -> bool:
+        self.asked.append(key)
         return self.comes
 
     def enforced(self, key: WorkloadKey) -> bool:
         return self.comes
-
-    def status(self, key: WorkloadKey, status: str, rev: int) -> None:
-        self.up.append(key)
 
 
 class Node:
@@ -228,7 +226,7 @@ async def test_add_check_and_del(tmp_path: Path) -> None:
     answer = await node.plugin.handle(request())
     assert answer is not None
     assert len(answer["ips"]) == 2
-    assert node.enforcement.up == [WorkloadKey("k8s", "ns1/web", "eth0")]
+    assert node.enforcement.asked == [WorkloadKey("k8s", "ns1/web", "eth0")]
     assert await node.plugin.handle(request("CHECK")) is None
     assert await node.plugin.handle(request()) == answer
     assert (await node.left())["journal"] == []
