@@ -50,7 +50,8 @@ class Kernel:
 
 
 def of_workload(key: WorkloadKey, wanted: Workload, kernel: Kernel) -> Status:
-    if kernel.workloads.get(key) != wanted:
+    have = kernel.workloads.get(key)
+    if have is not wanted and have != wanted:
         return Status(ERROR, _not_written(kernel))
     owner = kernel.owners.get(wanted.name)
     if owner is not None and owner != key:
@@ -119,15 +120,6 @@ def file_name(key: WorkloadKey) -> str:
 def file_content(workload: Workload) -> bytes:
     nets = {"ipv4Nets": list(workload.nets4), "ipv6Nets": list(workload.nets6)}
     return json.dumps({"ifaceName": workload.name, "mac": workload.mac, **nets}, separators=(",", ":")).encode()
-
-
-def files(statuses: Mapping[EndpointKey, Status], workloads: Mapping[WorkloadKey, Workload]) -> dict[str, bytes]:
-    """A file is there while its workload is up."""
-    return {
-        file_name(key): file_content(workload)
-        for key, workload in workloads.items()
-        if (status := statuses.get(key)) is not None and status.status == UP
-    }
 
 
 # --- keys in etcd -----------------------------------------------------------------------------------------------------

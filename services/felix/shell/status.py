@@ -99,6 +99,7 @@ class StatusReporter:
         self._files: Reconciler[str, bytes] | None = None
         self._files_wanted: dict[str, bytes] = {}
         self._files_failed = False
+        self._made: dict[WorkloadKey, tuple[Workload, str, bytes]] = {}
         self._keys = Reconciler(StatusKeys(store, node))
         self._keys_on = False
         self._delay_s = 1.0
@@ -114,7 +115,7 @@ class StatusReporter:
 
     def update(self, statuses: dict[EndpointKey, Status], workloads: Mapping[WorkloadKey, Workload]) -> None:
         """What holds now, of all endpoints. Not before the first pass over the kernel."""
-        files = status.files(statuses, workloads)
+        files = self._files_of(statuses, workloads)
         if self._in_sync and statuses == self._statuses and files == self._files_wanted:
             return
         before, self._statuses, self._files_wanted = self._statuses, statuses, files
@@ -127,6 +128,20 @@ class StatusReporter:
                     log.error("endpoint in error", extra={"endpoint": str(key), "reason": now.detail})
                 self._publish(key, now)
         self._news.set()
+
+    def _files_of(
+        self, statuses: Mapping[EndpointKey, Status], workloads: Mapping[WorkloadKey, Workload]
+    ) -> dict[str, bytes]:
+        """A file is there while its workload is up. Of a workload that is the same as before it is not made again."""
+        made: dict[WorkloadKey, tuple[Workload, str, bytes]] = {}
+        for key, workload in workloads.items():
+            if statuses[key].status == status.UP:
+                old = self._made.get(key)
+                if old is None or old[0] is not workload:
+                    old = (workload, status.file_name(key), status.file_content(workload))
+                made[key] = old
+        self._made = made
+        return {name: content for _, name, content in made.values()}
 
     def of(self, key: EndpointKey) -> Status | None:
         """None: there is no such endpoint, or nothing is known yet."""
@@ -165,14 +180,15 @@ class StatusReporter:
         ours = False
         while True:
             pause_s = max(self._delay_s, 0.01)
-            if self._in_sync and (self._keys_on or ours):
-                self._keys.desired = status.etcd_values(self._node, self._statuses) if self._keys_on else {}
+            on = self._keys_on  # may change while the keys are being written
+            if self._in_sync and (on or ours):
+                self._keys.desired = status.etcd_values(self._node, self._statuses) if on else {}
                 self._keys.in_sync = True
                 try:
                     failed = await self._keys.step()
                 except StoreError as error:
                     failed = {"": error}
-                ours = self._keys_on or bool(failed)
+                ours = on or bool(failed)
                 if failed:
                     pause_s = backoff.next_s()
                     log.warning("endpoint status not in etcd", extra={"error": str(next(iter(failed.values())))})

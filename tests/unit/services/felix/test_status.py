@@ -12,6 +12,7 @@ import pytest
 
 from libs.policy.output import Host, Tier, Workload, WorkloadKey
 from libs.reconcile import Diff
+from libs.store.memory import MemoryStore
 from services.felix.core import status
 from services.felix.core.status import DOWN, ERROR, UP, Kernel, Status
 from services.felix.shell.status import StatusFiles, StatusReporter
@@ -124,6 +125,26 @@ async def test_a_file_that_someone_removed_or_changed_is_put_right(tmp_path, mon
         await holds()
         reporter.update({}, {})
         assert {key for key, what in told[2:] if what == Status(DOWN, "endpoint is gone")} == {A, "h"}
+    finally:
+        task.cancel()
+
+
+async def test_keys_go_when_reporting_ends_in_the_middle_of_a_write() -> None:
+    class Store(MemoryStore):
+        async def put(self, key: str, value: bytes, *, lease: int = 0) -> int:
+            reporter.configure(None, in_etcd=False, delay_s=0.0)
+            return await super().put(key, value, lease=lease)
+
+    store = Store()
+    reporter = StatusReporter("n1", store, random=Random(1), publish=lambda key, what: None)
+    reporter.configure(None, in_etcd=True, delay_s=0.0)
+    reporter.update({A: Status(UP)}, {A: WEB})
+    task = asyncio.create_task(reporter.run())
+    try:
+        deadline = time.monotonic() + 5
+        while not (written := bool((await store.list("/calico/")).revision > 1)) or (await store.list("/calico/")).kvs:
+            assert time.monotonic() < deadline, written
+            await asyncio.sleep(0.01)
     finally:
         task.cancel()
 
