@@ -202,8 +202,8 @@ class _Matcher:
                 self._dst, packet.dst_port, rule.dst_nets, rule.dst_sets, rule.dst_ports, rule.dst_named_port_sets
             )
             and all(self._has_port(set_id, self._dst, packet.dst_port) for set_id in rule.dst_ip_port_sets)
-            and not _in_any(self._src, rule.not_src_nets)
-            and not _in_any(self._dst, rule.not_dst_nets)
+            and _in_none(self._src, rule.not_src_nets)
+            and _in_none(self._dst, rule.not_dst_nets)
             and not any(self._has(set_id, self._src) for set_id in rule.not_src_sets)
             and not any(self._has(set_id, self._dst) for set_id in rule.not_dst_sets)
             and not self._port(self._src, packet.src_port, rule.not_src_ports, rule.not_src_named_port_sets)
@@ -266,3 +266,10 @@ def protocol_number(protocol: str | int) -> int:
 
 def _in_any(address: Net, networks: tuple[str, ...]) -> bool:
     return any(nets.parse(text).contains(address) for text in networks)
+
+
+def _in_none(address: Net, networks: tuple[str, ...]) -> bool:
+    """False too when all networks are of the other family: such a rule is left out of this one's ruleset."""
+    if networks and all(nets.version_of(text) != address.version for text in networks):
+        return False
+    return not _in_any(address, networks)

@@ -101,6 +101,14 @@ def test_icmp_match(type_: int, code: int | None, matches: bool) -> None:
     assert (verdict(gnp("p", ingress=[one]), packet=packet).action is Action.ALLOW) is matches
 
 
+def test_negated_networks_of_the_other_family_take_the_rule_out() -> None:
+    six = Packet(src="2001:db8::7", dst="fd00::1", protocol="tcp", src_port=40000, dst_port=80)
+    deny = gnp("p", ingress=[rule("Deny", source={"not_nets": ["198.51.100.0/25"]}), rule("Allow")])
+    assert verdict(deny, packet=six).rule == 1
+    assert verdict(deny, packet=PACKET).rule == 1
+    assert verdict(deny, packet=Packet(src="192.0.2.1", dst="10.0.0.1")).rule == 0
+
+
 def test_egress_uses_outbound_rules() -> None:
     view = view_of(X, ALLOW, gnp("p", types=["Egress"], egress=[rule("Deny")]))
     assert decide(workload(view, "x"), view, PACKET, Direction.EGRESS).action is Action.DENY
