@@ -51,7 +51,8 @@ RANGES = ("80:81", "53:443", "1:1023", "1024:65535", "8000:9000", "40000:60000")
 # ICMP requests that a connection tracker takes for the start of a flow: echo, timestamp, information, address mask;
 # echo and node information.
 ICMP_TYPES = {4: (8, 13, 15, 17), 6: (128, 139)}
-PROTOCOLS = ("TCP", "TCP", "TCP", "UDP", "UDP", "SCTP", "ICMP", "ICMPv6", "UDPLite", 6, 17, 132, 1, 58, 136, 47, 47)
+PROTOCOLS = ("TCP", "TCP", "TCP", "TCP", "UDP", "UDP", "SCTP", "ICMP", "ICMP", "ICMPv6", "ICMPv6", "UDPLite",
+             6, 6, 17, 132, 1, 58, 136, 47)  # fmt: skip
 WITH_PORTS = ("TCP", "UDP", "SCTP", "6", "17", "132")
 
 
@@ -279,9 +280,9 @@ class Draw:
                 version = version or (4 if negative == "ICMP" else 6)
         if name in ("ICMP", "ICMPv6", "1", "58"):
             of = 4 if name in ("ICMP", "1") else 6
-            for field_, share in (("icmp", 0.5), ("not_icmp", 0.4)):
+            for field_, share in (("icmp", 0.55), ("not_icmp", 0.5)):
                 if self.chance(share):
-                    fields[field_] = model.ICMPFields(self.one((*ICMP_TYPES[of], 0)), self.one((None, 0, 1)))
+                    fields[field_] = model.ICMPFields(self.one((*ICMP_TYPES[of][:1] * 3, *ICMP_TYPES[of], 0)), self.one((None, 0, 0, 1)))
         if self.chance(0.15):
             version = version or self.one((4, 6))
             fields["ip_version"] = version
@@ -291,24 +292,24 @@ class Draw:
         return build.rule(self.action(), protocol, source, destination, **fields)
 
     def entity(self, namespace: str, protocol: str, *, services: bool) -> dict[str, object]:
-        if services and self.chance(0.08):
+        if services and self.chance(0.1):
             return {"services": model.ServiceMatch("svc", namespace or self.one(NAMESPACES))}
         out: dict[str, object] = {}
         choices: tuple[tuple[str, float, Callable[[], object]], ...] = (
-            ("nets", 0.13, lambda: self.nets()),
-            ("not_nets", 0.1, lambda: self.nets(negated=True)),
+            ("nets", 0.14, lambda: self.nets()),
+            ("not_nets", 0.14, lambda: self.nets(negated=True)),
             ("selector", 0.18, lambda: self.one(SELECTORS)),
-            ("not_selector", 0.1, lambda: self.one(SELECTORS)),
+            ("not_selector", 0.14, lambda: self.one(SELECTORS)),
             ("namespace_selector", 0.13, lambda: self.one((*NAMESPACE_SELECTORS, "global()"))),
             ("accounts", 0.1, self.accounts),
         )
         for key, share, make in choices:
             if self.chance(share):
                 out[key] = make()
-        for key, share in (("ports", 0.25), ("not_ports", 0.15)):
+        for key, share in (("ports", 0.25), ("not_ports", 0.3)):
             # Without a protocol only names may be given; with one that has no ports, none at all.
             if protocol in WITH_PORTS and self.chance(share):
-                out[key] = self.some((*PORTS, *SOURCE_PORTS, *PORT_NAMES, *PORT_NAMES, *RANGES), 3)
+                out[key] = self.some((*PORTS, *PORT_NAMES, *PORT_NAMES, *RANGES), 3)
             elif not protocol and self.chance(share / 2):
                 out[key] = self.some(PORT_NAMES)
         return out

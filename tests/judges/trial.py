@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from libs import model
+from libs.model import codec
 from libs.policy.changes import NodeView
 from libs.policy.output import Action, Workload
 from libs.policy.trace import Direction, decide
@@ -112,8 +113,8 @@ def run_case(judge: KernelJudge, seed: int, packets: int, record: Record, many: 
     quarrels = compare(cluster.resources, view, shots, judge.judge(shots), record)
     record.cases += 1
     record.many += cluster.many
-    shown = [explain(judge, cluster, one, f"seed {seed}") for one in quarrels[:3]]
-    shown += [f"seed {seed}: {one}" for one in quarrels[3:]]
+    shown = [explain(judge, cluster, one, f"seed {seed}") for one in quarrels[:1]]
+    shown += [f"seed {seed}: {one}" for one in quarrels[1:]]
     record.quarrels += shown
     return shown
 
@@ -137,7 +138,7 @@ def explain(judge: KernelJudge, cluster: Cluster, quarrel: Quarrel, title: str) 
         return judge.judge([shot]) != verdicts[:1]
 
     needed = smallest(cluster.resources, still)
-    return "\n    ".join([f"{title}: {quarrel}", *map(repr, needed)])
+    return "\n    ".join([f"{title}: {quarrel}", *(codec.encode(one).decode() for one in needed)])
 
 
 def smallest(resources: list[model.Resource], still: Callable[[list[model.Resource]], bool]) -> list[model.Resource]:
@@ -157,10 +158,7 @@ def smallest(resources: list[model.Resource], still: Callable[[list[model.Resour
 
 
 def _without(resource: model.Resource, direction: str, rule: model.Rule) -> model.Resource:
-    kept = [one for one in getattr(resource.spec, direction) if one is not rule]  # type: ignore[attr-defined]
-    spec = type(resource.spec)(**{**_fields(resource.spec), direction: kept})  # type: ignore[attr-defined]
-    return type(resource)(metadata=resource.metadata, spec=spec)  # type: ignore[call-arg]
-
-
-def _fields(value: object) -> dict[str, object]:
-    return {name: getattr(value, name) for name in value.__struct_fields__}  # type: ignore[attr-defined]
+    cut = codec.copy(resource)
+    rules = getattr(cut.spec, direction)  # type: ignore[attr-defined]
+    del rules[rules.index(rule)]
+    return cut
