@@ -25,6 +25,7 @@ REMOTE_PODS = {"r": "ns1", "s": "ns2"}
 NAMESPACES = ("ns1", "ns2")
 SPOOFED = {4: "203.0.113.0/28", 6: "2001:db8:3::/64"}  # sources that pod d may use besides its own
 SPOOFER = "d"
+NODE_ADDRESS = {4: "192.0.2.1", 6: "2001:db8::1"}
 HOST = {4: "192.0.2.50", 6: "2001:db8::50"}  # h, the other node's host endpoint
 OUTSIDE = {
     4: (HOST[4], "198.51.100.7", "198.51.100.130", "203.0.113.9", "10.77.0.200"),
@@ -207,11 +208,12 @@ class Draw:
             more["service_account_selector"] = self.one(ACCOUNT_SELECTORS)
         selector = "" if self.chance(0.3) else self.one(SELECTORS)
         order = self.one((None, 1.0, 1.0, 2.0, 10.0, -1.0))
+        staged = "Set" if self.chance(0.1) else ""
         if namespace:
-            return build.np(name, namespace, selector, tier=tier, types=types, order=order, **more)
+            made = build.np(name, namespace, selector, tier=tier, types=types, order=order, **more)
+            return staged_twin(made) if staged else made
         if self.chance(0.2):
             more["namespace_selector"] = self.one([one for one in NAMESPACE_SELECTORS if one != "global()"])
-        staged = "Set" if self.chance(0.1) else ""
         return build.gnp(name, selector, staged=staged, tier=tier, types=types, order=order, **more)
 
     def many_policies(self) -> list[model.Resource]:
@@ -224,7 +226,7 @@ class Draw:
         for number in range(self.random.randint(20, 60)):
             name = f"m{self.random.randint(0, 9)}-{number}"
             rules = {
-                one.lower(): [self.peer_rule(namespace, one) for _ in range(self.random.randint(1, 3))]
+                one.lower(): [self.peer_rule(namespace, one) for _ in range(self.one((0, 1, 1, 1, 2, 3)))]
                 for one in direction
             }
             order = self.one((None, 1.0, 2.0, 3.0, 4.0))
@@ -241,29 +243,45 @@ class Draw:
         return self.random.choices(("Allow", "Deny", "Pass", "Log"), (50, 20, 17, 13))[0]
 
     def peer_rule(self, namespace: str, direction: str) -> model.Rule:
-        """A rule that nearly always says who the other end is, narrowly enough that many more get their turn."""
+        """A rule that mostly says who the other end is, narrowly enough that many more get their turn."""
         if self.chance(0.06):
-            rule = self.rule(namespace, direction)
-            return rule if rule.action == "Log" or self.chance(0.3) else narrowed(rule, self.one(PORTS))
-        version = self.one((4, 6))
-        peer: dict[str, object] = {}
-        roll = self.random.random()
-        if roll < 0.45:
-            peer["selector"] = self.one(SELECTORS)
-        elif roll < 0.8:
-            peer["nets"] = self.some(NETS[version][1:-1])
-        elif roll < 0.9:
-            peer["namespace_selector"] = self.one(NAMESPACE_SELECTORS)
-        else:
-            peer["accounts"] = {"names": self.some(ACCOUNTS)}
-        other: dict[str, object] = {}
+            return narrowed(self.rule(namespace, direction), self.one(PORTS))
+        if self.chance(0.03):
+            return build.rule("Log")
+        peer, other = self.peer(namespace), {}
         protocol = None
-        if self.chance(0.85):
+        if "services" in peer:
+            protocol = self.one(("TCP", "UDP", "SCTP"))
+        elif self.chance(0.85):
             protocol = self.one(("TCP", "UDP", "SCTP"))
             ports = {"ports": [self.one((*PORTS, *PORT_NAMES, *RANGES[:2]))]}
             (other if direction == "Ingress" else peer).update(ports)
         source, destination = (peer, other) if direction == "Ingress" else (other, peer)
         return build.rule(self.action(), protocol, source, destination)
+
+    def peer(self, namespace: str) -> dict[str, object]:
+        version = self.one((4, 6))
+        kind = self.random.choices(("selector", "nets", "namespace", "accounts", "service", "not selector", "not nets",
+                                    "both", "none"), (38, 28, 8, 6, 4, 3, 3, 6, 4))[0]  # fmt: skip
+        match kind:
+            case "selector":
+                return {"selector": self.one(SELECTORS)}
+            case "nets":
+                return {"nets": self.some(NETS[version][1:-1])}
+            case "namespace":
+                return {"namespace_selector": self.one(NAMESPACE_SELECTORS)}
+            case "accounts":
+                return {"accounts": {"names": self.some(ACCOUNTS)}}
+            case "service":
+                return {"services": model.ServiceMatch("svc", namespace or self.one(NAMESPACES))}
+            case "not selector":
+                return {"not_selector": self.one(SELECTORS)}
+            case "not nets":
+                return {"not_nets": self.some(NETS[version][:-1])}
+            case "both":
+                return {"selector": self.one(SELECTORS), "nets": self.some(NETS[version])}
+            case _:
+                return {}
 
     def rule(self, namespace: str, direction: str) -> model.Rule:
         """Any rule that the API admits."""
@@ -280,10 +298,10 @@ class Draw:
                 version = version or (4 if negative == "ICMP" else 6)
         if name in ("ICMP", "ICMPv6", "1", "58"):
             of = 4 if name in ("ICMP", "1") else 6
-            for field_, share in (("icmp", 0.55), ("not_icmp", 0.5)):
+            for field_, share in (("icmp", 0.5), ("not_icmp", 0.5)):
                 if self.chance(share):
-                    fields[field_] = model.ICMPFields(self.one((*ICMP_TYPES[of][:1] * 3, *ICMP_TYPES[of], 0)), self.one((None, 0, 0, 1)))
-        if self.chance(0.15):
+                    fields[field_] = model.ICMPFields(self.one((*ICMP_TYPES[of][:1] * 3, *ICMP_TYPES[of], 0)), self.one((None, None, 0, 1)))
+        if self.chance(0.2):
             version = version or self.one((4, 6))
             fields["ip_version"] = version
         self._version = version
@@ -326,6 +344,12 @@ class Draw:
         if roll > 0.45:
             out["selector"] = self.one(ACCOUNT_SELECTORS)
         return out
+
+
+def staged_twin(policy: model.NetworkPolicy) -> model.Resource:
+    values = {name: getattr(policy.spec, name) for name in policy.spec.__struct_fields__}
+    spec = model.StagedNetworkPolicySpec(staged_action="Set", **values)
+    return model.StagedNetworkPolicy(metadata=policy.metadata, spec=spec)
 
 
 def narrowed(rule: model.Rule, port: int) -> model.Rule:

@@ -2,7 +2,7 @@
 
     pod a ─ calia ┐
     …             ┼─ node ─ eth0 ─ out       everything that is not on this node
-    pod d ─ calid ┘       └ eth1 ─ end       where the last packet of a burst arrives
+    pod d ─ calid ┘  here └ eth1 ─ end       where the last packet of a burst arrives
 
 A pod is the far end of its veth and nothing more: it has no address and answers nothing, so nothing is on the wire but
 what a case sends. The node has every neighbour by hand. A packet was let through when its tag is seen at the place it
@@ -21,12 +21,14 @@ import os
 import secrets
 import select
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from ipaddress import ip_address
+from typing import TypeVar
 
 from libs.netlink.socket import NetlinkSocket
 from libs.nftables.kernel import KernelTransport
-from libs.nftables.reconcile import TableReconciler
+from libs.nftables.model import Ruleset
+from libs.nftables.reconcile import Applied, TableReconciler
 from libs.nftables.state import TableState
 from libs.policy.changes import NodeView
 from libs.testkit import packets
@@ -34,16 +36,19 @@ from libs.testkit.packets import Packet
 from libs.testkit.topology import Namespace, remove
 from services.felix.core.options import RulesetOptions
 from services.felix.core.ruleset import RulesetBuilder
-from tests.judges.draw import PODS, own
-from tests.judges.shots import OUT, Shot
+from tests.judges.draw import NODE_ADDRESS, PODS, own
+from tests.judges.shots import HERE, OUT, PROTOCOLS, Shot
 from tests.kernel.ruleset_lab import CT_DELETE, NETLINK_NETFILTER
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 END = "end"
 PLACES = (*PODS, OUT, END)
 BURST = 250  # below net.core.netdev_max_backlog, should the CPU's queue ever be served late
 DEADLINE_S = 20.0
 LAST = Packet(ip_address("192.0.2.2"), ip_address("192.0.3.2"), packets.UDP, 9, 9)
-OPTIONS = RulesetOptions(allow_source_spoofing=True)
+OPTIONS = RulesetOptions(allow_source_spoofing=True, endpoint_to_host="Accept")  # so that policy alone decides
 ETH_P_ALL, SOL_PACKET, PACKET_IGNORE_OUTGOING, SO_RCVBUFFORCE = 0x0003, 263, 23, 33  # linux/if_packet.h, socket.h
 RECEIVE_BYTES = 8 << 20
 
@@ -57,6 +62,8 @@ class KernelJudge:
         tag = f"jd{os.getpid() % 10000}{secrets.token_hex(2)}"
         self._spaces = {name: Namespace(f"{tag}-{name}") for name in ("node", *PLACES)}
         self._wires: dict[str, socket.socket] = {}
+        self._deliveries: list[socket.socket] = []  # of the node itself
+        self._outlets: dict[int, socket.socket] = {}  # of the node itself, by IP version
         self._transport: KernelTransport | None = None
         self._loop = asyncio.new_event_loop()
         self._numbers = iter(range(1 << 32))
@@ -79,6 +86,14 @@ class KernelJudge:
         for number, place in enumerate(PLACES, 1):
             self._spaces[place].sysctl({"ipv6.conf.all.disable_ipv6": 1, "ipv6.conf.default.disable_ipv6": 1})
             self._plug(place, number)
+        node.ip([f"addr add {NODE_ADDRESS[4]}/32 dev eth0", f"addr add {NODE_ADDRESS[6]}/128 dev eth0 nodad"])
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for protocol in (*PROTOCOLS, packets.ICMPV6):
+                delivery = node.socket(family, socket.SOCK_RAW, protocol)
+                delivery.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BYTES)
+                self._deliveries.append(delivery)
+            outlet = node.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW)
+            self._outlets[4 if family == socket.AF_INET else 6] = outlet
         self._transport = KernelTransport(node.path)
 
     def _plug(self, place: str, number: int) -> None:
@@ -110,8 +125,8 @@ class KernelJudge:
         wire.bind(("eth0", ETH_P_ALL))
 
     def stop(self) -> None:
-        for wire in self._wires.values():
-            wire.close()
+        for one in (*self._wires.values(), *self._deliveries, *self._outlets.values()):
+            one.close()
         if self._transport is not None:
             self._transport.close()
         remove(list(self._spaces.values()))
@@ -131,7 +146,7 @@ class KernelJudge:
         if not self._tracks:
             # Linux 6.18 sums UDPLite with UDP's number in the pseudo-header, and so takes every right one for invalid.
             # Only now, as the tracker need not be there before the first rule asks for it.
-            self._spaces["node"].sysctl({"netfilter.nf_conntrack_checksum": 0})
+            self.verify_checksums(False)
             self._tracks = True
         return builder
 
@@ -143,6 +158,22 @@ class KernelJudge:
             self._loop.run_until_complete(table.step())
         if builder.refused:
             raise RuntimeError(f"the compiler refused: {builder.refused}")
+
+    def desired(self) -> tuple[Ruleset, Ruleset]:
+        """What the two tables should hold, as told so far."""
+        assert self._tables is not None
+        return self._tables[0].desired.ruleset(), self._tables[1].desired.ruleset()
+
+    def check_kernel(self) -> None:
+        """Raises AssertionError when the kernel holds anything else than it should."""
+        assert self._tables is not None
+        for table in self._tables:
+            table.resync()
+            assert self._loop.run_until_complete(table.step()) == Applied(), "the kernel held something else"
+
+    def verify_checksums(self, on: bool) -> None:
+        """Whether the connection tracker takes packets with a wrong checksum for invalid. Only once it is there."""
+        self._spaces["node"].sysctl({"netfilter.nf_conntrack_checksum": int(on)})
 
     # --- packets ---
 
@@ -163,28 +194,35 @@ class KernelJudge:
         for number, shot in zip(numbers, shots, strict=True):
             self._send(shot.packet, shot.sender, number)
         self._await_last()
-        seen = {place: set(self._received(place)) for place in (*PODS, OUT)}
+        seen = {place: set(self._received(self._wires[place])) for place in (*PODS, OUT)}
+        seen[HERE] = {number for delivery in self._deliveries for number in self._received(delivery)}
         for number, shot in zip(numbers, shots, strict=True):
             astray = [place for place, tags in seen.items() if number in tags and place != shot.receiver]
-            assert not astray, f"{shot} came out at {astray}"
+            # The node answers what it is sent, with the tag in the answer.
+            assert not astray or shot.receiver == HERE, f"{shot} came out at {astray}"
         return [number in seen[shot.receiver] for number, shot in zip(numbers, shots, strict=True)]
 
     def _send(self, packet: Packet, place: str, number: int) -> None:
+        tag = packets.tag_of(number)
+        if place == HERE:
+            self._outlets[packet.version].sendto(packets.datagram(packet, tag), (str(packet.dst), 0))
+            return
         end = PLACES.index(place) + 1
-        self._wires[place].send(packets.frame(packet, packets.tag_of(number), mac(end, 1), mac(end, 2)))
+        self._wires[place].send(packets.frame(packet, tag, mac(end, 1), mac(end, 2)))
 
     def _await_last(self) -> None:
         last = next(self._numbers)
         self._send(LAST, OUT, last)
         while select.select([self._wires[END]], [], [], DEADLINE_S)[0]:
-            if last in self._received(END):
+            if last in self._received(self._wires[END]):
                 return
         raise LostBurst
 
-    def _received(self, place: str) -> Iterator[int]:
+    @staticmethod
+    def _received(wire: socket.socket) -> Iterator[int]:
         with contextlib.suppress(BlockingIOError):
             while True:
-                number = packets.read_tag(self._wires[place].recv(2048))
+                number = packets.read_tag(wire.recv(2048))
                 if number is not None:
                     yield number
 
@@ -219,18 +257,23 @@ def one_cpu() -> Iterator[None]:
 
 
 def feed(builder: RulesetBuilder, old: NodeView | None, new: NodeView) -> None:
-    """Tells the builder what is different between two views of its node, in no particular order."""
+    """Tells the builder what is different between two views of its node."""
     before = old or NodeView(workloads={}, hosts={}, policies={}, profiles={}, ipsets={})
-    for setter, had, has in (
-        (builder.set_ipset, before.ipsets, new.ipsets),
-        (builder.set_policy, before.policies, new.policies),
-        (builder.set_profile, before.profiles, new.profiles),
-        (builder.set_workload, before.workloads, new.workloads),
-        (builder.set_host, before.hosts, new.hosts),
-    ):
-        for key in {**had, **has}:  # type: ignore[dict-item]
-            if had.get(key) != has.get(key):  # type: ignore[attr-defined]
-                setter(key, has.get(key))  # type: ignore[operator,attr-defined]
+    for set_id in {**before.ipsets, **new.ipsets}:
+        had, has = before.ipsets.get(set_id), new.ipsets.get(set_id)
+        if had is not None and has is not None and had.type is has.type:
+            builder.change_ipset(set_id, has.members - had.members, had.members - has.members)
+        elif had != has:
+            builder.set_ipset(set_id, has)
+    _tell(builder.set_policy, before.policies, new.policies)
+    _tell(builder.set_profile, before.profiles, new.profiles)
+    _tell(builder.set_workload, before.workloads, new.workloads)
+
+
+def _tell(setter: Callable[[K, V | None], None], had: Mapping[K, V], has: Mapping[K, V]) -> None:
+    for key in {**had, **has}:
+        if had.get(key) != has.get(key):
+            setter(key, has.get(key))
 
 
 def compiled(view: NodeView) -> tuple[TableState, TableState]:

@@ -31,15 +31,19 @@ def table(record: Record) -> str:
         "protocols: " + ", ".join(f"{name} {count}" for name, count in sorted(record.protocols.items())),
         "matched rules: " + ", ".join(f"{name} {count}" for name, count in sorted(record.counters.actions.items())),
         "",
-        "| match | asked | held | negated: asked | held |",
-        "|---|---|---|---|---|",
+        "| match | asked | held | decided | negated: asked | held | decided |",
+        "|---|---|---|---|---|---|---|",
     ]
-    asked, held = record.counters.asked, record.counters.held
-    for kind in sorted({one.removeprefix("not ") for one in asked}):
-        negated = f"not {kind}"
-        more = f"{asked[negated]} | {held[negated]}" if negated in asked else "– | –"
-        lines.append(f"| {kind} | {asked[kind]} | {held[kind]} | {more} |")
+    for kind in sorted({one.removeprefix("not ") for one in record.counters.asked}):
+        lines.append(f"| {kind} | {cells(record, kind)} | {cells(record, f'not {kind}')} |")
     return "\n".join(lines)
+
+
+def cells(record: Record, kind: str) -> str:
+    counters = record.counters
+    if kind not in counters.asked:
+        return "– | – | –"
+    return f"{counters.asked[kind]} | {counters.held[kind]} | {counters.decided[kind]}"
 
 
 def main() -> int:

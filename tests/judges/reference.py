@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_network
 
@@ -31,16 +31,20 @@ Labels = dict[str, str]
 
 @dataclass
 class Counters:
-    """How often a rule with this kind of match met a packet, and how often that match held."""
+    """How often a rule with this kind of match met a packet, how often that match held, and how often the rule matched
+    or not by this match alone, all its others being true."""
 
     asked: Counter[str] = field(default_factory=Counter)
     held: Counter[str] = field(default_factory=Counter)
+    decided: Counter[str] = field(default_factory=Counter)
     actions: Counter[str] = field(default_factory=Counter)  # of rules that matched
 
-    def add(self, criteria: Iterable[Criterion]) -> None:
+    def add(self, criteria: Sequence[Criterion]) -> None:
+        failed = [kind for kind, holds in criteria if not holds]
         for kind, holds in criteria:
             self.asked[kind] += 1
             self.held[kind] += holds
+            self.decided[kind] += not failed or failed == [kind]
 
 
 @dataclass
@@ -80,8 +84,11 @@ def matches_of(prefix: str, presence: str, text: str, labels: Labels) -> bool:
     """
     if text == "all()":
         return presence in labels
-    carried = {key.removeprefix(prefix): value for key, value in labels.items() if key.startswith(prefix)}
-    return matches(text, carried)
+    return matches(text, carried(prefix, labels))
+
+
+def carried(prefix: str, labels: Labels) -> Labels:
+    return {key.removeprefix(prefix): value for key, value in labels.items() if key.startswith(prefix)}
 
 
 def number_of(protocol: model.Protocol) -> int:
@@ -264,7 +271,8 @@ class Reference:
         if accounts is not None and accounts.names and labels.get(ACCOUNT) not in accounts.names:
             return False
         if accounts is not None and accounts.selector:
-            if not matches_of("pcsa.", ACCOUNT, accounts.selector, labels):
+            # Only a policy's own serviceAccountSelector turns all() into "has a service account".
+            if not matches(accounts.selector, carried("pcsa.", labels)):
                 return False
         if entity.namespace_selector == "global()":
             if NAMESPACE in labels:

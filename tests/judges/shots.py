@@ -9,24 +9,41 @@ from random import Random
 
 from libs.testkit import packets
 from libs.testkit.packets import Packet
-from tests.judges.draw import ICMP_TYPES, OUTSIDE, PODS, PORTS, REMOTE_PODS, SOURCE_PORTS, SPOOFER, own, spoofed
+from tests.judges.draw import (
+    ICMP_TYPES,
+    NODE_ADDRESS,
+    OUTSIDE,
+    PODS,
+    PORTS,
+    REMOTE_PODS,
+    SOURCE_PORTS,
+    SPOOFER,
+    own,
+    spoofed,
+)
 
-OUT = "out"  # the place of everything that is not on this node
+OUT, HERE = "out", "here"  # the places of everything that is not on this node, and of the node itself
 PROTOCOLS = (packets.TCP, packets.UDP, packets.SCTP, packets.ICMP, packets.UDPLITE, packets.GRE)
-WEIGHTS = (33, 22, 13, 16, 8, 8)
+WEIGHTS = (30, 21, 13, 20, 8, 8)
 
 
 @dataclass(frozen=True, slots=True)
 class Shot:
-    """A packet and its way: sender and receiver are pods of this node, or `OUT`."""
+    """A packet and its way: sender and receiver are pods of this node, `OUT` or `HERE`."""
 
     packet: Packet
     sender: str
     receiver: str
 
     def ends(self) -> tuple[str | None, str | None]:
-        """Endpoints of this node, as the policy judges want them."""
-        return (None if self.sender == OUT else self.sender, None if self.receiver == OUT else self.receiver)
+        """The pods of this node whose egress and ingress policy concern the packet.
+
+        What a pod sends to its own node meets its egress policy; what the node sends to its own pods is never policed
+        (data model, section 5.7).
+        """
+        if self.sender == HERE:
+            return None, None
+        return (self.sender if self.sender in PODS else None, self.receiver if self.receiver in PODS else None)
 
     def __str__(self) -> str:
         p = self.packet
@@ -49,7 +66,7 @@ def draw_shots(random: Random, count: int) -> list[Shot]:
 def _shots(random: Random, count: int) -> Iterator[Shot]:
     for _ in range(count):
         version = random.choice((4, 6))
-        sender, receiver = random.sample((*PODS, OUT), 2) if random.random() < 0.6 else _across(random)
+        sender, receiver = _way(random)
         source, target = _address(random, sender, version), _address(random, receiver, version)
         if sender == SPOOFER and random.random() < 0.25:
             source = spoofed(version, random)
@@ -67,13 +84,16 @@ def _shots(random: Random, count: int) -> Iterator[Shot]:
         yield Shot(packet, sender, receiver)
 
 
-def _across(random: Random) -> tuple[str, str]:
-    """From a pod to the outside or the other way round."""
-    pod = random.choice(tuple(PODS))
-    return (pod, OUT) if random.random() < 0.5 else (OUT, pod)
+def _way(random: Random) -> tuple[str, str]:
+    """From a pod to another, to the outside or from there; sometimes to the node, rarely from it."""
+    pod, other = random.sample(tuple(PODS), 2)
+    ways = ((pod, other), (pod, OUT), (OUT, pod), (pod, HERE), (HERE, pod))
+    return random.choices(ways, (38, 25, 30, 6, 1))[0]
 
 
 def _address(random: Random, place: str, version: int) -> str:
+    if place == HERE:
+        return NODE_ADDRESS[version]
     if place != OUT:
         return own(place, version)
     return random.choice((*(own(name, version) for name in REMOTE_PODS), *OUTSIDE[version]))
