@@ -1,4 +1,4 @@
-"""Packets made by hand: one frame that opens a flow of any protocol that policy can tell apart, with a tag to know it by.
+"""Packets made by hand: one frame that opens a flow of any protocol that policy can tell apart, with a tag in it.
 
 What leaves here is what a connection tracker takes for the first packet of a new flow, checksums included: a TCP SYN, a
 UDP datagram, an SCTP INIT, an ICMP request. The tag is eight octets and is carried where no protocol cares: in the
@@ -101,7 +101,7 @@ def _summed(packet: Packet, body: bytes, at: int) -> bytes:
 def internet_checksum(data: bytes) -> int:
     """RFC 1071."""
     data += b"\0" * (len(data) % 2)
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     total = (total & 0xFFFF) + (total >> 16)
     return ~(total + (total >> 16)) & 0xFFFF
 

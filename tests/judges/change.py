@@ -73,5 +73,8 @@ def follow(judge: KernelJudge, seed: int, packets: int, record: Record) -> list[
 
 
 def by_name(ruleset: Ruleset) -> dict[tuple[str, str], object]:
-    parts = {"chain": ruleset.chains, "set": ruleset.sets, "map": ruleset.maps}
-    return {(kind, one.name): one for kind, things in parts.items() for one in things}
+    return {
+        **{("chain", one.name): one for one in ruleset.chains},
+        **{("set", one.name): one for one in ruleset.sets},
+        **{("map", one.name): one for one in ruleset.maps},
+    }

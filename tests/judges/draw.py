@@ -52,8 +52,10 @@ RANGES = ("80:81", "53:443", "1:1023", "1024:65535", "8000:9000", "40000:60000")
 # ICMP requests that a connection tracker takes for the start of a flow: echo, timestamp, information, address mask;
 # echo and node information.
 ICMP_TYPES = {4: (8, 13, 15, 17), 6: (128, 139)}
-PROTOCOLS = ("TCP", "TCP", "TCP", "TCP", "UDP", "UDP", "SCTP", "ICMP", "ICMP", "ICMPv6", "ICMPv6", "UDPLite",
-             6, 6, 17, 132, 1, 58, 136, 47)  # fmt: skip
+PROTOCOLS: tuple[str | int, ...] = (
+    *("TCP",) * 4, "UDP", "UDP", "SCTP", "ICMP", "ICMP", "ICMPv6", "ICMPv6", "UDPLite",
+    6, 6, 17, 132, 1, 58, 136, 47,
+)  # fmt: skip
 WITH_PORTS = ("TCP", "UDP", "SCTP", "6", "17", "132")
 
 
@@ -78,6 +80,7 @@ class Draw:
     def __init__(self, random: Random) -> None:
         self.random = random
         self._version: int | None = None  # what a rule's networks are of
+        self._about_peers = 1.0  # how much a rule says about its two ends, besides ports
 
     def chance(self, share: float) -> bool:
         return self.random.random() < share
@@ -120,6 +123,8 @@ class Draw:
             profiles.insert(self.random.randint(0, len(profiles)), self.one(("p1", "p2", "p1", "p2", "missing")))
         if self.chance(0.1):
             profiles.append("projectcalico-default-allow")
+        if self.chance(0.03):
+            profiles.clear()
         made = build.wep(
             name,
             NODE if name in PODS else "n2",
@@ -151,14 +156,12 @@ class Draw:
         return out
 
     def network_sets(self) -> list[model.Resource]:
-        out: list[model.Resource] = []
-        for name in ("g1", "g2"):
-            if self.chance(0.8):
-                out.append(build.gns(name, self.labels(), tuple(self.set_nets())))
-        for namespace in NAMESPACES:
-            if self.chance(0.6):
-                out.append(build.ns("n", namespace, self.labels(), tuple(self.set_nets())))
-        return out
+        everywhere = [name for name in ("g1", "g2") if self.chance(0.8)]
+        inside = [namespace for namespace in NAMESPACES if self.chance(0.6)]
+        return [
+            *(build.gns(name, self.labels(), tuple(self.set_nets())) for name in everywhere),
+            *(build.ns("n", namespace, self.labels(), tuple(self.set_nets())) for namespace in inside),
+        ]
 
     def set_nets(self) -> list[str]:
         version = self.one((4, 6))
@@ -201,9 +204,7 @@ class Draw:
         tier = self.one(("default", "default", "t1", "t2", "t3")) if self.chance(0.95) else "nowhere"
         types = self.one((["Ingress"], ["Egress"], ["Ingress", "Egress"]))
         namespace = self.one((*NAMESPACES, "", ""))
-        more: dict[str, object] = {
-            direction.lower(): self.rules(namespace, direction, rules) for direction in types
-        }
+        more: dict[str, object] = {direction.lower(): self.rules(namespace, direction, rules) for direction in types}
         if self.chance(0.15):
             more["service_account_selector"] = self.one(ACCOUNT_SELECTORS)
         selector = "" if self.chance(0.3) else self.one(SELECTORS)
@@ -214,6 +215,9 @@ class Draw:
             return staged_twin(made) if staged else made
         if self.chance(0.2):
             more["namespace_selector"] = self.one([one for one in NAMESPACE_SELECTORS if one != "global()"])
+        if self.chance(0.08):  # these two have no effect on pods, the third changes nothing there
+            flags = ["apply_on_forward", "do_not_track", *(["pre_dnat"] if types == ["Ingress"] else [])]
+            more |= {"apply_on_forward": True, self.one(flags): True}
         return build.gnp(name, selector, staged=staged, tier=tier, types=types, order=order, **more)
 
     def many_policies(self) -> list[model.Resource]:
@@ -225,7 +229,7 @@ class Draw:
         out: list[model.Resource] = []
         for number in range(self.random.randint(20, 60)):
             name = f"m{self.random.randint(0, 9)}-{number}"
-            rules = {
+            rules: dict[str, object] = {
                 one.lower(): [self.peer_rule(namespace, one) for _ in range(self.one((0, 1, 1, 1, 2, 3)))]
                 for one in direction
             }
@@ -233,7 +237,7 @@ class Draw:
             if namespace and self.chance(0.5):
                 out.append(build.np(name, namespace, selector, tier=tier, types=direction, order=order, **rules))
             else:
-                out.append(build.gnp(name, selector, tier=tier, types=direction, order=order, **rules))
+                out.append(build.gnp(name, selector, staged="", tier=tier, types=direction, order=order, **rules))
         return [*out, *(self.policy(f"p{number}") for number in range(self.random.randint(0, 3)))]
 
     def rules(self, namespace: str, direction: str, most: int) -> list[model.Rule]:
@@ -248,7 +252,7 @@ class Draw:
             return narrowed(self.rule(namespace, direction), self.one(PORTS))
         if self.chance(0.03):
             return build.rule("Log")
-        peer, other = self.peer(namespace), {}
+        peer, other = self.peer(namespace), dict[str, object]()
         protocol = None
         if "services" in peer:
             protocol = self.one(("TCP", "UDP", "SCTP"))
@@ -287,8 +291,10 @@ class Draw:
         """Any rule that the API admits."""
         fields: dict[str, object] = {}
         version: int | None = None
-        protocol: str | int | None = self.one(PROTOCOLS) if self.chance(0.6) else None
+        protocol = self.one(PROTOCOLS) if self.chance(0.6) else None
         name = "" if protocol is None else str(protocol)
+        # A third of the rules with a protocol leave it at that, so that ports and ICMP types often decide alone.
+        self._about_peers = 0.1 if protocol is not None and self.chance(0.35) else 1.0
         if name in ("ICMP", "ICMPv6"):
             version = 4 if name == "ICMP" else 6
         if self.chance(0.12):
@@ -300,17 +306,24 @@ class Draw:
             of = 4 if name in ("ICMP", "1") else 6
             for field_, share in (("icmp", 0.5), ("not_icmp", 0.5)):
                 if self.chance(share):
-                    fields[field_] = model.ICMPFields(self.one((*ICMP_TYPES[of][:1] * 3, *ICMP_TYPES[of], 0)), self.one((None, None, 0, 1)))
+                    types = (*ICMP_TYPES[of][:1] * 3, *ICMP_TYPES[of], 0)
+                    fields[field_] = model.ICMPFields(self.one(types), self.one((None, None, 0, 1)))
         if self.chance(0.2):
             version = version or self.one((4, 6))
             fields["ip_version"] = version
         self._version = version
+        if name in ("", "TCP", "6") and direction == "Ingress" and self.chance(0.03):
+            # Left to the application layer: here the rule is what it is without.
+            fields["http"] = model.HTTPMatch(methods=["GET"])
+            self._version = version
+            source = self.entity(namespace, name, services=True)
+            return build.rule("Allow", protocol, source, self.entity(namespace, name, services=False), **fields)
         source = self.entity(namespace, name, services=direction == "Ingress")
         destination = self.entity(namespace, name, services=direction == "Egress")
         return build.rule(self.action(), protocol, source, destination, **fields)
 
     def entity(self, namespace: str, protocol: str, *, services: bool) -> dict[str, object]:
-        if services and self.chance(0.1):
+        if services and self.chance(0.1 * self._about_peers):
             return {"services": model.ServiceMatch("svc", namespace or self.one(NAMESPACES))}
         out: dict[str, object] = {}
         choices: tuple[tuple[str, float, Callable[[], object]], ...] = (
@@ -322,7 +335,7 @@ class Draw:
             ("accounts", 0.1, self.accounts),
         )
         for key, share, make in choices:
-            if self.chance(share):
+            if self.chance(share * self._about_peers):
                 out[key] = make()
         for key, share in (("ports", 0.25), ("not_ports", 0.3)):
             # Without a protocol only names may be given; with one that has no ports, none at all.

@@ -34,15 +34,15 @@ def table(record: Record) -> str:
         "| match | asked | held | decided | negated: asked | held | decided |",
         "|---|---|---|---|---|---|---|",
     ]
-    for kind in sorted({one.removeprefix("not ") for one in record.counters.asked}):
-        lines.append(f"| {kind} | {cells(record, kind)} | {cells(record, f'not {kind}')} |")
+    kinds = sorted({one.removeprefix("not ") for one in record.counters.asked})
+    lines += [f"| {kind} | {cells(record, kind)} | {cells(record, f'not {kind}')} |" for kind in kinds]
     return "\n".join(lines)
 
 
 def cells(record: Record, kind: str) -> str:
     counters = record.counters
     if kind not in counters.asked:
-        return "– | – | –"
+        return " | | "
     return f"{counters.asked[kind]} | {counters.held[kind]} | {counters.decided[kind]}"
 
 

@@ -16,6 +16,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_network
 
 from libs import model
 from libs.model import selector as sel
+from libs.model.kubernetes import KubernetesEndpointSlice
 from libs.testkit.packets import Packet
 from tests.properties.policy_oracle import truth
 
@@ -105,7 +106,7 @@ class Reference:
         self.profiles = {r.metadata.name: r for r in everything if isinstance(r, model.Profile)}
         self.tiers = {r.metadata.name: r.spec for r in everything if isinstance(r, model.Tier)}
         self.policies = [r for r in everything if isinstance(r, Policy)]  # staged ones are never enforced (5.12)
-        self.slices = [r for r in everything if r.kind == "KubernetesEndpointSlice"]
+        self.slices = [r for r in everything if isinstance(r, KubernetesEndpointSlice)]
         self.items: list[Item] = []
         self.workloads: dict[str, tuple[model.WorkloadEndpoint, Item]] = {}
         for resource in everything:
@@ -142,7 +143,10 @@ class Reference:
     # --- which policies, in which order ---
 
     def selects(self, policy: Policy, labels: Labels) -> bool:
+        """Whether it concerns a workload with these labels; untracked and pre-DNAT policy is for hosts (5.9)."""
         spec = policy.spec
+        if getattr(spec, "do_not_track", False) or getattr(spec, "pre_dnat", False):
+            return False
         if policy.metadata.namespace and labels.get(NAMESPACE) != policy.metadata.namespace:
             return False
         if spec.selector and not matches(spec.selector, labels):
@@ -179,9 +183,8 @@ class Reference:
 
     def endpoint_allows(self, packet: Packet, pod: str, direction: str) -> bool:
         for name, policies in self.tiers_of(pod, direction):
-            decision = self._first(
-                ((rule, policy.metadata.namespace) for policy in policies for rule in rules_of(policy, direction)), packet
-            )
+            rules = [(rule, one.metadata.namespace) for one in policies for rule in rules_of(one, direction)]
+            decision = self._first(rules, packet)
             if decision in ("Allow", "Deny"):
                 return decision == "Allow"
             if decision == "Pass":
@@ -270,19 +273,17 @@ class Reference:
             return False
         if accounts is not None and accounts.names and labels.get(ACCOUNT) not in accounts.names:
             return False
-        if accounts is not None and accounts.selector:
-            # Only a policy's own serviceAccountSelector turns all() into "has a service account".
-            if not matches(accounts.selector, carried("pcsa.", labels)):
-                return False
+        # Only a policy's own serviceAccountSelector turns all() into "has a service account".
+        if accounts is not None and accounts.selector and not matches(accounts.selector, carried("pcsa.", labels)):
+            return False
         if entity.namespace_selector == "global()":
             if NAMESPACE in labels:
                 return False
         elif entity.namespace_selector:
             if not matches_of("pcns.", NAMESPACE, entity.namespace_selector, labels):
                 return False
-        elif namespace and (entity.selector or entity.not_selector or accounts is not None):
-            if labels.get(NAMESPACE) != namespace:
-                return False
+        elif namespace and self._restricts(entity, namespace) and labels.get(NAMESPACE) != namespace:
+            return False
         narrowed = entity.not_selector and self._restricts(entity, namespace)
         return not (narrowed and matches(entity.not_selector, labels))
 
@@ -315,8 +316,7 @@ class Reference:
             if one.metadata.namespace != namespace or labels.get("kubernetes.io/service-name") != name:
                 continue
             if any(within(address, text) for endpoint in one.endpoints for text in endpoint.addresses) and (
-                side == "source"
-                or any(NUMBERS[p.protocol or "TCP"] == protocol and p.port == port for p in one.ports)
+                side == "source" or any(NUMBERS[p.protocol or "TCP"] == protocol and p.port == port for p in one.ports)
             ):
                 return True
         return False

@@ -52,7 +52,7 @@ class Shot:
 
 
 def draw_shots(random: Random, count: int) -> list[Shot]:
-    """At most `count`: those that a connection tracker would take for another one's reply or repetition are left out."""
+    """At most `count`: what a connection tracker would take for another one's reply or repetition is left out."""
     seen: set[Hashable] = set()
     out = []
     for number, shot in enumerate(_shots(random, count)):

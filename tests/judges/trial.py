@@ -1,4 +1,4 @@
-"""One case before the three judges: a drawn cluster, its packets, what each judge says, and what to show of a quarrel."""
+"""One case before the three judges: a drawn cluster, its packets, what each judge says, and what a quarrel needs."""
 
 from __future__ import annotations
 
@@ -159,6 +159,6 @@ def smallest(resources: list[model.Resource], still: Callable[[list[model.Resour
 
 def _without(resource: model.Resource, direction: str, rule: model.Rule) -> model.Resource:
     cut = codec.copy(resource)
-    rules = getattr(cut.spec, direction)  # type: ignore[attr-defined]
+    rules = getattr(cut.spec, direction)
     del rules[rules.index(rule)]
     return cut
