@@ -14,11 +14,13 @@ from tests.judges.shots import draw_shots
 from tests.judges.trial import Quarrel, Record, compare, view_of
 
 Step = dict[str, model.Resource | None]  # by key; None: gone
+WithRules = model.NetworkPolicy | model.GlobalNetworkPolicy | model.Profile
 LOCAL = frozenset(f"WorkloadEndpoint/{namespace}/{NODE}-k8s-{pod}-eth0" for pod, namespace in PODS.items())
 
 
 def draw_steps(random: Random, count: int) -> list[Step]:
-    """The first step makes a cluster; each later one brings some keys to what they are in another drawn cluster.
+    """The first step makes a cluster; each later one brings some keys to what they are in another drawn cluster, and
+    gives some policies and profiles other rules.
 
     The pods of this node change, but are always there: packets need their ends.
     """
@@ -29,7 +31,9 @@ def draw_steps(random: Random, count: int) -> list[Step]:
         other = Draw(random).cluster(many).by_key
         share = random.choice((0.05, 0.3, 0.7))
         keys = [key for key in {**state, **other} if random.random() < share and (key in other or key not in LOCAL)]
-        step = {key: other.get(key) for key in keys}
+        step: Step = {key: other.get(key) for key in keys}
+        kept = [key for key in state if key not in step and isinstance(state[key], WithRules)]
+        step |= {key: Draw(random).with_other_rules(state[key]) for key in kept if random.random() < share / 2}
         for key, resource in step.items():
             state.pop(key, None)
             if resource is not None:

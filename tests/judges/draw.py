@@ -14,6 +14,7 @@ from random import Random
 from typing import TypeVar
 
 from libs import model
+from libs.model import codec
 from libs.model.kubernetes import SERVICE_NAME_LABEL, KubernetesEndpointSlice, SliceEndpoint, SlicePort
 from tests.unit.libs.policy import build
 
@@ -239,6 +240,17 @@ class Draw:
             else:
                 out.append(build.gnp(name, selector, staged="", tier=tier, types=direction, order=order, **rules))
         return [*out, *(self.policy(f"p{number}") for number in range(self.random.randint(0, 3)))]
+
+    def with_other_rules(self, resource: model.Resource) -> model.Resource:
+        """A policy or profile that is new in nothing but some of its rules."""
+        made = codec.copy(resource)
+        assert isinstance(made, model.NetworkPolicy | model.GlobalNetworkPolicy | model.Profile)
+        for direction, rules in (("Ingress", made.spec.ingress), ("Egress", made.spec.egress)):
+            if rules or isinstance(made, model.Profile):
+                kept = [rule for rule in rules if self.chance(0.5)]
+                rules[:] = [*kept, self.peer_rule(made.metadata.namespace, direction)]
+                self.random.shuffle(rules)
+        return made
 
     def rules(self, namespace: str, direction: str, most: int) -> list[model.Rule]:
         return [self.rule(namespace, direction) for _ in range(self.random.randint(0, most))]

@@ -86,7 +86,7 @@ def test_the_judges_agree_where_many_policies_select_a_pod(judge: KernelJudge, s
 
 
 @pytest.mark.kernel
-@examples(6, 400)
+@examples(8, 400)
 @given(SEEDS)
 def test_after_changes_ruleset_and_verdicts_are_those_of_a_fresh_start(judge: KernelJudge, seed: int) -> None:
     assert [str(one) for one in follow(judge, seed, 100, Record())] == []
