@@ -27,6 +27,7 @@ NAMESPACES = ("ns1", "ns2")
 SPOOFED = {4: "203.0.113.0/28", 6: "2001:db8:3::/64"}  # sources that pod d may use besides its own
 SPOOFER = "d"
 NODE_ADDRESS = {4: "192.0.2.1", 6: "2001:db8::1"}
+GUARD = "e"  # this node's host endpoint
 HOST = {4: "192.0.2.50", 6: "2001:db8::50"}  # h, the other node's host endpoint
 OUTSIDE = {
     4: (HOST[4], "198.51.100.7", "198.51.100.130", "203.0.113.9", "10.77.0.200"),
@@ -81,6 +82,7 @@ class Draw:
     def __init__(self, random: Random) -> None:
         self.random = random
         self._version: int | None = None  # what a rule's networks are of
+        self._guarded = False  # whether this node has a host endpoint
         self._about_peers = 1.0  # how much a rule says about its two ends, besides ports
 
     def chance(self, share: float) -> bool:
@@ -97,12 +99,15 @@ class Draw:
     def cluster(self, many: bool | None = None) -> Cluster:
         """many: whether it is one of the clusters with many policies; None: drawn."""
         out = Cluster(many=self.chance(1 / 3) if many is None else many)
+        self._guarded = self.chance(0.35)
         out.resources += self.profiles()
         for name, namespace in {**PODS, **REMOTE_PODS}.items():
             out.resources.append(self.pod(name, namespace))
         if self.chance(0.8):
             host = build.hep("h", "n2", self.labels(), "", tuple(HOST.values()), ports=tuple(self.named_ports()))
             out.resources.append(host)
+        if self._guarded:
+            out.resources.append(self.guard())
         out.resources += self.network_sets()
         out.resources += self.services()
         out.resources += self.tiers()
@@ -139,6 +144,11 @@ class Draw:
         if name == SPOOFER:
             made.spec.allow_spoofed_source_prefixes = list(SPOOFED.values())
         return made
+
+    def guard(self) -> model.Resource:
+        profiles = self.one((("projectcalico-default-allow",), ("p1", "p2"), ("p2",), ("missing",), ()))
+        expected = tuple(NODE_ADDRESS.values()) if self.chance(0.5) else ()
+        return build.hep(GUARD, NODE, self.labels(), "eth0", expected, profiles, tuple(self.named_ports()))
 
     def profiles(self) -> list[model.Resource]:
         out: list[model.Resource] = []
@@ -216,8 +226,10 @@ class Draw:
             return staged_twin(made) if staged else made
         if self.chance(0.2):
             more["namespace_selector"] = self.one([one for one in NAMESPACE_SELECTORS if one != "global()"])
-        if self.chance(0.08):  # these two have no effect on pods, the third changes nothing there
-            flags = ["apply_on_forward", "do_not_track", *(["pre_dnat"] if types == ["Ingress"] else [])]
+        if self.chance(
+            0.5 if self._guarded else 0.08
+        ):  # the first changes nothing for pods, the others are not for them
+            flags = ["apply_on_forward", "do_not_track", *(["pre_dnat"] * 2 if types == ["Ingress"] else [])]
             more |= {"apply_on_forward": True, self.one(flags): True}
         return build.gnp(name, selector, staged=staged, tier=tier, types=types, order=order, **more)
 
@@ -228,6 +240,7 @@ class Draw:
         selector = self.one(("", "all()", "has(app)", "!has(nothing)"))
         namespace = self.one((*NAMESPACES, "", "", ""))
         out: list[model.Resource] = []
+        on_forward = self.chance(0.5)
         for number in range(self.random.randint(20, 60)):
             name = f"m{self.random.randint(0, 9)}-{number}"
             rules: dict[str, object] = {
@@ -238,6 +251,7 @@ class Draw:
             if namespace and self.chance(0.5):
                 out.append(build.np(name, namespace, selector, tier=tier, types=direction, order=order, **rules))
             else:
+                rules["apply_on_forward"] = on_forward
                 out.append(build.gnp(name, selector, staged="", tier=tier, types=direction, order=order, **rules))
         return [*out, *(self.policy(f"p{number}") for number in range(self.random.randint(0, 3)))]
 

@@ -2,7 +2,7 @@
 
     pod a ─ calia ┐
     …             ┼─ node ─ eth0 ─ out       everything that is not on this node
-    pod d ─ calid ┘  here └ eth1 ─ end       where the last packet of a burst arrives
+    pod d ─ calid ┘  here └ eth1 ─ end       where the last packet of a burst comes from and goes to
 
 A pod is the far end of its veth and nothing more: it has no address and answers nothing, so nothing is on the wire but
 what a case sends. The node has every neighbour by hand. A packet was let through when its tag is seen at the place it
@@ -47,7 +47,7 @@ END = "end"
 PLACES = (*PODS, OUT, END)
 BURST = 250  # below net.core.netdev_max_backlog, should the CPU's queue ever be served late
 DEADLINE_S = 20.0
-LAST = Packet(ip_address("192.0.2.2"), ip_address("192.0.3.2"), packets.UDP, 9, 9)
+LAST = Packet(ip_address("192.0.3.2"), ip_address("192.0.3.3"), packets.UDP, 9, 9)
 OPTIONS = RulesetOptions(allow_source_spoofing=True, endpoint_to_host="Accept")  # so that policy alone decides
 ETH_P_ALL, SOL_PACKET, PACKET_IGNORE_OUTGOING, SO_RCVBUFFORCE = 0x0003, 263, 23, 33  # linux/if_packet.h, socket.h
 RECEIVE_BYTES = 8 << 20
@@ -79,6 +79,8 @@ class KernelJudge:
                 "ipv4.ip_forward": 1,
                 "ipv4.conf.all.rp_filter": 0,
                 "ipv4.conf.default.rp_filter": 0,
+                "ipv4.conf.all.send_redirects": 0,
+                "ipv4.conf.default.send_redirects": 0,
                 "ipv6.conf.all.forwarding": 1,
                 "ipv6.conf.default.accept_dad": 0,
             }
@@ -205,14 +207,15 @@ class KernelJudge:
     def _send(self, packet: Packet, place: str, number: int) -> None:
         tag = packets.tag_of(number)
         if place == HERE:
-            self._outlets[packet.version].sendto(packets.datagram(packet, tag), (str(packet.dst), 0))
+            with contextlib.suppress(PermissionError):  # what a packet that is dropped at once looks like
+                self._outlets[packet.version].sendto(packets.datagram(packet, tag), (str(packet.dst), 0))
             return
         end = PLACES.index(place) + 1
         self._wires[place].send(packets.frame(packet, tag, mac(end, 1), mac(end, 2)))
 
     def _await_last(self) -> None:
         last = next(self._numbers)
-        self._send(LAST, OUT, last)
+        self._send(LAST, END, last)
         while select.select([self._wires[END]], [], [], DEADLINE_S)[0]:
             if last in self._received(self._wires[END]):
                 return
@@ -242,7 +245,7 @@ def routes(place: str, version: int) -> tuple[str, str]:
         return "", own(place, version)
     if place == OUT:
         return ("0.0.0.0/0", "192.0.2.2") if version == 4 else ("::/0", "2001:db8::2")
-    return "", "192.0.3.2" if version == 4 else "2001:db8:ffff::2"
+    return "", "192.0.3.3" if version == 4 else "2001:db8:ffff::3"
 
 
 @contextlib.contextmanager
@@ -268,6 +271,7 @@ def feed(builder: RulesetBuilder, old: NodeView | None, new: NodeView) -> None:
     _tell(builder.set_policy, before.policies, new.policies)
     _tell(builder.set_profile, before.profiles, new.profiles)
     _tell(builder.set_workload, before.workloads, new.workloads)
+    _tell(builder.set_host, before.hosts, new.hosts)
 
 
 def _tell(setter: Callable[[K, V | None], None], had: Mapping[K, V], has: Mapping[K, V]) -> None:

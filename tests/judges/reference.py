@@ -1,9 +1,9 @@
 """The first judge: what policy means, read off the data model and written down the plain way.
 
 It knows the resources and the selector's tree, and nothing else of the product: no compiled rule, no IP set, no order
-that somebody else has worked out. A packet is taken through the tiers and profiles of the endpoint that sends it
-(egress), then of the endpoint that receives it (ingress); every criterion of every rule that it meets is looked at on
-its own, which also tells how often each kind of match was asked.
+that somebody else has worked out. What an endpoint makes of a packet is its tiers and profiles, one after the other
+(path.py tells which endpoints a packet meets); every criterion of every rule on the way is looked at on its own, which
+also tells how often each kind of match was asked.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from libs import model
 from libs.model import selector as sel
 from libs.model.kubernetes import KubernetesEndpointSlice
 from libs.testkit.packets import Packet
+from tests.judges.draw import NODE
+from tests.judges.path import FORWARD, NORMAL, PRE_DNAT, UNTRACKED
 from tests.properties.policy_oracle import truth
 
 Address = IPv4Address | IPv6Address
@@ -108,10 +110,11 @@ class Reference:
         self.policies = [r for r in everything if isinstance(r, Policy)]  # staged ones are never enforced (5.12)
         self.slices = [r for r in everything if isinstance(r, KubernetesEndpointSlice)]
         self.items: list[Item] = []
-        self.workloads: dict[str, tuple[model.WorkloadEndpoint, Item]] = {}
+        self.guarded = False
+        self.endpoints: dict[str, tuple[model.WorkloadEndpoint | model.HostEndpoint, Item]] = {}  # of this node
         for resource in everything:
             self._add(resource)
-        self._tiers_of: dict[tuple[str, str], list[tuple[str, list[Policy]]]] = {}
+        self._tiers_of: dict[tuple[str, str, str], list[tuple[str, list[Policy]]]] = {}
 
     def _add(self, r: model.Resource) -> None:
         if isinstance(r, model.WorkloadEndpoint):
@@ -120,9 +123,13 @@ class Reference:
             if r.spec.service_account_name:
                 own[ACCOUNT] = r.spec.service_account_name
             item = Item(self._inherit(own, r.spec.profiles), r.spec.ip_networks, ports_of(r.spec.ports))
-            self.workloads[r.spec.pod] = (r, item)
+            if r.spec.node == NODE:
+                self.endpoints[r.spec.pod] = (r, item)
         elif isinstance(r, model.HostEndpoint):
             item = Item(self._inherit(r.metadata.labels, r.spec.profiles), r.spec.expected_ips, ports_of(r.spec.ports))
+            if r.spec.node == NODE:
+                self.endpoints[r.metadata.name] = (r, item)
+                self.guarded = True
         elif isinstance(r, model.NetworkSet):
             own = {**r.metadata.labels, NAMESPACE: r.metadata.namespace}
             item = Item(self._inherit(own, [f"kns.{r.metadata.namespace}"]), r.spec.nets)
@@ -143,10 +150,7 @@ class Reference:
     # --- which policies, in which order ---
 
     def selects(self, policy: Policy, labels: Labels) -> bool:
-        """Whether it concerns a workload with these labels; untracked and pre-DNAT policy is for hosts (5.9)."""
         spec = policy.spec
-        if getattr(spec, "do_not_track", False) or getattr(spec, "pre_dnat", False):
-            return False
         if policy.metadata.namespace and labels.get(NAMESPACE) != policy.metadata.namespace:
             return False
         if spec.selector and not matches(spec.selector, labels):
@@ -157,17 +161,19 @@ class Reference:
         accounts = spec.service_account_selector
         return not accounts or matches_of("pcsa.", ACCOUNT, accounts, labels)
 
-    def tiers_of(self, pod: str, direction: str) -> list[tuple[str, list[Policy]]]:
+    def tiers_of(self, endpoint: str, direction: str, kind: str) -> list[tuple[str, list[Policy]]]:
         """Tiers that take part for an endpoint in a direction (Ingress, Egress), each with its policies in order."""
-        if (pod, direction) not in self._tiers_of:
-            labels = self.workloads[pod][1].labels
-            chosen = [p for p in self.policies if direction in p.spec.types and self.selects(p, labels)]
+        key = (endpoint, direction, kind)
+        if key not in self._tiers_of:
+            labels = self.endpoints[endpoint][1].labels
+            mine = [p for p in self.policies if direction in p.spec.types and is_of(p, kind)]
+            chosen = [p for p in mine if self.selects(p, labels)]
             names = sorted({p.spec.tier or "default" for p in chosen}, key=self._tier_order)
-            self._tiers_of[pod, direction] = [
+            self._tiers_of[key] = [
                 (name, sorted((p for p in chosen if (p.spec.tier or "default") == name), key=policy_order))
                 for name in names
             ]
-        return self._tiers_of[pod, direction]
+        return self._tiers_of[key]
 
     def _tier_order(self, name: str) -> tuple[bool, float, str]:
         order = self.tiers[name].order if name in self.tiers else None
@@ -175,30 +181,30 @@ class Reference:
 
     # --- a packet ---
 
-    def allows(self, packet: Packet, sender: str | None, receiver: str | None) -> bool:
-        """sender, receiver: pods of this node; None where that end is no endpoint of this node."""
-        if sender is not None and not self.endpoint_allows(packet, sender, "Egress"):
-            return False
-        return receiver is None or self.endpoint_allows(packet, receiver, "Ingress")
+    def says(self, packet: Packet, endpoint: str, direction: str, kind: str) -> str:
+        """What an endpoint's policy of one kind makes of a packet: Allow, Deny, or "" for neither.
 
-    def endpoint_allows(self, packet: Packet, pod: str, direction: str) -> bool:
-        for name, policies in self.tiers_of(pod, direction):
+        Only normal policy has profiles and a final drop; tiers of untracked and pre-DNAT policy pass by default (5.9).
+        """
+        for name, policies in self.tiers_of(endpoint, direction, kind):
             rules = [(rule, one.metadata.namespace) for one in policies for rule in rules_of(one, direction)]
             decision = self._first(rules, packet)
             if decision in ("Allow", "Deny"):
-                return decision == "Allow"
-            if decision == "Pass":
+                return decision
+            if decision == "Pass" or kind in (UNTRACKED, PRE_DNAT):
                 continue
             action = self.tiers[name].default_action if name in self.tiers else "Deny"
             if action != "Pass":
-                return False
-        for name in self.workloads[pod][0].spec.profiles:
+                return "Deny"
+        if kind != NORMAL:
+            return ""
+        for name in self.endpoints[endpoint][0].spec.profiles:
             if name not in self.profiles:
-                return name == ALLOW_PROFILE  # any other profile that does not exist denies everything
+                return "Allow" if name == ALLOW_PROFILE else "Deny"  # one that does not exist denies everything
             decision = self._first(((rule, "") for rule in rules_of(self.profiles[name], direction)), packet)
             if decision in ("Allow", "Deny"):
-                return decision == "Allow"
-        return False
+                return decision
+        return "Deny"
 
     def _first(self, rules: Iterable[tuple[model.Rule, str]], packet: Packet) -> str:
         """Action of the first rule that matches and decides; "" when none does."""
@@ -320,6 +326,17 @@ class Reference:
             ):
                 return True
         return False
+
+
+def is_of(policy: Policy, kind: str) -> bool:
+    """Whether a policy is of a kind: untracked and pre-DNAT policy is nothing else; some normal policy is for forwarded
+    packets too (5.8, 5.9)."""
+    spec = policy.spec
+    if not isinstance(spec, model.GlobalNetworkPolicySpec):
+        return kind == NORMAL
+    if spec.do_not_track or spec.pre_dnat:
+        return kind == (UNTRACKED if spec.do_not_track else PRE_DNAT)
+    return kind == NORMAL or (kind == FORWARD and spec.apply_on_forward)
 
 
 def rules_of(owner: Policy | model.Profile, direction: str) -> list[model.Rule]:

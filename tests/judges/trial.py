@@ -10,12 +10,13 @@ from random import Random
 from libs import model
 from libs.model import codec
 from libs.policy.changes import NodeView
-from libs.policy.output import Action, Workload
-from libs.policy.trace import Direction, decide
+from libs.policy.output import Host, Workload
+from libs.policy.trace import Direction, Reason, decide, decide_tiers
 from libs.policy.trace import Packet as TracePacket
 from libs.testkit.packets import Packet
-from tests.judges.draw import NODE, Cluster, Draw
+from tests.judges.draw import GUARD, NODE, PODS, Cluster, Draw
 from tests.judges.kernel_judge import KernelJudge
+from tests.judges.path import FORWARD, NORMAL, PRE_DNAT, UNTRACKED, allows
 from tests.judges.reference import Counters, Reference
 from tests.judges.shots import Shot, draw_shots
 from tests.unit.libs.policy import build
@@ -58,9 +59,11 @@ class Trace:
 
     def __init__(self, view: NodeView) -> None:
         self._view = view
-        self._workloads: dict[str, Workload] = {one.name: one for one in view.workloads.values()}
+        self._endpoints: dict[str, Workload | Host] = {one.name: one for one in view.workloads.values()}
+        self._endpoints |= view.hosts
+        self.guarded = bool(view.hosts)
 
-    def allows(self, packet: Packet, sender: str | None, receiver: str | None) -> bool:
+    def says(self, packet: Packet, endpoint: str, direction: str, kind: str) -> str:
         asked = TracePacket(
             src=str(packet.src),
             dst=str(packet.dst),
@@ -70,11 +73,14 @@ class Trace:
             icmp_type=packet.icmp_type,
             icmp_code=packet.icmp_code,
         )
-        return all(
-            decide(self._workloads[f"cali{pod}"], self._view, asked, direction).action is Action.ALLOW
-            for pod, direction in ((sender, Direction.EGRESS), (receiver, Direction.INGRESS))
-            if pod is not None
-        )
+        way = Direction.INGRESS if direction == "Ingress" else Direction.EGRESS
+        if kind == NORMAL:
+            where = self._endpoints[endpoint if endpoint == GUARD else f"cali{endpoint}"]
+            return decide(where, self._view, asked, way).action.capitalize()
+        host = self._view.hosts[endpoint]
+        tiers = {FORWARD: host.forward_tiers, UNTRACKED: host.untracked_tiers, PRE_DNAT: host.pre_dnat_tiers}[kind]
+        verdict = decide_tiers(tiers, (), self._view, asked, way)
+        return "" if verdict.reason is Reason.NO_PROFILE_MATCHED else verdict.action.capitalize()
 
 
 def view_of(resources: Iterable[model.Resource]) -> NodeView:
@@ -95,8 +101,7 @@ def compare(
     reference, trace = Reference(resources, record.counters), Trace(view)
     quarrels = []
     for shot, got_through in zip(shots, kernel, strict=True):
-        ends = shot.ends()
-        should, traced = reference.allows(shot.packet, *ends), trace.allows(shot.packet, *ends)
+        should, traced = allows(reference, shot), allows(trace, shot)
         record.packets += 1
         record.allowed += should
         record.protocols[f"IPv{shot.packet.version} {NAMES.get(shot.packet.protocol, 'gre')}"] += 1
@@ -127,9 +132,10 @@ def explain(judge: KernelJudge, cluster: Cluster, quarrel: Quarrel, title: str) 
 
     def still(resources: list[model.Resource]) -> bool:
         view, shot = view_of(resources), quarrel.shot
-        if any(end is not None and f"cali{end}" not in Trace(view)._workloads for end in shot.ends()):
+        reference, trace = Reference(resources), Trace(view)
+        if any(end in PODS and end not in reference.endpoints for end in (shot.sender, shot.receiver)):
             return False
-        verdicts = [one.allows(shot.packet, *shot.ends()) for one in (Reference(resources), Trace(view))]
+        verdicts = [allows(reference, shot), allows(trace, shot)]
         if (verdicts[0] != verdicts[1]) is not (quarrel.reference != quarrel.trace):
             return False
         if quarrel.reference != quarrel.trace:
