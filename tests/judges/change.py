@@ -70,7 +70,7 @@ def follow(judge: KernelJudge, seed: int, packets: int, record: Record) -> list[
         for mine, fresh in zip(judge.desired(), compiled(view), strict=True):
             assert by_name(mine) == by_name(fresh.ruleset()), "the ruleset is another one than that of a fresh start"
         judge.check_kernel()
-        shots = draw_shots(random, packets)
+        shots = draw_shots(random, packets, guarded=bool(view.hosts))
         quarrels += compare(resources, view, shots, judge.judge(shots), record)
         record.cases += 1
     return quarrels

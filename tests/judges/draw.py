@@ -72,6 +72,7 @@ def own(name: str, version: int) -> str:
 class Cluster:
     resources: list[model.Resource] = field(default_factory=list)
     many: bool = False  # one tier with many policies for the same endpoint
+    guarded: bool = False  # this node has a host endpoint
 
     @property
     def by_key(self) -> dict[str, model.Resource]:
@@ -99,7 +100,7 @@ class Draw:
     def cluster(self, many: bool | None = None) -> Cluster:
         """many: whether it is one of the clusters with many policies; None: drawn."""
         out = Cluster(many=self.chance(1 / 3) if many is None else many)
-        self._guarded = self.chance(0.35)
+        out.guarded = self._guarded = self.chance(0.35)
         out.resources += self.profiles()
         for name, namespace in {**PODS, **REMOTE_PODS}.items():
             out.resources.append(self.pod(name, namespace))
@@ -226,9 +227,7 @@ class Draw:
             return staged_twin(made) if staged else made
         if self.chance(0.2):
             more["namespace_selector"] = self.one([one for one in NAMESPACE_SELECTORS if one != "global()"])
-        if self.chance(
-            0.5 if self._guarded else 0.08
-        ):  # the first changes nothing for pods, the others are not for them
+        if self.chance(0.5 if self._guarded else 0.08):  # the first changes nothing for pods, the others pass them by
             flags = ["apply_on_forward", "do_not_track", *(["pre_dnat"] * 2 if types == ["Ingress"] else [])]
             more |= {"apply_on_forward": True, self.one(flags): True}
         return build.gnp(name, selector, staged=staged, tier=tier, types=types, order=order, **more)

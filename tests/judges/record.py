@@ -30,6 +30,7 @@ def table(record: Record) -> str:
         f"clusters {record.cases}, of them {record.many} with many policies for one endpoint",
         "protocols: " + ", ".join(f"{name} {count}" for name, count in sorted(record.protocols.items())),
         "matched rules: " + ", ".join(f"{name} {count}" for name, count in sorted(record.counters.actions.items())),
+        "policies asked: " + ", ".join(f"{name} {count}" for name, count in sorted(record.counters.verdicts.items())),
         "",
         "| match | asked | held | decided | negated: asked | held | decided |",
         "|---|---|---|---|---|---|---|",

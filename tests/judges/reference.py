@@ -41,6 +41,7 @@ class Counters:
     held: Counter[str] = field(default_factory=Counter)
     decided: Counter[str] = field(default_factory=Counter)
     actions: Counter[str] = field(default_factory=Counter)  # of rules that matched
+    verdicts: Counter[str] = field(default_factory=Counter)  # of endpoints, by kind of policy
 
     def add(self, criteria: Sequence[Criterion]) -> None:
         failed = [kind for kind, holds in criteria if not holds]
@@ -150,12 +151,17 @@ class Reference:
     # --- which policies, in which order ---
 
     def selects(self, policy: Policy, labels: Labels) -> bool:
-        spec = policy.spec
+        spec, selector = policy.spec, policy.spec.selector
+        namespaces = getattr(spec, "namespace_selector", "")
+        # Calico replaces all() in the joined text, and so in the policy's own selector too.
+        if namespaces:
+            selector = selector.replace("all()", f"has({NAMESPACE})")
+        if spec.service_account_selector:
+            selector = selector.replace("all()", f"has({ACCOUNT})")
         if policy.metadata.namespace and labels.get(NAMESPACE) != policy.metadata.namespace:
             return False
-        if spec.selector and not matches(spec.selector, labels):
+        if selector and not matches(selector, labels):
             return False
-        namespaces = getattr(spec, "namespace_selector", "")
         if namespaces and not matches_of("pcns.", NAMESPACE, namespaces, labels):
             return False
         accounts = spec.service_account_selector
@@ -186,6 +192,11 @@ class Reference:
 
         Only normal policy has profiles and a final drop; tiers of untracked and pre-DNAT policy pass by default (5.9).
         """
+        verdict = self._says(packet, endpoint, direction, kind)
+        self.counters.verdicts[f"{kind} {verdict or 'no decision'}"] += 1
+        return verdict
+
+    def _says(self, packet: Packet, endpoint: str, direction: str, kind: str) -> str:
         for name, policies in self.tiers_of(endpoint, direction, kind):
             rules = [(rule, one.metadata.namespace) for one in policies for rule in rules_of(one, direction)]
             decision = self._first(rules, packet)

@@ -23,6 +23,7 @@ from tests.judges.draw import (
 )
 
 OUT, HERE = "out", "here"  # the places of everything that is not on this node, and of the node itself
+FAILSAFE = (22, 68, 179)  # with 53, ports that a host endpoint's policy may not close
 PROTOCOLS = (packets.TCP, packets.UDP, packets.SCTP, packets.ICMP, packets.UDPLITE, packets.GRE)
 WEIGHTS = (30, 21, 13, 20, 8, 8)
 
@@ -41,11 +42,14 @@ class Shot:
         return f"{self.sender} {p.src} → {self.receiver} {p.dst} protocol {p.protocol} {more}"
 
 
-def draw_shots(random: Random, count: int) -> list[Shot]:
-    """At most `count`: what a connection tracker would take for another one's reply or repetition is left out."""
+def draw_shots(random: Random, count: int, *, guarded: bool = False) -> list[Shot]:
+    """At most `count`: what a connection tracker would take for another one's reply or repetition is left out.
+
+    guarded: the node's own traffic with the outside is of interest, as there is a host endpoint.
+    """
     seen: set[Hashable] = set()
     out = []
-    for number, shot in enumerate(_shots(random, count)):
+    for number, shot in enumerate(_shots(random, count, guarded)):
         flow = _flow(shot.packet, number)
         if flow not in seen:
             seen.add(flow)
@@ -53,10 +57,10 @@ def draw_shots(random: Random, count: int) -> list[Shot]:
     return out
 
 
-def _shots(random: Random, count: int) -> Iterator[Shot]:
+def _shots(random: Random, count: int, guarded: bool) -> Iterator[Shot]:
     for _ in range(count):
         version = random.choice((4, 6))
-        sender, receiver = _way(random)
+        sender, receiver = _way(random, guarded)
         source, target = _address(random, sender, version), _address(random, receiver, version)
         if sender == SPOOFER and random.random() < 0.25:
             source = spoofed(version, random)
@@ -68,17 +72,18 @@ def _shots(random: Random, count: int) -> Iterator[Shot]:
             packet = Packet(src, dst, number, icmp_type=random.choice(types), icmp_code=random.choice((0, 0, 1, 3)))
         elif protocol in packets.WITH_PORTS:
             sport = random.choice(SOURCE_PORTS) if random.random() < 0.4 else random.randint(1024, 65535)
-            packet = Packet(src, dst, protocol, sport, random.choice(PORTS))
+            dport = random.choice((*PORTS, *FAILSAFE) if HERE in (sender, receiver) else PORTS)
+            packet = Packet(src, dst, protocol, sport, dport)
         else:
             packet = Packet(src, dst, protocol)
         yield Shot(packet, sender, receiver)
 
 
-def _way(random: Random) -> tuple[str, str]:
+def _way(random: Random, guarded: bool) -> tuple[str, str]:
     """From a pod to another, to the outside or from there; sometimes to the node or from it."""
     pod, other = random.sample(tuple(PODS), 2)
     ways = ((pod, other), (pod, OUT), (OUT, pod), (pod, HERE), (HERE, pod), (OUT, HERE), (HERE, OUT))
-    return random.choices(ways, (36, 24, 29, 5, 1, 3, 2))[0]
+    return random.choices(ways, (22, 20, 26, 4, 1, 15, 12) if guarded else (36, 24, 33, 5, 1, 1, 0))[0]
 
 
 def _address(random: Random, place: str, version: int) -> str:

@@ -91,7 +91,7 @@ def draw_case(seed: int, packets: int, many: bool | None = None) -> tuple[Cluste
     """The same for the same seed. packets: how many to draw; a few fewer are left."""
     random = Random(seed)
     cluster = Draw(random).cluster(many)
-    return cluster, draw_shots(random, packets)
+    return cluster, draw_shots(random, packets, guarded=cluster.guarded)
 
 
 def compare(
