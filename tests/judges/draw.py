@@ -113,6 +113,8 @@ class Draw:
         out.resources += self.services()
         out.resources += self.tiers()
         out.resources += self.many_policies() if out.many else self.policies()
+        if self._guarded:
+            out.resources += [self.guard_policy(f"x{number}") for number in range(self.random.randint(1, 4))]
         return out
 
     def labels(self) -> dict[str, str]:
@@ -231,6 +233,21 @@ class Draw:
             flags = ["apply_on_forward", "do_not_track", *(["pre_dnat"] * 2 if types == ["Ingress"] else [])]
             more |= {"apply_on_forward": True, self.one(flags): True}
         return build.gnp(name, selector, staged=staged, tier=tier, types=types, order=order, **more)
+
+    def guard_policy(self, name: str) -> model.Resource:
+        """A policy of the kinds that only host endpoints have, likely to select this node's."""
+        flag = self.one(("apply_on_forward", "do_not_track", "pre_dnat"))
+        types = ["Ingress"] if flag == "pre_dnat" else self.one((["Ingress"], ["Egress"], ["Ingress", "Egress"]))
+        rules: dict[str, object] = {one.lower(): self.rules("", one, 4) for one in types}
+        return build.gnp(
+            name,
+            self.one(("", "all()", "!has(nothing)", "has(app)")),
+            staged="",
+            tier=self.one(("default", "t1", "t2")),
+            types=types,
+            order=self.one((None, 1.0, 2.0)),
+            **(rules | {"apply_on_forward": True, flag: True}),
+        )
 
     def many_policies(self) -> list[model.Resource]:
         """One tier, 20 to 60 policies for the same endpoints, most rules with a peer; a few ordinary ones elsewhere."""
