@@ -129,12 +129,14 @@ class KernelJudge:
         wire.bind(("eth0", ETH_P_ALL))
 
     def stop(self) -> None:
-        for one in (*self._wires.values(), *self._deliveries, *self._outlets.values()):
-            one.close()
-        if self._transport is not None:
-            self._transport.close()
-        remove(list(self._spaces.values()))
-        self._loop.close()
+        try:
+            for one in (*self._wires.values(), *self._deliveries, *self._outlets.values()):
+                one.close()
+            if self._transport is not None:
+                self._transport.close()
+            self._loop.close()
+        finally:
+            remove(list(self._spaces.values()))
 
     # --- the ruleset ---
 

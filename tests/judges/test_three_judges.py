@@ -11,6 +11,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from libs.testkit import packets
+from libs.testkit.netns import can_make_namespaces
 from libs.testkit.packets import Packet
 from tests.judges import record as recording
 from tests.judges.change import follow
@@ -34,6 +35,8 @@ def examples(gate: int, deep: int) -> settings:
 
 @pytest.fixture(scope="module")
 def judge() -> Iterator[KernelJudge]:
+    if not can_make_namespaces():
+        pytest.skip("needs root and network namespaces")
     with running_judge() as made:
         yield made
 

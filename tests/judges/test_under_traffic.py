@@ -23,6 +23,7 @@ from libs.testkit.packets import Packet
 from tests.judges.change import Step, draw_steps
 from tests.judges.draw import NODE
 from tests.judges.kernel_judge import KernelJudge, feed, running_judge
+from tests.judges.path import allows
 from tests.judges.reference import Reference
 from tests.judges.shots import Shot, draw_shots
 
@@ -88,9 +89,8 @@ def test_what_a_change_does_not_concern_does_not_feel_it(judge: KernelJudge, see
         before, reference = reference, Reference(list(state.values()))
         shots, expected = [], []
         for shot in draw_shots(random, SHOTS):
-            ends = shot.ends()
-            verdict = reference.allows(shot.packet, *ends)
-            if before.allows(shot.packet, *ends) is verdict:
+            verdict = allows(reference, shot)
+            if allows(before, shot) is verdict:
                 shots.append(shot)
                 expected.append(verdict)
         traffic = Traffic(judge, shots, expected)
