@@ -1,4 +1,10 @@
-"""Brings one nftables table to its desired state, in one atomic transaction per step.
+"""Brings one nftables table to its desired state, in one atomic transaction per step, but for new networks in sets.
+
+These go ahead in a transaction of their own. Linux (seen with 6.18) puts a transaction's rules and the elements of hash
+sets in force at one moment, and what is new in an interval set a little later, object by object: rules that come in the
+same transaction would look into sets that seem empty, for microseconds, or milliseconds when the writer is held up.
+Ahead of the rules that need it a new set concerns nobody. And where only elements change, a network is in its set
+before the addresses that it covers leave theirs (tests/judges/test_under_traffic.py).
 
 A step plans from what was touched since the last one, so adding an element to a set of 100,000, or changing one
 chain of 1,000, costs that element or chain. The kernel is read only when its content is not known: at start, after
@@ -62,9 +68,11 @@ class Applied:
 
 @dataclass(slots=True)
 class _Plan:
-    """Ops by stage; `ops()` puts the stages in order."""
+    """Ops by stage; `transactions()` puts the stages in order."""
 
     generation: int | None = None
+    ahead: list[Op] = field(default_factory=list)  # new interval sets, with all that they hold
+    gains: list[Op] = field(default_factory=list)  # networks that interval sets gain which lose none
     table: list[Op] = field(default_factory=list)
     release: list[Op] = field(default_factory=list)  # verdicts and rules that hold references
     redefine: list[Op] = field(default_factory=list)  # sets and chains that must go before they come again
@@ -76,11 +84,20 @@ class _Plan:
     changed_rules: int = 0
     changed_elements: int = 0
 
-    def ops(self) -> list[Op]:
-        return [
-            *self.table, *self.release, *self.redefine, *self.create, *self.elements, *self.rules, *self.verdicts,
-            *self.remove,
+    def transactions(self) -> list[list[Op]]:
+        """In order, none of them empty."""
+        rest = [
+            *self.release, *self.redefine, *self.create, *self.elements, *self.rules, *self.verdicts, *self.remove,
         ]  # fmt: skip
+        ahead = self.ahead
+        if self.rules or self.verdicts:  # the old rules should not see what comes with new ones
+            rest = [*self.gains, *rest]
+        else:
+            ahead = [*ahead, *self.gains]
+        if any(isinstance(op, DelTable) for op in self.table):  # it takes along what is made before
+            return [[*self.table, *ahead, *rest]]
+        parts = ([*self.table, *ahead], rest) if ahead else ([*self.table, *rest],)
+        return [ops for ops in parts if ops]
 
 
 class TableReconciler:
@@ -143,14 +160,15 @@ class TableReconciler:
         raise AssertionError("the loop above returns or raises")
 
     async def _commit(self, plan: _Plan) -> Applied:
-        ops = plan.ops()
         self._known = False  # a cancellation in the middle leaves it so
-        if not ops:
-            self._known = True
-            return Applied()
-        done = await self._transport.commit(self._table, ops, plan.generation)
+        generation, messages, transactions = plan.generation, 0, 0
+        for ops in plan.transactions():
+            done = await self._transport.commit(self._table, ops, generation)
+            messages, transactions = messages + done.messages, transactions + done.transactions
+            if generation is not None:
+                generation = (generation + 1) & 0xFFFFFFFF or 1  # each commit counts one; the kernel leaves out 0
         self._known = True
-        return Applied(plan.changed_rules, plan.changed_elements, done.messages, done.transactions)
+        return Applied(plan.changed_rules, plan.changed_elements, messages, transactions)
 
     # --- from what was touched
     # ------------------------------------------------------------------------------------------
@@ -173,7 +191,7 @@ class TableReconciler:
 
     def _plan_set(self, plan: _Plan, name: str, rewritten: set[str], touched: set[str]) -> None:
         state: SetState | MapState | None = self.desired.sets.get(name) or self.desired.maps.get(name)
-        have = self._sets.get(name)
+        have, replaced = self._sets.get(name), False
         frozen = have is not None and have.constant and isinstance(state, SetState) and bool(state.pending)
         if have is not None and (state is None or state.spec != have or frozen):
             for verdict in self._verdicts.pop(name, {}).values():
@@ -187,17 +205,17 @@ class TableReconciler:
                     plan.release.append(FlushChain(user))
                 rewritten |= users
                 plan.redefine.append(DelSet(name))
-                have = None
+                have, replaced = None, True
         if state is None:
             return
         if have is None:
-            plan.create.append(NewSet(state.spec))
+            _plan_set(plan, state.spec, replaced)
             self._sets[name] = state.spec
         if isinstance(state, SetState):
             pending, state.pending = state.pending, {}
             add = sorted(state.wanted) if have is None else [element for element, wanted in pending.items() if wanted]
             drop = [] if have is None else [element for element, wanted in pending.items() if not wanted]
-            _plan_elements(plan, state.spec, add, drop)
+            _plan_elements(plan, state.spec, add, drop, fresh=have is None, replaced=replaced)
             return
         keys, state.pending = state.pending, set()
         committed = self._verdicts.setdefault(name, {})
@@ -302,12 +320,13 @@ class TableReconciler:
         for name, state in states.items():
             have = None if name in replaced else kernel.sets.get(name)
             if have is None:
-                plan.create.append(NewSet(state.spec))
+                _plan_set(plan, state.spec, name in replaced)
             if isinstance(state, SetState):
                 state.pending = {}
                 elements = have.elements if have is not None else set()
                 if state.wanted != elements:
-                    _plan_elements(plan, state.spec, sorted(state.wanted - elements), sorted(elements - state.wanted))
+                    add, drop = sorted(state.wanted - elements), sorted(elements - state.wanted)
+                    _plan_elements(plan, state.spec, add, drop, fresh=have is None, replaced=name in replaced)
             else:
                 state.pending = set()
                 verdicts = have.verdicts if have is not None else {}
@@ -340,11 +359,20 @@ class TableReconciler:
 # --- pieces of a plan -----------------------------------------------------------------------------------------------
 
 
-def _plan_elements(plan: _Plan, spec: SetSpec, add: list[bytes], drop: list[bytes]) -> None:
+def _plan_set(plan: _Plan, spec: SetSpec, replaced: bool) -> None:
+    """replaced: one of the same name must go first."""
+    (plan.ahead if spec.interval and not replaced else plan.create).append(NewSet(spec))
+
+
+def _plan_elements(
+    plan: _Plan, spec: SetSpec, add: list[bytes], drop: list[bytes], *, fresh: bool, replaced: bool
+) -> None:
+    """What an interval set loses may overlap with what it gains, so both are one transaction."""
     if drop:
         plan.elements.append(DelElements(spec, drop))
     if add:
-        plan.elements.append(AddElements(spec, add))
+        gains = plan.ahead if fresh else plan.gains
+        (gains if spec.interval and not drop and not replaced else plan.elements).append(AddElements(spec, add))
     plan.changed_elements += len(add) + len(drop)
 
 

@@ -5,6 +5,10 @@ The kernel puts a transaction in force by one counter. A packet takes the rules 
 came to a base chain; but each look-up in a set takes the elements of the moment (nft_do_chain and nft_genmask_cur in
 Linux 6.18). So a packet on its way through the rules while the counter moves can meet old rules and new elements. It is
 one for each CPU and transaction at most, here: one in each family, seen in about two changes of a hundred.
+
+What an interval set gains and loses comes into force a little after the rules of the same transaction. Where a change
+does both to sets that are there already, the rules in between are neither the old nor the new ones, and more packets
+may see it on a busy machine; such changes are applied here as well, but not judged.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from libs import model
+from libs.nftables.model import Ruleset
 from libs.policy.calculator import Calculator
 from libs.testkit.packets import Packet
 from tests.judges.change import Step, draw_steps
@@ -97,13 +102,22 @@ def test_what_a_change_does_not_concern_does_not_feel_it(judge: KernelJudge, see
         traffic.start()
         try:
             assert traffic.flowing.wait(30)
+            tables = judge.desired()
             feed(builder, old, view)
             judge.apply(builder)
         finally:
             traffic.stop()
-        for version in (4, 6):
+        for version, table, now in zip((4, 6), tables, judge.desired(), strict=True):
+            if networks_change(table, now):
+                continue
             wrong = [text for packet, text in traffic.wrong if packet.version == version]
             assert len(wrong) <= 1, wrong
+
+
+def networks_change(before: Ruleset, after: Ruleset) -> bool:
+    """Whether a set of networks that both have holds others."""
+    then = {one.name: one.elements for one in before.sets if one.interval}
+    return any(then.get(one.name, one.elements) != one.elements for one in after.sets)
 
 
 def calculated(calculator: Calculator, state: dict[str, model.Resource], step: Step) -> None:
