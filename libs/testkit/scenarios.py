@@ -82,9 +82,11 @@ class _History:
             document = json.loads(self._now[key])
         except ValueError:
             return self._put()
+        if not isinstance(document, dict) or not isinstance(document.get("spec"), dict):
+            return self._put()
         for _ in range(20):
             other_key, other = self._make()
-            if other_key.rpartition("/")[0] == key.rpartition("/")[0] and isinstance(document.get("spec"), dict):
+            if other_key.rpartition("/")[0] == key.rpartition("/")[0] and "spec" in other:
                 field = self._random.choice(sorted({*document["spec"], *other["spec"]}) or ["none"])
                 if field in other["spec"]:
                     document["spec"][field] = other["spec"][field]

@@ -401,6 +401,8 @@ def ports(listed: list[model.EndpointPort] | list[model.WorkloadEndpointPort]) -
     """Those with a name and a protocol that has ports; protocol 0 is none given, which means TCP."""
     found = []
     for one in listed:
+        if not 0 <= one.port < 1 << 16:
+            raise ValueError(one.port)
         word = "tcp" if one.protocol == "0" else one.protocol.lower()
         protocol = WITH_PORTS.get(int(word) if word.isdecimal() else word)
         if one.name and protocol is not None:
@@ -414,6 +416,9 @@ def endpoint_slice(r: KubernetesEndpointSlice) -> Meant:
         return []
     addresses = [address(one) for endpoint in r.endpoints for one in endpoint.addresses]
     numbered = [((one.protocol or "TCP").lower(), one.port) for one in r.ports if one.port is not None]
+    if any(not 0 <= number < 1 << 16 for _, number in numbered):
+        raise ValueError(numbered)
+    numbered = [one for one in numbered if one[0] in ("tcp", "udp", "sctp")]
     namespace = r.metadata.namespace
     return [("slice", (namespace, r.metadata.name), Slice(f"{namespace}/{name}", addresses, numbered))]
 

@@ -287,11 +287,11 @@ def origin(end: str, entity: model.EntityRule) -> dict[str, object]:
 
 def icmp(match: model.ICMPFields | None) -> Icmp | None:
     """A code without a type says nothing. Raises ValueError for what is no octet."""
-    if match is None or match.type is None:
+    if match is None:
         return None
-    if not 0 <= match.type <= 254 or not 0 <= (match.code or 0) <= 255:
+    if not 0 <= (match.type or 0) <= 254 or not 0 <= (match.code or 0) <= 255:
         raise ValueError(match)
-    return Icmp(match.type, match.code)
+    return None if match.type is None else Icmp(match.type, match.code)
 
 
 def http(match: model.HTTPMatch | None) -> HttpMatch | None:

@@ -18,6 +18,7 @@ from tests.unit.libs.policy.build import (
     node,
     np,
     np_key,
+    only_policy_sets,
     pool,
     profile,
     rule,
@@ -199,6 +200,10 @@ def test_workload_without_addresses_does_not_exist() -> None:
         ({"interface_name": "cali/0"}, "interfaceName"),
         ({"ip_nats": [model.IPNAT(internal_ip="10.0.0.1", external_ip="oops")]}, "oops"),
         ({"ip_nats": [model.IPNAT(internal_ip="10.0.0.1", external_ip="fd00::1")]}, "two families"),
+        ({"ip_nats": [model.IPNAT(internal_ip="fd00::1", external_ip="fe80::1%eth0")]}, "fe80::1%eth0"),
+        ({"ip_networks": ["fe80::1%eth0/128"]}, "fe80::1%eth0/128"),
+        ({"allow_spoofed_source_prefixes": ["10.0.0.0/255.0.0.0"]}, "255.0.0.0"),
+        ({"ports": [model.WorkloadEndpointPort(name="a", protocol=model.Protocol("TCP"), port=70000)]}, "70000"),
     ],
 )
 def test_workload_that_no_node_could_program_is_absent_and_named(fields: dict[str, object], reason: str) -> None:
@@ -220,9 +225,48 @@ def test_resource_with_a_selector_that_does_not_parse_is_absent_and_named() -> N
     assert set(changes.refused) == {"bad", "worse", "unknown action"}
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [
+        rule(protocol="Allowed"),
+        rule(not_protocol=model.Protocol("Allowed")),
+        rule(ip_version=7),
+        rule(icmp=model.ICMPFields(type=255)),
+        rule(not_icmp=model.ICMPFields(type=8, code=256)),
+        rule(source={"nets": ["10.0.0.0/255.0.0.0"]}),
+        rule(destination={"not_nets": ["fe80::1%eth0/128"]}),
+    ],
+)
+def test_policy_with_a_rule_that_no_dataplane_can_express_is_absent_and_named(bad: model.Rule) -> None:
+    calculator = calculate(wep("x", profiles=("p",)), profile("p", egress=[bad]))
+    assert calculator.view("n1").profiles == {"p": MISSING_PROFILE}
+    calculator.update("bad", gnp("p", ingress=[bad]))
+    changes = calculator.flush()
+    assert not changes.policies
+    assert set(changes.refused) == {"bad"}
+
+
+@pytest.mark.parametrize("bad", ["fe80::1%eth0", "fe80::1%eth0/64", "10.0.0.0/255.0.0.0", "10.0.0.0/0.0.0.255"])
+def test_network_set_with_a_zone_or_a_netmask_is_absent_and_named(bad: str) -> None:
+    calculator = calculate(wep("x"))
+    calculator.update("bad", gns("s", {}, ("10.0.0.0/8", bad)))
+    assert set(calculator.flush().refused) == {"bad"}
+
+
+def test_named_port_of_a_protocol_without_ports_is_in_no_set() -> None:
+    to = rule("Allow", None, None, {"ports": ["http"]})
+    ports = (("http", "UDPLite", 80), ("http", "ICMP", 81), ("http", 0, 82), ("http", 132, 83))
+    (found,) = only_policy_sets(view_of(wep("x", ports=ports), gnp("p", egress=[to])), "p")
+    assert found == {"10.0.0.1,tcp:82", "10.0.0.1,sctp:83"}
+
+
 def test_profile_with_a_rule_that_means_nothing_denies() -> None:
     view = view_of(wep("x", profiles=("p",)), profile("p", ingress=[rule("Perhaps")]))
     assert view.profiles == {"p": MISSING_PROFILE}
+
+
+def test_address_of_a_node_with_a_zone_or_a_netmask_is_left_out() -> None:
+    assert calculate(node("n1", "192.0.2.1/255.255.255.0", "fe80::1%eth0/64")).node_infos["n1"] == NodeInfo()
 
 
 def test_address_of_a_node_that_is_none_is_left_out() -> None:
