@@ -232,6 +232,8 @@ def _nat(entry: model.IPNAT) -> Nat:
 
 def _host(resource: model.HostEndpoint) -> EndpointInput:
     spec = resource.spec
+    if spec.interface_name not in ("", "*") and not _INTERFACE.fullmatch(spec.interface_name):
+        raise ValueError(f"interfaceName: {spec.interface_name!r} cannot be the name of an interface")
     networks = tuple(map(nets.canonical, spec.expected_ips))
     profiles = tuple(spec.profiles)
     return EndpointInput(

@@ -386,6 +386,8 @@ def qos(controls: model.QoSControls | None) -> Qos | None:
 
 def host(r: model.HostEndpoint) -> Meant:
     spec = r.spec
+    if not re.fullmatch(r"\*|[a-zA-Z0-9_.-]{0,15}", spec.interface_name):
+        raise ValueError(spec.interface_name)
     nets = [net(one) for one in spec.expected_ips]
     bare = Host(
         name=spec.interface_name,

@@ -215,6 +215,17 @@ def test_workload_that_no_node_could_program_is_absent_and_named(fields: dict[st
     assert reason in changes.refused["bad"]
 
 
+def test_host_endpoint_whose_interface_cannot_be_is_absent_and_named() -> None:
+    calculator = calculate(
+        *(hep(name, interface=interface) for name, interface in (("a", "*"), ("b", ""), ("c", "eth0")))
+    )
+    assert set(calculator.view("n1").hosts) == {"a", "b", "c"}
+    calculator.update("bad", hep("d", interface="x" * 16))
+    changes = calculator.flush()
+    assert not changes.nodes
+    assert "interfaceName" in changes.refused["bad"]
+
+
 def test_resource_with_a_selector_that_does_not_parse_is_absent_and_named() -> None:
     calculator = calculate(wep("x"))
     calculator.update("bad", gnp("p", "a = 'b'"))
