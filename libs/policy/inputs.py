@@ -257,7 +257,8 @@ def _ports(ports: Sequence[model.EndpointPort | model.WorkloadEndpointPort]) -> 
     """
     found = []
     for port in ports:
-        protocol = rules.port_protocol(rules.protocol_of(port.protocol) or "tcp")
+        given = rules.protocol_of(port.protocol)
+        protocol = "tcp" if given is None or given == 0 else rules.port_protocol(given)
         _check_port(port.port)
         if port.name and protocol is not None:
             found.append(NamedPort(port.name, protocol, port.port))

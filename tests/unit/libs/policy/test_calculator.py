@@ -266,7 +266,7 @@ def test_network_set_with_a_zone_or_a_netmask_is_absent_and_named(bad: str) -> N
 
 def test_named_port_of_a_protocol_without_ports_is_in_no_set() -> None:
     to = rule("Allow", None, None, {"ports": ["http"]})
-    ports = (("http", "UDPLite", 80), ("http", "ICMP", 81), ("http", 0, 82), ("http", 132, 83))
+    ports = (("http", "UDPLite", 80), ("http", "ICMP", 81), ("http", 0, 82), ("http", 132, 83), ("http", "", 84))
     (found,) = only_policy_sets(view_of(wep("x", ports=ports), gnp("p", egress=[to])), "p")
     assert found == {"10.0.0.1,tcp:82", "10.0.0.1,sctp:83"}
 
