@@ -197,7 +197,8 @@ def node(random: Random) -> Made:
         ipv4VXLANTunnelAddr=lambda: random.choice((f"10.65.{number}.0", "10.65.1.0")),
         vxlanTunnelMACAddr=lambda: f"66:00:00:00:00:0{number}",
         ipv6VXLANTunnelAddr=lambda: f"fd00:65:1::{number}",
-        wireguard=lambda: {"interfaceIPv4Address": f"10.65.{number}.2"},
+        vxlanTunnelMACAddrV6=lambda: f"66:00:00:00:06:0{number}",
+        wireguard=lambda: {"interfaceIPv4Address": f"10.65.{number}.2", "interfaceIPv6Address": f"fd00:65:2::{number}"},
     )
     key, document = resource("Node", name, spec, labels=objects.labels(random))
     status: Json = {}
@@ -276,5 +277,5 @@ MAKERS: tuple[tuple[Callable[[Random], Made], int], ...] = (
     (node, 4),
     (pool, 3),
     (block, 3),
-    (passthrough, 1),
+    (passthrough, 2),
 )

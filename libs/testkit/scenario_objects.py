@@ -340,7 +340,7 @@ def workload(random: Random) -> Made:
         spec,
         serviceAccountName=lambda: random.choice(("sa1", "sa2")),
         ports=lambda: named_ports(random),
-        mac=lambda: "ee:ee:ee:ee:ee:ee",
+        mac=lambda: random.choice(("ee:ee:ee:ee:ee:ee", "ee:ee:ee:ee:ee:01")),
     )
     sometimes(
         random,
