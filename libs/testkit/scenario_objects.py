@@ -211,7 +211,7 @@ def policy_spec(random: Random, namespace: str) -> Json:
         0.08,
         spec,
         serviceAccountSelector=lambda: account_selector(random),
-        performanceHints=lambda: ["AssumeNeededOnEveryNode"],
+        performanceHints=lambda: random.choice((["AssumeNeededOnEveryNode"], ["AssumeNeededOnEveryNode"], [])),
     )
     return spec
 

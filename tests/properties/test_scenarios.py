@@ -15,6 +15,9 @@ from hypothesis import strategies as st
 
 from libs import model
 from libs.policy.calculator import Calculator
+from libs.policy.changes import Changes
+from libs.policy.routes import RouteResolver, resolve_routes
+from libs.testkit.scenario_objects import NODES
 from libs.testkit.scenarios import HOSTNAME, Op, Scenario, scenario
 from tests.properties.policy_oracle import Oracle
 from tests.properties.test_policy import Reader
@@ -45,6 +48,7 @@ class World:
         self.reader = Reader()
         self.refused: dict[str, str] = {}
         self.resources: dict[str, model.Resource] = {}
+        self.routes = {node: RouteResolver(node) for node in NODES}
 
     def step(self, ops: list[Op]) -> None:
         for op in ops:
@@ -53,7 +57,27 @@ class World:
             self.resources.pop(op["key"], None)
             if one is not None:
                 self.resources[op["key"]] = one
-        self.reader.read(self.calculator.flush())
+        changes = self.calculator.flush()
+        self.reader.read(changes)
+        for key in (*changes.refused, *(op["key"] for op in ops)):
+            self.refused.pop(key, None)
+        self.refused |= changes.refused
+        for node, resolver in self.routes.items():
+            follow(node, resolver, changes)
+
+
+def follow(node: str, resolver: RouteResolver, changes: Changes) -> None:
+    """Keep a node's routes up to date, as felix does."""
+    for cidr, pool in changes.pools.items():
+        resolver.put_pool(cidr, pool)
+    for cidr, block in changes.blocks.items():
+        resolver.put_block(cidr, block)
+    for name, info in changes.node_infos.items():
+        resolver.put_node(name, info)
+    mine = changes.nodes.get(node)
+    for key, workload in (mine.workloads if mine is not None else {}).items():
+        resolver.put_workload(str(key), node, None if workload is None else (*workload.nets4, *workload.nets6))
+    resolver.flush()
 
 
 def fresh(resources: dict[str, model.Resource]) -> Calculator:
@@ -78,6 +102,8 @@ def disagreement(steps: Steps) -> str:
             for who, one in (("incremental", calculator), ("fresh", again)):
                 if getattr(one, table) != wanted:
                     return f"step {number}: {table}, {who}:\n  {getattr(one, table)}\n  {wanted}"
+        if world.refused.keys() != oracle.refused:
+            return f"step {number}: refused\n  {world.refused}\n  {oracle.refused}"
         sets, policies = set(), {}
         for node in sorted(oracle.nodes | world.reader.nodes.keys()):
             wanted = oracle.view(node)
@@ -90,6 +116,11 @@ def disagreement(steps: Steps) -> str:
             ):
                 if view != wanted:
                     return f"step {number}: {node}, {who}: {first_difference(view, wanted)}"
+        for node, resolver in world.routes.items():
+            own = {str(key): (node, (*one.nets4, *one.nets6)) for key, one in oracle.view(node).workloads.items()}
+            routes = resolve_routes(node, oracle.pools, oracle.blocks, oracle.node_infos, own)
+            if resolver.routes != routes:
+                return f"step {number}: routes of {node}\n  {resolver.routes}\n  {routes}"
         if set(calculator.ipset_ids()) != sets or dict(calculator.policies) != policies:
             return f"step {number}: more is active than any node needs"
     return ""
