@@ -356,8 +356,8 @@ def _pool(resource: model.IPPool) -> PoolInput:
 
 
 def _block(resource: model.IPAMBlock) -> BlockInput:
-    """Who owns the block, and which addresses another node uses. What has no node (a released address too) routes
-    nowhere.
+    """Who owns the block, and which addresses another node uses. What has no node (a released address too, and one
+    whose attribute is not there) routes nowhere.
     """
     spec = resource.spec
     cidr = nets.canonical(spec.cidr)
@@ -367,7 +367,7 @@ def _block(resource: model.IPAMBlock) -> BlockInput:
     borrowed = {
         nets.nth_address(cidr, ordinal): users[index]
         for ordinal, index in enumerate(spec.allocations)
-        if index is not None and index < len(users) and users[index] and users[index] != node
+        if index is not None and 0 <= index < len(users) and users[index] and users[index] != node
     }
     return BlockInput(cidr, Block(cidr=cidr, node=node, borrowed=borrowed))
 

@@ -28,7 +28,8 @@ _GARBAGE = ("", "{", "[]", "null", "7", '"text"', '{"spec": 7}', '{"kind": "Tier
 # Takes the place of some part of a document.
 _NONSENSE: tuple[Any, ...] = (
     *("", "all(", "a = b", "!!", "10.65.0.300", "10.65.0.0/33", "10.65.0.0/255.255.0.0", "fe80::1%eth0", "::/0"),
-    *("Allowed", "tcp", "-1", "70000", 70000, -1, 0, 1.5, True, None, "x" * 300, "default", "ingress"),
+    *("Allowed", "tcp", "-1", "70000", 70000, -1, -9, 0, 1.5, True, None, "x" * 300, "default", "ingress"),
+    *(10**30, 10**400, "\u0000", "a b", "\N{SNOWMAN}"),
     *([], {}, [""], ["10.65.0.1"], {"app": "a"}),
 )
 

@@ -471,7 +471,7 @@ def block(spec: model.IPAMBlockSpec) -> Block:
     first = ipaddress.ip_network(net(spec.cidr))[0]
     borrowed = {}
     for ordinal, index in enumerate(spec.allocations):
-        if index is not None and index < len(spec.attributes):
+        if index in range(len(spec.attributes)):
             user = spec.attributes[index].secondary.get("node", "")
             if user not in ("", node):
                 borrowed[str(first + ordinal)] = user

@@ -333,6 +333,16 @@ def test_allocation_on_the_blocks_own_node_republishes_nothing() -> None:
     assert calculator.flush().empty()
 
 
+@pytest.mark.parametrize("index", [-2, -1, 1, 2])
+def test_allocation_of_an_attribute_that_is_not_there_is_nobodys(index: int) -> None:
+    other = model.AllocationAttribute(handle_id="h", secondary={"node": "n2"})
+    spec = model.IPAMBlockSpec(
+        cidr="10.0.0.0/30", affinity="host:n1", allocations=[index, None, None, None], attributes=[other]
+    )
+    calculator = calculate(model.IPAMBlock(metadata=model.ObjectMeta(name="b"), spec=spec))
+    assert calculator.blocks == {"10.0.0.0/30": Block(cidr="10.0.0.0/30", node="n1")}
+
+
 def test_configuration_and_bgp_kinds_pass_through_and_others_do_not() -> None:
     calculator = Calculator()
     felix = model.FelixConfiguration(metadata=model.ObjectMeta(name="default"))
