@@ -195,6 +195,7 @@ class Oracle:
                 f"{one.partition('/')[0]},{protocol}:{number}"
                 for item in chosen
                 for one in item.nets
+                if one.endswith("/128" if ":" in one else "/32")  # a port is of an address, not of a network
                 for name, protocol, number in item.ports
                 if name == wanted.port and wanted.protocol in ("any", protocol)
             }
