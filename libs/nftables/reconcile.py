@@ -90,7 +90,7 @@ class _Plan:
             *self.release, *self.redefine, *self.create, *self.elements, *self.rules, *self.verdicts, *self.remove,
         ]  # fmt: skip
         ahead = self.ahead
-        if self.rules or self.verdicts:  # the old rules should not see what comes with new ones
+        if len(rest) > len(self.elements):  # the old rules should not see what comes with new ones
             rest = [*self.gains, *rest]
         else:
             ahead = [*ahead, *self.gains]

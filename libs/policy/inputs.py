@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Sequence
-from ipaddress import ip_address
 
 import msgspec
 
@@ -23,7 +22,7 @@ from libs.model.validation.endpoints import DSCP_ANNOTATION
 from libs.policy import kubernetes, nets, rules
 from libs.policy.order import PolicyOrder, TierSpec
 from libs.policy.output import Block, Host, Nat, NodeInfo, PolicyKey, Pool, Qos, Workload, WorkloadKey
-from libs.policy.sets import PORT_PROTOCOLS, Contributor, NamedPort
+from libs.policy.sets import Contributor, NamedPort
 
 EVERY_NODE_HINT = "AssumeNeededOnEveryNode"
 DEFAULT_TIER = "default"
@@ -226,10 +225,10 @@ def _qos(controls: model.QoSControls | None) -> Qos | None:
 
 
 def _nat(entry: model.IPNAT) -> Nat:
-    internal, external = ip_address(entry.internal_ip), ip_address(entry.external_ip)
-    if internal.version != external.version:
+    internal, external = nets.canonical_address(entry.internal_ip), nets.canonical_address(entry.external_ip)
+    if nets.version_of(internal) != nets.version_of(external):
         raise ValueError(f"ipNATs: {external} and {internal} are of two families")
-    return Nat(str(external), str(internal))
+    return Nat(external, internal)
 
 
 def _host(resource: model.HostEndpoint) -> EndpointInput:
@@ -261,12 +260,16 @@ def _host_dscp(resource: model.HostEndpoint) -> int | None:
 
 
 def _ports(ports: Sequence[model.EndpointPort | model.WorkloadEndpointPort]) -> tuple[NamedPort, ...]:
-    """Named ports of an endpoint; those without a name or of a protocol without ports are of no use here."""
+    """Named ports of an endpoint; those without a name or of a protocol without ports are of no use here. Protocol 0
+    is none, and stands for TCP.
+    """
     found = []
     for port in ports:
-        protocol = rules.named_port_protocol(rules.protocol_of(port.protocol))
-        if port.name:
-            found.append(NamedPort(port.name, protocol if protocol in PORT_PROTOCOLS else "tcp", port.port))
+        given = rules.protocol_of(port.protocol)
+        protocol = "tcp" if given is None or given == 0 else rules.port_protocol(given)
+        _check_port(port.port)
+        if port.name and protocol is not None:
+            found.append(NamedPort(port.name, protocol, port.port))
     return tuple(found)
 
 
@@ -281,6 +284,11 @@ def _network_set(resource: model.NetworkSet | model.GlobalNetworkSet) -> Network
         parents=(f"{NAMESPACE_PROFILE}{namespace}",) if namespace else (),
         contributor=Contributor(tuple(map(nets.canonical, resource.spec.nets))),
     )
+
+
+def _check_port(number: int) -> None:
+    if not 0 <= number <= 65535:
+        raise ValueError(f"port must be between 0 and 65535, not {number}")
 
 
 PolicySpec = (
@@ -356,8 +364,8 @@ def _pool(resource: model.IPPool) -> PoolInput:
 
 
 def _block(resource: model.IPAMBlock) -> BlockInput:
-    """Who owns the block, and which addresses another node uses. What has no node (a released address too) routes
-    nowhere.
+    """Who owns the block, and which addresses another node uses. What has no node (a released address too, and one
+    whose attribute is not there) routes nowhere.
     """
     spec = resource.spec
     cidr = nets.canonical(spec.cidr)
@@ -367,25 +375,30 @@ def _block(resource: model.IPAMBlock) -> BlockInput:
     borrowed = {
         nets.nth_address(cidr, ordinal): users[index]
         for ordinal, index in enumerate(spec.allocations)
-        if index is not None and index < len(users) and users[index] and users[index] != node
+        if index is not None and 0 <= index < len(users) and users[index] and users[index] != node
     }
     return BlockInput(cidr, Block(cidr=cidr, node=node, borrowed=borrowed))
 
 
 def _slice(resource: KubernetesEndpointSlice) -> SliceInput | None:
-    """None for one that belongs to no service. Raises ValueError for an address that is none."""
+    """None for one that belongs to no service; ports of a protocol without any are left out. Raises ValueError for an
+    address or a port that is none.
+    """
     namespace, service = resource.metadata.namespace, resource.metadata.labels.get(SERVICE_NAME_LABEL, "")
     if not service or resource.address_type == "FQDN":
         return None
-    found = [str(ip_address(text)) for endpoint in resource.endpoints for text in endpoint.addresses]
+    found = [nets.canonical_address(text) for endpoint in resource.endpoints for text in endpoint.addresses]
+    ports = [(rules.port_protocol((port.protocol or "TCP").lower()), port.port) for port in resource.ports]
+    for _, number in ports:
+        _check_port(number or 0)
     return SliceInput(
         identity=f"{namespace}/{_name(resource)}",
         service=f"{namespace}/{service}",
         members=frozenset(
-            f"{address},{(port.protocol or 'TCP').lower()}:{port.port}"
+            f"{address},{protocol}:{number}"
             for address in found
-            for port in resource.ports
-            if port.port is not None
+            for protocol, number in ports
+            if protocol is not None and number is not None
         ),
         addresses=frozenset(map(nets.canonical, found)),
     )

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from ipaddress import ip_network
 
 from libs import model
 from libs.model import kubernetes as k8s
@@ -24,6 +23,7 @@ from libs.model.policy import (
     StagedKubernetesNetworkPolicySpec,
 )
 from libs.model.scalars import Port, Protocol
+from libs.policy import nets
 
 ORCHESTRATOR = "projectcalico.org/orchestrator == 'k8s'"
 ORDER = 1000.0
@@ -135,7 +135,7 @@ def _pods(pods: LabelSelector | None, namespaces: LabelSelector | None) -> model
 
 def _network(cidr: str) -> str:
     try:
-        return str(ip_network(cidr, strict=False))
+        return nets.canonical(cidr)
     except ValueError:
         raise _Malformed(f"{cidr!r} is no network") from None
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from functools import lru_cache
 from typing import NamedTuple
 
 BITS = {4: 32, 6: 128}
+# Python also reads netmasks and the zones of link-local addresses; neither is a form of the API, nor of nft's sets.
+_FORM = re.compile(r"[0-9a-fA-F.:]+(/[0-9]+)?")
 
 
 class Net(NamedTuple):
@@ -34,7 +37,16 @@ def canonical(text: str) -> str:
 
     Raises ValueError for anything that is neither.
     """
+    if not _FORM.fullmatch(text):
+        raise ValueError(f"{text!r} is neither a network nor an address")
     return str(ipaddress.ip_network(text, strict=False))
+
+
+def canonical_address(text: str) -> str:
+    """An address in canonical form. Raises ValueError for anything else."""
+    if not _FORM.fullmatch(text):
+        raise ValueError(f"{text!r} is no address")
+    return str(ipaddress.ip_address(text))
 
 
 @lru_cache(maxsize=65536)
@@ -68,7 +80,7 @@ def nth_address(net: str, ordinal: int) -> str:
 def valid_address(text: str) -> str:
     """An address, with or without a prefix length, as it is; "" for anything else."""
     try:
-        ipaddress.ip_interface(text)
+        canonical(text)
     except ValueError:
         return ""
     return text

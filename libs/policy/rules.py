@@ -37,6 +37,7 @@ _ACTIONS = {"Allow": Action.ALLOW, "Deny": Action.DENY, "Pass": Action.PASS, "Lo
 _VERSION_OF_PROTOCOL = {"icmp": 4, "icmpv6": 6}
 _NUMERIC_PORT = re.compile(r"([0-9]+)(?::([0-9]+))?")
 _PROTOCOL_NUMBERS = {6: "tcp", 17: "udp", 132: "sctp"}
+_PROTOCOLS = frozenset({"tcp", "udp", "icmp", "icmpv6", "sctp", "udplite"})
 
 
 def policy_selector(
@@ -143,10 +144,11 @@ def compile_rules(rules: Sequence[model.Rule], namespace: str = "") -> tuple[tup
     compiled: list[Rule] = []
     specs: dict[str, SetSpec] = {}
     for rule in rules:
+        _check_packet_fields(rule)
         protocol = protocol_of(rule.protocol)
-        port_protocol = named_port_protocol(protocol)
-        source = _Side(rule.source, namespace, port_protocol, is_destination=False)
-        destination = _Side(rule.destination, namespace, port_protocol, is_destination=True)
+        of_ports = named_port_protocol(protocol)
+        source = _Side(rule.source, namespace, of_ports, is_destination=False)
+        destination = _Side(rule.destination, namespace, of_ports, is_destination=True)
         for spec in (*source.specs(), *destination.specs()):
             specs[spec.id] = spec
         compiled.append(_rule(rule, protocol, source, destination))
@@ -208,8 +210,13 @@ def named_port_protocol(protocol: str | int | None) -> str:
     """Which ports of a name count for a rule with this protocol: any when it names none."""
     if protocol is None:
         return sets.ANY_PROTOCOL
-    name = _PROTOCOL_NUMBERS.get(protocol, "tcp") if isinstance(protocol, int) else protocol
-    return name if name in sets.PORT_PROTOCOLS else "tcp"
+    return port_protocol(protocol) or "tcp"
+
+
+def port_protocol(protocol: str | int) -> str | None:
+    """The name of a protocol that has ports, None for another."""
+    name = _PROTOCOL_NUMBERS.get(protocol) if isinstance(protocol, int) else protocol
+    return name if name in sets.PORT_PROTOCOLS else None
 
 
 def split_ports(ports: Sequence[int | str]) -> tuple[tuple[PortRange, ...], list[str]]:
@@ -267,9 +274,22 @@ def check(rules: Sequence[model.Rule], namespace: str) -> None:
     """Raise ValueError for rules that `compile_rules` would not take. Selectors are cached, so asking costs little."""
     for rule in rules:
         action_of(rule)
+        _check_packet_fields(rule)
         for entity in (rule.source, rule.destination):
             if entity is not None:
                 sel.parse(entity_selector(entity, namespace))
                 sel.parse(entity.not_selector)
                 for text in (*entity.nets, *entity.not_nets):
                     nets.canonical(text)
+
+
+def _check_packet_fields(rule: model.Rule) -> None:
+    """Raise ValueError for a protocol, IP version or ICMP type that no packet can have and no dataplane can express."""
+    for protocol in (protocol_of(rule.protocol), protocol_of(rule.not_protocol)):
+        if isinstance(protocol, str) and protocol not in _PROTOCOLS:
+            raise ValueError(f"{protocol!r} is no protocol")
+    if rule.ip_version not in (None, 0, 4, 6):
+        raise ValueError(f"ipVersion must be 4 or 6, not {rule.ip_version}")
+    for match in (rule.icmp, rule.not_icmp):
+        if match is not None and not (0 <= (match.type or 0) <= 254 and 0 <= (match.code or 0) <= 255):
+            raise ValueError(f"icmp: type {match.type} and code {match.code} cannot be")

@@ -49,6 +49,7 @@ Message = dict[str, Any]
 _ACTIONS = {"pass": "next-tier"}
 _POOL_MODES = {"Always": "always", "CrossSubnet": "cross-subnet"}
 _IP_VERSIONS = {4: "IPV4", 6: "IPV6"}
+_BGP_DEFAULT = model.resource_key("BGPConfiguration", "default")
 
 
 def main() -> None:
@@ -111,6 +112,7 @@ class _Calculation:
         self._routes = RouteResolver(hostname)
         self._told: dict[str, dict[str, Message]] = {}
         self._told_encapsulation: Message | None = None
+        self._told_bgp: Message = {}
         self._tiers_seen: set[str] = set()
 
     def put(self, key: str, value: str) -> None:
@@ -179,6 +181,10 @@ class _Calculation:
         if encapsulation != self._told_encapsulation:
             self._told_encapsulation = encapsulation
             messages.append({"kind": "encapsulation", "msg": encapsulation})
+        bgp = _bgp(calculator.passthrough.get(_BGP_DEFAULT))
+        if bgp != self._told_bgp:
+            self._told_bgp = bgp
+            messages.append({"kind": "global_bgp_config_update", "msg": bgp})
         return messages
 
 
@@ -438,6 +444,22 @@ def _pool(cidr: str, pool: Pool) -> Message:
 
 def _encapsulation(wanted: Encapsulation) -> Message:
     return _short({"ipip_enabled": wanted.ipip, "vxlan_enabled": wanted.vxlan, "vxlan_enabled_v6": wanted.vxlan_v6})
+
+
+def _bgp(resource: model.Resource | None) -> Message:
+    """Addresses of services, and those at which nodes peer with their workloads; nothing without a configuration."""
+    if not isinstance(resource, model.BGPConfiguration):
+        return {}
+    spec = resource.spec
+    return _short(
+        {
+            "service_cluster_cidrs": [block.cidr for block in spec.service_cluster_ips],
+            "service_external_cidrs": [block.cidr for block in spec.service_external_ips],
+            "service_loadbalancer_cidrs": [block.cidr for block in spec.service_load_balancer_ips],
+            "local_workload_peering_ip_v4": spec.local_workload_peering_ipv4,
+            "local_workload_peering_ip_v6": spec.local_workload_peering_ipv6,
+        }
+    )
 
 
 if __name__ == "__main__":

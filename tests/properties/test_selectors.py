@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from libs.model import selector as sel
 from libs.model.selector import Selector, SelectorError, parse
 from libs.policy.index import Entry, LabelIndex
-from tests.properties.policy_oracle import truth
+from tests.properties.rule_oracle import truth
 
 KEYS = st.sampled_from(("a", "b", "has", "in", "k8s.io/x"))
 VALUES = st.sampled_from(("", "x", "y", "xy", "it's", 'say "x"', "é"))

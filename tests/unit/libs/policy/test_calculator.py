@@ -18,6 +18,7 @@ from tests.unit.libs.policy.build import (
     node,
     np,
     np_key,
+    only_policy_sets,
     pool,
     profile,
     rule,
@@ -199,6 +200,10 @@ def test_workload_without_addresses_does_not_exist() -> None:
         ({"interface_name": "cali/0"}, "interfaceName"),
         ({"ip_nats": [model.IPNAT(internal_ip="10.0.0.1", external_ip="oops")]}, "oops"),
         ({"ip_nats": [model.IPNAT(internal_ip="10.0.0.1", external_ip="fd00::1")]}, "two families"),
+        ({"ip_nats": [model.IPNAT(internal_ip="fd00::1", external_ip="fe80::1%eth0")]}, "fe80::1%eth0"),
+        ({"ip_networks": ["fe80::1%eth0/128"]}, "fe80::1%eth0/128"),
+        ({"allow_spoofed_source_prefixes": ["10.0.0.0/255.0.0.0"]}, "255.0.0.0"),
+        ({"ports": [model.WorkloadEndpointPort(name="a", protocol=model.Protocol("TCP"), port=70000)]}, "70000"),
     ],
 )
 def test_workload_that_no_node_could_program_is_absent_and_named(fields: dict[str, object], reason: str) -> None:
@@ -208,6 +213,17 @@ def test_workload_that_no_node_could_program_is_absent_and_named(fields: dict[st
     changes = calculator.flush()
     assert not changes.nodes
     assert reason in changes.refused["bad"]
+
+
+def test_host_endpoint_whose_interface_cannot_be_is_absent_and_named() -> None:
+    calculator = calculate(
+        *(hep(name, interface=interface) for name, interface in (("a", "*"), ("b", ""), ("c", "eth0")))
+    )
+    assert set(calculator.view("n1").hosts) == {"a", "b", "c"}
+    calculator.update("bad", hep("d", interface="x" * 16))
+    changes = calculator.flush()
+    assert not changes.nodes
+    assert "interfaceName" in changes.refused["bad"]
 
 
 def test_resource_with_a_selector_that_does_not_parse_is_absent_and_named() -> None:
@@ -220,9 +236,48 @@ def test_resource_with_a_selector_that_does_not_parse_is_absent_and_named() -> N
     assert set(changes.refused) == {"bad", "worse", "unknown action"}
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [
+        rule(protocol="Allowed"),
+        rule(not_protocol=model.Protocol("Allowed")),
+        rule(ip_version=7),
+        rule(icmp=model.ICMPFields(type=255)),
+        rule(not_icmp=model.ICMPFields(type=8, code=256)),
+        rule(source={"nets": ["10.0.0.0/255.0.0.0"]}),
+        rule(destination={"not_nets": ["fe80::1%eth0/128"]}),
+    ],
+)
+def test_policy_with_a_rule_that_no_dataplane_can_express_is_absent_and_named(bad: model.Rule) -> None:
+    calculator = calculate(wep("x", profiles=("p",)), profile("p", egress=[bad]))
+    assert calculator.view("n1").profiles == {"p": MISSING_PROFILE}
+    calculator.update("bad", gnp("p", ingress=[bad]))
+    changes = calculator.flush()
+    assert not changes.policies
+    assert set(changes.refused) == {"bad"}
+
+
+@pytest.mark.parametrize("bad", ["fe80::1%eth0", "fe80::1%eth0/64", "10.0.0.0/255.0.0.0", "10.0.0.0/0.0.0.255"])
+def test_network_set_with_a_zone_or_a_netmask_is_absent_and_named(bad: str) -> None:
+    calculator = calculate(wep("x"))
+    calculator.update("bad", gns("s", {}, ("10.0.0.0/8", bad)))
+    assert set(calculator.flush().refused) == {"bad"}
+
+
+def test_named_port_of_a_protocol_without_ports_is_in_no_set() -> None:
+    to = rule("Allow", None, None, {"ports": ["http"]})
+    ports = (("http", "UDPLite", 80), ("http", "ICMP", 81), ("http", 0, 82), ("http", 132, 83), ("http", "", 84))
+    (found,) = only_policy_sets(view_of(wep("x", ports=ports), gnp("p", egress=[to])), "p")
+    assert found == {"10.0.0.1,tcp:82", "10.0.0.1,sctp:83"}
+
+
 def test_profile_with_a_rule_that_means_nothing_denies() -> None:
     view = view_of(wep("x", profiles=("p",)), profile("p", ingress=[rule("Perhaps")]))
     assert view.profiles == {"p": MISSING_PROFILE}
+
+
+def test_address_of_a_node_with_a_zone_or_a_netmask_is_left_out() -> None:
+    assert calculate(node("n1", "192.0.2.1/255.255.255.0", "fe80::1%eth0/64")).node_infos["n1"] == NodeInfo()
 
 
 def test_address_of_a_node_that_is_none_is_left_out() -> None:
@@ -276,6 +331,16 @@ def test_allocation_on_the_blocks_own_node_republishes_nothing() -> None:
     )
     calculator.update("IPAMBlock//b", model.IPAMBlock(metadata=model.ObjectMeta(name="b"), spec=spec))
     assert calculator.flush().empty()
+
+
+@pytest.mark.parametrize("index", [-2, -1, 1, 2])
+def test_allocation_of_an_attribute_that_is_not_there_is_nobodys(index: int) -> None:
+    other = model.AllocationAttribute(handle_id="h", secondary={"node": "n2"})
+    spec = model.IPAMBlockSpec(
+        cidr="10.0.0.0/30", affinity="host:n1", allocations=[index, None, None, None], attributes=[other]
+    )
+    calculator = calculate(model.IPAMBlock(metadata=model.ObjectMeta(name="b"), spec=spec))
+    assert calculator.blocks == {"10.0.0.0/30": Block(cidr="10.0.0.0/30", node="n1")}
 
 
 def test_configuration_and_bgp_kinds_pass_through_and_others_do_not() -> None:

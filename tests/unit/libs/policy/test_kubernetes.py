@@ -316,3 +316,20 @@ def test_slice_before_and_after_the_policy_give_the_same() -> None:
         found = calculator.ipset(set_id)
         assert found is not None
         assert found.members == {"10.0.0.5,sctp:99"}
+
+
+def test_slice_gives_no_member_that_is_no_address_and_port() -> None:
+    to = rule(destination={"services": model.ServiceMatch(name="web")})
+    x, p = wep("x"), np("p", egress=[to])
+    odd = endpoint_slice("web-1", "web", ["10.0.0.5"], [("TCP", 80), ("ICMP", 1), ("odd", 2)])
+    calculator = calculate(odd, x, p)
+    (set_id,) = calculator.ipset_ids()
+    found = calculator.ipset(set_id)
+    assert found is not None
+    assert found.members == {"10.0.0.5,tcp:80"}
+    for bad in (
+        endpoint_slice("web-1", "web", ["fe80::1%eth0"], [("TCP", 80)]),
+        endpoint_slice("web-1", "web", ["10.0.0.5"], [("TCP", 70000)]),
+    ):
+        calculator.update(key_of(odd), bad)
+        assert set(calculator.flush().refused) == {key_of(odd)}
