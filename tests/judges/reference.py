@@ -20,7 +20,7 @@ from libs.model.kubernetes import KubernetesEndpointSlice
 from libs.testkit.packets import Packet
 from tests.judges.draw import NODE
 from tests.judges.path import FORWARD, NORMAL, PRE_DNAT, UNTRACKED
-from tests.properties.policy_oracle import truth
+from tests.properties.rule_oracle import truth
 
 Address = IPv4Address | IPv6Address
 NAMESPACE, ACCOUNT = "projectcalico.org/namespace", "projectcalico.org/serviceaccount"
