@@ -25,7 +25,7 @@ from tests.properties.test_policy import Reader
 Steps = list[list[Op]]
 ASKED = {HOSTNAME, "n4"}
 TABLES = ("node_infos", "pools", "blocks", "namespaces", "service_accounts", "encapsulation", "nodes")
-EXAMPLES = settings(max_examples=max(150, settings().max_examples), phases=(Phase.generate,))
+EXAMPLES = settings(max_examples=max(250, settings().max_examples), phases=(Phase.generate,))
 
 
 def read(op: Op) -> model.Resource | None:
