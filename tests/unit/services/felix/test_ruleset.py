@@ -435,6 +435,20 @@ class TestSkipBlocks:
         assert lines[4].startswith("ip saddr @s-x-h jump bi-")
         assert len(lines) <= 7  # a block of four or five, then what is left, then the drop
 
+    @pytest.mark.parametrize("inbound", [True, False])
+    @pytest.mark.parametrize("broken", ["bogus", "10.0.0.1/8"])
+    def test_network_that_is_none_in_a_rule_for_the_other_family_is_refused_there_alone(self, inbound, broken):
+        """The family that leaves the rule out never reads its networks; nor may its guard."""
+        node = Node()
+        side = "src_nets" if inbound else "dst_nets"
+        rules = (Rule(action=Action.ALLOW, ip_version=6, **{side: (broken,)}),)
+        node.builder.set_policy(np("p"), Policy(tier="t", **{"inbound" if inbound else "outbound": rules}))
+        node.flush()
+        assert broken in node.builder.refused[np("p")]
+        name = f"{'pi' if inbound else 'po'}-np/ns1/p"
+        assert node.chain(name, 4) == []
+        assert node.chain(name, 6) == ["drop"]
+
     def test_unknown_and_refused_policies_stay_outside(self):
         bad = Rule(action=Action.ALLOW, src_sets=("s:x",), protocol="tcp", dst_ports=(PortRange(70000, 70000),))
         node = self.build(*[self.asks("x")] * 4, (bad,), *[self.asks("gone")] * 4, x=nets("10.1.0.1/32"))
