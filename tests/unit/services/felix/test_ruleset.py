@@ -25,7 +25,8 @@ from libs.policy.output import (
     Rule,
     Tier,
 )
-from services.felix.core.options import NatOptions, RulesetOptions
+from services.felix.core.ipsets import IpSets, parse_members
+from services.felix.core.options import V4, NatOptions, RulesetOptions
 from services.felix.core.ruleset import RulesetBuilder
 from tests.unit.services.felix.table import Node, gnp, np, wl, workload
 
@@ -494,6 +495,15 @@ class TestSkipBlocks:
         node.builder.set_workload(wl("a"), None)
         node.flush()
         assert not [name for name in (*node.v4.chains, *node.v4.sets) if name.startswith(("bi-", "u-"))]
+
+
+def test_network_that_rules_spell_stays_in_a_union_when_a_set_loses_it():
+    ip_sets = IpSets(V4)
+    ip_sets.replace("s:x", IPSetType.NET, parse_members(IPSetType.NET, ["10.1.0.0/16", "10.2.0.0/16"]))
+    ip_sets.put_union("u:x", ("s:x",), ["10.1.0.0/16"])
+    lost = parse_members(IPSetType.NET, ["10.1.0.0/16", "10.2.0.0/16"])
+    ip_sets.change("s:x", IPSetType.NET, parse_members(IPSetType.NET, []), lost)
+    assert ip_sets.kernel_set("u:x", "u-x-n").elements == {"10.1.0.0/16"}
 
 
 class TestNat:
