@@ -132,7 +132,7 @@ class IpSets:
 
     def forget_unions(self) -> None:
         """For a ruleset that starts from nothing with these sets."""
-        for union_id in [*self._parts]:
+        for union_id in reversed([*self._parts]):  # outer ones first: nothing is taken out of what goes as well
             self.remove_union(union_id)
 
     def holds_networks(self, set_id: str) -> bool:

@@ -506,6 +506,18 @@ def test_network_that_rules_spell_stays_in_a_union_when_a_set_loses_it():
     assert ip_sets.kernel_set("u:x", "u-x-n").elements == {"10.1.0.0/16"}
 
 
+def test_unions_are_forgotten_without_taking_members_out_of_one_another(monkeypatch):
+    ip_sets = IpSets(V4)
+    for number in range(3):
+        ip_sets.replace(f"s:{number}", IPSetType.NET, parse_members(IPSetType.NET, [f"10.0.0.{number}"]))
+    ip_sets.put_union("u:inner", ("s:0", "s:1"), ())
+    ip_sets.put_union("u:outer", ("s:2", "u:inner"), ())
+    monkeypatch.delattr(IpSets, "_change_nets")
+    ip_sets.forget_unions()
+    assert not ip_sets.holds_networks("u:inner")
+    assert not ip_sets.holds_networks("u:outer")
+
+
 class TestNat:
     def test_pools_with_nat_outgoing_install_the_hook_and_their_removal_takes_it_away(self):
         node = Node()
