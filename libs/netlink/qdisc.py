@@ -212,9 +212,15 @@ def no_link_local(index: int) -> Request:
 # --- what is there ----------------------------------------------------------------------------------------------------
 
 
+def _head(body: bytes) -> tuple[int, ...]:
+    if len(body) < _TCMSG.size:
+        raise ValueError(f"{len(body)} octets are no traffic control message")
+    return _TCMSG.unpack_from(body)
+
+
 def decode_qdisc(body: bytes) -> Qdisc:
     """Body of RTM_NEWQDISC. Raises ValueError when it is malformed."""
-    _, index, handle, parent, _ = _TCMSG.unpack_from(body)
+    _, index, handle, parent, _ = _head(body)
     found = attrs(body, _TCMSG.size)
     kind = cstring(found.get(_KIND, b""))
     bucket = _decode_bucket(attrs(found.get(_OPTIONS, b""))) if kind == "tbf" else None
@@ -242,7 +248,7 @@ def _u64(payload: bytes | None, otherwise: int) -> int:
 
 def decode_filter(body: bytes) -> Filter:
     """Body of RTM_NEWTFILTER. Raises ValueError when it is malformed."""
-    _, index, handle, parent, info = _TCMSG.unpack_from(body)
+    _, index, handle, parent, info = _head(body)
     found = attrs(body, _TCMSG.size)
     kind = cstring(found.get(_KIND, b""))
     options = attrs(found.get(_OPTIONS, b"")) if kind == "u32" else {}

@@ -6,6 +6,7 @@ The nodes are asked by way of typha, which marks them; each then reports what it
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Collection, Mapping
 
 import msgspec
@@ -42,14 +43,15 @@ async def gather(bus: Bus, nodes: Collection[str], timeout_s: float) -> dict[str
     subscription = bus.subscribe(subjects.ALL_APPLIED, heard)
     try:
         await bus.barrier(min(timeout_s, 10.0))
-        end = asyncio.get_running_loop().time() + timeout_s
-        while missing() and (left_s := end - asyncio.get_running_loop().time()) > 0:
-            bus.publish(subjects.TYPHA_MARK, wire.encode(wire.MarkRequest(rev=0, nodes=missing())))
+        now = asyncio.get_running_loop().time
+        end, ask_at = now() + timeout_s, 0.0
+        while missing() and now() < end:
+            if now() >= ask_at:  # not at each report: every wish makes all the nodes that it names report
+                bus.publish(subjects.TYPHA_MARK, wire.encode(wire.MarkRequest(rev=0, nodes=missing())))
+                ask_at = now() + ASK_AGAIN_S
             news.clear()
-            try:
-                await asyncio.wait_for(news.wait(), min(left_s, ASK_AGAIN_S))
-            except TimeoutError:
-                continue
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(news.wait(), max(0.0, min(end, ask_at) - now()))
     finally:
         subscription.unsubscribe()
     return found

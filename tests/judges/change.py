@@ -53,12 +53,7 @@ def follow(judge: KernelJudge, seed: int, packets: int, record: Record) -> list[
     quarrels: list[Quarrel] = []
     builder = None
     for step in draw_steps(random, 4):
-        for key, resource in step.items():
-            calculator.update(key, resource)
-            state.pop(key, None)
-            if resource is not None:
-                state[key] = resource
-        calculator.flush()
+        calculated(calculator, state, step)
         old, view = view, calculator.view(NODE)
         resources = list(state.values())
         assert view == view_of(resources), "the calculation went elsewhere"
@@ -74,6 +69,16 @@ def follow(judge: KernelJudge, seed: int, packets: int, record: Record) -> list[
         quarrels += compare(resources, view, shots, judge.judge(shots), record)
         record.cases += 1
     return quarrels
+
+
+def calculated(calculator: Calculator, state: dict[str, model.Resource], step: Step) -> None:
+    """Tells the calculator a step, and keeps what there is then."""
+    for key, resource in step.items():
+        calculator.update(key, resource)
+        state.pop(key, None)
+        if resource is not None:
+            state[key] = resource
+    calculator.flush()
 
 
 def by_name(ruleset: Ruleset) -> dict[tuple[str, str], object]:

@@ -25,7 +25,7 @@ from libs import model
 from libs.nftables.model import Ruleset
 from libs.policy.calculator import Calculator
 from libs.testkit.packets import Packet
-from tests.judges.change import Step, draw_steps
+from tests.judges.change import calculated, draw_steps
 from tests.judges.draw import NODE
 from tests.judges.kernel_judge import KernelJudge, feed, running_judge
 from tests.judges.path import allows
@@ -118,12 +118,3 @@ def networks_change(before: Ruleset, after: Ruleset) -> bool:
     """Whether a set of networks that both have holds others."""
     then = {one.name: one.elements for one in before.sets if one.interval}
     return any(then.get(one.name, one.elements) != one.elements for one in after.sets)
-
-
-def calculated(calculator: Calculator, state: dict[str, model.Resource], step: Step) -> None:
-    for key, resource in step.items():
-        calculator.update(key, resource)
-        state.pop(key, None)
-        if resource is not None:
-            state[key] = resource
-    calculator.flush()

@@ -7,13 +7,14 @@ from ipaddress import ip_address
 from random import Random
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from libs.nftables import model as nft
 from libs.nftables.evaluate import Evaluator, Packet
 from libs.policy.output import Action, IPSet, IPSetType, Policy, PolicyKey, Profile, Rule, Tier, Workload, WorkloadKey
-from services.felix.core import blocks
+from services.felix.core import blocks, ipsets
 from services.felix.core.options import RulesetOptions
 from services.felix.core.ruleset import RulesetBuilder
 from tests.unit.services.felix.oracle import World, judge
@@ -190,6 +191,15 @@ def test_with_blocks_every_packet_meets_the_same_rules(seed):
             assert (got[0], len(got[1])) == (want.allowed, want.logs), packet
 
 
+@pytest.fixture(scope="module")
+def small_guards():
+    """Sets cross the limit of what may guard now and then."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ipsets, "LARGEST_GUARD", 3)
+        yield
+
+
+@pytest.mark.usefixtures("small_guards")
 @given(st.integers(0, 2**32))
 def test_any_way_to_a_state_ends_in_the_same_blocks(seed):
     clusters = Clusters(seed)

@@ -165,7 +165,9 @@ def _plan_root(todo: Todo, link: Link, bucket: TokenBucket | None, seen: Seen) -
             todo.requests.append((f"limit on {link.name} goes", delete_bucket(link.index, HANDLE)))
         return
     if root is not None and ours is None:
-        todo.problem = f"{link.name} has a root qdisc of another program ({root.kind} {root.handle >> 16:x}:)"
+        todo.problem = (
+            todo.problem or f"{link.name} has a root qdisc of another program ({root.kind} {root.handle >> 16:x}:)"
+        )
     elif ours is None or ours.bucket is None or not ours.bucket.is_of(bucket):
         request = new_bucket(link.index, bucket, HANDLE, change=ours is not None)
         todo.requests.append((f"limit on {link.name}", request))

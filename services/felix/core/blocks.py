@@ -199,11 +199,3 @@ def _height(key: PolicyKey) -> int:
         value >>= BITS
         height += 1
     return height
-
-
-def blocks(row: Row) -> Iterable[Block]:
-    """Every block of a row, the inner ones first."""
-    for item in row:
-        if isinstance(item, Block):
-            yield from blocks(item.items)
-            yield item

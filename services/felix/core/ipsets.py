@@ -20,6 +20,7 @@ from services.felix.core.sets import Net, NetMembers, address_text, net_text, pa
 
 PROTOCOL_NAMES = {6: "tcp", 17: "udp", 132: "sctp"}
 PortMember = tuple[int, int, int]
+LARGEST_GUARD = 512  # members of one family
 
 
 @dataclass(slots=True)
@@ -132,11 +133,14 @@ class IpSets:
 
     def forget_unions(self) -> None:
         """For a ruleset that starts from nothing with these sets."""
-        for union_id in [*self._parts]:
+        for union_id in reversed([*self._parts]):  # outer ones first: nothing is taken out of what goes as well
             self.remove_union(union_id)
 
-    def holds_networks(self, set_id: str) -> bool:
-        return set_id in self._nets
+    def can_guard(self, set_id: str) -> bool:
+        """Whether it may be a part of unions. Large ones may not: each level of unions would hold all of it again, and
+        write it all again when another part changes. An id is in `reshaped` when the answer becomes another.
+        """
+        return set_id in self._nets and len(self._nets[set_id]) <= LARGEST_GUARD
 
     def halves(self, set_id: str, type_: IPSetType) -> Sequence[Half]:
         """The kernel sets that together hold this IP set; each address is in one of them only.
@@ -172,9 +176,11 @@ class IpSets:
 
     def _change_nets(self, set_id: str, added: Iterable[Net], removed: Iterable[Net]) -> None:
         version, members = self._family.version, self._nets[set_id]
-        before = self.halves(set_id, IPSetType.NET)
+        before, could_guard = self.halves(set_id, IPSetType.NET), self.can_guard(set_id)
         delta = members.change(added, removed)
         self._change_unions(set_id, delta.gained, delta.lost)
+        if set_id not in self._parts and could_guard != self.can_guard(set_id):
+            self.reshaped.add(set_id)
         if not delta:
             return
         if before != self.halves(set_id, IPSetType.NET):

@@ -14,8 +14,9 @@ from typing import TypeAlias
 from libs.nftables import model as nft
 from libs.nftables.model import Chain, Rule
 from libs.policy.output import Action, IPSetType, PolicyKey
+from libs.policy.output import Rule as PolicyRule
 from services.felix.core import blocks, names
-from services.felix.core.blocks import Block, Item, Row
+from services.felix.core.blocks import Block, Guard, Item, Row
 from services.felix.core.dispatch import TierList
 from services.felix.core.ipsets import IpSets
 from services.felix.core.options import Family, RulesetOptions
@@ -98,10 +99,7 @@ class ListChains:
             item = None
             if rules is not None:
                 passes = any(rule.action is Action.PASS for rule in rules)
-                guard = None if denied else blocks.guard(rules, inbound)
-                if guard is not None and not all(map(self._ip_sets.holds_networks, guard.sets)):
-                    guard = None
-                item = Item(key, passes, guard)
+                item = Item(key, passes, None if denied else self._guard(rules, inbound))
             if item != self._items.get((key, inbound)):
                 if item is None:
                     del self._items[key, inbound]
@@ -109,6 +107,15 @@ class ListChains:
                     self._items[key, inbound] = item
                 out |= {used for used in state.lists_of.get(key, ()) if used.inbound == inbound}
         return out
+
+    def _guard(self, rules: Iterable[PolicyRule], inbound: bool) -> Guard | None:
+        """None too for what this family cannot look up: a rule that is for the other one alone may say anything."""
+        try:
+            guard = blocks.guard(rules, inbound)
+        except ValueError:
+            return None
+        known = guard is not None and all(map(self._ip_sets.can_guard, guard.sets))
+        return guard if known else None
 
     def _use(self, row: Row, appeared: set[Holder]) -> None:
         for item in row:

@@ -38,13 +38,13 @@ def profile_chain(name: str, inbound: bool) -> str:
 
 def tier_chain(tier: str, inbound: bool, content: str) -> str:
     """The list chain of a tier. content: spells out everything that decides which list it is."""
-    tail = hashlib.sha256(content.encode()).hexdigest()[:12]
-    return f"{safe_name(f'ti-{tier}' if inbound else f'to-{tier}', MAX_CHAIN_NAME - 13)}-{tail}"
+    tail = hashlib.sha256(content.encode()).hexdigest()[:20]
+    return f"{safe_name(f'ti-{tier}' if inbound else f'to-{tier}', MAX_CHAIN_NAME - 21)}-{tail}"
 
 
 def block_chain(inbound: bool, content: str) -> str:
     """A skip block. content: spells out everything that its chain does."""
-    return f"{'bi' if inbound else 'bo'}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+    return f"{'bi' if inbound else 'bo'}-{hashlib.sha256(content.encode()).hexdigest()[:20]}"
 
 
 def interface_chain(prefix: str, interface: str) -> str:

@@ -109,6 +109,9 @@ class NetMembers:
     def all(self) -> set[Net]:
         return self._all_nets | {(host, self._bits) for host in self._all_hosts}
 
+    def __len__(self) -> int:
+        return len(self._all_nets) + len(self._all_hosts)
+
     def __contains__(self, net: Net) -> bool:
         """Whether it is a member itself; one that another covers is none for that."""
         return net[0] in self._all_hosts if net[1] == self._bits else net in self._all_nets

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from libs.bus import Msg, subjects, wire
@@ -33,6 +35,29 @@ async def test_nodes_that_are_marked_report_and_the_others_are_missing() -> None
     assert marked[0] == ["a", "b", "c"]
     assert marked[-1] == ["b", "c"] or len(marked) == 1
     assert (await gather(bus, ["a"], 30))["a"].rev == 7  # returns with the last report, not with the time
+
+
+@pytest.mark.asyncio
+async def test_nodes_that_report_one_after_another_are_asked_once() -> None:
+    broker = MemoryBroker()
+    bus, felix = broker.connect("calicoctl"), broker.connect("felix")
+    nodes = [f"n{number}" for number in range(20)]
+    marked: list[str] = []
+    waiting: list[asyncio.Task[None]] = []
+
+    async def answer() -> None:
+        for node in nodes:
+            await asyncio.sleep(0.002)
+            felix.publish(subjects.applied(node), wire.encode(report(node, 7)))
+
+    def mark(message: Msg) -> None:
+        marked.extend(wire.decoder(wire.MarkRequest).decode(message.data).nodes)
+        waiting.append(asyncio.create_task(answer()))
+
+    felix.subscribe(subjects.TYPHA_MARK, mark)
+    assert len(await gather(bus, nodes, 30)) == 20
+    assert sorted(marked) == sorted(nodes)
+    await asyncio.gather(*waiting)
 
 
 def test_table_names_what_failed_and_what_has_no_effect() -> None:

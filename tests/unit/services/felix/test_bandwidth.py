@@ -191,3 +191,10 @@ def test_filters_are_asked_for_where_there_can_be_any() -> None:
     links = {one.name: one for one in (VETH, OUR_IFB, link(7, "eth0"))}
     qdiscs = {5: (ingress(5),), 6: (root(6),), 7: (ingress(7),)}
     assert asked_for_filters(links, qdiscs, [CALI, "cali-gone"]) == [5]
+
+
+def test_of_two_problems_the_first_is_told():
+    foreign = [Qdisc(5, 0x20000, qdisc.ROOT, "htb"), Qdisc(6, 0x30000, qdisc.ROOT, "htb"), ingress(5)]
+    both = Limits(ingress=INTO.ingress, egress=EGRESS.egress)
+    found = plan({CALI: both}, seen([VETH, OUR_IFB], foreign, [redirect(5, 6)]), [CALI])
+    assert found[CALI].problem == f"{CALI} has a root qdisc of another program (htb 2:)"

@@ -25,7 +25,8 @@ from libs.policy.output import (
     Rule,
     Tier,
 )
-from services.felix.core.options import NatOptions, RulesetOptions
+from services.felix.core.ipsets import LARGEST_GUARD, IpSets, parse_members
+from services.felix.core.options import V4, NatOptions, RulesetOptions
 from services.felix.core.ruleset import RulesetBuilder
 from tests.unit.services.felix.table import Node, gnp, np, wl, workload
 
@@ -435,6 +436,20 @@ class TestSkipBlocks:
         assert lines[4].startswith("ip saddr @s-x-h jump bi-")
         assert len(lines) <= 7  # a block of four or five, then what is left, then the drop
 
+    @pytest.mark.parametrize("inbound", [True, False])
+    @pytest.mark.parametrize("broken", ["bogus", "10.0.0.1/8"])
+    def test_network_that_is_none_in_a_rule_for_the_other_family_is_refused_there_alone(self, inbound, broken):
+        """The family that leaves the rule out never reads its networks; nor may its guard."""
+        node = Node()
+        side = "src_nets" if inbound else "dst_nets"
+        rules = (Rule(action=Action.ALLOW, ip_version=6, **{side: (broken,)}),)
+        node.builder.set_policy(np("p"), Policy(tier="t", **{"inbound" if inbound else "outbound": rules}))
+        node.flush()
+        assert broken in node.builder.refused[np("p")]
+        name = f"{'pi' if inbound else 'po'}-np/ns1/p"
+        assert node.chain(name, 4) == []
+        assert node.chain(name, 6) == ["drop"]
+
     def test_unknown_and_refused_policies_stay_outside(self):
         bad = Rule(action=Action.ALLOW, src_sets=("s:x",), protocol="tcp", dst_ports=(PortRange(70000, 70000),))
         node = self.build(*[self.asks("x")] * 4, (bad,), *[self.asks("gone")] * 4, x=nets("10.1.0.1/32"))
@@ -475,11 +490,46 @@ class TestSkipBlocks:
         assert inside[:2] == ["jump pi-np/ns1/p0", passed]
         assert end == "drop"
 
+    def test_a_large_set_guards_nothing(self):
+        small = nets(*(f"10.1.{n >> 8}.{n & 255}/32" for n in range(LARGEST_GUARD)))
+        node = self.build(*[self.asks("big")] * 4, *[self.asks("x")] * 4, big=small, x=nets("10.2.0.1/32"))
+        blocks = self.listed(node)
+        assert not [line for line in blocks if "jump pi-" in line]
+        node.builder.change_ipset("s:big", {"10.3.0.1/32"}, set())
+        node.flush()
+        assert [line for line in self.listed(node) if "jump pi-" in line] == [
+            f"jump pi-np/ns1/p{number}" for number in range(4)
+        ]
+        node.builder.change_ipset("s:big", set(), {"10.3.0.1/32"})
+        node.flush()
+        assert self.listed(node) == blocks
+
     def test_blocks_go_with_their_list(self):
         node = self.build(self.asks("x"), self.asks("y"), self.asks("x"), self.asks("y"), x=nets(), y=nets())
         node.builder.set_workload(wl("a"), None)
         node.flush()
         assert not [name for name in (*node.v4.chains, *node.v4.sets) if name.startswith(("bi-", "u-"))]
+
+
+def test_network_that_rules_spell_stays_in_a_union_when_a_set_loses_it():
+    ip_sets = IpSets(V4)
+    ip_sets.replace("s:x", IPSetType.NET, parse_members(IPSetType.NET, ["10.1.0.0/16", "10.2.0.0/16"]))
+    ip_sets.put_union("u:x", ("s:x",), ["10.1.0.0/16"])
+    lost = parse_members(IPSetType.NET, ["10.1.0.0/16", "10.2.0.0/16"])
+    ip_sets.change("s:x", IPSetType.NET, parse_members(IPSetType.NET, []), lost)
+    assert ip_sets.kernel_set("u:x", "u-x-n").elements == {"10.1.0.0/16"}
+
+
+def test_unions_are_forgotten_without_taking_members_out_of_one_another(monkeypatch):
+    ip_sets = IpSets(V4)
+    for number in range(3):
+        ip_sets.replace(f"s:{number}", IPSetType.NET, parse_members(IPSetType.NET, [f"10.0.0.{number}"]))
+    ip_sets.put_union("u:inner", ("s:0", "s:1"), ())
+    ip_sets.put_union("u:outer", ("s:2", "u:inner"), ())
+    monkeypatch.delattr(IpSets, "_change_nets")
+    ip_sets.forget_unions()
+    assert not ip_sets.can_guard("u:inner")
+    assert not ip_sets.can_guard("u:outer")
 
 
 class TestNat:
