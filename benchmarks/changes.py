@@ -140,8 +140,8 @@ def many_policies(policies: int, pods: int, rounds: int, *, skip_blocks: bool) -
     tiers = (Tier(name="default", ingress=keys),)
     allow = Rule(action=Action.ALLOW)
 
-    def policy(number: int, port: int) -> Policy:
-        match = {"action": Action.ALLOW, "src_sets": (f"s:{number}",)}
+    def policy(number: int, port: int, source: int | None = None) -> Policy:
+        match = {"action": Action.ALLOW, "src_sets": (f"s:{number if source is None else source}",)}
         rules = (
             Rule(**match, protocol="tcp", dst_ports=(PortRange(port, port),)),  # type: ignore[arg-type]
             Rule(**match, protocol="udp", dst_ports=(PortRange(port, port),)),  # type: ignore[arg-type]
@@ -179,6 +179,10 @@ def many_policies(policies: int, pods: int, rounds: int, *, skip_blocks: bool) -
             node.timed(lambda at=at: node.builder.set_policy(keys[at], policy(at, 9090)))  # type: ignore[misc]
             for at in range(0, policies, step)
         ]
+        sources = [
+            node.timed(lambda at=at: node.builder.set_policy(keys[at], policy(at, 9090, at + 1)))  # type: ignore[misc]
+            for at in range(0, policies - 1, step)
+        ]
         fresh = [node.timed(lambda at=at: add_pod(node, pods + at)) for at in range(rounds)]  # type: ignore[misc]
         members = [
             node.timed(lambda at=at: node.builder.change_ipset(f"s:{at}", [f"{address(1 << 20 | at)}/32"], []))  # type: ignore[misc]
@@ -191,6 +195,7 @@ def many_policies(policies: int, pods: int, rounds: int, *, skip_blocks: bool) -
     return [
         all_of_it,
         _row(f"{name}: one policy's two rules changed", edits),
+        _row(f"{name}: one policy asks for another set", sources),
         _row(f"{name}: one pod added", fresh),
         _row(f"{name}: one member added", members),
     ]
