@@ -179,14 +179,14 @@ def many_policies(policies: int, pods: int, rounds: int, *, skip_blocks: bool) -
             node.timed(lambda at=at: node.builder.set_policy(keys[at], policy(at, 9090)))  # type: ignore[misc]
             for at in range(0, policies, step)
         ]
-        sources = [
-            node.timed(lambda at=at: node.builder.set_policy(keys[at], policy(at, 9090, at + 1)))  # type: ignore[misc]
-            for at in range(0, policies - 1, step)
-        ]
         fresh = [node.timed(lambda at=at: add_pod(node, pods + at)) for at in range(rounds)]  # type: ignore[misc]
         members = [
             node.timed(lambda at=at: node.builder.change_ipset(f"s:{at}", [f"{address(1 << 20 | at)}/32"], []))  # type: ignore[misc]
             for at in range(0, policies, step)
+        ]
+        sources = [
+            node.timed(lambda at=at: node.builder.set_policy(keys[at], policy(at, 9090, at + 1)))  # type: ignore[misc]
+            for at in range(0, policies - 1, step)
         ]
     all_of_it: Row = {
         "what": f"{name}: {policies:,} policies on each of {pods} pods", "p50_ms": round(load_ms, 1),

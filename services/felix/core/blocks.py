@@ -33,10 +33,15 @@ INLINE_NETS = 8  # so many networks are cheaper as rules of their own than as an
 
 
 class Guard(msgspec.Struct, frozen=True):
-    """The address must be in one of these, in canonical order. None of either: nothing can match."""
+    """The address must be in one of these, in canonical order. None of either: nothing can match.
+
+    name: of a block's guard, a digest of the policies' ids. Their union is called after it, so that a policy that asks
+    for another set changes what is in the union, and not which set that is.
+    """
 
     sets: tuple[str, ...] = ()  # ids of IP sets of networks, or of unions
     nets: tuple[str, ...] = ()
+    name: str = ""
 
     @property
     def inline(self) -> tuple[str, ...]:
@@ -49,10 +54,8 @@ class Guard(msgspec.Struct, frozen=True):
 
     @property
     def id(self) -> str:
-        """The IP set to look into: the only one itself, or else the union, called after its parts; "" for none."""
-        if self.is_union:
-            return f"u:{names.digest(' '.join((*self.sets, '|', *self.in_union)), 20)}"
-        return self.sets[0] if self.sets else ""
+        """The IP set to look into: the only one itself, or else the union; "" for none."""
+        return f"u:{self.name}" if self.is_union else self.sets[0] if self.sets else ""
 
     @property
     def is_union(self) -> bool:
@@ -96,6 +99,13 @@ class Block:
     def last(self) -> PolicyKey:
         item = self.items[-1]
         return item.key if isinstance(item, Item) else item.last
+
+    def blocks(self) -> Iterator[Block]:
+        """Those in it, the inner ones first, and itself."""
+        for item in self.items:
+            if isinstance(item, Block):
+                yield from item.blocks()
+        yield self
 
     def policies(self) -> Iterator[PolicyKey]:
         for item in self.items:
@@ -179,7 +189,9 @@ def _block(items: Row, inbound: bool) -> Block:
             nets.update(item.guard.inline)
             if item.guard.id:
                 sets.add(item.guard.id)
-    guard = Guard(tuple(sorted(sets)), tuple(sorted(nets)))
+    policies = (item.guard.name if isinstance(item, Block) else f"{item.key.kind}/{item.key}" for item in items)
+    name = names.digest("\n".join((str(inbound), *policies)), 20)
+    guard = Guard(tuple(sorted(sets)), tuple(sorted(nets)), name)
     content = (f"{item.key.kind}/{item.key} {item.passes}" if isinstance(item, Item) else item.chain for item in items)
     return Block(
         names.block_chain(inbound, "\n".join((guard.id, *guard.inline, *content))),

@@ -116,20 +116,29 @@ class IpSets:
     def put_union(self, union_id: str, parts: tuple[str, ...], nets: Iterable[str]) -> None:
         """A set that holds what its parts hold, and `nets`, from now on; parts: IP sets of networks, or unions."""
         ours = frozenset(net for version, net in map(parse_net, nets) if version == self._family.version)
+        self._part_from(union_id)
         self._parts[union_id] = parts, ours
-        members = self._nets[union_id] = NetMembers(self._family.bits)
-        members.change({*ours, *(net for part in parts for net in self._nets[part].all())}, ())
         for part in parts:
             self._unions.setdefault(part, set()).add(union_id)
+        wanted = {*ours, *(net for part in parts for net in self._nets[part].all())}
+        if union_id in self._nets:
+            have = self._nets[union_id].all()
+            self._change_nets(union_id, wanted - have, have - wanted)
+            return
+        self._nets[union_id] = NetMembers(self._family.bits)
+        self._nets[union_id].change(wanted, ())
         self.reshaped.add(union_id)
 
     def remove_union(self, union_id: str) -> None:
-        parts, _ = self._parts.pop(union_id)
-        for part in parts:
+        self._part_from(union_id)
+        del self._parts[union_id]
+        self._forget(union_id, self._nets)
+
+    def _part_from(self, union_id: str) -> None:
+        for part in self._parts.get(union_id, ((), None))[0]:
             self._unions[part].discard(union_id)
             if not self._unions[part]:
                 del self._unions[part]
-        self._forget(union_id, self._nets)
 
     def forget_unions(self) -> None:
         """For a ruleset that starts from nothing with these sets."""

@@ -39,6 +39,7 @@ class ListChains:
         self._rows: dict[TierList, Row] = {}
         self._blocks: Counter[Block] = Counter()  # how many lists and blocks jump to it
         self._unions: Counter[str] = Counter()  # how many blocks are behind it
+        self._parts: dict[str, Guard] = {}  # what is in it
         self._looks: dict[Holder, tuple[str, ...]] = {}  # the guards that its chain looks into
         self._lookers: dict[str, set[Holder]] = {}  # the same, by guard
 
@@ -73,6 +74,7 @@ class ListChains:
             row = blocks.fold(items, tier_list.inbound) if self._fold else tuple(items)
             self._rows[tier_list] = row
             self._use(row, write)
+            self._update_unions(row)
             if row != old:
                 write.add(tier_list)
         for row in released:  # only now: what old and new rows share stays
@@ -128,8 +130,19 @@ class ListChains:
             appeared.add(item)
             if item.guard.is_union:
                 self._unions[item.guard.id] += 1
-                if self._unions[item.guard.id] == 1:
-                    self._ip_sets.put_union(item.guard.id, item.guard.sets, item.guard.in_union)
+                self._put_union(item.guard)
+
+    def _update_unions(self, row: Row) -> None:
+        """Of blocks that stay while their policies ask for other sets; the inner ones first."""
+        for item in row:
+            for block in item.blocks() if isinstance(item, Block) else ():
+                if block.guard.is_union:
+                    self._put_union(block.guard)
+
+    def _put_union(self, guard: Guard) -> None:
+        if self._parts.get(guard.id) != guard:
+            self._parts[guard.id] = guard
+            self._ip_sets.put_union(guard.id, guard.sets, guard.in_union)
 
     def _release(self, row: Row) -> Iterator[Block]:
         """Yields the blocks that nobody jumps to any more, outer ones first."""
@@ -143,7 +156,7 @@ class ListChains:
             if item.guard.is_union:
                 self._unions[item.guard.id] -= 1
                 if not self._unions[item.guard.id]:
-                    del self._unions[item.guard.id]
+                    del self._unions[item.guard.id], self._parts[item.guard.id]
                     self._ip_sets.remove_union(item.guard.id)
             yield item
             yield from self._release(item.items)
