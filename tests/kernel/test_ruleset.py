@@ -9,6 +9,7 @@ import time
 from ipaddress import ip_address
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from libs.policy.output import (
@@ -24,6 +25,7 @@ from libs.policy.output import (
     Profile,
     Rule,
     Tier,
+    WorkloadKey,
 )
 from libs.testkit.reach import Flow, Verdict, check
 from libs.testkit.topology import Namespace
@@ -345,6 +347,26 @@ def test_inactive_workload_is_cut_off_even_in_its_open_connections(lab):
     lab.pod("s")
     lab.apply()
     lab.expect({("a", "s", 80, "tcp"): True})
+
+
+def test_of_two_workloads_on_one_interface_the_lower_id_acts_and_the_other_takes_over(lab):
+    ingress(lab, "mine", tcp(80))
+    ingress(lab, "other", tcp(8080))
+    lab.pod("s", only("mine"))
+    lower, mine = WorkloadKey("k8s", "ns1/a-second", "eth0"), WorkloadKey("k8s", "ns1/s", "eth0")
+    second = msgspec.structs.replace(lab.workloads[mine], tiers=(only("other"),))
+    web, alt = ("a", "s", 80, "tcp"), ("a", "s", 8080, "tcp")
+    lab.apply()
+    lab.expect({web: True, alt: False})
+    lab.builder.set_workload(lower, second)
+    lab.apply()
+    lab.expect({web: False, alt: True})
+    lab.builder.set_workload(lower, msgspec.structs.replace(second, state="inactive"))
+    lab.apply()
+    lab.expect({web: False, alt: False})
+    lab.builder.set_workload(lower, None)
+    lab.apply()
+    lab.expect({web: True, alt: False})
 
 
 def test_encapsulated_packets_from_a_pod_are_dropped(lab):
