@@ -41,6 +41,7 @@ from libs.policy.output import (
     WorkloadKey,
 )
 from libs.testkit.netns import Namespace, call_in, namespace
+from libs.testkit.packets import internet_checksum
 from services.felix.core.options import RulesetOptions
 from services.felix.core.ruleset import RulesetBuilder
 
@@ -121,11 +122,8 @@ def datagram(version: int, sport: int) -> bytes:
 
 
 def _checksummed(udp: bytes, src: bytes, dst: bytes) -> bytes:
-    pseudo = src + dst + struct.pack("!IxxxB", len(udp), 17) + udp + b"\0" * (len(udp) % 2)
-    total = sum(struct.unpack(f"!{len(pseudo) // 2}H", pseudo))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return udp[:6] + struct.pack("!H", ~total & 0xFFFF or 0xFFFF) + udp[8:]
+    total = internet_checksum(src + dst + struct.pack("!IxxxB", len(udp), 17) + udp)
+    return udp[:6] + struct.pack("!H", total or 0xFFFF) + udp[8:]
 
 
 def _mac(space: Namespace, link: str) -> str:

@@ -13,7 +13,7 @@ from libs.model.validation.endpoints import DSCP_ANNOTATION, QOS_LIMITS
 
 PREFIX = "qos.projectcalico.org/"
 KUBERNETES = {"ingress": "kubernetes.io/ingress-bandwidth", "egress": "kubernetes.io/egress-bandwidth"}
-DEFAULT_BURST = 1 << 32  # bits
+DEFAULT_BURST = 1 << 32  # bits (facts/datamodel.md, qosControls)
 DEFAULT_PACKET_BURST = 5
 _QUANTITY = re.compile(
     r"([+-]?)([0-9]{1,30}(?:\.[0-9]{0,30})?|\.[0-9]{1,30})([numkMGTPE]|[KMGTPE]i|[eE][+-]?[0-9]{1,2})?"

@@ -5,6 +5,7 @@ Calls are synchronous; see socket.py. An interface is addressed by index, becaus
 
 from __future__ import annotations
 
+import socket
 import struct
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from libs.netlink.codec import (
     nest,
     text,
     to_u32,
+    u8,
     u32,
 )
 from libs.netlink.socket import NetlinkSocket
@@ -32,6 +34,7 @@ _IFINFO = struct.Struct("=BxHiII")  # struct ifinfomsg: family, device type, ind
 _ADDRESS, _NAME, _MTU, _LINK, _MASTER, _OPERSTATE, _LINKINFO, _NETNS_FD = 1, 3, 4, 5, 10, 16, 18, 28
 _EXT_MASK, _TX_QUEUES, _RX_QUEUES, _ALT_NAME = 29, 31, 32, 53
 _INFO_KIND, _INFO_DATA, _VETH_PEER = 1, 2, 1
+_AF_SPEC, _ADDR_GEN_MODE, _GEN_MODE_NONE = 26, 8, 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +166,22 @@ def create_veth(netlink: NetlinkSocket, end: VethEnd, peer: VethEnd) -> None:
     info = nest(_LINKINFO, text(_INFO_KIND, "veth"), nest(_INFO_DATA, attr(_VETH_PEER, header + peer.attributes())))
     body = header + end.attributes() + info
     netlink.request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body, f"veth {end.name} and {peer.name}")
+
+
+def new_ifb(name: str, mtu_bytes: int) -> tuple[int, int, bytes]:
+    """A request for an ifb that is down. Made alone, because the kernel takes no address mode for a device that is not
+    there yet.
+    """
+    body = _IFINFO.pack(0, 0, 0, 0, 0) + text(_NAME, name) + u32(_MTU, mtu_bytes)
+    return RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body + nest(_LINKINFO, text(_INFO_KIND, "ifb"))
+
+
+def no_link_local(index: int) -> tuple[int, int, bytes]:
+    """A request: the device makes itself no IPv6 address. To be sent before it comes up: one message with both comes
+    too late.
+    """
+    mode = nest(_AF_SPEC, nest(socket.AF_INET6, u8(_ADDR_GEN_MODE, _GEN_MODE_NONE)))
+    return RTM_NEWLINK, 0, _IFINFO.pack(0, 0, index, 0, 0) + mode
 
 
 def link_removal(index: int) -> tuple[int, int, bytes]:

@@ -27,14 +27,12 @@ from libs.netlink.codec import (
     cstring,
     nest,
     text,
-    u8,
     u32,
 )
 from libs.netlink.socket import NetlinkSocket
 
 Request: TypeAlias = tuple[int, int, bytes]
 
-RTM_NEWLINK = 16
 RTM_NEWQDISC, RTM_DELQDISC, RTM_GETQDISC = 36, 37, 38
 RTM_NEWTFILTER, RTM_DELTFILTER, RTM_GETTFILTER = 44, 45, 46
 ROOT = 0xFFFFFFFF  # TC_H_ROOT
@@ -57,10 +55,6 @@ _ACT_KIND, _ACT_OPTIONS, _MIRRED_PARMS = 1, 2, 2
 _MIRRED = struct.Struct("=IIiiiiI")  # struct tc_mirred: index, capab, action, refcnt, bindcnt, eaction, ifindex
 _ACT_STOLEN, _EGRESS_REDIR = 4, 1
 _ETH_P_ALL = 3
-
-_IFINFO = struct.Struct("=BxHiII")  # struct ifinfomsg
-_NAME, _MTU, _LINKINFO, _AF_SPEC, _ADDR_GEN_MODE, _INFO_KIND = 3, 4, 18, 26, 8, 1
-_GEN_MODE_NONE = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,18 +189,6 @@ def new_redirect(index: int, to_index: int, priority: int, class_id: int = 0x100
 def delete_filter(one: Filter) -> Request:
     info = one.priority << 16 | socket.htons(one.protocol)
     return RTM_DELTFILTER, 0, _TCMSG.pack(0, one.index, one.handle, one.parent, info) + text(_KIND, one.kind)
-
-
-def new_ifb(name: str, mtu_bytes: int) -> Request:
-    """Down. Made alone, because the kernel takes no address mode for a device that is not there yet."""
-    body = _IFINFO.pack(0, 0, 0, 0, 0) + text(_NAME, name) + u32(_MTU, mtu_bytes)
-    return RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body + nest(_LINKINFO, text(_INFO_KIND, "ifb"))
-
-
-def no_link_local(index: int) -> Request:
-    """The device makes itself no IPv6 address. To be sent before it comes up: one message with both comes too late."""
-    mode = nest(_AF_SPEC, nest(socket.AF_INET6, u8(_ADDR_GEN_MODE, _GEN_MODE_NONE)))
-    return RTM_NEWLINK, 0, _IFINFO.pack(0, 0, index, 0, 0) + mode
 
 
 # --- what is there ----------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from libs.policy.output import (
     Workload,
     WorkloadKey,
 )
-from tests.unit.services.felix.oracle import NUMBERS, World, judge
+from tests.unit.services.felix.oracle import NUMBERS, World, judge, program
 from tests.unit.services.felix.table import Node
 
 V4 = [f"10.0.0.{n}" for n in range(6)] + ["10.0.1.1", "192.168.0.1"]
@@ -182,20 +182,6 @@ def worlds(draw):
     }
     world.workloads = {key: draw(WORKLOAD) for key in KEYS if draw(st.integers(0, 4))}
     return world
-
-
-def program(world: World) -> Node:
-    node = Node()
-    for key, policy in world.policies.items():
-        node.builder.set_policy(key, policy)
-    for name, profile in world.profiles.items():
-        node.builder.set_profile(name, profile)
-    for set_id, ipset in world.sets.items():
-        node.builder.set_ipset(set_id, ipset)
-    for key, workload in world.workloads.items():
-        node.builder.set_workload(key, workload)
-    node.flush()
-    return node
 
 
 def packets(world: World, version: int, count: int, seed: int):

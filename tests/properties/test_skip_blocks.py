@@ -17,8 +17,7 @@ from libs.policy.output import Action, IPSet, IPSetType, Policy, PolicyKey, Prof
 from services.felix.core import blocks, ipsets
 from services.felix.core.options import RulesetOptions
 from services.felix.core.ruleset import RulesetBuilder
-from tests.unit.services.felix.oracle import World, judge
-from tests.unit.services.felix.table import Node
+from tests.unit.services.felix.oracle import World, judge, program
 
 V4 = tuple(f"10.0.{n}.1" for n in range(24))
 V6 = tuple(f"fd00::{n:x}" for n in range(1, 25))
@@ -149,20 +148,6 @@ class Clusters:
         return out
 
 
-def program(world: World, *, skip_blocks: bool = True) -> Node:
-    node = Node(RulesetBuilder(RulesetOptions(skip_blocks=skip_blocks)))
-    for key, policy in world.policies.items():
-        node.builder.set_policy(key, policy)
-    for name, profile in world.profiles.items():
-        node.builder.set_profile(name, profile)
-    for set_id, ipset in world.sets.items():
-        node.builder.set_ipset(set_id, ipset)
-    for key, workload in world.workloads.items():
-        node.builder.set_workload(key, workload)
-    node.flush()
-    return node
-
-
 def fired(evaluator: Evaluator, packet: Packet) -> tuple[bool, list[str], list[str]]:
     """Through both hooks: whether it passes, the lines logged, and the comments of the counted rules it met."""
     logs: list[str] = []
@@ -181,7 +166,7 @@ def fired(evaluator: Evaluator, packet: Packet) -> tuple[bool, list[str], list[s
 def test_with_blocks_every_packet_meets_the_same_rules(seed):
     clusters = Clusters(seed)
     world = clusters.world()
-    node, flat = program(world), program(world, skip_blocks=False)
+    node, flat = program(world), program(world, RulesetOptions(skip_blocks=False))
     for version in (4, 6):
         with_blocks, without = (Evaluator((one.v4 if version == 4 else one.v6).ruleset()) for one in (node, flat))
         for packet in clusters.packets(version, 40):

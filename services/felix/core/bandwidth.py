@@ -15,7 +15,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from libs.netlink.links import Link, link_change, link_removal
+from libs.model.qos import DEFAULT_BURST
+from libs.netlink.links import Link, link_change, link_removal, new_ifb, no_link_local
 from libs.netlink.qdisc import (
     INGRESS,
     ROOT,
@@ -28,10 +29,8 @@ from libs.netlink.qdisc import (
     delete_filter,
     delete_ingress,
     new_bucket,
-    new_ifb,
     new_ingress,
     new_redirect,
-    no_link_local,
 )
 from libs.policy.output import Qos, Workload, WorkloadKey
 
@@ -39,7 +38,6 @@ HANDLE = 0x10000  # 1:, as Calico's, so that its buckets are taken over
 PRIORITY = 1
 LATENCY_MS = 25  # what may wait for tokens, beside a burst, at the full rate
 QUEUED_MAX = 4 << 20  # bytes of a burst that may wait; Calico's default burst would let half a GiB of memory wait
-DEFAULT_BURST = 1 << 32  # bits (facts/datamodel.md, qosControls)
 HEADER = 14  # bytes of Ethernet, which a bucket counts and an MTU does not
 _IFB_PREFIX, _IFB_LENGTH = "bwcali", 15
 _IFB_NAME = re.compile(r"bwcali[0-9a-f]{9}")

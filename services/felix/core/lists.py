@@ -74,7 +74,7 @@ class ListChains:
             row = blocks.fold(items, tier_list.inbound) if self._fold else tuple(items)
             self._rows[tier_list] = row
             self._use(row, write)
-            self._update_unions(row)
+            self._put_unions(row)
             if row != old:
                 write.add(tier_list)
         for row in released:  # only now: what old and new rows share stays
@@ -130,19 +130,15 @@ class ListChains:
             appeared.add(item)
             if item.guard.is_union:
                 self._unions[item.guard.id] += 1
-                self._put_union(item.guard)
 
-    def _update_unions(self, row: Row) -> None:
-        """Of blocks that stay while their policies ask for other sets; the inner ones first."""
+    def _put_unions(self, row: Row) -> None:
+        """Of new blocks, and of those that stay while their policies ask for other sets; the inner ones first."""
         for item in row:
             for block in item.blocks() if isinstance(item, Block) else ():
-                if block.guard.is_union:
-                    self._put_union(block.guard)
-
-    def _put_union(self, guard: Guard) -> None:
-        if self._parts.get(guard.id) != guard:
-            self._parts[guard.id] = guard
-            self._ip_sets.put_union(guard.id, guard.sets, guard.in_union)
+                guard = block.guard
+                if guard.is_union and self._parts.get(guard.id) != guard:
+                    self._parts[guard.id] = guard
+                    self._ip_sets.put_union(guard.id, guard.sets, guard.in_union)
 
     def _release(self, row: Row) -> Iterator[Block]:
         """Yields the blocks that nobody jumps to any more, outer ones first."""
@@ -167,11 +163,12 @@ class ListChains:
 
     def _write(self, holder: Holder, sink: TableSink) -> dict[str, str]:
         """Returns the kernel sets that its rules look into, each with the id of its IP set."""
-        top = isinstance(holder, TierList)
-        row = self._rows[holder] if isinstance(holder, TierList) else holder.items
+        top = holder if isinstance(holder, TierList) else None
+        row = holder.items if isinstance(holder, Block) else self._rows[holder]
+        drop = top is not None and top.drop
         rules: list[Rule] = []
         sets: dict[str, str] = {}
-        if top and any(item.passes for item in row):
+        if top is not None and any(item.passes for item in row):
             rules.append(Rule((nft.mark_and(~self._mark),)))
         for position, item in enumerate(row, 1):
             if isinstance(item, Item):
@@ -181,10 +178,10 @@ class ListChains:
                 rules += self._jumps(item, sets)
                 passed = "passed by one of these"
             # The end of a chain returns anyway: without a drop there, a look at the mark would change nothing.
-            if item.passes and (position < len(row) or (isinstance(holder, TierList) and holder.drop)):
+            if item.passes and (position < len(row) or drop):
                 rules.append(Rule((nft.mark_has(self._mark), nft.RETURN), names.comment(passed)))
-        if isinstance(holder, TierList) and holder.drop:
-            rules.append(self._deny(f"end of tier {holder.tier}: no policy decided"))
+        if top is not None and top.drop:
+            rules.append(self._deny(f"end of tier {top.tier}: no policy decided"))
         sink.set_chain(Chain(holder.chain, tuple(rules)))
         self._look(holder, {item.guard.id for item in row if isinstance(item, Block) and item.guard.id})
         return sets

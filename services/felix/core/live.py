@@ -300,10 +300,6 @@ def _address(value: Any) -> dict[int, str]:
     return {address.version: str(address)}
 
 
-def _same(_value: str) -> None:
-    """For a field whose values all mean the same here."""
-
-
 def _pattern(value: Any) -> str:
     try:
         re.compile(str(value))
@@ -339,7 +335,7 @@ def _service_cidrs(stored: Mapping[str, msgspec.Raw], problems: list[str]) -> tu
 
 # --- what each field does ---------------------------------------------------------------------------------------------
 
-Use = Callable[[_Draft, Any], None]
+Use = Callable[[_Draft, Any], object]
 _USES: dict[str, Use] = {
     "log_severity_screen": lambda d, v: d.levels.update(screen=_level(v)),
     "log_severity_file": lambda d, v: d.levels.update(file=_level(v)),
@@ -356,7 +352,7 @@ _USES: dict[str, Use] = {
     "nftables_filter_deny_action": lambda d, v: d.option(deny_action=_choice(v, "Drop", "Reject")),
     "nftables_mark_mask": lambda d, v: d.option(mark_mask=_number(v, 1, 0xFFFFFFFF)),
     # Both end our stage and nothing else: the tables hold no chains but ours.
-    "nftables_filter_allow_action": lambda d, v: _same(_choice(v, "Accept", "Return")),
+    "nftables_filter_allow_action": lambda d, v: _choice(v, "Accept", "Return"),
     "disable_conntrack_invalid_check": lambda d, v: d.option(check_invalid=not _bool(v)),
     "workload_source_spoofing": lambda d, v: d.option(allow_source_spoofing=_choice(v, "Disabled", "Any") == "Any"),
     "vxlan_port": lambda d, v: d.option(vxlan_port=_number(v, 1, 65535)),

@@ -38,13 +38,17 @@ def profile_chain(name: str, inbound: bool) -> str:
 
 def tier_chain(tier: str, inbound: bool, content: str) -> str:
     """The list chain of a tier. content: spells out everything that decides which list it is."""
-    tail = hashlib.sha256(content.encode()).hexdigest()[:20]
-    return f"{safe_name(f'ti-{tier}' if inbound else f'to-{tier}', MAX_CHAIN_NAME - 21)}-{tail}"
+    name = safe_name(f"ti-{tier}" if inbound else f"to-{tier}", MAX_CHAIN_NAME - 21)
+    return f"{name}-{_content_digest(content)}"
 
 
 def block_chain(inbound: bool, content: str) -> str:
     """A skip block. content: spells out everything that its chain does."""
-    return f"{'bi' if inbound else 'bo'}-{hashlib.sha256(content.encode()).hexdigest()[:20]}"
+    return f"{'bi' if inbound else 'bo'}-{_content_digest(content)}"
+
+
+def _content_digest(content: str) -> str:
+    return hashlib.sha256(content.encode()).hexdigest()[:20]
 
 
 def interface_chain(prefix: str, interface: str) -> str:

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from libs.netlink.codec import NLM_F_CREATE, NLM_F_EXCL, attrs
+from libs.netlink.links import new_ifb, no_link_local
 from libs.netlink.qdisc import (
     INGRESS_HANDLE,
     U32_MAX,
@@ -20,10 +21,8 @@ from libs.netlink.qdisc import (
     delete_filter,
     delete_ingress,
     new_bucket,
-    new_ifb,
     new_ingress,
     new_redirect,
-    no_link_local,
     ticks,
 )
 

@@ -11,6 +11,9 @@ from ipaddress import ip_address, ip_network
 
 from libs.nftables.evaluate import Packet
 from libs.policy.output import STAGED_KINDS, Action, IPSet, Policy, PolicyKey, Profile, Rule, Workload, WorkloadKey
+from services.felix.core.options import RulesetOptions
+from services.felix.core.ruleset import RulesetBuilder
+from tests.unit.services.felix.table import Node
 
 NUMBERS = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58, "sctp": 132, "udplite": 136}
 NAMES = {6: "tcp", 17: "udp", 132: "sctp"}
@@ -190,3 +193,18 @@ def _in_net_set(world: World, set_id: str, address: object) -> bool:
 
 def _number(protocol: str | int) -> int:
     return NUMBERS[protocol] if isinstance(protocol, str) else protocol
+
+
+def program(world: World, options: RulesetOptions | None = None) -> Node:
+    """A node that was told all of it."""
+    node = Node(RulesetBuilder(options))
+    for key, policy in world.policies.items():
+        node.builder.set_policy(key, policy)
+    for name, profile in world.profiles.items():
+        node.builder.set_profile(name, profile)
+    for set_id, ipset in world.sets.items():
+        node.builder.set_ipset(set_id, ipset)
+    for key, workload in world.workloads.items():
+        node.builder.set_workload(key, workload)
+    node.flush()
+    return node

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from libs.netlink import qdisc
-from libs.netlink.links import Link, link_change, link_removal
+from libs.netlink.links import Link, link_change, link_removal, new_ifb, no_link_local
 from libs.netlink.qdisc import BucketState, Filter, Qdisc, TokenBucket, ticks
 from libs.policy.output import Qos, Workload, WorkloadKey
 from services.felix.core.bandwidth import (
@@ -123,9 +123,9 @@ def test_interface_that_is_not_there_waits_and_its_ifb_goes() -> None:
 
 
 def test_egress_needs_its_ifb_first_and_the_redirect_last() -> None:
-    assert requests(EGRESS, seen([VETH])) == [qdisc.new_ifb(IFB, 1500)]
+    assert requests(EGRESS, seen([VETH])) == [new_ifb(IFB, 1500)]
     assert requests(EGRESS, seen([VETH, replace(OUR_IFB, up=False)])) == [
-        qdisc.no_link_local(6),
+        no_link_local(6),
         link_change(6, up=True, mtu_bytes=1500),
         qdisc.new_bucket(6, BUCKET, HANDLE),
         qdisc.new_ingress(5),
