@@ -33,8 +33,8 @@ from services.felix.drivers.interfaces import InterfaceDriver
 from services.felix.drivers.podlinks import KernelPodLinks
 from services.felix.drivers.tables import KernelTables
 from services.felix.metrics import Metrics
-from services.felix.shell.cni import Plugin
-from services.felix.shell.cni_server import CniServer
+from services.felix.shell.cni.plugin import Plugin
+from services.felix.shell.cni.server import CniServer
 from services.felix.shell.dataplane import TABLES, Dataplane, Progress
 from services.felix.shell.feed import FeedRunner
 from services.felix.shell.status import StatusReporter
@@ -199,7 +199,7 @@ class Felix:
         except BusError as error:
             log.debug("report not sent", extra={"error": str(error)})
 
-    # --- what CNI needs to know (services/felix/shell/cni.py, Enforcement) ---
+    # --- what CNI needs to know (services/felix/shell/cni/protocols.py) ---
 
     def ready(self) -> bool:
         return self.dataplane.in_sync and self.dataplane.passes > 0
@@ -318,8 +318,8 @@ async def run(config: FelixConfig, service: Service) -> None:
             ("refresh", felix.refresh_forever()),
         ):
             service.spawn(work, name=name)
-        felix.plugin.recover()
-        service.spawn(felix.plugin.undo_forever(), name="undo")
+        felix.plugin.undo.recover()
+        service.spawn(felix.plugin.undo.undo_forever(), name="undo")
         async with CniServer(felix.plugin, config.cni_socket):
             service.ready()
             await service.stop.wait()

@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from libs.netlink.netns import NamespaceError
 from libs.netlink.podlink import HOST_MAC, PodLinkError, PodVeth, check_veth, setup_veth, teardown_veth
 from libs.netlink.socket import NETLINK_ROUTE, NetlinkSocket
-from services.felix.core import cni
-from services.felix.core.cni import CniError
+from services.felix.core.cni.errors import CniError, Code
 from services.felix.core.routing import Address
 
 __all__ = ["HOST_MAC", "KernelPodLinks", "random_mac"]
@@ -49,8 +48,8 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except NamespaceError as error:
-        raise CniError(cni.INVALID_ENVIRONMENT, f"CNI_NETNS: {error.strerror or error}") from error
+        raise CniError(Code.INVALID_ENVIRONMENT, f"CNI_NETNS: {error.strerror or error}") from error
     except PodLinkError as error:
-        raise CniError(cni.IO_FAILURE, str(error)) from error
+        raise CniError(Code.IO_FAILURE, str(error)) from error
     except OSError as error:
-        raise CniError(cni.IO_FAILURE, f"kernel: {error}") from error
+        raise CniError(Code.IO_FAILURE, f"kernel: {error}") from error

@@ -22,11 +22,13 @@ from libs.resources.client import ResourceClient
 from libs.store.api import StoreUnavailable
 from libs.store.memory import MemoryEtcd, MemoryStore
 from libs.testkit import bootstrap
-from services.felix.core import cni
-from services.felix.core.cni import CniError, parse, parse_args, result
+from services.felix.core.cni.errors import CniError, Code
+from services.felix.core.cni.request import IP_ADDRS, Request, parse, parse_args
+from services.felix.core.cni.result import result
+from services.felix.core.cni.versions import VERSIONS
 from services.felix.core.journal import Journal
 from services.felix.core.routing import Address
-from services.felix.shell.cni import Plugin
+from services.felix.shell.cni.plugin import Plugin
 
 CONFIG: dict[str, Any] = {
     "cniVersion": "1.0.0",
@@ -47,7 +49,7 @@ def posted(env: dict[str, str] | None = None, **config: Any) -> bytes:
     return json.dumps({"env": ENVIRONMENT | (env or {}), "config": json.dumps(CONFIG | config)}).encode()
 
 
-def request(command: str = "ADD", container: str = "c1", **config: Any) -> cni.Request:
+def request(command: str = "ADD", container: str = "c1", **config: Any) -> Request:
     return parse(posted({"CNI_COMMAND": command, "CNI_CONTAINERID": container}, **config))
 
 
@@ -87,8 +89,8 @@ def test_arguments(text: str, expected: dict[str, str]) -> None:
         ({}, {"ipam": {"type": "host-local"}}, 7),
         ({}, {"ipam": {"assign_ipv4": "maybe"}}, 7),
         ({}, {"ipam": {"assign_ipv4": "false"}}, 7),
-        ({}, {"args": {"cni": {"annotations": {cni.IP_ADDRS: "10.0.0.1"}}}}, 7),
-        ({}, {"args": {"cni": {"annotations": {cni.IP_ADDRS: '["10.0.0.1", "10.0.0.2"]'}}}}, 7),
+        ({}, {"args": {"cni": {"annotations": {IP_ADDRS: "10.0.0.1"}}}}, 7),
+        ({}, {"args": {"cni": {"annotations": {IP_ADDRS: '["10.0.0.1", "10.0.0.2"]'}}}}, 7),
     ],
 )
 def test_bad_requests_have_the_code_of_the_specification(
@@ -97,7 +99,7 @@ def test_bad_requests_have_the_code_of_the_specification(
     with pytest.raises(CniError) as caught:
         parse(posted(env, **config))
     assert caught.value.code == code
-    assert caught.value.object("")["cniVersion"] in cni.VERSIONS
+    assert caught.value.object("")["cniVersion"] in VERSIONS
 
 
 def test_bodies_that_are_no_request_are_refused() -> None:
@@ -206,7 +208,7 @@ NOTHING: dict[str, Any] = {"addresses": [], "handles": [], "endpoints": [], "lin
 
 @asynccontextmanager
 async def undoing(node: Node) -> AsyncIterator[None]:
-    task = asyncio.create_task(node.plugin.undo_forever())
+    task = asyncio.create_task(node.plugin.undo.undo_forever())
     try:
         yield
     finally:
@@ -239,7 +241,7 @@ async def test_add_check_and_del(tmp_path: Path) -> None:
 async def test_any_call_to_the_datastore_may_fail_and_nothing_is_left(
     tmp_path: Path, command: str, applied: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.felix.shell.cni.UNDO_AGAIN_S", (0.01, 0.01))
+    monkeypatch.setattr("services.felix.shell.cni.undo.UNDO_AGAIN_S", (0.01, 0.01))
     for failing in range(1000):
         node = await Node(tmp_path / str(failing)).fill()
         if command == "DEL":
@@ -262,7 +264,7 @@ async def test_any_call_to_the_datastore_may_fail_and_nothing_is_left(
         node.store.before = None
         assert node.store.calls > done
         if error is not None:
-            assert error.code == cni.TRY_AGAIN, error
+            assert error.code == Code.TRY_AGAIN, error
         elif command == "ADD":
             await node.plugin.handle(request("CHECK"))
             await node.plugin.handle(request("DEL"))
@@ -298,7 +300,7 @@ async def test_a_process_that_ends_at_any_call_leaves_what_the_next_one_finishes
         complete = asking.done()
         successor = node.restarted()
         if not complete:
-            successor.plugin.recover()
+            successor.plugin.undo.recover()
             if command == "DEL" and not successor.journal.unfinished()[0]:
                 await successor.plugin.handle(request("DEL"))
             async with undoing(successor):
@@ -326,7 +328,7 @@ class SlowLinks(FakeLinks):
         super().remove(host, netns, ifname)
 
 
-def pod_request(command: str, pod: str) -> cni.Request:
+def pod_request(command: str, pod: str) -> Request:
     arguments = f"IgnoreUnknown=1;K8S_POD_NAMESPACE=ns1;K8S_POD_NAME={pod}"
     return parse(posted({"CNI_COMMAND": command, "CNI_CONTAINERID": f"c-{pod}", "CNI_ARGS": arguments}))
 
@@ -364,7 +366,7 @@ async def test_a_cancelled_del_ends_only_with_the_removal_that_it_began(tmp_path
 
 async def test_the_first_thing_that_went_wrong_is_what_the_runtime_reads(tmp_path: Path) -> None:
     node = await Node(tmp_path).fill()
-    node.links.broken = CniError(cni.IO_FAILURE, "no such cable")
+    node.links.broken = CniError(Code.IO_FAILURE, "no such cable")
     with pytest.raises(CniError, match="no such cable"):
         await node.plugin.handle(request())
     assert await node.left() == NOTHING
@@ -375,7 +377,7 @@ async def test_a_policy_that_does_not_come_undoes_everything(tmp_path: Path) -> 
     node.enforcement.comes = False
     with pytest.raises(CniError) as caught:
         await node.plugin.handle(request())
-    assert caught.value.code == cni.TRY_AGAIN
+    assert caught.value.code == Code.TRY_AGAIN
     assert await node.left() == NOTHING
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from aiohttp import web
 
-from services.felix.core import cni
-from services.felix.core.cni import CniError
-from services.felix.shell.cni import Plugin
+from services.felix.core.cni.errors import CniError, Code
+from services.felix.core.cni.request import parse
+from services.felix.shell.cni.plugin import Plugin
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class CniServer:
     async def _cni(self, http: web.Request) -> web.Response:
         version = ""
         try:
-            request = cni.parse(await http.read())
+            request = parse(await http.read())
             version = request.version
             result = await self._plugin.handle(request)
         except CniError as error:
@@ -63,7 +63,7 @@ class CniServer:
             raise
         except Exception as error:
             log.exception("CNI request failed")
-            return _json(CniError(cni.INTERNAL, f"internal error: {error}").object(version), status=500)
+            return _json(CniError(Code.INTERNAL, f"internal error: {error}").object(version), status=500)
         return _json(result) if result is not None else web.Response(body=b"")
 
 

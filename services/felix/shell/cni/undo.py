@@ -1,0 +1,119 @@
+"""Taking attachments apart: for DEL, for a failed ADD, and for what a crash or a datastore that was away left.
+
+What cannot be undone at once stays in the journal and is undone by `undo_forever`; a request for the same interface
+waits for its turn meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+
+from libs import model
+from libs.ipam.errors import IpamError
+from libs.resources.client import ResourceClient
+from libs.resources.errors import NotFound, ResourceError
+from libs.store.api import StoreError
+from services.felix.core.cni.errors import CniError
+from services.felix.core.journal import Entry, Journal
+from services.felix.shell.cni.addresses import Addresses
+from services.felix.shell.cni.protocols import PodLinks
+from services.felix.shell.cni.turns import Turns
+
+log = logging.getLogger(__name__)
+
+UNDO_S = 20.0
+UNDO_AGAIN_S = (0.5, 10.0)
+UNDO_ERRORS = (StoreError, ResourceError, IpamError, CniError, TimeoutError)
+
+
+class Undo:
+    def __init__(
+        self, resources: ResourceClient, addresses: Addresses, links: PodLinks, journal: Journal, turns: Turns
+    ) -> None:
+        self._resources = resources
+        self._addresses = addresses
+        self._links = links
+        self._journal = journal
+        self._turns = turns
+        self._left: dict[Entry, None] = {}  # still to be undone
+        self._left_more = asyncio.Event()
+
+    def recover(self) -> None:
+        """Find what a crash cut short. Called once at start, before requests are served; `undo_forever` does it."""
+        entries, bad = self._journal.unfinished()
+        for path in bad:
+            log.error("journal entry is unreadable and kept for inspection", extra={"file": str(path)})
+        for entry in entries:
+            log.warning("undoing an interrupted request", extra={"verb": entry.verb, "container": entry.container})
+            self.leave(entry)
+
+    async def undo_forever(self) -> None:
+        """Undo what could not be undone when it was due, until it can."""
+        delay_s, longest_s = UNDO_AGAIN_S
+        while True:
+            await self._left_more.wait()
+            self._left_more.clear()
+            while self._left:
+                for entry in list(self._left):
+                    async with self._turns.of(entry.host_interface):
+                        # A later request for the same attachment may have settled it.
+                        if not self._journal.holds(entry) or await self.undo_or_leave(entry):
+                            self._left.pop(entry, None)
+                if self._left:
+                    await asyncio.sleep(delay_s)
+                    delay_s = min(longest_s, delay_s * 2)
+            delay_s = UNDO_AGAIN_S[0]
+
+    def leave(self, entry: Entry) -> None:
+        """For `undo_forever`."""
+        self._left[entry] = None
+        self._left_more.set()
+
+    async def undo_or_leave(self, entry: Entry) -> bool:
+        """Ends within UNDO_S, also in an emergency."""
+        try:
+            async with asyncio.timeout(UNDO_S):
+                await self.undo(entry)
+        except UNDO_ERRORS as error:
+            log.warning(
+                "cannot be undone yet, trying again later",
+                extra={"verb": entry.verb, "container": entry.container, "error": str(error) or type(error).__name__},
+            )
+            self.leave(entry)
+            return False
+        return True
+
+    async def undo(self, entry: Entry) -> None:
+        """Endpoint, link, addresses: each only if it is (still) this attachment's, each already gone is fine."""
+        try:
+            found = await self._resources.get("WorkloadEndpoint", entry.wep, entry.namespace)
+        except NotFound:
+            found = None
+        other = found is not None and _container_of(found) != entry.container
+        if found is not None and not other:
+            with contextlib.suppress(NotFound):
+                version = found.metadata.resource_version
+                await self._resources.delete("WorkloadEndpoint", entry.wep, entry.namespace, version)
+        if not other:
+            # The kernel waits for all of its processors, some 40 ms: nothing else should, and several of these may.
+            await in_thread(lambda: self._links.remove(entry.host_interface, entry.netns, entry.ifname))
+        await self._addresses.release(entry.handle)
+        self._journal.end(entry)
+
+
+async def in_thread(work: Callable[[], None]) -> None:
+    """Run what blocks. When cancelled, end only once it has: nobody else may touch the interface before."""
+    running = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        raise
+
+
+def _container_of(resource: model.Resource) -> str:
+    assert isinstance(resource, model.WorkloadEndpoint)
+    return resource.spec.container_id
