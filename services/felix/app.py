@@ -312,7 +312,7 @@ async def run(config: FelixConfig, service: Service) -> None:
             ("feed", felix.feed.run()),
             ("dataplane", felix.dataplane.run()),
             ("nftables events", kernel.tables.watch(felix.dataplane.resync_tables)),
-            ("interface events", kernel.interfaces.watch(felix.dataplane.resync_routes, felix.update_statuses)),
+            ("interface events", kernel.interfaces.watch(felix.dataplane.interfaces_changed, felix.update_statuses)),
             ("statuses", felix.statuses.run()),
             ("report", felix.report_forever()),
             ("refresh", felix.refresh_forever()),

@@ -29,6 +29,7 @@ from libs.testkit.cluster import SHIM, Cluster, CniError, Node, Pod
 from libs.testkit.pods import cni_environment, cni_stdin
 from libs.testkit.processes import Probe
 from libs.testkit.topology import Namespace, remove
+from services.felix.core.journal import read_journal
 from tests.cluster.conftest import ALLOW, World, open_world, until
 from tests.cluster.kernel_state import elements, ruleset
 
@@ -87,7 +88,7 @@ async def traces(world: World, node: Node) -> Trace:
     endpoints = [kv.key for kv in (await world.store.list(WEPS)).kvs if f"/{node.name}-" in kv.key]
     links = json.loads(world.run(node.name, "ip", "-j", "link"))
     interfaces = [link["ifname"] for link in links if link["ifname"].startswith("cali")]
-    journal = [path.name for path in (node.directory / "state" / "cni-journal").iterdir()]
+    journal = [container for container, _ in open_entries(node)]
     return Trace(handles, endpoints, interfaces, journal)
 
 
@@ -591,8 +592,12 @@ class Asking:
         return found
 
 
+def open_entries(node: Node) -> list[tuple[str, str]]:
+    return list(read_journal(node.directory / "state" / "cni-journal")[0])
+
+
 async def journal_is_empty(node: Node) -> bool:
-    return not list((node.directory / "state" / "cni-journal").iterdir())
+    return not open_entries(node)
 
 
 async def whole(world: World, node: Node, pods: list[Pod]) -> list[Pod]:

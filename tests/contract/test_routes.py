@@ -126,7 +126,7 @@ async def test_changed_route_is_replaced_in_place(world: World) -> None:
     reconciler.desired = wanted(world)
     await reconciler.step()
     key = RouteKey(ip_network("10.2.0.0/26"), 254, 0)
-    reconciler.desired[key] = gateway_route(key.dst, ip_address("192.0.2.7"), world.up, onlink=True)
+    reconciler.put(key, gateway_route(key.dst, ip_address("192.0.2.7"), world.up, onlink=True))
     assert await reconciler.step() == {}
     assert (await world.driver.read())[key].hops == (NextHop(world.up, ip_address("192.0.2.7"), True),)
 

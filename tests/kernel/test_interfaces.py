@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
 from libs.netlink.netns import in_netns
-from libs.policy.output import Block, Pool
-from libs.testkit.netns import namespace, run
+from libs.netlink.routes import Route, RouteKey
+from libs.policy.output import Block, Pool, Workload, WorkloadKey
+from libs.testkit.netns import Namespace, namespace, run
 from services.felix.core.routing import Routing
 from services.felix.drivers.interfaces import InterfaceDriver
 
@@ -41,3 +45,97 @@ def test_asking_for_the_mtu_or_addresses_does_not_hide_what_must_be_compared() -
 
         with in_netns(f"/run/netns/{space.name}"):
             asyncio.run(scenario())
+
+
+POD4, POD6 = "10.65.0.5/32", "fd00:65::5/128"
+
+
+@contextmanager
+def a_pod() -> Iterator[tuple[Namespace, Callable[..., str]]]:
+    """A node's namespace with cali1, which is down, and its peer, which counts as a workload's too."""
+    with namespace("ifc") as space:
+        run(space, ["ip", "link", "add", "cali1", "type", "veth", "peer", "name", "cali1p"])
+        run(space, ["ip", "link", "set", "cali1p", "up"])
+        yield space, lambda *command: run(space, ["ip", *command])
+
+
+async def follow(space: Namespace, ip: Callable[..., str], steps: Sequence[tuple[tuple[str, ...], bool]]) -> int:
+    """Run each command, and see the pod's routes come (True) or go. Returns how often everything was compared."""
+    driver, routing = InterfaceDriver(("cali",)), Routing("n1", program_cluster_routes=True)
+    wake, compared = asyncio.Event(), 0
+    workload = Workload(name="cali1", nets4=(POD4,), nets6=(POD6,))
+    key = WorkloadKey("k8s", "ns1/web", "eth0")
+    routing.put_workload(key, workload)
+    read = driver._driver.read
+
+    async def counting() -> dict[RouteKey, Route]:
+        nonlocal compared
+        compared += 1
+        return await read()
+
+    driver._driver.read = counting  # type: ignore[method-assign]
+
+    async def reconcile() -> None:
+        while True:
+            await driver.step(routing, {key: workload})
+            await wake.wait()
+            wake.clear()
+
+    def routes() -> set[str]:
+        shown = f"{ip('-4', 'route', 'show', 'proto', '80')}\n{ip('-6', 'route', 'show', 'proto', '80')}"
+        return {line.split()[0] for line in shown.splitlines() if line}
+
+    tasks = [asyncio.ensure_future(driver.watch(wake.set)), asyncio.ensure_future(reconcile())]
+    try:
+        for command, there in steps:
+            if command:
+                ip(*command)
+            wanted = {POD4.split("/")[0], POD6.split("/")[0]} if there else set()
+            async with asyncio.timeout(10):
+                while not compared or routes() != wanted or there != ("cali1" in driver.running()):
+                    assert not tasks[1].done(), f"{command}: it stopped"
+                    await asyncio.sleep(0.02)
+        assert set(driver._links) == {line.split()[0].split("@")[0] for line in ip("-br", "link").splitlines()}
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await driver.close()
+    return compared
+
+
+def in_the_node(space: Namespace, work: Coroutine[Any, Any, int]) -> int:
+    with in_netns(f"/run/netns/{space.name}"):
+        return asyncio.run(work)
+
+
+@pytest.mark.parametrize("family", ["-4", "-6"])
+def test_a_workloads_routes_follow_its_interface_without_comparing_everything(family: str) -> None:
+    with a_pod() as (space, ip):
+        steps = [
+            ((), False),
+            (("link", "set", "cali1", "up"), True),
+            (("link", "set", "cali1", "down"), False),
+            (("link", "set", "cali1", "up"), True),
+            ((family, "route", "del", (POD4 if family == "-4" else POD6), "dev", "cali1"), True),
+            (("link", "del", "cali1"), False),
+            (("link", "add", "cali1", "type", "veth", "peer", "name", "cali1p"), False),
+            (("link", "set", "cali1p", "up"), False),
+            (("link", "set", "cali1", "up"), True),
+        ]
+        assert in_the_node(space, follow(space, ip, steps)) <= 2
+
+
+def test_a_stray_route_of_ours_goes_and_a_renamed_interface_is_found() -> None:
+    with a_pod() as (space, ip):
+        run(space, ["ip", "link", "set", "cali1", "name", "other"])
+        run(space, ["ip", "link", "set", "other", "up"])
+        steps = [
+            ((), False),
+            (("route", "add", "10.65.0.9/32", "dev", "other", "proto", "80"), False),
+            (("link", "set", "other", "down"), False),
+            (("link", "set", "other", "name", "cali1"), False),
+            (("link", "set", "cali1", "up"), True),
+            (("-6", "route", "add", "fd00:65::9/128", "dev", "cali1", "proto", "80"), True),
+        ]
+        in_the_node(space, follow(space, ip, steps))

@@ -2,8 +2,9 @@
 
 The desired routes come as ranges with an interface name or another node's address (services/felix/core/routing.py);
 which kernel interface that is, is found here, from link and address events. A workload's route waits until its
-interface is there and up. All routes carry protocol 80, which is ours alone: what has it and is not wanted goes
-(docs/design/ownership.md).
+interface is there and up, and goes back to waiting when that goes down or away. Each pod makes a few events, so those
+of workloads' interfaces are taken as they are; after others everything is listed again. All routes carry protocol 80,
+which is ours alone: what has it and is not wanted goes (docs/design/ownership.md).
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class InterfaceDriver:
         self._routes: dict[Network, Route] = {}
         self._waiting: dict[Network, str] = {}  # range -> why it cannot be programmed yet
         self._unlisted = True  # links and addresses must be listed again
-        self._stale = True  # everything must be compared with the kernel again
+        self._stale = True  # routes must be resolved and compared with the kernel again
         self._changed: Callable[[], None] = lambda: None
         self._links_changed: Callable[[], None] = lambda: None
         self._mtu_pattern = PATTERN
@@ -59,7 +60,9 @@ class InterfaceDriver:
         self._owners: dict[Network, str] = {}  # local workloads' addresses -> interface whose connections may be known
         self._sysctls = WorkloadSysctls()
         self._plugged = False  # an interface came up since the last step: routes that wait may go there
-        self._stray: asyncio.TimerHandle | None = None
+        self._unplugged: set[Network] = set()  # the kernel took these routes away
+        self._strays: set[RouteKey] = set()  # routes of our protocol that were not wanted when they came
+        self._look_again: asyncio.TimerHandle | None = None
 
     def prepare_host(self) -> None:
         """Forwarding, for both families. A kernel without one of them is no reason to stop."""
@@ -77,6 +80,7 @@ class InterfaceDriver:
         self._route_sync = route_sync
         self._mtu_pattern = mtu_pattern
         self._sysctls.allow_spoofing = spoofing
+        self._sysctls.look_again()
         self._stale = True
 
     def underlay_mtu_bytes(self) -> int:
@@ -86,9 +90,14 @@ class InterfaceDriver:
 
     def running(self) -> frozenset[str]:
         """Interfaces that can carry packets, as far as events have told."""
-        return frozenset(name for name, link in self._links.items() if link.up and link.lower_up)
+        return frozenset(name for name in self._links if self._runs(name))
 
     def resync(self) -> None:
+        """Compare everything with the kernel, settings of interfaces too."""
+        self._list_again()
+        self._sysctls.look_again()
+
+    def _list_again(self) -> None:
         self._unlisted = self._stale = True
 
     def host_addresses(self) -> dict[str, frozenset[str]]:
@@ -107,33 +116,33 @@ class InterfaceDriver:
         if self._stale:
             self._refresh()
             self._stale = False
-            self._sysctls.look_again()
             self._reconciler.resync()
             changed = {**dict.fromkeys(self._routes), **routing.wanted}
-        elif not changed and self._reconciler.in_sync and not (self._waiting and self._plugged):
-            return {}
-        if self._plugged:
-            self._plugged = False
-            for network in [network for network in self._waiting if network in routing.wanted]:
+        again = self._unplugged if not self._plugged else {*self._waiting, *self._unplugged}
+        self._plugged, self._unplugged = False, set()
+        for network in again:
+            if network in routing.wanted:
                 changed.setdefault(network, routing.wanted[network])
+        if not changed and self._reconciler.in_sync:
+            return {}
         failures = self._sysctls.repair(workloads.values(), self._links)
         await self._forget_connections(changed, failures)
         for network, wanted in changed.items():
             old = self._routes.pop(network, None)
             if old is not None:
-                self._reconciler.desired.pop(old.key, None)
+                self._reconciler.drop(old.key)
             self._waiting.pop(network, None)
             route = self._resolve(network, wanted) if wanted is not None else None
             if route is not None:
                 self._routes[network] = route
-                self._reconciler.desired[route.key] = route
+                self._reconciler.put(route.key, route)
         self._reconciler.in_sync = True
         if not self._route_sync:
             self._stale = True
             return failures
         failed = await self._reconciler.step()
         if failed:
-            self.resync()  # an interface may have gone meanwhile
+            self._list_again()  # an interface may have gone meanwhile
         return failures | {f"route {key.dst}": str(error) for key, error in failed.items()}
 
     async def watch(self, changed: Callable[[], None], links_changed: Callable[[], None] = lambda: None) -> None:
@@ -184,38 +193,70 @@ class InterfaceDriver:
 
     def _event(self, event: Event) -> None:
         if isinstance(event, Changed):
+            match event.object:
+                case Link() as link if link.name.startswith(self._prefixes) and not self._is_renamed(link):
+                    ran = self._runs(link.name)
+                    if self._take(link, gone=event.gone):
+                        self._changed()
+                    if ran != self._runs(link.name):
+                        self._links_changed()
+                    return
+                case Route() as route if route.protocol == PROTOCOL_FELIX:
+                    if not event.gone and route.key not in self._reconciler.desired:
+                        self._is_stray(route)
+                        return
+                    if event.gone and self._reconciler.desired.get(route.key) is not None:
+                        self._is_lost(route.dst, route.key)
+                        self._changed()
+                        return
             if not self._matters(event):
                 return
-            match event.object:
-                case Link() as link if self._is_plugged(link, event.gone):
-                    # Each new pod makes a few of these: taken as they are, without listing everything again.
-                    self._links[link.name] = link
-                    self._plugged = True
-                    if self._waiting:
-                        self._changed()
-                    self._links_changed()
-                    return
-                case Route() as route if not event.gone and route.key not in self._reconciler.desired:
-                    self._look_again_soon()
-                    return
-        self.resync()
+        self._list_again()
         self._changed()
 
-    def _is_plugged(self, link: Link, gone: bool) -> bool:
-        """A workload's interface that is new, or as it was but for its flags, and up."""
+    def _runs(self, name: str) -> bool:
+        link = self._links.get(name)
+        return link is not None and link.up and link.lower_up
+
+    def _is_renamed(self, link: Link) -> bool:
+        return link.name not in self._links and any(known.index == link.index for known in self._links.values())
+
+    def _take(self, link: Link, *, gone: bool) -> bool:
+        """A workload's interface as it is now. False: nobody has to do anything about it."""
         known = self._links.get(link.name)
-        same = known is None or known.index == link.index
-        return not gone and link.up and same and link.name.startswith(self._prefixes)
+        if gone:
+            if known is None or known.index != link.index:
+                return False
+            del self._links[link.name]
+        else:
+            self._links[link.name] = link
+        is_up = link.up and not gone
+        if known is not None and known.up:
+            if is_up and known.index == link.index:
+                return known.mtu_bytes != link.mtu_bytes  # which bandwidth limits depend on
+            for network, route in self._routes.items():
+                if route.hops and route.hops[0].oif == known.index:
+                    self._is_lost(network, route.key)
+        self._plugged |= is_up
+        return bool(self._unplugged or (self._plugged and self._waiting))
 
-    def _look_again_soon(self) -> None:
-        """A route of our protocol that nobody wants: the plugin's, just before its endpoint is known, or a stray."""
-        if self._stray is None:
-            self._stray = asyncio.get_running_loop().call_later(STRAY_S, self._look_again)
+    def _is_lost(self, network: Network, key: RouteKey) -> None:
+        """The kernel does not tell of all the routes that it takes away with an interface."""
+        self._reconciler.lost(key)
+        self._unplugged.add(network)
 
-    def _look_again(self) -> None:
-        self._stray = None
-        self._stale = True
-        self._changed()
+    def _is_stray(self, route: Route) -> None:
+        """The plugin's, just before its endpoint is known, or left by somebody: looked at a little later."""
+        self._strays.add(route.key)
+        if self._look_again is None:
+            self._look_again = asyncio.get_running_loop().call_later(STRAY_S, self._look_at_strays)
+
+    def _look_at_strays(self) -> None:
+        self._look_again = None
+        strays, self._strays = self._strays, set()
+        if strays - self._reconciler.desired.keys():
+            self._stale = True
+            self._changed()
 
     def _matters(self, event: Changed) -> bool:
         match event.object:
@@ -223,7 +264,6 @@ class InterfaceDriver:
                 known = self._links.get(link.name)
                 if event.gone:
                     return known is not None and known.index == link.index
-                # A workload's interface matters once it is wanted; its coming up is what a waiting route waits for.
                 return known is None or (known.index, known.up, known.lower_up, known.mtu_bytes) != (
                     link.index, link.up, link.lower_up, link.mtu_bytes,
                 )  # fmt: skip

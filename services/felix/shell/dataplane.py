@@ -162,8 +162,12 @@ class Dataplane:
         self._wake.set()
 
     def resync_routes(self) -> None:
-        """Interfaces, addresses or routes may have changed."""
+        """Compare routes and interfaces' settings with the kernel."""
         self._routes.resync()
+        self.interfaces_changed()
+
+    def interfaces_changed(self) -> None:
+        """The route writer has something to do, and knows what: interfaces, addresses or routes changed."""
         self._bandwidth.interfaces_changed()
         self._wake.set()
 

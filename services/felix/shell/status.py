@@ -158,9 +158,9 @@ class StatusReporter:
             if self._in_sync and self._files is not None:
                 files = self._files
                 files.desired, files.in_sync = self._files_wanted, True
-                if seen is files.desired:
+                if seen is self._files_wanted:
                     files.resync()
-                seen = files.desired
+                seen = self._files_wanted
                 try:
                     failed = await files.step()
                     reason = str(next(iter(failed.values()))) if failed else ""

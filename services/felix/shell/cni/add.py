@@ -69,7 +69,7 @@ class Add:
             if again is not None:
                 return again
         entry = self._place.entry("ADD", request)
-        self._journal.begin(entry)
+        await self._journal.begin(entry)
         try:
             made = await self._plug(request, entry, found)
         except BaseException:

@@ -45,7 +45,7 @@ class Collect:
                 wep=found.metadata.name,
             )
             async with self._turns.of(entry.host_interface):
-                self._journal.begin(entry)
+                await self._journal.begin(entry)
                 if await self._undo.undo_or_leave(entry):
                     log.info("collected", extra={"interface": entry.host_interface, "container": entry.container})
                 else:

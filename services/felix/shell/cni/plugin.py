@@ -88,7 +88,7 @@ class Plugin:
     async def _delete(self, request: Request) -> None:
         await self._datastore.check_unlocked()
         entry = self._place.entry("DEL", request)
-        self._journal.begin(entry)
+        await self._journal.begin(entry)
         try:
             await self.undo.undo(entry)
         except UNDO_ERRORS:

@@ -43,10 +43,9 @@ class Undo:
 
     def recover(self) -> None:
         """Find what a crash cut short. Called once at start, before requests are served; `undo_forever` does it."""
-        entries, bad = self._journal.unfinished()
-        for path in bad:
-            log.error("journal entry is unreadable and kept for inspection", extra={"file": str(path)})
-        for entry in entries:
+        for record in self._journal.unreadable:
+            log.error("journal record is unreadable and kept for inspection", extra={"record": repr(record)})
+        for entry in self._journal.unfinished():
             log.warning("undoing an interrupted request", extra={"verb": entry.verb, "container": entry.container})
             self.leave(entry)
 

@@ -199,7 +199,7 @@ class Node:
             "handles": [kv.key for kv in (await clean.list("/calico/ipam/v2/handle/")).kvs],
             "endpoints": (await ResourceClient(clean).list("WorkloadEndpoint")).items,
             "links": sorted(self.links.there),
-            "journal": [entry.container for entry in self.journal.unfinished()[0]],
+            "journal": [entry.container for entry in self.journal.unfinished()],
         }
 
 
@@ -268,7 +268,7 @@ async def test_any_call_to_the_datastore_may_fail_and_nothing_is_left(
         elif command == "ADD":
             await node.plugin.handle(request("CHECK"))
             await node.plugin.handle(request("DEL"))
-        if command == "DEL" and error is not None and not node.journal.unfinished()[0]:
+        if command == "DEL" and error is not None and not node.journal.unfinished():
             await node.plugin.handle(request("DEL"))  # refused before it began: the runtime asks again
         async with undoing(node):
             await until_nothing(node)
@@ -301,7 +301,7 @@ async def test_a_process_that_ends_at_any_call_leaves_what_the_next_one_finishes
         successor = node.restarted()
         if not complete:
             successor.plugin.undo.recover()
-            if command == "DEL" and not successor.journal.unfinished()[0]:
+            if command == "DEL" and not successor.journal.unfinished():
                 await successor.plugin.handle(request("DEL"))
             async with undoing(successor):
                 await until_nothing(successor)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from pathlib import Path
 from typing import Literal
 
-from services.felix.core.journal import Entry, Journal
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.felix.core import journal as module
+from services.felix.core.journal import LOG, UNREADABLE, Entry, Journal
 
 
 def entry(container: str = "c1", verb: Literal["ADD", "DEL"] = "ADD", ifname: str = "eth0") -> Entry:
@@ -15,48 +22,116 @@ def entry(container: str = "c1", verb: Literal["ADD", "DEL"] = "ADD", ifname: st
     )  # fmt: skip
 
 
-def test_what_is_begun_and_not_ended_is_found_by_the_next_process(tmp_path: Path) -> None:
+async def test_what_is_begun_and_not_ended_is_found_by_the_next_process(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "a" / "b")
     for one in (entry("c1"), entry("c2", "DEL"), entry("c2", ifname="eth1"), entry("c3")):
-        journal.begin(one)
+        await journal.begin(one)
     journal.end(entry("c3"))
-    found, bad = Journal(tmp_path / "a" / "b").unfinished()
-    assert sorted(found, key=lambda e: (e.container, e.ifname)) == [
-        entry("c1"), entry("c2", "DEL"), entry("c2", ifname="eth1"),
-    ]  # fmt: skip
-    assert bad == []
+    again = Journal(tmp_path / "a" / "b")
+    assert again.unfinished() == [entry("c1"), entry("c2", "DEL"), entry("c2", ifname="eth1")]
+    assert again.unreadable == []
 
 
-def test_ending_twice_is_no_error_and_beginning_again_replaces(tmp_path: Path) -> None:
+async def test_ending_twice_is_no_error_and_beginning_again_replaces(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
-    journal.begin(entry())
-    journal.begin(entry(verb="DEL"))
-    assert journal.unfinished()[0] == [entry(verb="DEL")]
-    assert not journal.holds(entry())
-    assert journal.holds(entry(verb="DEL"))
+    await journal.begin(entry())
+    await journal.begin(entry(verb="DEL"))
+    for one in (journal, Journal(tmp_path)):
+        assert one.unfinished() == [entry(verb="DEL")]
+        assert not one.holds(entry())
+        assert one.holds(entry(verb="DEL"))
+    journal = Journal(tmp_path)
     journal.end(entry())
     journal.end(entry())
-    assert journal.unfinished() == ([], [])
     assert not journal.holds(entry(verb="DEL"))
+    assert Journal(tmp_path).unfinished() == []
 
 
-def test_a_torn_write_is_removed_and_an_unreadable_entry_is_kept_and_named(tmp_path: Path) -> None:
+@given(cut=st.integers(min_value=1))
+def test_a_record_torn_at_any_byte_takes_no_other_with_it(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
+    directory = tmp_path_factory.mktemp("torn")
+
+    async def write() -> None:
+        journal = Journal(directory)
+        await journal.begin(entry("c1"))
+        await journal.begin(entry("c2"))
+
+    asyncio.run(write())
+    log = directory / LOG
+    whole = log.read_bytes()
+    last = whole.rstrip(b"\n").rindex(b"\n") + 1
+    log.write_bytes(whole[: last + cut % (len(whole) - last - 1)] + b"\0\0")
+    found = Journal(directory)
+    assert found.unfinished() == [entry("c1")]
+    assert found.unreadable == []
+    assert not (directory / UNREADABLE).exists()
+
+
+async def test_an_unreadable_record_in_the_midst_is_kept_and_named(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
-    journal.begin(entry())
-    (tmp_path / "torn.tmp").write_bytes(b'{"verb": "AD')
-    (tmp_path / "other.json").write_bytes(b"{}")
-    found, bad = journal.unfinished()
-    assert (found, bad) == ([entry()], [tmp_path / "other.json"])
-    assert not (tmp_path / "torn.tmp").exists()
-    assert (tmp_path / "other.json").exists()
+    await journal.begin(entry("c1"))
+    with (tmp_path / LOG).open("ab") as file:
+        file.write(b'{"begin": 7}\n')
+    await journal.begin(entry("c2"))
+    again = Journal(tmp_path)
+    assert again.unfinished() == [entry("c1"), entry("c2")]
+    assert again.unreadable == [b'{"begin": 7}']
+    assert (tmp_path / UNREADABLE).read_bytes() == b'{"begin": 7}\n'
+    assert Journal(tmp_path).unreadable == []
+
+
+async def test_only_what_is_open_is_carried_over_when_the_file_is_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOG_BYTES", 2000)
+    journal = Journal(tmp_path)
+    await journal.begin(entry("stays"))
+    for number in range(50):
+        await journal.begin(entry(f"c{number}"))
+        journal.end(entry(f"c{number}"))
+        assert (tmp_path / LOG).stat().st_size < 3000
+    await journal.begin(entry("new"))
+    assert Journal(tmp_path).unfinished() == [entry("stays"), entry("new")]
+
+
+async def test_those_that_begin_together_share_syncs_and_each_is_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []  # records in the file at each sync
+    sync = os.fdatasync
+
+    def counting(file: int) -> None:
+        synced.append((tmp_path / LOG).read_bytes().count(b"\n"))
+        sync(file)
+
+    monkeypatch.setattr(os, "fdatasync", counting)
+    journal = Journal(tmp_path)
+    await asyncio.gather(*(journal.begin(entry(f"c{number}")) for number in range(20)))
+    assert synced[-1] == 20
+    assert len(synced) <= 3
+
+
+async def test_what_cannot_be_synced_has_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(file: int) -> None:
+        raise OSError(5, "no disk")
+
+    journal = Journal(tmp_path)
+    monkeypatch.setattr(os, "fdatasync", failing)
+    with pytest.raises(OSError, match="no disk"):
+        await journal.begin(entry())
+    assert journal.unfinished() == []
+    assert Journal(tmp_path).unfinished() == []
+    monkeypatch.undo()
+    await Journal(tmp_path).begin(entry())
+    assert Journal(tmp_path).unfinished() == [entry()]
 
 
 def test_only_root_reads_it(tmp_path: Path) -> None:
     Journal(tmp_path / "state")
     assert (tmp_path / "state").stat().st_mode & 0o077 == 0
+    assert (tmp_path / "state" / LOG).stat().st_mode & 0o077 == 0
 
 
 def test_names_of_containers_never_become_paths(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "state")
-    journal.begin(entry("../../escape", ifname="../x"))
-    assert [path.parent for path in tmp_path.rglob("*.json")] == [tmp_path / "state"]
+    asyncio.run(Journal(tmp_path / "state").begin(entry("../../escape", ifname="../x")))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "state" / LOG]
