@@ -231,10 +231,13 @@ class ConcernsRequest(msgspec.Struct, kw_only=True):
 
 
 class ConcernsReply(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """unknown: the revision is older than what is remembered; then `nodes` is every node."""
+    """unknown: the revision is older than what is remembered; then `nodes` is every node. silent: those of `nodes` that
+    have not reported lately.
+    """
 
     rev: int
     nodes: list[str] = []
+    silent: list[str] = []
     unknown: bool = False
     error: str = ""
 

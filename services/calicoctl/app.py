@@ -16,13 +16,14 @@ import click
 from click.shell_completion import get_completion_class
 
 from libs.bus import Bus
+from libs.bus.applied import WaitProblem, listening
 from libs.bus.subject_match import check_subscribe_subject
 from libs.ipam.errors import IpamError
 from libs.resources import codec
 from libs.resources.errors import ResourceError
 from libs.resources.patch import PatchType
 from libs.runtime.logs import setup as setup_logs
-from services.calicoctl import actions, ipam, reading, tap, version, wait
+from services.calicoctl import actions, ipam, reading, tap, version
 from services.calicoctl import status as node_status
 from services.calicoctl.actions import Input
 from services.calicoctl.columns import DEFAULT_AS_NUMBER, UnknownHeading
@@ -72,11 +73,11 @@ def _write(
         async with session.client(writes=verb.initialises) as client, bus as connected:
             if connected is None or wait_s is None:
                 return await actions.run(verb, client, documents, namespace), "", ""
-            async with wait.listening(connected, wait_s) as waiter:
+            async with listening(connected, wait_s) as waiter:
                 outcome = await actions.run(verb, client, documents, namespace)
                 try:
                     nodes = await waiter.until_applied(outcome.revisions)
-                except wait.WaitProblem as problem:
+                except WaitProblem as problem:
                     return outcome, "", f"Hit error: {problem}"
                 return outcome, f"Applied on {len(nodes)} node(s){': ' if nodes else ''}{', '.join(nodes)}", ""
 

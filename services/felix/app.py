@@ -33,6 +33,7 @@ from services.felix.drivers.interfaces import InterfaceDriver
 from services.felix.drivers.podlinks import KernelPodLinks
 from services.felix.drivers.tables import KernelTables
 from services.felix.metrics import Metrics
+from services.felix.shell.cni.peers import Peers
 from services.felix.shell.cni.plugin import Plugin
 from services.felix.shell.cni.server import CniServer
 from services.felix.shell.dataplane import TABLES, Dataplane, Progress
@@ -89,6 +90,7 @@ class Felix:
             IpamClient(store),
             KernelPodLinks(),
             self,
+            Peers(bus, self.node),
             Journal(config.state_dir / "cni-journal"),
             interface_prefix=config.interface_prefix[0],
             policy_timeout_s=config.policy_setup_timeout_s,

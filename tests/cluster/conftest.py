@@ -14,6 +14,7 @@ import pytest
 import pytest_asyncio
 import yaml
 
+from libs.bus.applied import listening
 from libs.bus.config import BusConfig
 from libs.bus.nats import NatsBus
 from libs.resources import codec
@@ -21,7 +22,6 @@ from libs.resources.client import ResourceClient
 from libs.store.etcd import EtcdStore
 from libs.testkit.cluster import Cluster, Pod
 from libs.testkit.reach import Flow, Verdict, check
-from services.calicoctl.wait import listening
 
 ALLOW, DENY = Verdict.ALLOW, Verdict.DENY
 CRASH_ETCD = Path(__file__).resolve().parents[2] / ".cache" / "etcd-server" / "usr" / "bin" / "etcd"

@@ -15,9 +15,9 @@ import pytest_asyncio
 
 from libs import model
 from libs.bus import wire
+from libs.bus.applied import WaitProblem
 from libs.model import keys
 from libs.testkit.cluster import Pod
-from services.calicoctl.wait import WaitProblem
 from services.felix.core import status
 from tests.cluster.conftest import ALLOW, DENY, World, until
 

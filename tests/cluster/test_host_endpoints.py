@@ -20,6 +20,7 @@ import pytest_asyncio
 import yaml
 
 from libs import model
+from libs.bus.applied import listening
 from libs.model.codec import convert
 from libs.policy import autohep
 from libs.resources import codec
@@ -30,7 +31,6 @@ from libs.testkit.processes import Probe
 from libs.testkit.reach import Flow, Protocol, Verdict
 from libs.testkit.topology import Namespace
 from libs.testkit.traffic import Load
-from services.calicoctl.wait import listening
 from tests.cluster.conftest import ALLOW, DENY, World, open_world, until, verdicts
 from tests.cluster.kernel_state import handles, written
 

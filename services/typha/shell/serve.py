@@ -26,6 +26,7 @@ M = TypeVar("M", bound=msgspec.Struct)
 CHUNK_BYTES = 512_000
 SMALL_BYTES = 1_000_000  # up to here the better compression costs a few milliseconds
 KEPT_S = 60.0
+SILENT_S = 25.0  # felix reports each ten
 
 
 @dataclass(slots=True)
@@ -66,6 +67,8 @@ class Server:
         self._send = send
         self._answers: dict[str, Answer] = {}
         self._waiting: list[tuple[float, wire.ConcernsRequest, Msg]] = []
+        self._started_at = time.monotonic()
+        self._heard_at: dict[str, float] = {}  # nodes, whichever typha they follow
 
     def start(self) -> None:
         instance = self._publisher.epoch.instance
@@ -93,7 +96,7 @@ class Server:
         due = [entry for entry in self._waiting if entry[1].rev <= self._publisher.rev]
         self._waiting = [entry for entry in self._waiting if entry[1].rev > self._publisher.rev]
         for _, request, msg in due:
-            _respond(msg, self._publisher.concerns(request.rev))
+            _respond(msg, self._concerns(request.rev))
 
     # --- handlers: synchronous, called by the bus in order of arrival ---
 
@@ -106,7 +109,7 @@ class Server:
         report = _decode(msg, wire.Applied)
         if report is None or not _is_from(msg, report.node, token=2):
             return
-        now = time.monotonic()
+        now = self._heard_at[report.node] = time.monotonic()
         reader = self._publisher.readers.get(report.node)
         if reader is not None and reader.applied_seq < reader.seq == report.seq:
             self._metrics.client_latency.labels(SYNCER).observe(now - reader.sent_at)
@@ -122,9 +125,16 @@ class Server:
         if request is None:
             return
         if request.rev <= self._publisher.rev:
-            _respond(msg, self._publisher.concerns(request.rev))
+            _respond(msg, self._concerns(request.rev))
         else:
             self._waiting.append((time.monotonic() + min(request.timeout_s, 60.0), request, msg))
+
+    def _concerns(self, rev: int) -> wire.ConcernsReply:
+        reply = self._publisher.concerns(rev)
+        since = time.monotonic() - SILENT_S
+        if self._started_at < since:  # before, nobody can be said to be silent
+            reply.silent = [node for node in reply.nodes if self._heard_at.get(node, 0.0) < since]
+        return reply
 
     def _answer(self, request: wire.SnapshotRequest) -> wire.SnapshotReply:
         now = time.monotonic()

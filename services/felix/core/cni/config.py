@@ -65,5 +65,6 @@ class NetConfig(
     policy: PolicyConfig = PolicyConfig()
     nodename: str = ""
     mtu: int = 0
+    peers_setup_timeout_seconds: float = 0.0
     args: Args = Args()
     valid_attachments: tuple[Attachment, ...] = ()  # of GC

@@ -1,5 +1,5 @@
 """ADD: journal → addresses (IPAM) → WorkloadEndpoint in etcd while the veth pair is made → wait until this node's
-kernel holds the pod's policy at that revision → answer.
+kernel holds the pod's policy at that revision, and other nodes its address if that is asked for → answer.
 
 Until its policy is programmed the interface is unknown to the ruleset and passes nothing. Any failure undoes what was
 done, in reverse, and releases the addresses.
@@ -19,6 +19,7 @@ from libs.resources.errors import ResourceError
 from libs.store.api import StoreError
 from services.felix.core.cni.endpoint import Place, addresses_of, endpoint_key, make_endpoint
 from services.felix.core.cni.errors import CniError, Code
+from services.felix.core.cni.peers import peers_timeout_s
 from services.felix.core.cni.request import Request
 from services.felix.core.cni.result import result
 from services.felix.core.journal import Entry, Journal
@@ -26,7 +27,7 @@ from services.felix.core.routing import Address
 from services.felix.drivers.podlinks import random_mac
 from services.felix.shell.cni.addresses import Addresses
 from services.felix.shell.cni.datastore import Datastore
-from services.felix.shell.cni.protocols import NO_POLICY, Enforcement, PodLinks
+from services.felix.shell.cni.protocols import NO_POLICY, Enforcement, Peers, PodLinks
 from services.felix.shell.cni.undo import Undo, in_thread
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ class Add:
         addresses: Addresses,
         links: PodLinks,
         enforcement: Enforcement,
+        peers: Peers,
         journal: Journal,
         undo: Undo,
         *,
@@ -52,6 +54,7 @@ class Add:
         self._addresses = addresses
         self._links = links
         self._enforcement = enforcement
+        self._peers = peers
         self._journal = journal
         self._undo = undo
         self._policy_timeout_s = policy_timeout_s
@@ -62,6 +65,7 @@ class Add:
         """The result object. Raises CniError, StoreError, ResourceError, IpamError."""
         if not self._enforcement.ready():
             raise CniError(Code.TRY_AGAIN, NO_POLICY)
+        peers_timeout_s(request)  # refused before anything is done
         await asyncio.gather(self._datastore.check_unlocked(), self._datastore.check_node())
         found = await self._datastore.endpoint(request)
         if found is not None and found.spec.container_id == request.container:
@@ -99,8 +103,7 @@ class Add:
             raise
         try:
             rev = await storing
-            key = endpoint_key(request)
-            if not await self._timed("policy", self._enforcement.programmed(key, rev, self._policy_timeout_s)):
+            if not await self._known(request, rev):
                 text = f"policy of {host} is not in the kernel after {self._policy_timeout_s:g} s; is typha reachable?"
                 raise CniError(Code.TRY_AGAIN, text)
         except BaseException:
@@ -108,6 +111,15 @@ class Add:
                 await in_thread(lambda: self._links.remove(host, request.netns, request.ifname))
             raise
         return result(request, host, mac, addresses)
+
+    async def _known(self, request: Request, rev: int) -> bool:
+        """Is the pod's policy in the kernel? By then its peers know it, or their time is up."""
+        waits = [self._enforcement.programmed(endpoint_key(request), rev, self._policy_timeout_s)]
+        peers_s = peers_timeout_s(request)
+        if peers_s:
+            waits.append(self._timed("peers", self._peers.wait(rev, peers_s)))
+        programmed, *_ = await self._timed("policy", asyncio.gather(*waits))
+        return bool(programmed)
 
     def _same_again(self, request: Request, found: model.WorkloadEndpoint) -> dict[str, Any] | None:
         """The earlier answer, when this very container is connected already and nothing is wrong with it."""

@@ -28,7 +28,7 @@ from services.felix.shell.cni.addresses import Addresses
 from services.felix.shell.cni.check import Check
 from services.felix.shell.cni.collect import Collect
 from services.felix.shell.cni.datastore import Datastore
-from services.felix.shell.cni.protocols import Enforcement, PodLinks
+from services.felix.shell.cni.protocols import Enforcement, Peers, PodLinks
 from services.felix.shell.cni.turns import Turns
 from services.felix.shell.cni.undo import UNDO_ERRORS, Undo
 
@@ -44,6 +44,7 @@ class Plugin:
         ipam: IpamClient,
         links: PodLinks,
         enforcement: Enforcement,
+        peers: Peers,
         journal: Journal,
         *,
         interface_prefix: str,
@@ -58,7 +59,7 @@ class Plugin:
         addresses = Addresses(node, resources, ipam)
         self.undo = Undo(resources, addresses, links, journal, self._turns)
         self._add = Add(
-            self._place, self._datastore, addresses, links, enforcement, journal, self.undo,
+            self._place, self._datastore, addresses, links, enforcement, peers, journal, self.undo,
             policy_timeout_s=policy_timeout_s, mtu_bytes=mtu_bytes, observe=observe,
         )  # fmt: skip
         self._check = Check(self._place, self._datastore, links, enforcement)

@@ -43,3 +43,11 @@ class Enforcement(Protocol):
         ...
 
     def enforced(self, key: WorkloadKey) -> bool: ...
+
+
+class Peers(Protocol):
+    """Other nodes (services/felix/shell/cni/peers.py)."""
+
+    async def wait(self, rev: int, timeout_s: float) -> bool:
+        """Until those that revision `rev` concerns have it in their kernels; False when that is not known by then."""
+        ...

@@ -165,16 +165,26 @@ class FakeEnforcement:
         return self.comes
 
 
+class FakePeers:
+    def __init__(self) -> None:
+        self.waits: list[tuple[int, float]] = []
+
+    async def wait(self, rev: int, timeout_s: float) -> bool:
+        self.waits.append((rev, timeout_s))
+        return False
+
+
 class Node:
     """A plugin with its surroundings; `restarted` is the next process on the same node."""
 
     def __init__(self, directory: Path, server: MemoryEtcd | None = None, links: FakeLinks | None = None) -> None:
         self.directory = directory
         self.store = MemoryStore(server)
-        self.links, self.enforcement = links or FakeLinks(), FakeEnforcement()
+        self.links, self.enforcement, self.peers = links or FakeLinks(), FakeEnforcement(), FakePeers()
         self.journal = Journal(directory)
         self.plugin = Plugin(
-            "node1", ResourceClient(self.store), IpamClient(self.store), self.links, self.enforcement, self.journal,
+            "node1", ResourceClient(self.store), IpamClient(self.store), self.links, self.enforcement, self.peers,
+            self.journal,
             interface_prefix="cali", policy_timeout_s=1.0, mtu_bytes=lambda: 1500,
         )  # fmt: skip
 

@@ -15,7 +15,7 @@ from libs.bus.api import BusTimeout
 from libs.bus.memory import MemoryBroker, MemoryBus
 from services.typha.metrics import SYNCER, Metrics
 from services.typha.shell import serve
-from services.typha.shell.serve import Contact, Server
+from services.typha.shell.serve import SILENT_S, Contact, Server
 from tests.unit.services.typha.samples import EPOCH, Writer, endpoint, many_nets, network_set, policy
 
 
@@ -198,6 +198,21 @@ async def test_question_about_a_revision_that_does_not_come_is_answered_with_an_
     await asyncio.sleep(0.002)
     typha.server.tick()
     assert "revision 1" in (await waiting).error
+
+
+async def test_nodes_that_stopped_reporting_are_told_apart_once_typha_had_time_to_hear(
+    typha: Typha, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await typha.ask(wire.SnapshotRequest(node="node1"))
+    typha.writer.publish(endpoint("node1", "p2", "web", 2), endpoint("node2", "p3", "web", 2))
+    assert await concerns(typha.bus, 2) == wire.ConcernsReply(rev=2, nodes=["node1", "node2"])
+    began = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: began + SILENT_S + 1)
+    other = wire.Epoch("another", 1, 1)  # whichever typha a node follows
+    typha.bus.publish(subjects.applied("node1"), wire.encode(wire.Applied(node="node1", epoch=other, rev=2, seq=1)))
+    assert (await concerns(typha.bus, 2)).silent == ["node2"]
+    monkeypatch.setattr(time, "monotonic", lambda: began + 2 * SILENT_S + 2)
+    assert (await concerns(typha.bus, 2)).silent == ["node1", "node2"]
 
 
 async def test_mark_is_sent_to_readers_that_are_asked_for(typha: Typha) -> None:

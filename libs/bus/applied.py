@@ -1,15 +1,14 @@
-"""`--wait`: return when every node that a change concerns has it in its kernel.
+"""Wait until every node that a change concerns has it in its kernel: `calicoctl --wait`, and CNI ADD for a pod's peers.
 
-Order matters: subscribe to the nodes' reports before writing, or the report of a fast node is missed. After the writes,
-typha says which nodes each revision concerns; a node is done when it reports an applied revision that is at least the
-highest one that concerns it. A node that reports failures of objects is done too, but the change is not enforced there:
-that is an error.
+Order matters: who wants to hear of failures as well subscribes to the nodes' reports before writing, or the report of
+a fast node is missed. After the writes, typha says which nodes each revision concerns; a node is done when it reports
+an applied revision that is at least the highest one that concerns it. Nodes not heard of yet are asked to report again.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -78,9 +77,24 @@ class Waiter:
             self._bus.publish(subjects.TYPHA_MARK, wire.encode(wire.MarkRequest(rev=highest, nodes=missing)))
 
     async def until_applied(self, revisions: Iterable[int]) -> list[str]:
-        """Wait for every node that these revisions concern; returns their names. Raises WaitProblem."""
+        """Wait for every node that these revisions concern; returns their names. A node that reports failures of
+        objects is done, but the change may not be enforced there: that, too, raises WaitProblem.
+        """
+        await self.until_reached(revisions)
+        if failed := self.progress.failed():
+            raise WaitProblem("not everything could be programmed:\n  " + "\n  ".join(failed))
+        return sorted(self.progress.wanted)
+
+    async def until_reached(
+        self, revisions: Iterable[int], *, leave_out: Collection[str] = (), only_alive: bool = False
+    ) -> None:
+        """leave_out: nodes that are not waited for. only_alive: nor are those that typha has not heard of lately.
+        Raises WaitProblem.
+        """
         for revision in sorted(set(revisions)):
-            self.progress.concern(await self._concerned(revision), revision)
+            reply = await self._concerned(revision)
+            skipped = {*leave_out, *(reply.silent if only_alive else ())}
+            self.progress.concern((node for node in reply.nodes if node not in skipped), revision)
         try:
             self.ask_again()
             async with asyncio.timeout_at(self._deadline):
@@ -91,9 +105,6 @@ class Waiter:
             raise WaitProblem(self._late()) from None
         except BusError as error:
             raise WaitProblem(f"written, but the bus is away: {error}") from error
-        if failed := self.progress.failed():
-            raise WaitProblem("not everything could be programmed:\n  " + "\n  ".join(failed))
-        return sorted(self.progress.wanted)
 
     def _late(self) -> str:
         lines = [
@@ -115,7 +126,7 @@ class Waiter:
                     raise
                 await asyncio.sleep(0.1)
 
-    async def _concerned(self, revision: int) -> list[str]:
+    async def _concerned(self, revision: int) -> wire.ConcernsReply:
         left_s = self._deadline - asyncio.get_running_loop().time()
         if left_s <= 0:
             raise WaitProblem(f"timed out; written, but typha did not say which nodes revision {revision} concerns")
@@ -123,14 +134,14 @@ class Waiter:
         unknown = f"written, but it is not known which nodes revision {revision} concerns"
         try:
             answer = await self._ask(wire.encode(request), left_s)
-            reply = wire.decoder(wire.ConcernsReply).decode(answer.data)
+            reply: wire.ConcernsReply = wire.decoder(wire.ConcernsReply).decode(answer.data)
         except BusError as error:
             raise WaitProblem(f"{unknown}: no typha answers ({error or type(error).__name__})") from error
         except msgspec.MsgspecError as error:
             raise WaitProblem(f"{unknown}: typha's answer is not understood ({error})") from error
         if reply.error:
             raise WaitProblem(f"{unknown}: {reply.error}")
-        return list(reply.nodes)
+        return reply
 
 
 @asynccontextmanager

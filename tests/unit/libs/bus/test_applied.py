@@ -1,14 +1,15 @@
-"""--wait against a bus in memory: a typha that answers, and nodes that report."""
+"""Waiting for nodes, against a bus in memory: a typha that answers, and nodes that report."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
 from libs.bus import Msg, subjects, wire
+from libs.bus.applied import Progress, WaitProblem, listening
 from libs.bus.memory import MemoryBroker, MemoryBus
-from services.calicoctl.wait import Progress, WaitProblem, listening
 
 
 def applied(node: str, rev: int, **failures: str) -> wire.Applied:
@@ -19,7 +20,9 @@ def report(bus: MemoryBus, message: wire.Applied) -> None:
     bus.publish(subjects.applied(message.node), wire.encode(message))
 
 
-def typha(broker: MemoryBroker, concerns: dict[int, list[str]], error: str = "") -> list[int]:
+def typha(
+    broker: MemoryBroker, concerns: dict[int, list[str]], error: str = "", silent: Sequence[str] = ()
+) -> list[int]:
     """Answers which nodes a revision concerns; returns the revisions it was asked for, as they come."""
     bus = broker.connect("typha")
     asked: list[int] = []
@@ -27,7 +30,8 @@ def typha(broker: MemoryBroker, concerns: dict[int, list[str]], error: str = "")
     def answer(message: Msg) -> None:
         request = wire.decoder(wire.ConcernsRequest).decode(message.data)
         asked.append(request.rev)
-        reply = wire.ConcernsReply(rev=request.rev, nodes=concerns.get(request.rev, []), error=error)
+        nodes = concerns.get(request.rev, [])
+        reply = wire.ConcernsReply(rev=request.rev, nodes=nodes, silent=list(silent), error=error)
         message.respond(wire.encode(reply))
 
     bus.subscribe(subjects.TYPHA_CONCERNS, answer, queue=subjects.TYPHA_QUEUE)
@@ -170,3 +174,17 @@ async def test_the_subscription_ends_with_the_wait() -> None:
     await bus.barrier()
     assert waiter.progress.reached == {}
     assert bus.on_reconnect == []
+
+
+async def test_left_out_and_silent_nodes_are_not_waited_for_where_that_is_asked() -> None:
+    broker = MemoryBroker()
+    typha(broker, {7: ["me", "node1", "node2"]}, silent=["node2"])
+    nodes = broker.connect("nodes")
+    async with listening(broker.connect("felix"), 5.0) as waiter:
+        report(nodes, applied("node1", 7, other="bad"))  # what fails there need not be this
+        await waiter.until_reached([7], leave_out=("me",), only_alive=True)
+    async with listening(broker.connect("ctl"), 0.1) as waiter:
+        report(nodes, applied("node1", 7))
+        with pytest.raises(WaitProblem, match="me: no report") as caught:
+            await waiter.until_reached([7])
+        assert "node2: no report" in str(caught.value)
