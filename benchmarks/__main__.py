@@ -17,6 +17,7 @@ RESULTS = Path(__file__).resolve().parents[1] / ".run" / "bench"
 NAMES = {
     "enforce": "client's put to the first packet treated the new way, up to 1,000 policies",
     "cni": "CNI ADD and DEL through the shim, one at a time and ten at once, by steps",
+    "start_race": "first connections of new pods that peers do not know yet, with and without waiting for them",
     "ipam": "addresses a second with 1, 10 and 50 callers",
     "calc": "50,000 endpoints and 5,000 policies: load, update, memory, a node's share",
     "newflow": "first and later packets of a flow through 0 to 5,000 policies",
