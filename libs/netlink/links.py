@@ -5,6 +5,7 @@ Calls are synchronous; see socket.py. An interface is addressed by index, becaus
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ OPERSTATES = ("unknown", "notpresent", "down", "lowerlayerdown", "testing", "dor
 
 _IFINFO = struct.Struct("=BxHiII")  # struct ifinfomsg: family, device type, index, flags, mask of flags to change
 _ADDRESS, _NAME, _MTU, _LINK, _MASTER, _OPERSTATE, _LINKINFO, _NETNS_FD = 1, 3, 4, 5, 10, 16, 18, 28
-_EXT_MASK, _TX_QUEUES, _RX_QUEUES, _ALT_NAME = 29, 31, 32, 53
+_GROUP, _EXT_MASK, _TX_QUEUES, _RX_QUEUES, _ALT_NAME = 27, 29, 31, 32, 53
 _INFO_KIND, _INFO_DATA, _VETH_PEER = 1, 2, 1
 _AF_SPEC, _ADDR_GEN_MODE, _GEN_MODE_NONE = 26, 8, 1
 
@@ -107,6 +108,7 @@ def link_change(
     mtu_bytes: int | None = None,
     name: str | None = None,
     netns_fd: int | None = None,
+    group: int | None = None,
 ) -> tuple[int, int, bytes]:
     """A request for NetlinkSocket.batch; what is None stays as it is."""
     body = _IFINFO.pack(0, 0, index, IFF_UP if up else 0, IFF_UP if up is not None else 0)
@@ -118,6 +120,8 @@ def link_change(
         body += text(_NAME, name)
     if netns_fd is not None:
         body += u32(_NETNS_FD, netns_fd)
+    if group is not None:
+        body += u32(_GROUP, group)
     return RTM_NEWLINK, 0, body
 
 
@@ -197,3 +201,9 @@ def delete_link(netlink: NetlinkSocket, which: int | str) -> bool:
     except ObjectNotFound:
         return False
     return True
+
+
+def delete_group(netlink: NetlinkSocket, group: int) -> None:
+    """All links of a group at once. None is fine."""
+    with contextlib.suppress(ObjectNotFound):
+        netlink.request(RTM_DELLINK, 0, _IFINFO.pack(0, 0, 0, 0, 0) + u32(_GROUP, group), f"links of group {group}")
