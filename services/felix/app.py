@@ -43,6 +43,7 @@ from services.felix.shell.status import StatusReporter
 log = logging.getLogger(__name__)
 
 REPORT_S = 10.0
+STATUS_PAUSE_S = 0.01  # each pod that comes or goes gives several reasons to look at the endpoints' status
 OUTLETS: tuple[logs.Outlet, ...] = ("screen", "file", "syslog")
 PHASES = {Phase.DISCOVERING: 1, Phase.SYNCING: 2, Phase.FOLLOWING: 3}
 
@@ -76,11 +77,12 @@ class Felix:
             on_progress=self.report,
             random=random,
             observe=metrics.observe_pass,
-            on_pass=self.update_statuses,
+            on_pass=self.statuses_changed,
         )
         self.feed = FeedRunner(bus, self.node, self.on_apply, random)
         self.settings = LiveSettings(options=self._start)
         self._configured = False
+        self._statuses_due: asyncio.TimerHandle | None = None
         self._mtu_written_bytes = 0
         self._mtu_refused = ""
         self._levels = logs.levels()  # those of the environment, which apply where the datastore says nothing
@@ -137,8 +139,13 @@ class Felix:
         directory = None if path is None else Path(path) / "endpoint-status"
         self.statuses.configure(directory, in_etcd=in_etcd, delay_s=delay_s)
 
-    def update_statuses(self) -> None:
-        """After anything that may change what is said of the endpoints."""
+    def statuses_changed(self) -> None:
+        """What is said of the endpoints may be another thing now."""
+        if self._statuses_due is None:
+            self._statuses_due = asyncio.get_running_loop().call_later(STATUS_PAUSE_S, self._update_statuses)
+
+    def _update_statuses(self) -> None:
+        self._statuses_due = None
         plane, builder = self.dataplane, self.builder
         if not plane.passes:
             return
@@ -213,6 +220,9 @@ class Felix:
         return await plane.until(lambda: plane.progress.rev >= rev and key in plane.workloads, timeout_s)
 
     def enforced(self, key: WorkloadKey) -> bool:
+        if self._statuses_due is not None:
+            self._statuses_due.cancel()
+            self._update_statuses()
         known = self.statuses.of(key)
         return known is not None and known.status != status.ERROR and TABLES not in self.dataplane.progress.failures
 
@@ -314,7 +324,7 @@ async def run(config: FelixConfig, service: Service) -> None:
             ("feed", felix.feed.run()),
             ("dataplane", felix.dataplane.run()),
             ("nftables events", kernel.tables.watch(felix.dataplane.resync_tables)),
-            ("interface events", kernel.interfaces.watch(felix.dataplane.interfaces_changed, felix.update_statuses)),
+            ("interface events", kernel.interfaces.watch(felix.dataplane.interfaces_changed, felix.statuses_changed)),
             ("statuses", felix.statuses.run()),
             ("report", felix.report_forever()),
             ("refresh", felix.refresh_forever()),
