@@ -1,4 +1,5 @@
-"""CNI ADD and DEL through the compiled shim, as a container runtime calls it: 200 pods one at a time, 200 ten at once.
+"""CNI ADD and DEL through the compiled shim, as a container runtime calls it: 200 pods one at a time, ten
+and fifty at once.
 
     python -m benchmarks.cni [--quick] [--json FILE]
 
@@ -157,7 +158,7 @@ async def run(count: int) -> list[Row]:
     async with Cluster.create(nodes=2) as cluster:
         await cluster.add_namespace("ns1")
         try:
-            for at_once in (1, 10):
+            for at_once in (1, 10, 50):
                 rows += await plug_and_unplug(cluster, count, at_once)
             rows.append(await shim_alone(50))
             rows += by_commands(cluster, min(30, count))
