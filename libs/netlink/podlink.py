@@ -1,4 +1,5 @@
-"""The veth pair of a pod, from nothing to usable, in well under a millisecond.
+"""The pair of devices of a pod, from nothing to usable, in well under a millisecond: veth, or netkit where the kernel
+has it and it is wished for.
 
 Host end `cali…` with MAC ee:ee:ee:ee:ee:ee and therefore link-local address fe80::ecee:eeff:feee:eeee; container end
 with /32 and /128 addresses and default routes by way of 169.254.1.1 and that link-local address, which the host end
@@ -9,8 +10,9 @@ result; a failure leaves nothing behind.
 from __future__ import annotations
 
 import errno
+import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -25,10 +27,19 @@ from pathlib import Path
 
 from libs.netlink.addresses import address_request, list_addresses
 from libs.netlink.codec import NetlinkError, ObjectExists, error_for
-from libs.netlink.links import Link, VethEnd, create_veth, delete_link, get_link, link_change
+from libs.netlink.links import (
+    Link,
+    VethEnd,
+    create_netkit,
+    create_veth,
+    delete_link,
+    get_link,
+    link_change,
+)
 from libs.netlink.netns import NamespaceError, in_netns, open_netns
 from libs.netlink.routes import (
     PROTOCOL_FELIX,
+    TABLE_MAIN,
     Request,
     Route,
     device_route,
@@ -37,12 +48,15 @@ from libs.netlink.routes import (
     lookup,
     put_request,
 )
+from libs.netlink.rules import SourceRule, list_source_rules, rule_request
 from libs.netlink.socket import NETLINK_ROUTE, NetlinkSocket
 from libs.netlink.sysctl import read_sysctl, write_sysctl
 
 HOST_MAC = "ee:ee:ee:ee:ee:ee"
 GATEWAY4 = IPv4Address("169.254.1.1")
 GATEWAY6 = IPv6Address("fe80::ecee:eeff:feee:eeee")  # EUI-64 of HOST_MAC
+VETH, NETKIT = "veth", "netkit"
+PAIRS = (VETH, NETKIT)
 DEFAULT4 = IPv4Network("0.0.0.0/0")
 DEFAULT6 = IPv6Network("::/0")
 
@@ -65,7 +79,10 @@ class AddressTaken(PodLinkError):
 
 @dataclass(frozen=True, slots=True)
 class PodVeth:
-    """netns: path of the container's namespace. container_mac None: the kernel chooses one.
+    """netns: path of the container's namespace. container_mac None: the kernel chooses one. device: veth or netkit; a
+    kernel without netkit makes a veth pair. routes: of the container, by way of the host; None: the default ones of its
+    families. own_table: the default ones stand in a table that only packets from these addresses look at, as is right
+    for a container whose default routes are those of another interface.
 
     host_routes: off for a virtual machine that is still migrating here.
     """
@@ -82,6 +99,13 @@ class PodVeth:
     host_routes: bool = True
     route_protocol: int = PROTOCOL_FELIX
     route_metric: int = 0
+    device: str = VETH
+    routes: tuple[IPv4Network | IPv6Network, ...] | None = None
+    own_table: bool = False
+
+    @property
+    def table(self) -> int:
+        return table_of(self.container_name) if self.own_table else TABLE_MAIN
 
     def has(self, version: int) -> bool:
         return any(address.version == version for address in self.addresses)
@@ -93,6 +117,15 @@ class PodPlugged:
     host_mac: str
     container_index: int
     container_mac: str
+
+
+def table_of(container_name: str) -> int:
+    """Number of the routing table of a container's further interface; well away from those that people choose."""
+    return _TABLES + (zlib.crc32(container_name.encode()) & 0xFFFFFF)
+
+
+_TABLES = 0x43000000
+_RULE_PRIORITY = 10000  # before the main table (32766), after what others may want first
 
 
 def host_interface(address: IPv4Address | IPv6Address) -> IPv4Interface | IPv6Interface:
@@ -118,18 +151,14 @@ def setup_veth(host: NetlinkSocket, pod: PodVeth) -> PodPlugged:
     with open_netns(pod.netns) as container_fd:
         _remove_former(host, pod.host_name)
         try:
-            create_veth(
-                host,
-                VethEnd(pod.host_name, pod.host_mac, pod.mtu_bytes, pod.queues),
-                VethEnd(pod.container_name, pod.container_mac, pod.mtu_bytes, pod.queues, container_fd),
-            )
+            _create(host, pod, container_fd)
         except ObjectExists as error:
             raise InterfaceTaken(f"interface {pod.container_name} exists in {pod.netns} already") from error
         except (NetlinkError, ValueError) as error:
-            raise PodLinkError(f"cannot create veth {pod.host_name}: {error}") from error
+            raise PodLinkError(f"cannot create {pod.host_name}: {error}") from error
         try:
             link = _require(host, pod.host_name)
-            _host_sysctls(pod)
+            _write_all(_host_sysctls(pod))
             _all(host, _host_requests(pod, link.index), "host end")
             inside = _setup_container(container_fd, pod)
             if pod.host_routes:
@@ -146,11 +175,24 @@ def setup_veth(host: NetlinkSocket, pod: PodVeth) -> PodPlugged:
     return PodPlugged(link.index, link.mac, inside.index, inside.mac)
 
 
+def _create(host: NetlinkSocket, pod: PodVeth, container_fd: int) -> None:
+    end = VethEnd(pod.host_name, pod.host_mac, pod.mtu_bytes, pod.queues)
+    peer = VethEnd(pod.container_name, pod.container_mac, pod.mtu_bytes, pod.queues, container_fd)
+    if pod.device == NETKIT:
+        try:
+            create_netkit(host, end, peer)
+            return
+        except NetlinkError as error:
+            if error.errno != errno.EOPNOTSUPP:  # no such kind of device, or not with a MAC of ours (until Linux 6.10)
+                raise
+    create_veth(host, end, peer)
+
+
 def _remove_former(host: NetlinkSocket, name: str) -> None:
     former = get_link(host, name)
     if former is None:
         return
-    if former.kind != "veth":
+    if former.kind not in PAIRS:
         raise InterfaceTaken(f"interface {name} exists and is no veth ({former.kind or 'physical'})")
     delete_link(host, former.index)
 
@@ -167,17 +209,42 @@ def _all(netlink: NetlinkSocket, requests: Sequence[Request], what: str) -> None
         raise error_for(error.errno or errno.EIO, what, error.message)
 
 
-def _host_sysctls(pod: PodVeth) -> None:
+def _host_sysctls(pod: PodVeth) -> list[tuple[str, int]]:
     """What Felix would set, so that the pod works before Felix has seen it (Felix sets rp_filter as well)."""
-    name = pod.host_name
+    name, wanted = pod.host_name, []
     if pod.has(4):
-        for key, value in (("route_localnet", 1), ("proxy_arp", 1), ("forwarding", 1)):
-            write_sysctl(f"net/ipv4/conf/{name}/{key}", value)
-        write_sysctl(f"net/ipv4/neigh/{name}/proxy_delay", 0)
+        wanted += [(f"net/ipv4/conf/{name}/{key}", 1) for key in ("route_localnet", "proxy_arp", "forwarding")]
+        wanted.append((f"net/ipv4/neigh/{name}/proxy_delay", 0))
     if pod.has(6):
-        write_sysctl(f"net/ipv6/conf/{name}/disable_ipv6", 0)
+        wanted.append((f"net/ipv6/conf/{name}/disable_ipv6", 0))
         for key, value in (("accept_dad", 0), ("accept_ra", 0), ("proxy_ndp", 1), ("forwarding", 1)):
-            write_sysctl(f"net/ipv6/conf/{name}/{key}", value)
+            wanted.append((f"net/ipv6/conf/{name}/{key}", value))
+    return wanted
+
+
+def _container_sysctls(pod: PodVeth) -> list[tuple[str, int]]:
+    forwarding, wanted = int(pod.allow_ip_forwarding), []
+    if pod.has(4):
+        wanted.append(("net/ipv4/ip_forward", forwarding))
+    if pod.has(6):
+        places = ("all", "default", "lo", pod.container_name)
+        wanted += [(f"net/ipv6/conf/{where}/disable_ipv6", 0) for where in places]
+        wanted.append((f"net/ipv6/conf/{pod.container_name}/accept_dad", 0))
+        wanted.append(("net/ipv6/conf/all/forwarding", forwarding))
+    return wanted
+
+
+def _write_all(sysctls: Sequence[tuple[str, int]]) -> None:
+    for path, value in sysctls:
+        write_sysctl(path, value)
+
+
+def _sysctl_problems(sysctls: Sequence[tuple[str, int]], whose: str) -> list[str]:
+    return [
+        f"{whose} setting {path.replace('/', '.')} is {found}, not {value}"
+        for path, value in sysctls
+        if (found := read_sysctl(path)) != str(value)
+    ]
 
 
 def _host_requests(pod: PodVeth, index: int) -> list[Request]:
@@ -193,29 +260,44 @@ def _host_requests(pod: PodVeth, index: int) -> list[Request]:
 def _setup_container(container_fd: int, pod: PodVeth) -> Link:
     with in_netns(container_fd), NetlinkSocket(NETLINK_ROUTE) as netlink:
         link = _require(netlink, pod.container_name)
-        forwarding = int(pod.allow_ip_forwarding)
-        if pod.has(4):
-            write_sysctl("net/ipv4/ip_forward", forwarding)
-        if pod.has(6):
-            for where in ("all", "default", "lo", pod.container_name):
-                write_sysctl(f"net/ipv6/conf/{where}/disable_ipv6", 0)
-            write_sysctl(f"net/ipv6/conf/{pod.container_name}/accept_dad", 0)
-            write_sysctl("net/ipv6/conf/all/forwarding", forwarding)
+        _write_all(_container_sysctls(pod))
         requests = [link_change(link.index, up=True)]
         requests += [address_request(host_interface(address), link.index) for address in pod.addresses]
         requests += [put_request(route) for route in _container_routes(pod, link.index)]
         _all(netlink, requests, f"interface {pod.container_name} in {pod.netns}")
+        if pod.own_table:
+            _remove_rules(netlink, pod.container_name)  # of a former one of that name, which went without a word
+            _all(netlink, [rule_request(rule) for rule in _rules(pod)], f"rules of {pod.container_name}")
         return link
 
 
 def _container_routes(pod: PodVeth, index: int) -> list[Route]:
-    routes = []
-    if pod.has(4):
-        routes.append(device_route(ip_network(GATEWAY4), index, protocol=_BOOT))
-        routes.append(gateway_route(DEFAULT4, GATEWAY4, index, protocol=_BOOT))
-    if pod.has(6):
-        routes.append(gateway_route(DEFAULT6, GATEWAY6, index, protocol=_BOOT))
-    return routes
+    """Of families that the pod has no address of there are none. The gateway's own route comes first."""
+    usual = [dst for dst in (DEFAULT4, DEFAULT6) if pod.has(dst.version)]
+    wished = [dst for dst in dict.fromkeys(pod.routes or ()) if pod.has(dst.version) and dst != ip_network(GATEWAY4)]
+    routes = [device_route(ip_network(GATEWAY4), index, protocol=_BOOT)] if pod.has(4) else []
+    if not pod.own_table:
+        return routes + [_by_host(dst, index) for dst in (usual if pod.routes is None else wished)]
+    routes += [_by_host(dst, index) for dst in usual]
+    # Those that were wished for are for every packet; the gateway's and the default route are another interface's.
+    shared = [_by_host(dst, index, onlink=dst.version == 4) for dst in wished if dst.prefixlen]
+    return [replace(route, table=pod.table) for route in routes] + shared
+
+
+def _by_host(dst: IPv4Network | IPv6Network, index: int, *, onlink: bool = False) -> Route:
+    return gateway_route(dst, GATEWAY4 if dst.version == 4 else GATEWAY6, index, onlink=onlink, protocol=_BOOT)
+
+
+def _rules(pod: PodVeth) -> list[SourceRule]:
+    if not pod.own_table:
+        return []
+    return [SourceRule(ip_network(address), pod.table, _RULE_PRIORITY) for address in pod.addresses]
+
+
+def _remove_rules(netlink: NetlinkSocket, container_name: str) -> None:
+    """Routes go with their interface, rules do not."""
+    left = list_source_rules(netlink, table_of(container_name))
+    netlink.batch([rule_request(rule, delete=True) for rule in left])
 
 
 _BOOT = 3  # RTPROT_BOOT, what `ip route add` uses: nobody in the container sweeps by it
@@ -242,23 +324,24 @@ def teardown_veth(
     """
     found = False
     link = get_link(host, host_name)
-    if link is not None and link.kind == "veth":
+    if link is not None and link.kind in PAIRS:
         found = delete_link(host, link.index)
     if pod_netns is None:
         return found
     try:
         with open_netns(pod_netns) as fd, in_netns(fd), NetlinkSocket(NETLINK_ROUTE) as netlink:
             inside = get_link(netlink, container_name)
-            if inside is not None and inside.kind == "veth":
+            if inside is not None and inside.kind in PAIRS:
                 found |= delete_link(netlink, inside.index)
+            _remove_rules(netlink, container_name)
     except NamespaceError:
         pass  # the namespace went first and took the pair with it
     return found
 
 
 def check_veth(host: NetlinkSocket, pod: PodVeth) -> list[str]:
-    """What is wrong, one sentence each; empty when the pod is plugged in as setup_veth leaves it. Raises
-    NamespaceError.
+    """What is wrong, one sentence each; empty when the pod is plugged in as setup_veth leaves it. mtu_bytes 0 does not
+    matter, as long as both ends have the same. Raises NamespaceError.
     """
     problems = []
     link = get_link(host, pod.host_name)
@@ -267,8 +350,17 @@ def check_veth(host: NetlinkSocket, pod: PodVeth) -> list[str]:
     else:
         if not link.up:
             problems.append(f"host interface {pod.host_name} is down")
+        if link.mac != pod.host_mac:
+            problems.append(f"host interface {pod.host_name} has MAC {link.mac}, not {pod.host_mac}")
+        if pod.mtu_bytes and link.mtu_bytes != pod.mtu_bytes:
+            problems.append(f"host interface {pod.host_name} has MTU {link.mtu_bytes}, not {pod.mtu_bytes}")
+        pod = pod if pod.mtu_bytes else replace(pod, mtu_bytes=link.mtu_bytes)
+        gateways = {one.interface.ip for one in list_addresses(host, link.index)}
+        if pod.has(6) and GATEWAY6 not in gateways:
+            problems.append(f"host interface {pod.host_name} lacks address {GATEWAY6}, the container's gateway")
         if pod.host_routes:
             problems += _host_route_problems(host, pod, link.index)
+        problems += _sysctl_problems(_host_sysctls(pod), "host")
     with open_netns(pod.netns) as fd, in_netns(fd), NetlinkSocket(NETLINK_ROUTE) as netlink:
         return problems + _container_problems(netlink, pod)
 
@@ -290,12 +382,15 @@ def _container_problems(netlink: NetlinkSocket, pod: PodVeth) -> list[str]:
     problems = [] if link.up else [f"container interface {name} is down"]
     if pod.container_mac is not None and link.mac != pod.container_mac.lower():
         problems.append(f"container interface {name} has MAC {link.mac}, not {pod.container_mac.lower()}")
+    if pod.mtu_bytes and link.mtu_bytes != pod.mtu_bytes:
+        problems.append(f"container interface {name} has MTU {link.mtu_bytes}, not {pod.mtu_bytes}")
     held = {address.interface.ip for address in list_addresses(netlink, link.index)}
     problems += [f"container interface {name} lacks address {a}" for a in pod.addresses if a not in held]
-    routes = {(route.dst, route.hops) for route in list_routes(netlink)}
+    tables = {TABLE_MAIN, pod.table}
+    routes = {(route.table, route.dst, route.hops) for table in tables for route in list_routes(netlink, table=table)}
     for route in _container_routes(pod, link.index):
-        if (route.dst, route.hops) not in routes:
+        if (route.table, route.dst, route.hops) not in routes:
             problems.append(f"the container lacks its route to {route.dst}")
-    if pod.has(4) and read_sysctl("net/ipv4/ip_forward") != str(int(pod.allow_ip_forwarding)):
-        problems.append(f"IPv4 forwarding in the container is not {int(pod.allow_ip_forwarding)}")
-    return problems
+    rules = set(list_source_rules(netlink, pod.table)) if pod.own_table else set()
+    problems += [f"the container lacks its rule for {rule.source}" for rule in _rules(pod) if rule not in rules]
+    return problems + _sysctl_problems(_container_sysctls(pod), "container")

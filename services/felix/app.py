@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
@@ -30,9 +31,11 @@ from services.felix.core.ruleset import RulesetBuilder
 from services.felix.core.status import EndpointKey, Status
 from services.felix.drivers.bandwidth import BandwidthDriver
 from services.felix.drivers.interfaces import InterfaceDriver
+from services.felix.drivers.ipam_plugin import IpamPlugins
 from services.felix.drivers.podlinks import KernelPodLinks
 from services.felix.drivers.tables import KernelTables
 from services.felix.metrics import Metrics
+from services.felix.shell.cni.add import AddSettings
 from services.felix.shell.cni.peers import Peers
 from services.felix.shell.cni.plugin import Plugin
 from services.felix.shell.cni.server import CniServer
@@ -94,9 +97,9 @@ class Felix:
             self,
             Peers(bus, self.node),
             Journal(config.state_dir / "cni-journal"),
+            IpamPlugins(),
+            AddSettings(config.policy_setup_timeout_s, self.pod_mtu_bytes, config.mtu_file),
             interface_prefix=config.interface_prefix[0],
-            policy_timeout_s=config.policy_setup_timeout_s,
-            mtu_bytes=self.mtu_bytes,
             observe=lambda step, seconds: self.metrics.cni.labels(step).observe(seconds),
         )
         self._calculation = service.health.register("CalculationGraph", timeout_s=30.0)
@@ -177,6 +180,12 @@ class Felix:
         pools = self.feed.feed.state.pools.values()
         return self.config.mtu_bytes or pod_mtu_bytes(self.kernel.interfaces.underlay_mtu_bytes(), pools)
 
+    def pod_mtu_bytes(self) -> int:
+        """The same, once the file says so too."""
+        with contextlib.suppress(OSError):
+            self.write_mtu_file()
+        return self.mtu_bytes()
+
     def write_mtu_file(self) -> None:
         """Where other network plugins look for it. Raises OSError when it must be written and cannot be."""
         mtu_bytes = self.mtu_bytes()
@@ -212,6 +221,12 @@ class Felix:
 
     def ready(self) -> bool:
         return self.dataplane.in_sync and self.dataplane.passes > 0
+
+    def following(self) -> bool:
+        return self.bus.connected and self.feed.feed.phase is Phase.FOLLOWING
+
+    def failing(self) -> str:
+        return self.dataplane.progress.failures.get(TABLES, "")
 
     async def programmed(self, key: WorkloadKey, rev: int, timeout_s: float) -> bool:
         request = wire.MarkRequest(rev=rev, nodes=[self.node])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import TypeVar
 
 import pytest
@@ -76,13 +76,18 @@ def test_pod_is_plugged_in_and_checks_well(lab: Lab, addresses: tuple[IPv4Addres
     assert lab.check(lab.pod(*addresses)) == []
 
 
-def test_pod_and_host_reach_each_other(lab: Lab) -> None:
+def uplink(lab: Lab) -> None:
+    """The host has 192.0.2.1 and 2001:db8::1, and a way to the rest of the world: only then it answers for it."""
     lab.host.run("ip", "link", "add", "up0", "type", "veth", "peer", "name", "up1")
     lab.host.run("ip", "addr", "add", "192.0.2.1/24", "dev", "up0")
     lab.host.run("ip", "addr", "add", "2001:db8::1/64", "dev", "up0", "nodad")
     for name in ("up0", "up1"):
         lab.host.run("ip", "link", "set", name, "up")
     lab.host.run("ip", "route", "add", "default", "via", "192.0.2.254")
+
+
+def test_pod_and_host_reach_each_other(lab: Lab) -> None:
+    uplink(lab)
     lab.setup(lab.pod())
     lab.container.run("ping", "-c1", "-W2", "192.0.2.1")
     lab.container.run("ping", "-c1", "-W2", "2001:db8::1")
@@ -205,7 +210,7 @@ def test_check_tells_what_is_wrong(lab: Lab) -> None:
 
 
 def test_failure_in_the_middle_leaves_nothing_behind(lab: Lab) -> None:
-    with pytest.raises(PodLinkError, match="cannot create veth"):
+    with pytest.raises(PodLinkError, match="cannot create cali"):
         lab.setup(replace(lab.pod(), mtu_bytes=10))
     assert lab.host_links() == set()
 
@@ -261,3 +266,98 @@ def test_listing_of_links_addresses_and_routes_agrees_with_ip(lab: Lab) -> None:
             assert {str(route.dst) for route in list_routes(netlink)} >= {"0.0.0.0/0", "169.254.1.1/32", "::/0"}
 
     lab.container.call(inside)
+
+
+# --- further interfaces, other devices, other routes ---
+
+
+def test_a_further_interface_answers_by_itself_and_leaves_the_first_one_alone(lab: Lab) -> None:
+    first = lab.pod()
+    lab.setup(first)
+    other4, other6 = ip_address("10.66.0.9"), ip_address("fd00:66::9")
+    second = replace(
+        lab.pod(other4, other6, name="cali00000000002"),
+        container_name="net1",
+        own_table=True,
+        routes=tuple(ip_network(text) for text in ("10.99.0.0/16", "fd00:99::/48", "0.0.0.0/0", "::/0")),
+    )
+    lab.setup(second)
+    uplink(lab)
+    for pod in (first, second):
+        assert lab.check(pod) == []
+        for address in pod.addresses:
+            source = "192.0.2.1" if address.version == 4 else "2001:db8::1"
+            lab.host.run("ping", "-c1", "-W2", "-I", source, str(address))
+    assert "10.99.0.0/16 via 169.254.1.1 dev net1 onlink" in lab.container.run("ip", "route")
+    assert "default via 169.254.1.1 dev eth0" in lab.container.run("ip", "route")
+    lab.container.run("ip", "rule", "del", "from", str(other4))
+    assert lab.check(second) == [f"the container lacks its rule for {other4}/32"]
+    lab._in_host(lambda netlink: teardown_veth(netlink, second.netns, second.host_name, "net1"))
+    assert "10.66.0.9" not in lab.container.run("ip", "rule")
+    assert "fd00:66::9" not in lab.container.run("ip", "-6", "rule")
+    assert lab.check(first) == []
+
+
+def test_own_routes_stand_in_place_of_default_ones(lab: Lab) -> None:
+    nets = (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))
+    pod = replace(lab.pod(), routes=nets)
+    lab.setup(pod)
+    assert lab.check(pod) == []
+    assert lab.check(lab.pod()) == [f"the container lacks its route to {net}" for net in ("0.0.0.0/0", "::/0")]
+    assert "10.0.0.0/8 via 169.254.1.1 dev eth0" in lab.container.run("ip", "route")
+    only4 = replace(lab.pod(POD4, name="cali00000000003"), routes=nets)
+    lab.teardown(pod)
+    lab.setup(only4)
+    assert lab.check(only4) == []
+
+
+def test_netkit_where_there_is_none_is_a_veth_pair(lab: Lab) -> None:
+    """And netkit where there is."""
+    pod = replace(lab.pod(), device="netkit")
+    lab.setup(pod)
+    kind = next(link.kind for link in lab._in_host(list_links) if link.name == pod.host_name)
+    assert kind in ("veth", "netkit")
+    assert lab.check(pod) == []
+    lab.setup(pod)  # takes the place of the former, whatever its kind
+    assert lab.teardown(pod)
+    assert lab.host_links() == set()
+
+
+@pytest.mark.parametrize(
+    ("command", "problem"),
+    [
+        ("link set {host} address 02:00:00:00:00:07", "host interface {host} has MAC 02:00:00:00:00:07"),
+        ("link set {host} mtu 1300", "host interface {host} has MTU 1300, not 1500"),
+        ("addr del fe80::ecee:eeff:feee:eeee/64 dev {host}", "lacks address fe80::ecee:eeff:feee:eeee"),
+    ],
+)
+def test_check_looks_at_the_host_end_too(lab: Lab, command: str, problem: str) -> None:
+    pod = lab.pod()
+    lab.setup(pod)
+    lab.host.run("ip", *command.format(host=pod.host_name).split())
+    found = lab.check(pod)
+    assert len(found) == 1
+    assert problem.format(host=pod.host_name) in found[0]
+
+
+@pytest.mark.parametrize(
+    ("whose", "sysctl", "value"),
+    [
+        ("host", "net/ipv4/conf/cali12345678901/proxy_arp", 0),
+        ("host", "net/ipv6/conf/cali12345678901/forwarding", 0),
+        ("container", "net/ipv4/ip_forward", 1),
+    ],
+)
+def test_check_looks_at_settings(lab: Lab, whose: str, sysctl: str, value: int) -> None:
+    lab.setup(lab.pod())
+    space = lab.host if whose == "host" else lab.container
+    space.call(lambda: write_sysctl(sysctl, value))
+    assert lab.check(lab.pod()) == [f"{whose} setting {sysctl.replace('/', '.')} is {value}, not {1 - value}"]
+
+
+def test_equal_mtus_are_enough_when_none_is_said(lab: Lab) -> None:
+    lab.setup(replace(lab.pod(), mtu_bytes=1400))
+    assert lab.check(replace(lab.pod(), mtu_bytes=0)) == []
+    lab.container.run("ip", "link", "set", "eth0", "mtu", "1390")
+    found = lab.check(replace(lab.pod(), mtu_bytes=0))
+    assert found == ["container interface eth0 has MTU 1390, not 1400"]

@@ -23,8 +23,18 @@ LOG, UNREADABLE = "log", "unreadable"
 LOG_BYTES = 1 << 20  # beyond it the file is written anew
 
 
+class Delegation(msgspec.Struct, frozen=True, kw_only=True):
+    """How another plugin is called for the attachment's addresses: its name, CNI_* and standard input."""
+
+    plugin: str
+    environment: tuple[tuple[str, str], ...]
+    config: str
+
+
 class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One attachment in transition. handle: of IPAM. wep: name of the WorkloadEndpoint in `namespace`."""
+    """One attachment in transition. handle: of IPAM. wep: name of the WorkloadEndpoint in `namespace`. delegation: who
+    gave the addresses, if not Calico's IPAM.
+    """
 
     verb: Literal["ADD", "DEL"]
     container: str
@@ -34,6 +44,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     namespace: str
     wep: str
     netns: str = ""
+    network: str = ""
+    delegation: Delegation | None = None
 
     @property
     def attachment(self) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""The veth pairs of this node's pods, for the CNI plugin. Everything is raw netlink and takes about a millisecond."""
+"""The devices of this node's pods, for the CNI plugin. Everything is raw netlink and takes about a millisecond."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from libs.netlink.netns import NamespaceError
-from libs.netlink.podlink import HOST_MAC, PodLinkError, PodVeth, check_veth, setup_veth, teardown_veth
+from libs.netlink.podlink import PodLinkError, PodVeth, check_veth, setup_veth, teardown_veth
 from libs.netlink.socket import NETLINK_ROUTE, NetlinkSocket
 from services.felix.core.cni.errors import CniError, Code
-from services.felix.core.routing import Address
-
-__all__ = ["HOST_MAC", "KernelPodLinks", "random_mac"]
 
 
 def random_mac() -> str:
@@ -23,19 +20,15 @@ def random_mac() -> str:
 
 
 class KernelPodLinks:
-    def connect(
-        self, host: str, netns: str, ifname: str, addresses: tuple[Address, ...], mac: str, mtu_bytes: int
-    ) -> None:
-        pod = PodVeth(host, netns, addresses, ifname, mtu_bytes=mtu_bytes, container_mac=mac)
+    def connect(self, pod: PodVeth) -> None:
         with _translated(), NetlinkSocket(NETLINK_ROUTE) as netlink:
             setup_veth(netlink, pod)
 
-    def check(self, host: str, netns: str, ifname: str, addresses: tuple[Address, ...], mac: str) -> list[str]:
-        pod = PodVeth(host, netns, addresses, ifname, container_mac=mac or None)
+    def check(self, pod: PodVeth) -> list[str]:
         try:
             with NetlinkSocket(NETLINK_ROUTE) as netlink:
                 return check_veth(netlink, pod)
-        except (NamespaceError, PodLinkError) as error:
+        except (OSError, PodLinkError) as error:
             return [str(error)]
 
     def remove(self, host: str, netns: str, ifname: str) -> None:

@@ -18,6 +18,7 @@ class Code(IntEnum):
     INVALID_CONFIG = 7
     TRY_AGAIN = 11
     NOT_AVAILABLE = 50  # STATUS: cannot serve ADD
+    LIMITED = 51  # STATUS: nor have the containers there are all of their connectivity
     # Above 99 is ours.
     INTERNAL = 100
     CHECK_FAILED = 101
@@ -31,7 +32,9 @@ class CniError(Exception):
         super().__init__(message)
         self.code = code
         self.details = details
+        self.version = ""  # that of the request, where it is known before the request is
 
     def object(self, version: str) -> dict[str, Any]:
-        made: dict[str, Any] = {"cniVersion": version or FALLBACK, "code": int(self.code), "msg": str(self)}
+        version = version or self.version or FALLBACK
+        made: dict[str, Any] = {"cniVersion": version, "code": int(self.code), "msg": str(self)}
         return made | ({"details": self.details} if self.details else {})

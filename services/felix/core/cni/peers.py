@@ -7,17 +7,18 @@ the network, the annotation for one pod. Zero, the default, waits for none.
 from __future__ import annotations
 
 from services.felix.core.cni.errors import CniError, Code
+from services.felix.core.cni.pod import PodFacts
 from services.felix.core.cni.request import Request
 
 ANNOTATION = "cni.projectcalico.org/peersSetupTimeoutSeconds"
 LONGEST_S = 60.0  # runtimes give a plugin two to four minutes
 
 
-def peers_timeout_s(request: Request) -> float:
+def peers_timeout_s(request: Request, facts: PodFacts) -> float:
     """Raises CniError."""
-    text = request.config.args.cni.annotations.get(ANNOTATION)
+    text = facts.annotation(ANNOTATION)
     where, value = "network configuration: peers_setup_timeout_seconds", request.config.peers_setup_timeout_seconds
-    if text is not None:
+    if text:
         where = f"annotation {ANNOTATION}"
         try:
             value = float(text)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import re
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from collections.abc import Mapping
 from pathlib import PurePosixPath
+from typing import Any
 
 import msgspec
 
-from services.felix.core.cni.config import NetConfig
+from services.felix.core.cni.config import Attachment, NetConfig, decode_config
 from services.felix.core.cni.errors import CniError, Code
-from services.felix.core.cni.versions import VERSIONS
+from services.felix.core.cni.result import Result, decode_result
+from services.felix.core.cni.versions import SINCE, VERSIONS, at_least
 
-IP_ADDRS = "cni.projectcalico.org/ipAddrs"
 COMMANDS = ("ADD", "DEL", "CHECK", "STATUS", "GC")
-IFNAME = re.compile(r"[^/:\s]{1,15}")
-CONTAINER = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
+FIRST_IFNAME = "eth0"  # of the interface that every runtime gives a pod first
+_IFNAME = re.compile(r"[^/:\s\0]{1,15}")
+_IDENTIFIER = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
 
 
 class Posted(msgspec.Struct):
@@ -27,16 +29,24 @@ class Posted(msgspec.Struct):
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """environment: all CNI_*, and `raw` all of the configuration, for a plugin that is called on behalf of this one."""
+
     command: str
     container: str
     netns: str
     ifname: str
-    args: dict[str, str]
+    args: Mapping[str, str]
     config: NetConfig
+    environment: Mapping[str, str]
+    raw: Mapping[str, Any]
 
     @property
     def version(self) -> str:
         return self.config.cni_version
+
+    @property
+    def network(self) -> str:
+        return self.config.name
 
     @property
     def is_kubernetes(self) -> bool:
@@ -56,60 +66,79 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def handle(self) -> str:
-        """IPAM handle (facts/ipam.md section 3)."""
-        return f"{self.config.name}.{self.container}"
+        return self.handle_of(self.container)
+
+    def handle_of(self, container: str, ifname: str = "") -> str:
+        """IPAM handle (facts/ipam.md section 3). Further interfaces of a container have one each, because their
+        addresses come and go alone; "@" is part of no name.
+        """
+        ifname = ifname or self.ifname
+        return f"{self.network}.{container}" + ("" if ifname == FIRST_IFNAME else f"@{ifname}")
 
     def host_interface(self, prefix: str) -> str:
-        """prefix + 11 hex digits of SHA-1 of "<ns>.<pod>", or of the container id (facts section 1.4)."""
+        """prefix + 11 hex digits of SHA-1 of "<ns>.<pod>", or of the container id (facts section 1.4).
+
+        Calico knows one interface of a pod. The names of further ones hash the interface's name as well.
+        """
+        first = self.ifname == FIRST_IFNAME
         if self.is_kubernetes:
-            return prefix + hashlib.sha1(f"{self.namespace}.{self.pod}".encode()).hexdigest()[:11]
-        return prefix + self.container[:11]
+            return prefix + _digest(f"{self.namespace}.{self.pod}" + ("" if first else f".{self.ifname}"))
+        return prefix + (self.container[:11] if first else _digest(f"{self.container}.{self.ifname}"))
 
-    def profiles(self) -> list[str]:
-        """Namespace and service account; without Kubernetes or `policy.type: k8s`, one named after the network."""
-        account = self.config.args.cni.service_account or self.args.get("K8S_POD_SERVICE_ACCOUNT", "")
-        if not self.is_kubernetes and self.config.policy.type != "k8s":
-            return [self.config.name]
-        return [f"kns.{self.namespace}", *([f"ksa.{self.namespace}.{account}"] if account else [])]
+    def profiles(self, service_account: str) -> list[str]:
+        """Namespace and service account with `policy.type: k8s`; else one named after the network."""
+        if not self.is_kubernetes or self.config.policy.type != "k8s":
+            return [self.network]
+        return [f"kns.{self.namespace}", *([f"ksa.{self.namespace}.{service_account}"] if service_account else [])]
 
-    def fixed_addresses(self) -> tuple[IPv4Address | IPv6Address, ...]:
-        """Of the annotation cni.projectcalico.org/ipAddrs: a JSON list, at most one of each family. Raises CniError."""
-        text = self.config.args.cni.annotations.get(IP_ADDRS)
-        if not text:
-            return ()
-        try:
-            addresses = tuple(ip_address(item) for item in msgspec.json.decode(text, type=list[str]))
-        except (msgspec.DecodeError, ValueError) as error:
-            raise CniError(Code.INVALID_CONFIG, f"annotation {IP_ADDRS}: {error}") from error
-        versions = [address.version for address in addresses]
-        if len(set(versions)) != len(versions):
-            raise CniError(Code.INVALID_CONFIG, f"annotation {IP_ADDRS}: more than one address of a family")
-        return addresses
+    def previous(self) -> Result | None:
+        """`prevResult`. Raises CniError when it cannot be read."""
+        raw = self.config.prev_result
+        return None if raw is None else decode_result(raw, "prevResult")
 
-    def wants(self) -> tuple[int, int]:
-        """Numbers of IPv4 and IPv6 addresses to assign."""
-        return (int(_true(self.config.ipam.assign_ipv4)), int(_true(self.config.ipam.assign_ipv6)))
+    def valid_attachments(self) -> tuple[Attachment, ...]:
+        """Of GC. Raises CniError when there is no list: an empty one and none are not the same."""
+        found = self.config.valid_attachments
+        found = self.config.attachments if found is None else found
+        if found is None:
+            raise CniError(Code.INVALID_CONFIG, "network configuration: GC needs `cni.dev/valid-attachments`")
+        return found
 
 
-def parse(body: bytes) -> Request:
-    """The shim's POST body as a request. Raises CniError with the spec's code and the name of what is wrong."""
+def _digest(text: str) -> str:
+    return hashlib.sha1(text.encode()).hexdigest()[:11]
+
+
+def parse(body: bytes, *, for_ipam: bool = False) -> Request:
+    """The shim's POST body as a request, of `calico` or of `calico-ipam`.
+
+    Raises CniError with the spec's code and the name of what is wrong.
+    """
     try:
         posted = msgspec.json.decode(body, type=Posted)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CniError(Code.CANNOT_DECODE, f"the request cannot be decoded: {error}") from error
+    command = posted.env.get("CNI_COMMAND", "")
+    config, raw = decode_config(posted.config, command, for_ipam=for_ipam)
     try:
-        config = msgspec.json.decode(posted.config.encode(), type=NetConfig)
-    except msgspec.ValidationError as error:
-        raise CniError(Code.INVALID_CONFIG, f"network configuration: {error}") from error
-    except (msgspec.DecodeError, UnicodeError) as error:
-        raise CniError(Code.CANNOT_DECODE, f"network configuration is not JSON: {error}") from error
+        return _request(posted, config, raw)
+    except CniError as error:
+        error.version = config.cni_version if config.cni_version in VERSIONS else ""
+        raise
+
+
+def _request(posted: Posted, config: NetConfig, raw: dict[str, Any]) -> Request:
+    command = posted.env.get("CNI_COMMAND", "")
+    _check_version(config.cni_version, command)
     request = Request(
-        command=posted.env.get("CNI_COMMAND", ""),
+        command=command,
         container=posted.env.get("CNI_CONTAINERID", ""),
         netns=posted.env.get("CNI_NETNS", ""),
         ifname=posted.env.get("CNI_IFNAME", ""),
         args=parse_args(posted.env.get("CNI_ARGS", "")),
         config=config,
+        environment={name: value for name, value in posted.env.items() if name.startswith("CNI_")},
+        raw=raw,
     )
     _check(request)
     return request
@@ -128,43 +157,59 @@ def parse_args(text: str) -> dict[str, str]:
     return found
 
 
-def _check(request: Request) -> None:
-    if request.version not in VERSIONS:
-        text = f"cniVersion {request.version!r} is not one of {', '.join(VERSIONS)}"
+def _check_version(version: str, command: str) -> None:
+    if version not in VERSIONS:
+        text = f"cniVersion {version!r} is not one of {', '.join(VERSIONS)}"
         raise CniError(Code.INCOMPATIBLE_VERSION, text)
+    if command in SINCE and not at_least(version, SINCE[command]):
+        text = f"cniVersion {version!r} has no {command}, which came with {SINCE[command]}"
+        raise CniError(Code.INCOMPATIBLE_VERSION, text)
+
+
+def _check(request: Request) -> None:
     if request.command not in COMMANDS:
-        raise CniError(
-            Code.INVALID_ENVIRONMENT, f"CNI_COMMAND is {request.command!r}, not one of {', '.join(COMMANDS)}"
-        )
-    if not request.config.name:
-        raise CniError(Code.INVALID_CONFIG, "network configuration: `name` is missing")
+        text = f"CNI_COMMAND is {request.command!r}, not one of {', '.join(COMMANDS)}"
+        raise CniError(Code.INVALID_ENVIRONMENT, text)
+    if not _IDENTIFIER.fullmatch(request.network):
+        text = f"`name` is {request.network!r}, not a name of letters, digits and _.-" if request.network else ""
+        raise CniError(Code.INVALID_CONFIG, f"network configuration: {text or '`name` is missing'}")
+    if "/" in request.config.ipam.type or request.config.ipam.type in (".", ".."):
+        text = f"ipam.type {request.config.ipam.type!r} is not the name of a program"
+        raise CniError(Code.INVALID_CONFIG, f"network configuration: {text}")
     if request.command in ("STATUS", "GC"):
         return  # about the network, not about a container
-    if not CONTAINER.fullmatch(request.container):
+    if not _IDENTIFIER.fullmatch(request.container):
         raise CniError(Code.INVALID_ENVIRONMENT, f"CNI_CONTAINERID is {request.container!r}, not an identifier")
-    if not IFNAME.fullmatch(request.ifname) or request.ifname in (".", ".."):
-        raise CniError(
-            Code.INVALID_ENVIRONMENT, f"CNI_IFNAME is {request.ifname!r}, not an interface name of 1 to 15 characters"
-        )
-    if not request.netns and request.command != "DEL":
-        raise CniError(
-            Code.INVALID_ENVIRONMENT, f"CNI_NETNS is missing: {request.command} needs the container's network namespace"
-        )
-    if request.netns and not PurePosixPath(request.netns).is_absolute():
-        raise CniError(Code.INVALID_ENVIRONMENT, f"CNI_NETNS is {request.netns!r}, not an absolute path")
-    if request.config.ipam.type != "calico-ipam":
-        text = f"network configuration: ipam.type {request.config.ipam.type!r} is not supported, only calico-ipam"
-        raise CniError(Code.INVALID_CONFIG, text)
-    request.fixed_addresses()
-    if not any(request.wants()):
-        raise CniError(Code.INVALID_CONFIG, "network configuration: assign_ipv4 and assign_ipv6 are both false")
+    if not _IFNAME.fullmatch(request.ifname) or request.ifname in (".", ".."):
+        text = f"CNI_IFNAME is {request.ifname!r}, not an interface name of 1 to 15 characters"
+        raise CniError(Code.INVALID_ENVIRONMENT, text)
     if request.is_kubernetes and not request.args.get("K8S_POD_NAMESPACE"):
         raise CniError(Code.INVALID_ENVIRONMENT, "CNI_ARGS: K8S_POD_NAME without K8S_POD_NAMESPACE")
+    if request.command == "DEL":
+        return  # the namespace may be gone, and whatever else is wrong must not keep the rest from going
+    if not request.netns:
+        text = f"CNI_NETNS is missing: {request.command} needs the container's network namespace"
+        raise CniError(Code.INVALID_ENVIRONMENT, text)
+    if not PurePosixPath(request.netns).is_absolute() or "\0" in request.netns:
+        raise CniError(Code.INVALID_ENVIRONMENT, f"CNI_NETNS is {request.netns!r}, not an absolute path")
+    _check_config(request)
+    if request.command == "CHECK" and request.config.prev_result is None:
+        raise CniError(Code.INVALID_CONFIG, "network configuration: CHECK needs `prevResult`, the result of ADD")
+    request.previous()
 
 
-def _true(value: str | bool) -> bool:
-    if isinstance(value, bool):
-        return value
-    if value.lower() in ("true", "false"):
-        return value.lower() == "true"
-    raise CniError(Code.INVALID_CONFIG, f"network configuration: ipam.assign_ipv4/6 is {value!r}, not true or false")
+def _check_config(request: Request) -> None:
+    config = request.config
+    if config.device_type.lower() not in ("", "veth", "netkit"):
+        text = f"network configuration: device_type is {config.device_type!r}, not veth or netkit"
+        raise CniError(Code.INVALID_CONFIG, text)
+    for name, value in (
+        ("deviceID", config.runtime.device_id),
+        ("infinibandGUID", config.runtime.infiniband_guid),
+    ):
+        if value:
+            text = f"runtimeConfig.{name} = {value!r} is not supported: pods are connected by virtual devices"
+            raise CniError(Code.UNSUPPORTED_FIELD, text)
+    if config.ipam.type != "calico-ipam" and not request.environment.get("CNI_PATH"):
+        text = f"CNI_PATH is missing: ipam.type {config.ipam.type} is looked for there"
+        raise CniError(Code.INVALID_ENVIRONMENT, text)

@@ -12,25 +12,46 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from ipaddress import ip_interface
+from pathlib import Path
 from typing import Any
 
 from libs import model
+from libs.netlink.podlink import PodVeth
 from libs.resources.errors import ResourceError
 from libs.store.api import StoreError
+from services.felix.core.cni.addressing import Given
+from services.felix.core.cni.config import CALICO_IPAM
 from services.felix.core.cni.endpoint import Place, addresses_of, endpoint_key, make_endpoint
 from services.felix.core.cni.errors import CniError, Code
 from services.felix.core.cni.peers import peers_timeout_s
+from services.felix.core.cni.pod import PodFacts, wanted_mac
 from services.felix.core.cni.request import Request
-from services.felix.core.cni.result import result
-from services.felix.core.journal import Entry, Journal
-from services.felix.core.routing import Address
+from services.felix.core.cni.result import encode_result
+from services.felix.core.journal import Delegation, Entry, Journal
+from services.felix.drivers.gates import wait_for_gates
 from services.felix.drivers.podlinks import random_mac
-from services.felix.shell.cni.addresses import Addresses
+from services.felix.shell.cni import node
+from services.felix.shell.cni.addresses import Addresses, NothingGiven
 from services.felix.shell.cni.datastore import Datastore
+from services.felix.shell.cni.links import pod_link, result_of
+from services.felix.shell.cni.pods import PodSource
 from services.felix.shell.cni.protocols import NO_POLICY, Enforcement, Peers, PodLinks
 from services.felix.shell.cni.undo import Undo, in_thread
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class AddSettings:
+    """policy_timeout_s: how long to wait for policy where the configuration does not say. mtu_bytes: what the agent
+    finds.
+    """
+
+    policy_timeout_s: float
+    mtu_bytes: Callable[[], int]
+    mtu_file: Path
 
 
 class Add:
@@ -38,63 +59,73 @@ class Add:
         self,
         place: Place,
         datastore: Datastore,
+        pods: PodSource,
         addresses: Addresses,
         links: PodLinks,
         enforcement: Enforcement,
         peers: Peers,
         journal: Journal,
         undo: Undo,
-        *,
-        policy_timeout_s: float,
-        mtu_bytes: Callable[[], int],
+        settings: AddSettings,
         observe: Callable[[str, float], None],
     ) -> None:
         self._place = place
         self._datastore = datastore
+        self._pods = pods
         self._addresses = addresses
         self._links = links
         self._enforcement = enforcement
         self._peers = peers
         self._journal = journal
         self._undo = undo
-        self._policy_timeout_s = policy_timeout_s
-        self._mtu_bytes = mtu_bytes
+        self._settings = settings
         self._observe = observe
 
     async def __call__(self, request: Request) -> dict[str, Any]:
         """The result object. Raises CniError, StoreError, ResourceError, IpamError."""
+        node.check_name(request.config, self._place.node)
         if not self._enforcement.ready():
             raise CniError(Code.TRY_AGAIN, NO_POLICY)
-        peers_timeout_s(request)  # refused before anything is done
         await asyncio.gather(self._datastore.check_unlocked(), self._datastore.check_node())
+        if request.config.readiness_gates:
+            await wait_for_gates(request.config.readiness_gates)
+        facts = await self._pods.facts(request)
+        peers_timeout_s(request, facts)  # refused before anything is done
         found = await self._datastore.endpoint(request)
         if found is not None and found.spec.container_id == request.container:
             again = self._same_again(request, found)
             if again is not None:
                 return again
-        entry = self._place.entry("ADD", request)
+        delegation = await self._addresses.delegation(request)
+        entry = self._place.entry("ADD", request, delegation)
         await self._journal.begin(entry)
         try:
-            made = await self._plug(request, entry, found)
-        except BaseException:
+            made = await self._plug(request, facts, entry, found)
+        except BaseException as error:
+            if isinstance(error, NothingGiven):
+                entry = self._place.entry("ADD", request)
+                await self._journal.begin(entry)
             await self._undo.undo_or_leave(entry)  # also when cancelled: it takes no longer than UNDO_S
             raise
         self._journal.end(entry)
         log.info("pod connected", extra={"interface": entry.host_interface, "container": request.container})
         return made
 
-    async def _plug(self, request: Request, entry: Entry, found: model.WorkloadEndpoint | None) -> dict[str, Any]:
-        host = entry.host_interface
-        addresses = await self._timed("ipam", self._addresses.assign(request))
-        mac = random_mac()
-        endpoint = self._make_endpoint(request, mac, addresses, found)
-        storing = asyncio.ensure_future(self._timed("endpoint", self._datastore.store(endpoint, found)))
+    async def _plug(
+        self, request: Request, facts: PodFacts, entry: Entry, found: model.WorkloadEndpoint | None
+    ) -> dict[str, Any]:
+        host, settings = entry.host_interface, self._settings
+        mac = wanted_mac(request, facts) or random_mac()
+        mtu = node.mtu_bytes(request.config, settings.mtu_file, settings.mtu_bytes)
+        given = await self._timed("ipam", self._assign(request, facts, entry.delegation, found))
+        link = pod_link(request, host, given, mac, mtu)
+        endpoint = self._make_endpoint(request, facts, link, found)
+        storing = asyncio.ensure_future(self._timed("endpoint", self._store(request, endpoint, found)))
         try:
-            mtu = request.config.mtu or self._mtu_bytes()
             # The write is on its way while the link is made, here: a thread costs more than it saves.
             await asyncio.sleep(0)
             started = time.monotonic()
-            self._links.connect(host, request.netns, request.ifname, addresses, mac, mtu)
+            self._links.connect(link)
             self._observe("veth", time.monotonic() - started)
         except BaseException:
             # Undoing must meet no write in progress, and what went wrong first is what the user should read.
@@ -102,39 +133,54 @@ class Add:
                 await storing
             raise
         try:
-            rev = await storing
-            if not await self._known(request, rev):
-                text = f"policy of {host} is not in the kernel after {self._policy_timeout_s:g} s; is typha reachable?"
-                raise CniError(Code.TRY_AGAIN, text)
+            await self._wait_for_policy(request, facts, host, await storing)
         except BaseException:
             with contextlib.suppress(CniError):  # at once: undoing may have to wait for the datastore
                 await in_thread(lambda: self._links.remove(host, request.netns, request.ifname))
             raise
-        return result(request, host, mac, addresses)
+        return encode_result(result_of(request, link, given), request.version)
 
-    async def _known(self, request: Request, rev: int) -> bool:
-        """Is the pod's policy in the kernel? By then its peers know it, or their time is up."""
-        waits = [self._enforcement.programmed(endpoint_key(request), rev, self._policy_timeout_s)]
-        peers_s = peers_timeout_s(request)
+    async def _assign(
+        self, request: Request, facts: PodFacts, delegation: Delegation | None, found: model.WorkloadEndpoint | None
+    ) -> Given:
+        return await self._addresses.assign(request, facts, delegation, found)
+
+    async def _store(
+        self, request: Request, endpoint: model.WorkloadEndpoint, found: model.WorkloadEndpoint | None
+    ) -> int:
+        if endpoint.spec.profiles == [request.network]:
+            await self._datastore.ensure_profile(request)
+        return await self._datastore.store(endpoint, found)
+
+    async def _wait_for_policy(self, request: Request, facts: PodFacts, host: str, rev: int) -> None:
+        """Until it is in the kernel. By then the pod's peers know it, or their time is up."""
+        limit_s = float(request.config.policy_setup_timeout_seconds) or self._settings.policy_timeout_s
+        waits = [self._enforcement.programmed(endpoint_key(request), rev, limit_s)]
+        peers_s = peers_timeout_s(request, facts)
         if peers_s:
             waits.append(self._timed("peers", self._peers.wait(rev, peers_s)))
         programmed, *_ = await self._timed("policy", asyncio.gather(*waits))
-        return bool(programmed)
+        if not programmed:
+            text = f"policy of {host} is not in the kernel after {limit_s:g} s; is typha reachable?"
+            raise CniError(Code.TRY_AGAIN, text)
 
     def _same_again(self, request: Request, found: model.WorkloadEndpoint) -> dict[str, Any] | None:
         """The earlier answer, when this very container is connected already and nothing is wrong with it."""
-        addresses = addresses_of(found)
-        host = found.spec.interface_name
+        host, addresses = found.spec.interface_name, addresses_of(found)
         if host != self._place.host_interface(request) or not addresses:
             return None
-        if self._links.check(host, request.netns, request.ifname, addresses, found.spec.mac):
+        routes = None if request.config.ipam.type == CALICO_IPAM else ()  # only the other plugin would know them
+        given = Given(tuple(ip_interface((one, one.max_prefixlen)) for one in addresses), routes)
+        link = pod_link(request, host, given, found.spec.mac, request.config.mtu)
+        if self._links.check(link):
             return None
-        return result(request, host, found.spec.mac, addresses)
+        return encode_result(result_of(request, link, given), request.version)
 
     def _make_endpoint(
-        self, request: Request, mac: str, addresses: tuple[Address, ...], found: model.WorkloadEndpoint | None
+        self, request: Request, facts: PodFacts, link: PodVeth, found: model.WorkloadEndpoint | None
     ) -> model.WorkloadEndpoint:
-        endpoint, problems = make_endpoint(request, self._place, mac, addresses, found)
+        mac = link.container_mac or ""
+        endpoint, problems = make_endpoint(request, facts, self._place, mac, link.addresses, found)
         for problem in problems:  # the pod is worth more than its limit
             log.warning("part of an annotation is ignored", extra={"pod": request.pod, "problem": problem})
         return endpoint

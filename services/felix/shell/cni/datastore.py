@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from libs import model
 from libs.resources.client import ResourceClient
-from libs.resources.errors import NotFound
-from services.felix.core.cni.endpoint import Place
+from libs.resources.errors import AlreadyExists, Conflict, NotFound
+from services.felix.core.cni.endpoint import Place, network_profile
 from services.felix.core.cni.errors import CniError, Code
 from services.felix.core.cni.request import Request
+
+DELETE_ATTEMPTS = 6
 
 
 class Datastore:
@@ -16,6 +20,7 @@ class Datastore:
         self._place = place
 
     async def check_unlocked(self) -> None:
+        """Raises CniError while the datastore is locked, as during a migration."""
         try:
             info = await self._resources.get("ClusterInformation", "default")
         except NotFound:
@@ -32,20 +37,55 @@ class Datastore:
             raise CniError(Code.INVALID_CONFIG, text) from None
 
     async def endpoint(self, request: Request) -> model.WorkloadEndpoint | None:
+        return await self.endpoint_named(self._place.endpoint_name(request), request.namespace)
+
+    async def endpoint_named(self, name: str, namespace: str) -> model.WorkloadEndpoint | None:
         try:
-            found = await self._resources.get("WorkloadEndpoint", self._place.endpoint_name(request), request.namespace)
+            found = await self._resources.get("WorkloadEndpoint", name, namespace)
         except NotFound:
             return None
         assert isinstance(found, model.WorkloadEndpoint)
         return found
 
     async def store(self, endpoint: model.WorkloadEndpoint, found: model.WorkloadEndpoint | None) -> int:
+        """In place of the one that was found; the revision of that. Raises ResourceError."""
         if found is None:
             return (await self._resources.create(endpoint)).revision
         return (await self._resources.update(endpoint)).revision
+
+    async def delete(self, name: str, namespace: str, container: str) -> bool:
+        """The endpoint, if it is that container's. False when it has become another's.
+
+        Others (controllers that copy labels) may change it meanwhile: then it is looked at again.
+        """
+        for attempt in range(1, DELETE_ATTEMPTS + 1):
+            found = await self.endpoint_named(name, namespace)
+            if found is None:
+                return True
+            if found.spec.container_id and found.spec.container_id != container:
+                return False
+            try:
+                version = found.metadata.resource_version
+                await self._resources.delete("WorkloadEndpoint", name, namespace, version)
+            except NotFound:
+                return True
+            except Conflict:
+                if attempt == DELETE_ATTEMPTS:
+                    raise
+            else:
+                return True
+        return True
 
     async def own_endpoints(self) -> list[model.WorkloadEndpoint]:
         """Of this node, those that a container has."""
         items = (await self._resources.list("WorkloadEndpoint")).items
         endpoints = [item for item in items if isinstance(item, model.WorkloadEndpoint)]
         return [one for one in endpoints if one.spec.node == self._place.node and one.spec.container_id]
+
+    async def ensure_profile(self, request: Request) -> None:
+        """One that is there already stays as it is."""
+        try:
+            await self._resources.get("Profile", request.network)
+        except NotFound:
+            with contextlib.suppress(AlreadyExists):
+                await self._resources.create(network_profile(request))

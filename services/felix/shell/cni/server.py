@@ -7,13 +7,14 @@ import contextlib
 import json
 import logging
 import os
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
 from services.felix.core.cni.errors import CniError, Code
-from services.felix.core.cni.request import parse
+from services.felix.core.cni.request import Request, parse
 from services.felix.shell.cni.plugin import Plugin
 
 log = logging.getLogger(__name__)
@@ -25,10 +26,10 @@ class CniServer:
     """`async with CniServer(plugin, path):` serves until the block ends; requests in progress are finished first."""
 
     def __init__(self, plugin: Plugin, path: Path) -> None:
-        self._plugin = plugin
         self._path = path
         app = web.Application(client_max_size=BODY_BYTES)
-        app.router.add_post("/cni", self._cni)
+        app.router.add_post("/cni", lambda http: self._answer(http, plugin.handle))
+        app.router.add_post("/ipam", lambda http: self._answer(http, plugin.handle_ipam, for_ipam=True))
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=20.0, handler_cancellation=False)
 
     async def __aenter__(self) -> CniServer:
@@ -48,12 +49,18 @@ class CniServer:
             self._path.unlink()
         await self._runner.cleanup()
 
-    async def _cni(self, http: web.Request) -> web.Response:
+    async def _answer(
+        self,
+        http: web.Request,
+        handle: Callable[[Request], Awaitable[dict[str, Any] | None]],
+        *,
+        for_ipam: bool = False,
+    ) -> web.Response:
         version = ""
         try:
-            request = parse(await http.read())
+            request = parse(await http.read(), for_ipam=for_ipam)
             version = request.version
-            result = await self._plugin.handle(request)
+            result = await handle(request)
         except CniError as error:
             log.warning(
                 "CNI request refused", extra={"code": error.code, "error": str(error), "details": error.details}

@@ -7,18 +7,16 @@ waits for its turn meanwhile.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable
 
-from libs import model
 from libs.ipam.errors import IpamError
-from libs.resources.client import ResourceClient
-from libs.resources.errors import NotFound, ResourceError
+from libs.resources.errors import ResourceError
 from libs.store.api import StoreError
 from services.felix.core.cni.errors import CniError
 from services.felix.core.journal import Entry, Journal
 from services.felix.shell.cni.addresses import Addresses
+from services.felix.shell.cni.datastore import Datastore
 from services.felix.shell.cni.protocols import PodLinks
 from services.felix.shell.cni.turns import Turns
 
@@ -31,9 +29,9 @@ UNDO_ERRORS = (StoreError, ResourceError, IpamError, CniError, TimeoutError)
 
 class Undo:
     def __init__(
-        self, resources: ResourceClient, addresses: Addresses, links: PodLinks, journal: Journal, turns: Turns
+        self, datastore: Datastore, addresses: Addresses, links: PodLinks, journal: Journal, turns: Turns
     ) -> None:
-        self._resources = resources
+        self._datastore = datastore
         self._addresses = addresses
         self._links = links
         self._journal = journal
@@ -59,7 +57,7 @@ class Undo:
                 for entry in list(self._left):
                     async with self._turns.of(entry.host_interface):
                         # A later request for the same attachment may have settled it.
-                        if not self._journal.holds(entry) or await self.undo_or_leave(entry):
+                        if not self._journal.holds(entry) or not await self.undo_or_leave(entry):
                             self._left.pop(entry, None)
                 if self._left:
                     await asyncio.sleep(delay_s)
@@ -71,35 +69,27 @@ class Undo:
         self._left[entry] = None
         self._left_more.set()
 
-    async def undo_or_leave(self, entry: Entry) -> bool:
-        """Ends within UNDO_S, also in an emergency."""
+    async def undo_or_leave(self, entry: Entry) -> str:
+        """What kept it from being done at once; empty when it is done. Ends within UNDO_S, also in an emergency."""
         try:
             async with asyncio.timeout(UNDO_S):
                 await self.undo(entry)
         except UNDO_ERRORS as error:
+            problem = str(error) or type(error).__name__
             log.warning(
                 "cannot be undone yet, trying again later",
-                extra={"verb": entry.verb, "container": entry.container, "error": str(error) or type(error).__name__},
+                extra={"verb": entry.verb, "container": entry.container, "error": problem},
             )
             self.leave(entry)
-            return False
-        return True
+            return problem
+        return ""
 
     async def undo(self, entry: Entry) -> None:
         """Endpoint, link, addresses: each only if it is (still) this attachment's, each already gone is fine."""
-        try:
-            found = await self._resources.get("WorkloadEndpoint", entry.wep, entry.namespace)
-        except NotFound:
-            found = None
-        other = found is not None and _container_of(found) != entry.container
-        if found is not None and not other:
-            with contextlib.suppress(NotFound):
-                version = found.metadata.resource_version
-                await self._resources.delete("WorkloadEndpoint", entry.wep, entry.namespace, version)
-        if not other:
+        if await self._datastore.delete(entry.wep, entry.namespace, entry.container):
             # The kernel waits for all of its processors, some 40 ms: nothing else should, and several of these may.
             await in_thread(lambda: self._links.remove(entry.host_interface, entry.netns, entry.ifname))
-        await self._addresses.release(entry.handle)
+        await self._addresses.release(entry.handle, entry.delegation)
         self._journal.end(entry)
 
 
@@ -111,8 +101,3 @@ async def in_thread(work: Callable[[], None]) -> None:
     except asyncio.CancelledError:
         await asyncio.wait([running])
         raise
-
-
-def _container_of(resource: model.Resource) -> str:
-    assert isinstance(resource, model.WorkloadEndpoint)
-    return resource.spec.container_id
