@@ -1,4 +1,4 @@
-"""Removing veth pairs, many at the price of one.
+"""Removing pods' interfaces, many at the price of one.
 
 The kernel waits for all of its processors when it removes interfaces, tens of milliseconds, and does it once for all
 that go in one request. Such a request names a group, so those that are to go are put into a group of ours first.
@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from libs.netlink.links import delete_group, delete_link, get_link, link_change
+from libs.netlink.podlink import PAIRS
 from libs.netlink.socket import NETLINK_ROUTE, NetlinkSocket
 
 GROUP = 0x63616C69  # "cali": whatever is in it goes (docs/design/ownership.md)
@@ -28,7 +29,7 @@ class LinkRemover:
         self._running: asyncio.Task[None] | None = None
 
     async def remove(self, name: str) -> bool:
-        """It is gone when this returns. False when it was not there, or was no veth: then it stays.
+        """It is gone when this returns. False when it was not there, or is no pair: then it stays.
 
         Raises OSError. When cancelled, it ends only once the kernel has: nobody else may touch the interface before.
         """
@@ -65,7 +66,7 @@ class LinkRemover:
     def _remove(self, names: Sequence[str]) -> set[str]:
         """In the worker. Those that were there."""
         self.requests += 1
-        links = [link for name in names if (link := get_link(self._netlink, name)) is not None and link.kind == "veth"]
+        links = [link for name in names if (link := get_link(self._netlink, name)) is not None and link.kind in PAIRS]
         if len(links) == 1:
             return {links[0].name} if delete_link(self._netlink, links[0].index) else set()
         failed = self._netlink.batch([link_change(link.index, group=GROUP) for link in links])

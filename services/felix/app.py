@@ -93,7 +93,7 @@ class Felix:
             self.node,
             ResourceClient(store),
             IpamClient(store),
-            KernelPodLinks(),
+            kernel.pod_links,
             self,
             Peers(bus, self.node),
             Journal(config.state_dir / "cni-journal"),
@@ -319,6 +319,7 @@ class Kernel:
         self.tables = KernelTables(RulesetBuilder.tables(), metrics.count_written)
         self.interfaces = InterfaceDriver(config.interface_prefix, ipv6=config.ipv6_support)
         self.bandwidth = BandwidthDriver(config.interface_prefix)
+        self.pod_links = KernelPodLinks()
 
     async def __aenter__(self) -> Kernel:
         return self
@@ -327,6 +328,7 @@ class Kernel:
         await self.tables.close()
         await self.interfaces.close()
         await self.bandwidth.close()
+        await self.pod_links.close()
 
 
 async def run(config: FelixConfig, service: Service) -> None:

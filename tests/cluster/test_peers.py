@@ -107,7 +107,7 @@ async def test_after_its_time_add_returns_all_the_same_and_says_so(world: World)
         assert time.monotonic() - began >= 0.5
         assert await reaches(world, pod) == [DENY, DENY]
     log = (world.cluster.node("node1").directory / "felix.log").read_text()
-    assert "node2: " in log.split("a pod's peers may not know it yet")[1].splitlines()[0]
+    assert "node2: " in log.split("other nodes may not have heard of a pod yet")[1].splitlines()[0]
 
 
 @pytest.mark.parametrize("value", ["soon", "-1", "nan", "61", ""])

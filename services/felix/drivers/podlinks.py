@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from libs.netlink.netns import NamespaceError
 from libs.netlink.podlink import PodLinkError, PodVeth, check_veth, setup_veth, teardown_veth
+from libs.netlink.remover import LinkRemover
 from libs.netlink.socket import NETLINK_ROUTE, NetlinkSocket
 from services.felix.core.cni.errors import CniError, Code
 
@@ -20,6 +22,12 @@ def random_mac() -> str:
 
 
 class KernelPodLinks:
+    def __init__(self) -> None:
+        self._remover = LinkRemover()
+
+    async def close(self) -> None:
+        await self._remover.close()
+
     def connect(self, pod: PodVeth) -> None:
         with _translated(), NetlinkSocket(NETLINK_ROUTE) as netlink:
             setup_veth(netlink, pod)
@@ -31,9 +39,14 @@ class KernelPodLinks:
         except (OSError, PodLinkError) as error:
             return [str(error)]
 
-    def remove(self, host: str, netns: str, ifname: str) -> None:
-        with _translated(), NetlinkSocket(NETLINK_ROUTE) as netlink:
-            teardown_veth(netlink, netns or None, host, ifname)
+    async def remove(self, host: str, netns: str, ifname: str) -> None:
+        def rest() -> None:  # what has another name on the host, and rules
+            with NetlinkSocket(NETLINK_ROUTE) as netlink:
+                teardown_veth(netlink, netns or None, host, ifname)
+
+        with _translated():
+            await self._remover.remove(host)
+            await in_thread(rest)
 
 
 @contextmanager
@@ -46,3 +59,13 @@ def _translated() -> Iterator[None]:
         raise CniError(Code.IO_FAILURE, str(error)) from error
     except OSError as error:
         raise CniError(Code.IO_FAILURE, f"kernel: {error}") from error
+
+
+async def in_thread(work: Callable[[], None]) -> None:
+    """Run what blocks. When cancelled, end only once it has: nobody else may touch the interface before."""
+    running = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        raise

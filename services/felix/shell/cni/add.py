@@ -38,7 +38,7 @@ from services.felix.shell.cni.datastore import Datastore
 from services.felix.shell.cni.links import pod_link, result_of
 from services.felix.shell.cni.pods import PodSource
 from services.felix.shell.cni.protocols import NO_POLICY, Enforcement, Peers, PodLinks
-from services.felix.shell.cni.undo import Undo, in_thread
+from services.felix.shell.cni.undo import Undo
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ class Add:
             await self._wait_for_policy(request, facts, host, await storing)
         except BaseException:
             with contextlib.suppress(CniError):  # at once: undoing may have to wait for the datastore
-                await in_thread(lambda: self._links.remove(host, request.netns, request.ifname))
+                await self._links.remove(host, request.netns, request.ifname)
             raise
         return encode_result(result_of(request, link, given), request.version)
 

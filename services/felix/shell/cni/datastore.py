@@ -53,28 +53,27 @@ class Datastore:
             return (await self._resources.create(endpoint)).revision
         return (await self._resources.update(endpoint)).revision
 
-    async def delete(self, name: str, namespace: str, container: str) -> bool:
-        """The endpoint, if it is that container's. False when it has become another's.
+    async def delete(self, name: str, namespace: str, container: str) -> int | None:
+        """The endpoint, if it is that container's: the revision of that, 0 when it was gone. None when it has become
+        another's.
 
         Others (controllers that copy labels) may change it meanwhile: then it is looked at again.
         """
         for attempt in range(1, DELETE_ATTEMPTS + 1):
             found = await self.endpoint_named(name, namespace)
             if found is None:
-                return True
+                return 0
             if found.spec.container_id and found.spec.container_id != container:
-                return False
+                return None
             try:
                 version = found.metadata.resource_version
-                await self._resources.delete("WorkloadEndpoint", name, namespace, version)
+                return (await self._resources.delete("WorkloadEndpoint", name, namespace, version)).revision
             except NotFound:
-                return True
+                return 0
             except Conflict:
                 if attempt == DELETE_ATTEMPTS:
                     raise
-            else:
-                return True
-        return True
+        return 0
 
     async def own_endpoints(self) -> list[model.WorkloadEndpoint]:
         """Of this node, those that a container has."""

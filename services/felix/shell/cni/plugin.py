@@ -64,7 +64,7 @@ class Plugin:
         self._turns = Turns()
         pods = pods or RequestPods(resources)
         self._addresses = Addresses(node, resources, ipam, plugins, pods)
-        self.undo = Undo(self._datastore, self._addresses, links, journal, self._turns)
+        self.undo = Undo(self._datastore, self._addresses, links, peers, journal, self._turns)
         self._add = Add(
             self._place, self._datastore, pods, self._addresses, links, enforcement, peers, journal, self.undo,
             settings, observe,

@@ -12,10 +12,7 @@ NO_POLICY = "this node has no policy from typha yet; is typha reachable?"
 
 
 class PodLinks(Protocol):
-    """The kernel side of an attachment (services/felix/drivers/podlinks.py), synchronous. All raise CniError.
-
-    `connect` and `check` are quick; `remove` is called from a thread of its own.
-    """
+    """The kernel side of an attachment (services/felix/drivers/podlinks.py). All raise CniError."""
 
     def connect(self, pod: PodVeth) -> None:
         """Make the pair with addresses and routes. One of that host name is replaced; a failure leaves nothing."""
@@ -25,8 +22,8 @@ class PodLinks(Protocol):
         """What is wrong with it, in words; empty when all is well. mtu_bytes 0: both ends' must be equal."""
         ...
 
-    def remove(self, host: str, netns: str, ifname: str) -> None:
-        """Gone when this returns, whatever was there before."""
+    async def remove(self, host: str, netns: str, ifname: str) -> None:
+        """Gone when this returns, whatever was there before, also when it is cancelled. The kernel takes its time."""
         ...
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable
 
 from libs.ipam.errors import IpamError
 from libs.resources.errors import ResourceError
@@ -17,23 +17,26 @@ from services.felix.core.cni.errors import CniError
 from services.felix.core.journal import Entry, Journal
 from services.felix.shell.cni.addresses import Addresses
 from services.felix.shell.cni.datastore import Datastore
-from services.felix.shell.cni.protocols import PodLinks
+from services.felix.shell.cni.protocols import Peers, PodLinks
 from services.felix.shell.cni.turns import Turns
 
 log = logging.getLogger(__name__)
 
 UNDO_S = 20.0
+FORGET_S = 2.0  # for other nodes to forget an address; the kernel needs some 40 ms for the interface meanwhile
 UNDO_AGAIN_S = (0.5, 10.0)
 UNDO_ERRORS = (StoreError, ResourceError, IpamError, CniError, TimeoutError)
 
 
 class Undo:
     def __init__(
-        self, datastore: Datastore, addresses: Addresses, links: PodLinks, journal: Journal, turns: Turns
-    ) -> None:
+        self, datastore: Datastore, addresses: Addresses, links: PodLinks, peers: Peers,
+        journal: Journal, turns: Turns,
+    ) -> None:  # fmt: skip
         self._datastore = datastore
         self._addresses = addresses
         self._links = links
+        self._peers = peers
         self._journal = journal
         self._turns = turns
         self._left: dict[Entry, None] = {}  # still to be undone
@@ -86,18 +89,12 @@ class Undo:
 
     async def undo(self, entry: Entry) -> None:
         """Endpoint, link, addresses: each only if it is (still) this attachment's, each already gone is fine."""
-        if await self._datastore.delete(entry.wep, entry.namespace, entry.container):
-            # The kernel waits for all of its processors, some 40 ms: nothing else should, and several of these may.
-            await in_thread(lambda: self._links.remove(entry.host_interface, entry.netns, entry.ifname))
+        rev = await self._datastore.delete(entry.wep, entry.namespace, entry.container)
+        if rev is not None:
+            waits: list[Awaitable[object]] = [self._links.remove(entry.host_interface, entry.netns, entry.ifname)]
+            if rev:
+                # Whoever is given the addresses next must not find them in other nodes' sets.
+                waits.append(self._peers.wait(rev, FORGET_S))
+            await asyncio.gather(*waits)
         await self._addresses.release(entry.handle, entry.delegation)
         self._journal.end(entry)
-
-
-async def in_thread(work: Callable[[], None]) -> None:
-    """Run what blocks. When cancelled, end only once it has: nobody else may touch the interface before."""
-    running = asyncio.ensure_future(asyncio.to_thread(work))
-    try:
-        await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await asyncio.wait([running])
-        raise

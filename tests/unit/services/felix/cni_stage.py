@@ -66,7 +66,7 @@ class FakeLinks:
         same = there is not None and (there.netns, there.addresses) == (pod.netns, pod.addresses)
         return [] if same else [f"{pod.host_name} is not as it should be"]
 
-    def remove(self, host: str, netns: str, ifname: str) -> None:
+    async def remove(self, host: str, netns: str, ifname: str) -> None:
         self.there.pop(host, None)
 
 

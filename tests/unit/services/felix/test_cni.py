@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from libs.store.api import StoreUnavailable
 from libs.testkit import bootstrap
 from services.felix.core.cni.errors import CniError, Code
 from services.felix.core.cni.request import Request, parse
+from services.felix.shell.cni.undo import FORGET_S
 from tests.unit.services.felix.cni_stage import NOTHING, FakeLinks, Node, posted, request, undoing, until_nothing
 
 
@@ -110,16 +110,20 @@ async def test_a_process_that_ends_at_any_call_leaves_what_the_next_one_finishes
 
 
 class SlowLinks(FakeLinks):
-    """`remove` takes until `may_end` is set."""
+    """`remove` takes until `may_end` is set, also when it is cancelled."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.removing, self.may_end = threading.Event(), threading.Event()
+        self.removing, self.may_end = asyncio.Event(), asyncio.Event()
 
-    def remove(self, host: str, netns: str, ifname: str) -> None:
+    async def remove(self, host: str, netns: str, ifname: str) -> None:
         self.removing.set()
-        assert self.may_end.wait(10)
-        super().remove(host, netns, ifname)
+        end = asyncio.ensure_future(self.may_end.wait())
+        try:
+            await asyncio.shield(end)
+        finally:
+            await end
+            await super().remove(host, netns, ifname)
 
 
 def pod_request(command: str, pod: str) -> Request:
@@ -132,7 +136,7 @@ async def test_other_pods_are_plugged_in_while_the_kernel_removes_an_interface(t
     node = await Node(tmp_path, links=links).fill()
     await node.plugin.handle(pod_request("ADD", "a"))
     removal = asyncio.create_task(node.plugin.handle(pod_request("DEL", "a")))
-    assert await asyncio.to_thread(links.removing.wait, 10)
+    await asyncio.wait_for(links.removing.wait(), 10)
     assert await node.plugin.handle(pod_request("ADD", "b")) is not None
     assert not removal.done()
     links.may_end.set()
@@ -145,7 +149,7 @@ async def test_a_cancelled_del_ends_only_with_the_removal_that_it_began(tmp_path
     node = await Node(tmp_path, links=links).fill()
     await node.plugin.handle(pod_request("ADD", "a"))
     removal = asyncio.create_task(node.plugin.handle(pod_request("DEL", "a")))
-    assert await asyncio.to_thread(links.removing.wait, 10)
+    await asyncio.wait_for(links.removing.wait(), 10)
     removal.cancel()
     again = asyncio.create_task(node.plugin.handle(pod_request("ADD", "a")))
     for _ in range(20):  # the cancellation has long arrived by then
@@ -156,6 +160,29 @@ async def test_a_cancelled_del_ends_only_with_the_removal_that_it_began(tmp_path
     assert await again is not None
     assert removal.cancelled()
     assert links.there
+
+
+async def test_an_address_is_given_up_once_other_nodes_have_forgotten_it(tmp_path: Path) -> None:
+    node = await Node(tmp_path).fill()
+    await node.plugin.handle(pod_request("ADD", "a"))
+    asked, forgotten = asyncio.Event(), asyncio.Event()
+
+    async def wait(rev: int, timeout_s: float) -> bool:
+        node.peers.waits.append((rev, timeout_s))
+        asked.set()
+        return await forgotten.wait()
+
+    node.peers.wait = wait  # type: ignore[method-assign]
+    before = node.store.server.revision
+    removal = asyncio.create_task(node.plugin.handle(pod_request("DEL", "a")))
+    await asyncio.wait_for(asked.wait(), 10)
+    left = await node.left()
+    assert (left["endpoints"], len(left["addresses"])) == ([], 2)
+    assert node.peers.waits == [(before + 1, FORGET_S)]
+    assert not removal.done()
+    forgotten.set()
+    await removal
+    assert await node.left() == NOTHING
 
 
 async def test_the_first_thing_that_went_wrong_is_what_the_runtime_reads(tmp_path: Path) -> None:
