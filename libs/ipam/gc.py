@@ -58,7 +58,7 @@ class Decision:
     memory: Memory
     leaks: tuple[ReleaseOption, ...] = ()  # whole handles, handle and sequence number given
     idle_blocks: tuple[tuple[str, Network], ...] = ()  # node, block: to give up if still empty
-    cold_blocks: tuple[Network, ...] = ()  # hold addresses whose cooldown is over
+    cold_blocks: tuple[Network, ...] = ()  # hold addresses whose cooldown is over, or nothing and have no owner
     gone_nodes: tuple[str, ...] = ()  # to clean up: no valid allocation of theirs is left
 
 
@@ -85,7 +85,7 @@ def decide(
         Memory(since, idle),
         tuple(ReleaseOption(held.address, held.handle, held.sequence) for held in leaked),
         due,
-        tuple(sorted((b.cidr for b in blocks if collect(b, now, cooldown_s) != b), key=str)),
+        tuple(sorted((b.cidr for b in blocks if b.superfluous or collect(b, now, cooldown_s) != b), key=str)),
         tuple(sorted(node for node in gone - set(users.nodes) if node not in valid_of)),
     )
 

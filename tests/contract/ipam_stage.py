@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from uuid import uuid4
 
 from libs.ipam import keys
 from libs.ipam.affinity import AffinityState, decode_affinity
@@ -51,7 +52,12 @@ class Cluster:
         document = {
             "kind": kind,
             "apiVersion": "projectcalico.org/v3",
-            "metadata": {"name": name, "labels": labels or {}},
+            "metadata": {
+                "name": name,
+                "labels": labels or {},
+                "uid": str(uuid4()),
+                "creationTimestamp": "2025-12-31T23:00:00Z",
+            },
             "spec": spec,
         }
         await self.store.put(keys.resource(plural, name), json.dumps(document).encode())
