@@ -103,6 +103,11 @@ class Block:
             index is None or self.attributes[index].handle == WINDOWS_RESERVED for index in set(self.allocations)
         )
 
+    @property
+    def superfluous(self) -> bool:
+        """To be deleted instead of written: nobody owns it and nobody has an address of it."""
+        return self.owner is None and self.empty
+
     def address(self, ordinal: int) -> Address:
         return self.cidr[ordinal]
 

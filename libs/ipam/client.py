@@ -146,13 +146,23 @@ class IpamClient:
         return kept
 
     async def release_pool_affinities(self, pool: Network) -> None:
-        """Give up every block of a pool, whoever owns it: before the pool is deleted."""
-        for kv in (await self._store.list(keys.blocks(pool.version))).kvs:
-            cidr = keys.cidr_of(kv.key)
-            if cidr is not None and cidr.network_address in pool:
-                owner = decode_block(kv.value).owner
-                if owner is not None:
-                    await self.release_affinity(owner, cidr)
+        """Give up every block of a pool, whoever owns it, and claims without a block: before the pool is deleted.
+
+        Blocks that nobody can read stay as they are.
+        """
+        owned = {
+            (block.owner, block.cidr)
+            for block in await self.blocks()
+            if block.owner is not None and block.cidr.network_address in pool
+        }
+        for prefix in (keys.HOSTS, keys.VIRTUAL):
+            for kv in (await self._store.list(prefix, keys_only=True)).kvs:
+                affinity = keys.parse_affinity(kv.key)
+                if affinity is not None and affinity[1].network_address in pool:
+                    owned.add(affinity)
+        for owner, cidr in sorted(owned, key=str):
+            await self.release_affinity(owner, cidr)
+        await self.collect_cooled()  # and what nobody owned before
 
     async def remove_host(self, node: str) -> list[Network]:
         """A node is gone: give up its empty blocks and its marker. Returns the blocks that still hold addresses."""
@@ -185,9 +195,15 @@ class IpamClient:
         raise IpamError(Reason.NO_FREE_ADDRESSES, f"no free IPv{version} block for node {node}")
 
     async def collect_cooled(self) -> list[Network]:
-        """Free every address whose rest is over, also in blocks nobody writes any more. Returns those blocks."""
+        """Free every address whose rest is over, also in blocks nobody writes any more, and delete empty blocks that
+        nobody owns. Returns those blocks.
+        """
         config, now = (await self._source.inputs()).config, self._engine.shell.now()
-        due = [block.cidr for block in await self.blocks() if collect(block, now, config.cooldown_s) != block]
+        due = [
+            block.cidr
+            for block in await self.blocks()
+            if block.superfluous or collect(block, now, config.cooldown_s) != block
+        ]
         await asyncio.gather(*(self._engine.run(CollectJob(cidr)) for cidr in due))
         return due
 

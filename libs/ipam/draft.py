@@ -182,7 +182,7 @@ class Draft:
         for cidr, (block_base, block) in self._blocks.items():
             key = keys.block(cidr)
             compares.append(Compare(key, block_base.revision))
-            if _superfluous(block):
+            if block.superfluous:
                 ops.append(Delete(key))
             else:
                 ops.append(Put(key, encode_block(written(block))))
@@ -193,7 +193,7 @@ class Draft:
         for identity, (_, handle) in self._handles.items():
             self._cache.set_handle(identity, Known(handle, revision) if handle.blocks else Known(None, 0))
         for cidr, (_, block) in self._blocks.items():
-            self._cache.set_block(cidr, Known(None, 0) if _superfluous(block) else Known(written(block), revision))
+            self._cache.set_block(cidr, Known(None, 0) if block.superfluous else Known(written(block), revision))
 
     def refused(self, current: Mapping[str, KeyValue | None]) -> bool:
         """Take in what the refused transaction found. True when a guard was what changed."""
@@ -214,7 +214,3 @@ class Draft:
 
 def _revision(kv: KeyValue | None) -> int:
     return kv.mod_revision if kv else 0
-
-
-def _superfluous(block: Block) -> bool:
-    return block.owner is None and block.empty

@@ -16,6 +16,7 @@ PREFIX = "/calico/ipam/v2/"
 CONFIG = PREFIX + "config"
 HANDLES = PREFIX + "handle/"
 HOSTS = PREFIX + "host/"
+VIRTUAL = PREFIX + "virtual/"
 RESOURCES = "/calico/resources/v3/projectcalico.org/"
 
 

@@ -33,7 +33,7 @@ class _Repeatable(Job):
 
 
 class CollectJob(_Repeatable):
-    """Free the addresses of a block whose rest is over."""
+    """Free the addresses of a block whose rest is over, and delete it when nothing and nobody is left."""
 
     def __init__(self, cidr: Network) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class CollectJob(_Repeatable):
         await engine.fetch_blocks([self._cidr])
         known = engine.cache.block(self._cidr)
         block = round_.draft.block(self._cidr)
-        if known is None or block is None or block == known.value:
+        if known is None or block is None or (block == known.value and not block.superfluous):
             self.done = True
             return False
         round_.draft.put_block(block)

@@ -75,6 +75,13 @@ class AddressRelease(Protocol):
         """Release the node's workload and tunnel addresses, its affinities and its IPAM host record."""
         ...
 
+    async def terminate_pool(self, pool: IPPool) -> bool:
+        """Begin the deletion of a pool that has finalizers; False: addresses of it are in use, it waits for them.
+
+        Raises store_api.Conflict when the pool was changed since it was read.
+        """
+        ...
+
 
 def _traced(write: Callable[P, Awaitable[Written]]) -> Callable[P, Awaitable[Written]]:
     """A span around a write that carries the revision it got: what typha and felix do about it carries it as well, so a
@@ -258,8 +265,9 @@ class ResourceClient:
     async def delete(self, kind: str, name: str, namespace: str = "", resource_version: str = "") -> Written:
         """What was deleted, and the revision of that. Raises NotFound, Conflict, NotSupported.
 
-        A tier must have no policies. A pool is disabled first and its blocks released; a node takes its endpoints,
-        addresses and per-node configuration along.
+        A tier must have no policies. A pool is disabled first and its blocks released; one with finalizers stays,
+        terminating, until its last block is gone (`libs.ipam.poolstate`). A node takes its endpoints, addresses and
+        per-node configuration along.
         """
         identity = Identity(kind, name, namespace)
         self._refuse_default_allow("delete", identity)
@@ -270,6 +278,9 @@ class ResourceClient:
         if resource_version and resource_version != str(found.mod_revision):
             raise Conflict(identity, resource_version, str(found.mod_revision))
         await rules.before_delete(self, identity)
+        pool = codec.readable(kind, found) if kind == "IPPool" else None
+        if isinstance(pool, IPPool) and pool.metadata.finalizers and self._release is not None:
+            return await self._terminate_pool(pool, self._release)
         if kind == "IPPool":
             found = await self._retire_pool(found)
         elif kind == "Node":
@@ -334,7 +345,10 @@ class ResourceClient:
             resource,
             uid=current.metadata.uid or self._new_uid(),
             creation_timestamp=current.metadata.creation_timestamp or codec.timestamp(self._now()),
+            deletion_timestamp=current.metadata.deletion_timestamp,  # a deletion that has begun is not taken back
         )
+        if isinstance(kept, IPPool) and isinstance(current, IPPool) and kept.status is None:
+            kept.status = current.status  # its controller's, not the user's who applies a file
         ready = self._checked(kept)
         await rules.before_update(self, ready, current)
         key, value = codec.to_storage(ready)
@@ -379,6 +393,17 @@ class ResourceClient:
         if latest is None:
             raise NotFound(identity)
         return latest
+
+    async def _terminate_pool(self, pool: IPPool, release: AddressRelease) -> Written:
+        identity = codec.identity(pool)
+        try:
+            await release.terminate_pool(pool)
+        except store_api.Conflict as conflict:
+            raise Conflict(identity, pool.metadata.resource_version) from conflict
+        latest = await self.store.get(codec.key(identity))
+        if latest is None:
+            return Written(pool, (await self.store.status()).revision)
+        return Written(codec.from_kv("IPPool", latest), latest.mod_revision)
 
     async def _delete_of_node(self, node: str) -> None:
         """What makes no sense without the node, in Calico's order: addresses, endpoints, peers, configuration."""

@@ -10,6 +10,7 @@ from libs.ipam.block import ReleaseOption
 from libs.ipam.client import IpamClient
 from libs.ipam.errors import HandleMissing
 from libs.resources import codec
+from libs.resources.pool_lifecycle import PoolLifecycle
 from libs.store.api import Store
 
 TUNNELS = ("ipip", "vxlan", "vxlan-v6", "wireguard", "wireguard-v6")
@@ -25,6 +26,9 @@ class IpamRelease:
 
     async def release_pool(self, cidr: str) -> None:
         await self._ipam.release_pool_affinities(ip_network(cidr, strict=False))
+
+    async def terminate_pool(self, pool: model.IPPool) -> bool:
+        return not (await PoolLifecycle(self._store, ipam=self._ipam).terminate(pool)).waiting
 
     async def release_node(self, node: str) -> None:
         """Addresses are given up with the handle and sequence number seen, so that nobody else's is ever released."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from libs.model.base import Resource
+from libs.model.pools import IPPool
 from libs.resources import codec
 from libs.resources.client import MAX_TRIES, ResourceClient, Written
 from libs.resources.errors import (
@@ -84,6 +85,7 @@ class Outcome:
     """total: documents of the input; done: of how many the verb held; first: whether those were the first ones.
 
     failures: a message for each of the others, saying file, document, place, field and what was expected.
+    notes: of what holds and is worth knowing.
     """
 
     total: int = 0
@@ -92,6 +94,7 @@ class Outcome:
     kinds: set[str] = field(default_factory=set)
     failures: list[str] = field(default_factory=list)
     revisions: list[int] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def failed(self, message: str) -> None:
         self.failures.append(message)
@@ -102,6 +105,9 @@ class Outcome:
         self.done += 1
         if written is not None:
             self.revisions.append(written.revision)
+            if isinstance(written.resource, IPPool) and written.resource.metadata.deletion_timestamp:
+                name = written.resource.metadata.name
+                self.notes.append(f"IP pool {name} is terminating: it goes when its last address is released")
 
     @property
     def what(self) -> str:

@@ -83,7 +83,7 @@ def _write(
 
     outcome, applied, late = run(work())
     good, bad = actions.summary(verb.name, verb.past, outcome)
-    for text in (good, applied):
+    for text in (good, *outcome.notes, applied):
         if text:
             click.echo(text)
     if bad or late:

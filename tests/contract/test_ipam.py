@@ -3,112 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncGenerator, Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
 
 import pytest
 
 from libs.ipam import keys
 from libs.ipam.affinity import AffinityState, Owner, decode_affinity, encode_affinity
-from libs.ipam.block import Block, ReleaseOption, decode_block, problems
-from libs.ipam.client import IpamClient
+from libs.ipam.block import ReleaseOption, problems
 from libs.ipam.config import IpamConfig
 from libs.ipam.errors import AddressInUse, BlockNotEmpty, HandleMissing, IpamError, Reason, StaleRelease
-from libs.ipam.handles import decode_handle
 from libs.ipam.pools import Use
-from libs.ipam.requests import AssignIpRequest, AssignRequest
-from libs.ipam.source import StoreSource
-from libs.ipam.wire import Network
-from libs.store.api import Store
-from libs.testkit.servers import EtcdServer
-from tests.contract.store_backends import Backend, EtcdBackend, MemoryBackend
-
-
-class Cluster:
-    """An empty datastore with the few resources that matter, and a clock that a test may move."""
-
-    def __init__(self, backend: Backend) -> None:
-        self.backend = backend
-        self.store: Store = backend.store()
-        self.ahead_ns = 0
-        self._ns = 1_800_000_000_000_000_000
-
-    def clock(self) -> int:
-        self._ns += 1_000
-        return self._ns + self.ahead_ns
-
-    def client(self, max_age_s: float = 0.0) -> IpamClient:
-        """A process of its own, that knows nothing yet."""
-        store = self.backend.store()
-        source = StoreSource(store, asyncio.get_running_loop().time, max_age_s)
-        return IpamClient(store, source, clock_ns=self.clock)
-
-    async def pool(self, name: str, cidr: str, block_size: int, **spec: object) -> None:
-        full = {"cidr": cidr, "blockSize": block_size, "nodeSelector": "all()", "allowedUses": ["Workload", "Tunnel"]}
-        await self.put("IPPool", "ippools", name, {**full, **spec})
-
-    async def node(self, name: str, **labels: str) -> None:
-        await self.put("Node", "nodes", name, {}, labels)
-
-    async def put(
-        self, kind: str, plural: str, name: str, spec: dict[str, object], labels: dict[str, str] | None = None
-    ) -> None:
-        document = {
-            "kind": kind,
-            "apiVersion": "projectcalico.org/v3",
-            "metadata": {"name": name, "labels": labels or {}},
-            "spec": spec,
-        }
-        await self.store.put(keys.resource(plural, name), json.dumps(document).encode())
-
-    async def blocks(self, version: int = 4) -> dict[Network, Block]:
-        found = [decode_block(kv.value) for kv in (await self.store.list(keys.blocks(version))).kvs]
-        return {block.cidr: block for block in found}
-
-    async def affinities(self) -> dict[tuple[str, Network], AffinityState]:
-        found = {}
-        for kv in (await self.store.list(keys.HOSTS)).kvs:
-            parsed = keys.parse_affinity(kv.key)
-            assert parsed
-            found[parsed[0].name, parsed[1]] = decode_affinity(kv.value)
-        return found
-
-    async def handle(self, identity: str) -> dict[str, int] | None:
-        kv = await self.store.get(keys.handle(identity))
-        return {str(c): n for c, n in decode_handle(kv.value).blocks.items()} if kv else None
-
-
-@pytest.fixture(scope="module")
-def etcd_server() -> Iterator[EtcdServer]:
-    with EtcdServer() as server:
-        yield server
-
-
-@pytest.fixture(params=["memory", pytest.param("etcd", marks=pytest.mark.servers)])
-async def cluster(request: pytest.FixtureRequest) -> AsyncGenerator[Cluster, None]:
-    made: Backend
-    if request.param == "memory":
-        made = MemoryBackend()
-    else:
-        made = EtcdBackend(request.getfixturevalue("etcd_server"))
-        await made.open()
-    found = Cluster(made)
-    await wipe(found.store)
-    await found.node("node1", zone="a")
-    await found.node("node2", zone="b")
-    yield found
-    await made.close()
-
-
-async def wipe(store: Store) -> None:
-    for kv in (await store.list("/calico/", keys_only=True)).kvs:
-        await store.delete(kv.key)
-
-
-def pod(handle: str, node: str = "node1", num4: int = 1, num6: int = 0, **more: object) -> AssignRequest:
-    return AssignRequest(handle=handle, node=node, num4=num4, num6=num6, attrs={"node": node}, **more)  # type: ignore[arg-type]
-
+from libs.ipam.requests import AssignIpRequest
+from tests.contract.ipam_stage import Cluster, pod
 
 # --- one host --------------------------------------------------------------------------------------------------------
 
