@@ -52,7 +52,8 @@ class _Assigning(Job):
         mark = round_.draft.mark()
         error: IpamError | None = None
         try:
-            await self.choose(engine, round_)
+            if not await self.choose(engine, round_):
+                return False
         except IpamError as refusal:
             round_.draft.restore(mark)
             self._planned, error = [], refusal
@@ -77,8 +78,12 @@ class _Assigning(Job):
         return any(block is not None for block in blocks)
 
     @abstractmethod
-    async def choose(self, engine: Engine, round_: Round) -> None:
-        """Put addresses into the draft with `record`; none: there is nothing (more) to get. Raises IpamError."""
+    async def choose(self, engine: Engine, round_: Round) -> bool:
+        """Put addresses into the draft with `record`; none: there is nothing (more) to get. Raises IpamError.
+
+        False, with the draft as it was: what is to be had hangs on what other jobs of the round do, which is not
+        certain before their transaction has happened. Plan again then.
+        """
 
     @abstractmethod
     def satisfied(self) -> bool:
@@ -101,6 +106,13 @@ class _Assigning(Job):
     @abstractmethod
     def partial(self, error: IpamError) -> None:
         """No further addresses, but an earlier transaction gave some: answer with those."""
+
+    def abandon(self) -> bool:
+        self.abandoned = True
+        if not self.done or self.error is not None or not self.got:
+            return False
+        self.done = False  # another caller's turn has assigned for it before it heard of it
+        return True
 
     def refused(self) -> None:
         self._planned, self._undone = [], []
@@ -191,9 +203,11 @@ class AssignJob(_Assigning):
         have = [p for p in (*(self._had or []), *self.got, *self._planned) if p.cidr.version == version]
         return max(0, self._request.count(version) - len(have))
 
-    async def choose(self, engine: Engine, round_: Round) -> None:
+    async def choose(self, engine: Engine, round_: Round) -> bool:
         request = self._request
         if request.max_per_handle and not self.got:
+            if self.handle in round_.draft.handle_ids:
+                return False
             self._had = await _held(engine, self.handle, request.max_per_handle)
         labels: Labels | None = {}
         if self.owner.kind == "host":
@@ -224,6 +238,7 @@ class AssignJob(_Assigning):
                 if self._missing(version):
                     self._reasons[version] = reason
                 break
+        return True
 
     def _take_from_own(self, engine: Engine, round_: Round, version: int, pools: list[Pool]) -> None:
         for cidr, state in engine.own_blocks(self.owner, version).items():
@@ -282,7 +297,7 @@ class AssignIpJob(_Assigning):
     def partial(self, error: IpamError) -> None:
         """One address is all or nothing, so there is no such case."""
 
-    async def choose(self, engine: Engine, round_: Round) -> None:
+    async def choose(self, engine: Engine, round_: Round) -> bool:
         request, inputs = self._request, round_.inputs
         pool = _enabled_pool(inputs, request)
         cidr = pool.block_of(request.address)
@@ -306,12 +321,15 @@ class AssignIpJob(_Assigning):
         try:
             changed = allocate_exact(block, request.address, self.handle, self.attrs)
         except AddressInUse as error:
+            if cidr in round_.draft.block_cidrs:
+                return False
             if request.max_per_handle and error.handle == self.handle and error.reason is Reason.ADDRESS_IN_USE:
                 self.done = True
-                return
+                return True
             raise
         round_.draft.put_block(changed)
         self.record(round_, pool, cidr, [request.address], block.sequence)
+        return True
 
 
 def _enabled_pool(inputs: Inputs, request: AssignIpRequest) -> Pool:

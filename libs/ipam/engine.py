@@ -89,6 +89,11 @@ class Job(ABC):
     def doubts(self) -> tuple[set[Network], set[str]]:
         """Blocks and handles of transactions of which it is still unknown whether they happened."""
 
+    def abandon(self) -> bool:
+        """The caller is gone. True: the job is done, and has to be planned once more for that reason."""
+        self.abandoned = True
+        return False
+
     def fail(self, error: Exception) -> None:
         self.error = error
         self.done = True
@@ -117,7 +122,8 @@ class Engine:
                 if not job.done:
                     await self._serve()
         except asyncio.CancelledError:
-            job.abandoned = True  # whoever is served next cleans up after it
+            if job.abandon():
+                self._waiting.append(job)  # whoever is served next cleans up after it
             raise
         if job.error is not None:
             raise job.error
@@ -167,9 +173,12 @@ class Engine:
         compares, ops = draft.transaction()
         try:
             result = await self.shell.store.txn(compares, ops)
-        except StoreUnavailable:
+        except (StoreUnavailable, asyncio.CancelledError) as error:
+            # What is cancelled is the caller who happens to work for all, not the transaction that he has sent.
             for job in jobs:
                 job.lost()
+            if isinstance(error, asyncio.CancelledError):
+                raise
             return False
         if result.succeeded:
             draft.committed(result.revision)

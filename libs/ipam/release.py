@@ -124,19 +124,22 @@ class ReleaseJob(_Releasing):
 
     async def _plan_block(self, engine: Engine, round_: Round, cidr: Network, options: list[ReleaseOption]) -> None:
         draft = round_.draft
+        changing = cidr in draft.block_cidrs  # by another job of this round: refuse nothing before that has happened
         for fresh in (False, True):
-            if fresh and cidr in draft.block_cidrs and cidr not in self._fresh:
-                return  # another job of this round changes the block: look again after that
             block = await self.present_block(engine, draft, cidr, fresh=fresh)
             try:
                 plan = release(block, options, engine.shell.now(), round_.inputs.config.cooldown_s) if block else None
             except StaleRelease as error:
+                if changing:
+                    return
                 if fresh or cidr in self._fresh:
                     self._close(options, error)
                     return
                 continue
             if plan is not None and not plan.unallocated:
                 break
+            if changing:
+                return
             if fresh or cidr in self._fresh:
                 break
         if block is None or plan is None:

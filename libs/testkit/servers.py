@@ -343,11 +343,28 @@ class EtcdServer(Server):
 
 
 def etcd_cluster(
-    size: int = 3, *, binary: str | Path | None = None, fsync: bool = False, extra_args: tuple[str, ...] = ()
+    size: int = 3,
+    *,
+    binary: str | Path | None = None,
+    directory: Path | None = None,
+    fsync: bool = False,
+    extra_args: tuple[str, ...] = (),
+    ready_timeout_s: float = 20.0,
 ) -> list[EtcdServer]:
-    """Members of one cluster, all started. The caller closes each; none is left running when one fails to start."""
+    """Members of one cluster, all started. The caller closes each; none is left running when one fails to start.
+
+    directory: where each gets one of its own, which stays; else they are made and removed.
+    """
     members = [
-        EtcdServer(name=f"m{number}", binary=binary, fsync=fsync, extra_args=extra_args) for number in range(size)
+        EtcdServer(
+            name=f"m{number}",
+            binary=binary,
+            directory=directory / f"m{number}" if directory else None,
+            fsync=fsync,
+            extra_args=extra_args,
+            ready_timeout_s=ready_timeout_s,
+        )
+        for number in range(size)
     ]
     peers = {member.name: member.peer_url for member in members}
     try:
