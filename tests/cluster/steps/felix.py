@@ -2,9 +2,9 @@
 
 A step is one effect of a CNI request that outlives the process: an operation on the journal's files, a write to etcd
 below IPAM or the endpoints, a netlink request or nftables transaction that changes something, a sysctl, the question to
-typha, the answer on the socket. Steps are named "what #occurrence, before|after": nothing is counted in advance. The
-product knows nothing of this; its modules are imported as they are and the doors through which effects leave
-(os, EtcdStore, NetlinkSocket, NatsBus.publish, aiohttp's response) are watched.
+typha, the answer on the socket. Steps are named "what #occurrence, before|half|after"; nothing is counted in advance.
+The product knows nothing of this; its modules are imported as they are and the doors through which effects leave (os,
+EtcdStore, NetlinkSocket, NatsBus.publish, aiohttp's response) are watched.
 
 The file STEPS_PLAN says what to do (tests/cluster/steps/plan.py); without it nothing is counted. A process that was
 killed is started again at once, as a supervisor would; it is forked from one that has imported everything, because
@@ -33,7 +33,7 @@ from libs.netlink.socket import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket
 from libs.store.api import Delete, Op
 from libs.store.etcd import EtcdStore
 from services.felix.__main__ import main
-from tests.cluster.steps.plan import AFTER, BEFORE, Plan, note, read_plan, write_plan
+from tests.cluster.steps.plan import AFTER, BEFORE, HALF, Plan, note, read_plan, write_plan
 
 PR_SET_PDEATHSIG = 1
 PLAN = Path(os.environ["STEPS_PLAN"])
@@ -79,6 +79,11 @@ class Steps:
         self.reach(step, BEFORE)
         return step
 
+    def wanted(self, step: str, when: str) -> bool:
+        with self._lock:
+            plan = self._current()
+            return plan is not None and plan.steps[:1] == (f"{step}, {when}",)
+
     def reach(self, step: str, when: str) -> None:
         with self._lock:
             plan = self._current()
@@ -100,7 +105,7 @@ STEPS = Steps()
 
 
 def watch_files() -> None:
-    """Opening to write, renaming and removing by the interpreter's audit events; fsync is none of them."""
+    """Opening to write, renaming and removing by the interpreter's audit events; writing and syncing are none."""
 
     def audit(event: str, args: tuple[Any, ...]) -> None:
         if event == "open" and isinstance(args[0], (str, os.PathLike)):
@@ -116,17 +121,26 @@ def watch_files() -> None:
             STEPS.begin("journal: remove")
 
     sys.addaudithook(audit)
-    real_fsync = os.fsync
 
-    def fsync(descriptor: int) -> None:
-        name = os.readlink(f"/proc/self/fd/{descriptor}")
-        if not f"{name}/".startswith(JOURNAL):
-            return real_fsync(descriptor)
-        step = STEPS.begin("journal: fsync of the directory" if os.path.isdir(name) else "journal: fsync")
-        real_fsync(descriptor)
-        return STEPS.reach(step, AFTER)
+    def watched(what: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(descriptor: int, *data: bytes) -> Any:
+            name = os.readlink(f"/proc/self/fd/{descriptor}")
+            if not f"{name}/".startswith(JOURNAL):
+                return real(descriptor, *data)
+            step = STEPS.begin(f"journal: {what}" + (" of the directory" if os.path.isdir(name) else ""))
+            if data and STEPS.wanted(step, HALF):
+                real(descriptor, data[0][: len(data[0]) // 2])
+            if data:
+                STEPS.reach(step, HALF)
+            done = real(descriptor, *data)
+            STEPS.reach(step, AFTER)
+            return done
 
-    os.fsync = fsync  # type: ignore[assignment]
+        return call
+
+    os.fsync = watched("sync", os.fsync)
+    os.fdatasync = watched("sync", os.fdatasync)
+    os.write = watched("write", os.write)
 
 
 def watch_store() -> None:

@@ -22,6 +22,7 @@ from libs.testkit.pods import CniError
 from libs.testkit.processes import Probe
 from libs.testkit.reach import check
 from libs.testkit.topology import Namespace, remove
+from services.felix.core.journal import read_journal
 from tests.cluster.conftest import ALLOW, DENY, World, until
 from tests.cluster.steps.plan import Plan, write_plan
 
@@ -173,9 +174,7 @@ class Lab:
         return sorted(found + await asyncio.to_thread(self._kernel, pods))
 
     def _journal(self) -> list[str]:
-        with contextlib.suppress(FileNotFoundError):
-            return sorted(path.name for path in (self.node.directory / "state" / "cni-journal").iterdir())
-        return []
+        return [entry.container for entry in read_journal(self.node.directory / "state" / "cni-journal")[0].values()]
 
     def _kernel(self, pods: Sequence[Pod]) -> list[str]:
         inside, found = self.node.namespace.name, []

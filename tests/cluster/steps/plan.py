@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-BEFORE, AFTER = "before", "after"
+BEFORE, HALF, AFTER = "before", "half", "after"
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,8 +38,5 @@ def write_plan(path: Path, plan: Plan) -> None:
 
 def note(path: str, line: str) -> None:
     """One write, so that lines of several processes and threads do not mix."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    try:
-        os.write(descriptor, f"{line}\n".encode())
-    finally:
-        os.close(descriptor)
+    with open(path, "ab", buffering=0) as file:
+        file.write(f"{line}\n".encode())
