@@ -50,7 +50,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_kubernetes(self) -> bool:
-        return bool(self.args.get("K8S_POD_NAME"))
+        """Both names are given. Podman fills in K8S_POD_NAME and leaves K8S_POD_NAMESPACE empty."""
+        return bool(self.args.get("K8S_POD_NAME") and self.args.get("K8S_POD_NAMESPACE"))
 
     @property
     def namespace(self) -> str:
@@ -58,7 +59,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def pod(self) -> str:
-        return self.args.get("K8S_POD_NAME", "")
+        return self.args["K8S_POD_NAME"] if self.is_kubernetes else ""
 
     @property
     def orchestrator(self) -> str:
@@ -183,8 +184,6 @@ def _check(request: Request) -> None:
     if not _IFNAME.fullmatch(request.ifname) or request.ifname in (".", ".."):
         text = f"CNI_IFNAME is {request.ifname!r}, not an interface name of 1 to 15 characters"
         raise CniError(Code.INVALID_ENVIRONMENT, text)
-    if request.is_kubernetes and not request.args.get("K8S_POD_NAMESPACE"):
-        raise CniError(Code.INVALID_ENVIRONMENT, "CNI_ARGS: K8S_POD_NAME without K8S_POD_NAMESPACE")
     if request.command == "DEL":
         return  # the namespace may be gone, and whatever else is wrong must not keep the rest from going
     if not request.netns:

@@ -17,6 +17,17 @@ from services.felix.shell.cni.undo import FORGET_S
 from tests.unit.services.felix.cni_stage import NOTHING, FakeLinks, Node, posted, request, undoing, until_nothing
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    ["", "K8S_POD_NAME=box", "IgnoreUnknown=1;K8S_POD_NAMESPACE=;K8S_POD_NAME=box"],
+    ids=["", "name", "Podman"],
+)
+def test_a_name_alone_makes_no_pod_of_kubernetes(arguments: str) -> None:
+    made = parse(posted({"CNI_ARGS": arguments}))
+    assert (made.orchestrator, made.namespace, made.pod) == ("cni", "default", "")
+    assert made.host_interface("cali") == "calic1"
+
+
 async def test_add_check_and_del(tmp_path: Path) -> None:
     node = await Node(tmp_path).fill()
     answer = await node.plugin.handle(request())
