@@ -1,4 +1,4 @@
-"""A node as a container runtime sees it: the node's network, and /etc/cni/net.d, /opt/cni/bin and /var/lib/cni of its own.
+"""A node as a container runtime sees it: its network, and /etc/cni/net.d, /opt/cni/bin and /var/lib/cni of its own.
 
 Runtimes have these paths compiled in. A process that only waits holds a mount namespace in which they are laid over
 the machine's; commands join it. Mounts below /run/netns alone are shared, because felix must see the namespaces that

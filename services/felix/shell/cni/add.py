@@ -86,12 +86,14 @@ class Add:
         node.check_name(request.config, self._place.node)
         if not self._enforcement.ready():
             raise CniError(Code.TRY_AGAIN, NO_POLICY)
-        await asyncio.gather(self._datastore.check_unlocked(), self._datastore.check_node())
+        datastore = self._datastore
+        facts, found, *_ = await asyncio.gather(
+            self._pods.facts(request), datastore.endpoint(request), datastore.check_unlocked(), datastore.check_node()
+        )
+        peers_timeout_s(request, facts)  # refused before anything is done
         if request.config.readiness_gates:
             await wait_for_gates(request.config.readiness_gates)
-        facts = await self._pods.facts(request)
-        peers_timeout_s(request, facts)  # refused before anything is done
-        found = await self._datastore.endpoint(request)
+            found = await datastore.endpoint(request)
         if found is not None and found.spec.container_id == request.container:
             again = self._same_again(request, found)
             if again is not None:
