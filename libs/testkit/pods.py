@@ -14,6 +14,8 @@ from libs.testkit.processes import Probe
 from libs.testkit.topology import Namespace
 
 CNI_VERSION = "1.0.0"
+VERSION_OF = {"STATUS": "1.1.0", "GC": "1.1.0"}  # commands that came with a later one
+PLUGIN_DIRS = ("/usr/lib/cni", "/opt/cni/bin")  # of the distribution's plugins, and everybody's
 
 
 class CniError(RuntimeError):
@@ -34,7 +36,9 @@ class CniError(RuntimeError):
 
 @dataclass(eq=False)
 class Pod:
-    """`result` is what CNI ADD answered; `config` goes over the plugin's configuration."""
+    """`result` is what CNI ADD answered; `config` goes over the plugin's configuration. ifname: of the interface that
+    is meant, since a pod may have several.
+    """
 
     name: str
     namespace: str
@@ -48,6 +52,7 @@ class Pod:
     container_id: str = field(default_factory=lambda: secrets.token_hex(32))
     result: dict[str, Any] = field(default_factory=dict)
     probe: Probe | None = None
+    ifname: str = "eth0"
 
     @property
     def addresses(self) -> list[IPv4Address | IPv6Address]:
@@ -73,9 +78,9 @@ def cni_environment(command: str, pod: Pod, bin_dir: Path) -> dict[str, str]:
         "CNI_COMMAND": command,
         "CNI_CONTAINERID": pod.container_id,
         "CNI_NETNS": str(pod.netns.path),
-        "CNI_IFNAME": "eth0",
+        "CNI_IFNAME": pod.ifname,
         "CNI_ARGS": ";".join(f"{k}={v}" for k, v in arguments.items()),
-        "CNI_PATH": str(bin_dir),
+        "CNI_PATH": ":".join((str(bin_dir), *PLUGIN_DIRS)),
     }
 
 
@@ -91,7 +96,7 @@ def cni_stdin(command: str, pod: Pod) -> Mapping[str, Any]:
         "serviceAccount": pod.service_account,
     }
     config: dict[str, Any] = {
-        "cniVersion": CNI_VERSION,
+        "cniVersion": VERSION_OF.get(command, CNI_VERSION),
         "name": "k8s-pod-network",
         "type": "calico",
         "log_level": "info",

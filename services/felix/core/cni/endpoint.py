@@ -9,7 +9,7 @@ from ipaddress import ip_network
 from typing import Literal
 
 from libs import model
-from libs.model.names import workload_endpoint_name
+from libs.model.names import NamePartError, workload_endpoint_name
 from libs.model.qos import PREFIX as QOS_PREFIX
 from libs.model.qos import qos_controls
 from libs.policy.output import WorkloadKey
@@ -31,6 +31,7 @@ class Place:
         return request.host_interface(self.interface_prefix)
 
     def endpoint_name(self, request: Request) -> str:
+        """Raises CniError for a name that no endpoint can have."""
         spec = model.WorkloadEndpointSpec(
             orchestrator=request.orchestrator,
             node=self.node,
@@ -38,7 +39,11 @@ class Place:
             pod=request.pod,
             endpoint=request.ifname,
         )
-        return workload_endpoint_name(spec)
+        try:
+            return workload_endpoint_name(spec)
+        except NamePartError as error:
+            where = {"endpoint": "CNI_IFNAME", "pod": "K8S_POD_NAME"}.get(error.field, error.field)
+            raise CniError(Code.INVALID_ENVIRONMENT, f"{where}: {error.reason}") from error
 
     def entry(self, verb: Literal["ADD", "DEL"], request: Request, delegation: Delegation | None = None) -> Entry:
         """What the journal says of the request."""

@@ -178,7 +178,12 @@ def encode_result(result: Result, version: str) -> dict[str, Any]:
     made["ips"] = [_encode_ip(ip, version) for ip in result.ips]
     if result.routes:
         made["routes"] = [_encode_route(route, version) for route in result.routes]
-    return made | {"dns": msgspec.to_builtins(result.dns)}
+    return made | {"dns": _encode_dns(result.dns)}
+
+
+def _encode_dns(dns: Dns) -> dict[str, Any]:
+    made: dict[str, Any] = msgspec.to_builtins(dns)
+    return {key: value if isinstance(value, str) else list(value) for key, value in made.items()}
 
 
 def _encode_interface(interface: Interface, version: str) -> dict[str, Any]:
@@ -217,4 +222,4 @@ def _encode_old(result: Result, version: str) -> dict[str, Any]:
         routes = [_encode_route(route, version) for route in result.routes if route.dst.version == ip.address.version]
         if routes:
             made[key]["routes"] = routes
-    return made | {"dns": msgspec.to_builtins(result.dns)}
+    return made | {"dns": _encode_dns(result.dns)}
