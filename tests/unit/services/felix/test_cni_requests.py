@@ -57,7 +57,7 @@ def test_further_interfaces_have_names_and_handles_of_their_own() -> None:
         assert len({one.host_interface("cali") for one in made}) == 3
         assert all(len(one.host_interface("cali")) <= 15 for one in made)
         assert [one.handle for one in made] == ["net.c1", "net.c1@net1", "net.c1@net2"]
-            assert len({Place("node1", "cali").endpoint_name(one) for one in made}) == 3
+        assert len({Place("node1", "cali").endpoint_name(one) for one in made}) == 3
 
 
 @pytest.mark.parametrize(
