@@ -173,7 +173,8 @@ class Add:
             return None
         routes = None if request.config.ipam.type == CALICO_IPAM else ()  # only the other plugin would know them
         given = Given(tuple(ip_interface((one, one.max_prefixlen)) for one in addresses), routes)
-        link = pod_link(request, host, given, found.spec.mac, request.config.mtu)
+        mtu = node.mtu_bytes(request.config, self._settings.mtu_file, self._settings.mtu_bytes)
+        link = pod_link(request, host, given, found.spec.mac, mtu)
         if self._links.check(link):
             return None
         return encode_result(result_of(request, link, given), request.version)
