@@ -56,6 +56,10 @@ class LeaseLost(StoreError):
     """The lease expired or was revoked; what hung on it is gone."""
 
 
+class FenceLost(StoreError):
+    """Nothing was written: the key that a write was conditional on (`libs.store.fenced`) is gone or another's."""
+
+
 @dataclass(frozen=True, slots=True)
 class KeyValue:
     key: str
@@ -182,6 +186,10 @@ class Store(Protocol):
         ...
 
     async def lease_revoke(self, lease: int) -> None: ...
+
+    def lease_left_s(self, lease: int) -> float:
+        """For how long the lease lives at least, by the last renewal that was answered; 0 when it may have gone."""
+        ...
 
     async def status(self) -> ServerStatus: ...
 

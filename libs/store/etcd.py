@@ -185,6 +185,9 @@ class EtcdStore:
         with suppress(LeaseLost):  # which is what was wanted
             await self._connection.read(lambda at: at.lease.LeaseRevoke, pb.LeaseRevokeRequest(ID=lease))
 
+    def lease_left_s(self, lease: int) -> float:
+        return self._leases.left_s(lease)
+
     async def compact(self, revision: int) -> None:
         try:
             await self._connection.read(lambda at: at.kv.Compact, pb.CompactionRequest(revision=revision))

@@ -35,14 +35,18 @@ class LeaseKeeper:
 
     async def grant(self, ttl_s: int) -> int:
         # Repeating a grant is harmless: the one whose answer was lost expires by itself.
+        asked_at = asyncio.get_running_loop().time()
         reply = await self._connection.read(lambda at: at.lease.LeaseGrant, pb.LeaseGrantRequest(TTL=ttl_s))
-        now = asyncio.get_running_loop().time()
-        self._leases[reply.ID] = _Lease(reply.TTL, now + reply.TTL / 3, now + reply.TTL)
+        self._leases[reply.ID] = _Lease(reply.TTL, asked_at + reply.TTL / 3, asked_at + reply.TTL)
         self._changed.set()
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run(), name="etcd leases")
         lease: int = reply.ID
         return lease
+
+    def left_s(self, lease: int) -> float:
+        known = self._leases.get(lease)
+        return 0.0 if known is None else max(0.0, known.expires_at - asyncio.get_running_loop().time())
 
     def forget(self, lease: int) -> None:
         self._leases.pop(lease, None)

@@ -178,6 +178,9 @@ class MemoryStore:
     async def lease_grant(self, ttl_s: int) -> int:
         return await self._call("lease_grant", "", lambda: self.server.grant(ttl_s, self))
 
+    def lease_left_s(self, lease: int) -> float:
+        return self.server.left_s(lease)
+
     async def lease_revoke(self, lease: int) -> None:
         await self._call("lease_revoke", "", lambda: self.server.end_lease(lease))
 

@@ -221,6 +221,10 @@ class MemoryEtcd:
                 lease.keeper = None
                 lease.expires_at = self.now + lease.ttl_s
 
+    def left_s(self, lease_id: int) -> float:
+        lease = self._leases.get(lease_id)
+        return 0.0 if lease is None else max(0.0, lease.expires_at - self.now)
+
     def end_lease(self, lease_id: int) -> None:
         lease = self._leases.pop(lease_id, None)
         if lease is not None:

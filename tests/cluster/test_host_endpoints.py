@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
@@ -21,13 +22,14 @@ import yaml
 
 from libs import model
 from libs.bus.applied import listening
+from libs.model.base import Resource
 from libs.model.codec import convert
 from libs.policy import autohep
 from libs.resources import codec
 from libs.store.etcd import EtcdStore
 from libs.testkit import bootstrap
-from libs.testkit.cluster import Cluster, Pod
-from libs.testkit.processes import Probe
+from libs.testkit.cluster import PROJECT, Cluster, Pod
+from libs.testkit.processes import Probe, Process
 from libs.testkit.reach import Flow, Protocol, Verdict
 from libs.testkit.topology import Namespace
 from libs.testkit.traffic import Load
@@ -424,6 +426,60 @@ async def test_e06_automatic_host_endpoints_are_open_until_policy_restricts_them
     await hosts.expect({TO: DENY, TO_OTHER: ALLOW, BY_EXT: ALLOW, FROM: DENY, FROM_OTHER: ALLOW})
     assert await reconcile(hosts, autoCreate="Disabled") == {"mine"}
     await hosts.expect(dict.fromkeys(EVERYTHING, ALLOW))
+
+
+@contextmanager
+def controllers(hosts: Hosts) -> Iterator[Process]:
+    """kube_controllers of the cluster, outside of its nodes."""
+    cluster = hosts.cluster
+    process = Process(
+        "kube_controllers", (sys.executable, "-m", "services.kube_controllers"), netns=cluster.fabric,
+        log_path=cluster.directory / "kube-controllers.log", env=cluster.env | {"KUBE_CONTROLLERS_LEASE_S": "2"},
+        cwd=PROJECT,
+    )  # fmt: skip
+    process.start()
+    try:
+        yield process
+    finally:
+        process.stop()
+
+
+async def switch(hosts: Hosts, auto_create: str, *names: str) -> None:
+    """By the KubeControllersConfiguration; until these are the host endpoints and every node enforces them."""
+    world = hosts.world
+    found: list[Resource] = []
+
+    async def written() -> bool:
+        nonlocal found
+        found = (await world.resources.list("HostEndpoint")).items
+        return {one.metadata.name for one in found} == set(names)
+
+    async with listening(world.bus, 20.0) as waiter:
+        spec = {"controllers": {"node": {"hostEndpoint": {"autoCreate": auto_create}}}}
+        document = API | {"kind": "KubeControllersConfiguration", "metadata": {"name": "default"}, "spec": spec}
+        await world.resources.apply(codec.from_json(document))
+        await until(written, 30.0, f"host endpoints {names}")
+        await waiter.until_applied([int(one.metadata.resource_version) for one in found])
+
+
+async def test_e06_the_controller_makes_them_and_takes_them_away_again(hosts: Hosts) -> None:
+    world = hosts.world
+    ours = "projectcalico.org/created-by == 'calico-kube-controllers' && kubernetes.io/hostname == 'node1'"
+    with controllers(hosts):
+        await switch(hosts, "Enabled", "node1-auto-hep", "node2-auto-hep")
+        await hosts.expect(dict.fromkeys(EVERYTHING, ALLOW))
+        await world.apply(gnp("nodes", ours, ingress=[rule("Allow", 8090)]))
+        restricted = {TO: DENY, TO_UDP: DENY, BY_EXT: DENY, TO_OTHER: ALLOW, FROM: ALLOW, THROUGH: ALLOW, SELF: ALLOW}
+        await hosts.expect(restricted)
+        await switch(hosts, "Disabled")
+        await hosts.eventually(dict.fromkeys(EVERYTHING, ALLOW))  # the policy is still there, and selects nothing
+        await switch(hosts, "Enabled", "node1-auto-hep", "node2-auto-hep")
+        await hosts.expect(restricted)
+    await hosts.expect(restricted)  # nobody needs the controller for what is written
+    with controllers(hosts):
+        await switch(hosts, "Disabled")
+    await world.resources.delete("KubeControllersConfiguration", "default")
+    await hosts.eventually(dict.fromkeys(EVERYTHING, ALLOW))
 
 
 def tos_at_fabric(hosts: Hosts, source: str, family: int) -> int:

@@ -1,0 +1,129 @@
+"""All resources of some kinds, kept equal to etcd: one listing at one revision, then one watch.
+
+The state held is always that of one revision of the datastore, so that two kinds are never seen out of step (a node's
+host endpoint without the node). While etcd is away it stays as it was; when history is lost (compaction, a restored
+backup) everything is listed again and replaced at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import aclosing
+from random import Random
+from typing import TypeVar
+
+from libs import model
+from libs.model import keys
+from libs.model.base import Resource
+from libs.runtime.backoff import Backoff
+from libs.store.api import Compacted, KeyValue, Store, StoreError
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R", bound=Resource)
+
+
+class Mirror:
+    """changed: called with the kinds that a batch of changes touched, after it was taken in; the first time with all.
+
+    A value that cannot be read is not among the resources; `unreadable` tells of it, because "there is one that we do
+    not understand" must not lead to what "there is none" leads to.
+    """
+
+    def __init__(
+        self, store: Store, kinds: Iterable[str], changed: Callable[[frozenset[str]], None], random: Random
+    ) -> None:
+        self.kinds = frozenset(kinds)
+        self.revision = 0  # up to which everything is in; 0 before the first listing
+        self._store = store
+        self._changed = changed
+        self._backoff = Backoff(random, first_s=0.2, cap_s=5.0)
+        self._held: dict[str, dict[keys.ResourceKey, Resource]] = {kind: {} for kind in self.kinds}
+        self._bad: dict[str, dict[keys.ResourceKey, str]] = {kind: {} for kind in self.kinds}
+        self._listings = 0
+        self._moved = asyncio.Condition()
+
+    @property
+    def in_sync(self) -> bool:
+        return self.revision > 0
+
+    def of(self, kind: type[R]) -> list[R]:
+        """Sorted by namespace and name. Shared: not to be written to."""
+        found = self._held[kind.kind]
+        return [one for key in sorted(found, key=_order) if isinstance(one := found[key], kind)]
+
+    def unreadable(self, kind: type[Resource]) -> Mapping[keys.ResourceKey, str]:
+        """Why each value of the kind that is there cannot be used."""
+        return self._bad[kind.kind]
+
+    async def reached(self, revision: int) -> None:
+        """Until what was written at that revision, under a kind held here, is in; or everything was listed again, on
+        an etcd that may have gone back.
+        """
+        before = self._listings
+        async with self._moved:
+            await self._moved.wait_for(lambda: self.revision >= revision or self._listings != before)
+
+    async def run(self) -> None:
+        """For ever."""
+        while True:
+            try:
+                await self._list()
+                self._backoff.reset()
+                await self._follow()
+            except Compacted as error:
+                log.info("listing again", extra={"reason": str(error)})
+            except StoreError as error:
+                log.warning("resources not followed, trying again", extra={"error": str(error)})
+                await asyncio.sleep(self._backoff.next_s())
+
+    async def _list(self) -> None:
+        revision = 0
+        listed: list[KeyValue] = []
+        for kind in sorted(self.kinds):
+            listing = await self._store.list(keys.resource_prefix(kind), revision=revision)
+            revision = revision or listing.revision
+            listed += listing.kvs
+        for kind in self.kinds:
+            self._held[kind].clear()
+            self._bad[kind].clear()
+        for kv in listed:
+            self._take(kv.key, kv)
+        self._listings += 1
+        log.info("resources listed", extra={"kinds": sorted(self.kinds), "resources": len(listed), "rev": revision})
+        await self._told(revision, self.kinds)
+
+    async def _follow(self) -> None:
+        async with aclosing(self._store.watch(keys.RESOURCES, revision=self.revision + 1)) as batches:
+            async for batch in batches:
+                touched = {kind for event in batch.events if (kind := self._take(event.key, event.kv))}
+                await self._told(batch.revision, frozenset(touched))
+
+    def _take(self, key: str, kv: KeyValue | None) -> str | None:
+        """The kind that changed, None when it is none of ours."""
+        parsed = keys.parse_key(key)
+        if not isinstance(parsed, keys.ResourceKey) or parsed.kind not in self.kinds:
+            return None
+        held, bad = self._held[parsed.kind], self._bad[parsed.kind]
+        held.pop(parsed, None)
+        bad.pop(parsed, None)
+        if kv is not None:
+            try:
+                held[parsed] = model.from_storage(key, kv.value, kv.mod_revision)
+            except model.DecodeError as error:
+                bad[parsed] = str(error)
+                log.error("bad value", extra={"key": key, "rev": kv.mod_revision, "error": str(error)})
+        return parsed.kind
+
+    async def _told(self, revision: int, kinds: frozenset[str]) -> None:
+        async with self._moved:
+            self.revision = revision
+            self._moved.notify_all()
+        if kinds:
+            self._changed(kinds)
+
+
+def _order(key: keys.ResourceKey) -> tuple[str, str]:
+    return key.namespace, key.name

@@ -1,0 +1,112 @@
+"""kube_controllers: replicas elect a leader, which runs the controllers; the others stand by."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from random import Random
+
+from libs.runtime import logs
+from libs.runtime.backends import open_store
+from libs.runtime.health import Reporter
+from libs.runtime.service import Service
+from libs.store.api import Compare, Store, StoreError
+from libs.store.election import Election
+from libs.store.fenced import FencedStore
+from services.kube_controllers.config import KubeControllersConfig
+from services.kube_controllers.core.settings import Running
+from services.kube_controllers.metrics import Metrics
+from services.kube_controllers.shell.runner import NAMES, Runner
+
+log = logging.getLogger(__name__)
+
+ELECTION_KEY = "/calico/election/v1/kube-controllers"
+CONTACT_EVERY_S = 2.0
+CONTACT_TIMEOUT_S = 5.0
+HEALTH_TIMEOUT_S = 30.0
+
+
+class KubeControllers:
+    def __init__(self, config: KubeControllersConfig, service: Service, store: Store, random: Random) -> None:
+        self._config = config
+        self._store = store
+        self._random = random
+        self._metrics = Metrics(service.registry)
+        self._datastore = service.health.register("Datastore", timeout_s=HEALTH_TIMEOUT_S)
+        self._leadership = service.health.register("Leadership")
+        self._health: dict[str, Reporter] = {name: service.health.register(name) for name in NAMES}
+        for reporter in self._health.values():
+            reporter.report(detail="standing by")
+        self._environment = config.environment(os.environ)
+        self._settings: Running | None = None
+        holder = f"{socket.gethostname()}.{os.getpid()}"
+        self.election = Election(store, ELECTION_KEY, holder=holder, ttl_s=config.lease_s, random=random)
+        self._metrics.leader.set_function(lambda: float(self.election.leading))
+
+    async def lead(self, fence: Compare) -> None:
+        self._metrics.tenures.inc()
+        store = FencedStore(self._store, fence)
+        runner = Runner(store, self._environment, self._metrics, self._health, self._take, self._random)
+        try:
+            self._report_role()
+            await runner.run()
+        finally:
+            self._leadership.report(detail="standing by")
+
+    def _take(self, settings: Running) -> None:
+        """What the settings mean for the process itself."""
+        old, self._settings = self._settings, settings
+        if old is None or old.log_level != settings.log_level:
+            try:
+                logs.set_level(settings.log_level, "screen")
+            except ValueError as error:
+                log.warning("log level not changed", extra={"error": str(error)})
+        auto = settings.host_endpoints
+        log.info(
+            "settings in force",
+            extra={
+                "host_endpoints": "not run" if auto is None else auto.auto_create,
+                "templates": [one.generate_name for one in auto.templates] if auto is not None else [],
+                "environment": settings.status.environment_vars,
+            },
+        )
+        for problem in settings.problems:
+            log.warning("setting ignored", extra={"problem": problem})
+        if settings.without_effect and (old is None or old.without_effect != settings.without_effect):
+            log.info("settings without effect in this version", extra={"settings": settings.without_effect})
+
+    async def contact_forever(self) -> None:
+        """Readiness is that the datastore answers us, leader or not."""
+        while True:
+            checked = self._settings.health_checks if self._settings else self._environment.health_checks is not False
+            self._report_role()
+            try:
+                async with asyncio.timeout(CONTACT_TIMEOUT_S):
+                    await self._store.status()
+            except (StoreError, TimeoutError) as error:
+                why = str(error) or f"no answer within {CONTACT_TIMEOUT_S:g} s"
+                self._datastore.report(ready=not checked, detail=why)
+            else:
+                self._datastore.report()
+            await asyncio.sleep(CONTACT_EVERY_S)
+
+    def _report_role(self) -> None:
+        election = self.election
+        role = "leading" if election.leading else f"standing by, leader is {election.leader or 'not known'}"
+        self._leadership.report(detail=role)
+
+
+async def run(config: KubeControllersConfig, service: Service) -> None:
+    async with open_store() as store:
+        app = KubeControllers(config, service, store, Random())
+        async with asyncio.TaskGroup() as tasks:  # inside: leaving the lead in an orderly way needs the store
+            work = [
+                tasks.create_task(app.election.run(app.lead), name="election"),
+                tasks.create_task(app.contact_forever(), name="contact"),
+            ]
+            service.ready()
+            await service.stop.wait()
+            for task in work:
+                task.cancel()

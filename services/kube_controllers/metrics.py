@@ -1,0 +1,25 @@
+"""Metrics of the controllers. Calico has none for leadership and host endpoints, so these names are ours."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+
+class Metrics:
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.leader = Gauge("kube_controllers_leader", "1 while this replica is the leader.", registry=registry)
+        self.tenures = Counter("kube_controllers_tenures", "Times that this replica became leader.", registry=registry)
+        self.running = Gauge(
+            "kube_controllers_running", "1 while the controller runs here.", ("controller",), registry=registry
+        )
+        self.rounds = Counter(
+            "kube_controllers_rounds", "Rounds made, failed ones included.", ("controller",), registry=registry
+        )
+        self.failures = Counter(
+            "kube_controllers_failures", "Rounds in which something could not be done.", ("controller",),
+            registry=registry,
+        )  # fmt: skip
+        self.writes = Counter(
+            "kube_controllers_writes", "Objects written: created, updated, deleted.", ("controller", "operation"),
+            registry=registry,
+        )  # fmt: skip

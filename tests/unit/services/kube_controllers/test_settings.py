@@ -1,0 +1,155 @@
+"""The configuration in force: the resource under the environment, and what the status says of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from libs import model
+from libs.model.codec import convert, to_dict
+from libs.resources import codec
+from libs.runtime.config import ConfigError, load
+from services.kube_controllers.config import KubeControllersConfig
+from services.kube_controllers.core import settings
+from services.kube_controllers.core.settings import Environment, Running
+
+TEMPLATE = {"generateName": "lan", "interfaceCIDRs": ["10.0.0.0/8"], "labels": {"net": "lan"}}
+
+
+def in_force(spec: dict[str, Any], **environment: Any) -> Running:
+    return settings.running(convert(model.KubeControllersConfigurationSpec, spec), Environment(**environment))
+
+
+def by_environment(spec: dict[str, Any], **variables: str) -> Running:
+    config = load(KubeControllersConfig, [], variables, prog="test")
+    return settings.running(convert(model.KubeControllersConfigurationSpec, spec), config.environment(variables))
+
+
+def with_host_endpoints(**given: Any) -> dict[str, Any]:
+    return {"controllers": {"node": {"hostEndpoint": given}}}
+
+
+def status(running: Running) -> dict[str, Any]:
+    found: dict[str, Any] = to_dict(model.KubeControllersConfiguration(status=running.status))["status"]
+    return found
+
+
+def test_the_default_configuration_is_calicos_and_valid() -> None:
+    made = settings.default_configuration()
+    assert codec.problems(codec.with_defaults(made)) == []
+    assert to_dict(made)["spec"] == {
+        "logSeverityScreen": "Info",
+        "healthChecks": "Enabled",
+        "etcdV3CompactionPeriod": "10m0s",
+        "controllers": {
+            "node": {
+                "reconcilerPeriod": "5m0s",
+                "syncLabels": "Enabled",
+                "hostEndpoint": {"autoCreate": "Disabled", "createDefaultHostEndpoint": "Enabled"},
+                "leakGracePeriod": "15m0s",
+            },
+            "policy": {"reconcilerPeriod": "5m0s"},
+            "workloadEndpoint": {"reconcilerPeriod": "5m0s"},
+            "serviceAccount": {"reconcilerPeriod": "5m0s"},
+            "namespace": {"reconcilerPeriod": "5m0s"},
+            "loadBalancer": {"assignIPs": "AllServices"},
+            "migration": {"policyNameMigrator": "Enabled"},
+        },
+    }
+
+
+def test_the_resource_decides_where_the_environment_is_silent() -> None:
+    found = in_force(
+        with_host_endpoints(autoCreate="Enabled", templates=[TEMPLATE])
+        | {"logSeverityScreen": "Debug", "healthChecks": "Disabled"}
+    )
+    assert (found.log_level, found.health_checks) == ("Debug", False)
+    assert found.host_endpoints is not None
+    assert found.host_endpoints.auto_create == "Enabled"
+    assert [one.generate_name for one in found.host_endpoints.templates] == ["lan"]
+    assert status(found) == {
+        "runningConfig": {
+            "logSeverityScreen": "Debug",
+            "healthChecks": "Disabled",
+            "controllers": {
+                "node": {
+                    "syncLabels": "Disabled",
+                    "hostEndpoint": {
+                        "autoCreate": "Enabled",
+                        "createDefaultHostEndpoint": "Enabled",
+                        "templates": [TEMPLATE],
+                    },
+                }
+            },
+        }
+    }
+
+
+def test_the_environment_wins_and_is_named_in_the_status() -> None:
+    spec = with_host_endpoints(autoCreate="Disabled", templates=[TEMPLATE]) | {"logSeverityScreen": "Error"}
+    variables = {"AUTO_HOST_ENDPOINTS": "ENABLED", "LOG_LEVEL": "warning", "HEALTH_ENABLED": "false"}
+    found = by_environment(spec, **variables, PATH="/bin", COMPACTION_PERIOD="5m")
+    assert (found.log_level, found.health_checks) == ("Warning", False)
+    assert found.host_endpoints == model.AutoHostEndpointConfig(
+        auto_create="Enabled", create_default_host_endpoint="Enabled"
+    )
+    assert found.status.environment_vars == variables
+    assert "COMPACTION_PERIOD" in found.without_effect
+
+
+@pytest.mark.parametrize(
+    ("spec", "enabled", "runs"),
+    [
+        ({}, None, False),
+        ({"controllers": {"node": {}}}, None, True),
+        ({"controllers": {"node": {}}}, "policy,namespace", False),
+        ({}, "node,loadbalancer", True),
+    ],
+)
+def test_enabled_controllers_replaces_the_list_of_the_resource(
+    spec: dict[str, Any], enabled: str | None, runs: bool
+) -> None:
+    found = by_environment(spec, **({"ENABLED_CONTROLLERS": enabled} if enabled else {}))
+    assert (found.host_endpoints is not None) == runs
+    running = found.status.running_config
+    assert running is not None
+    assert (running.controllers.node is not None) == runs
+    if runs:
+        assert found.host_endpoints is not None
+        assert found.host_endpoints.auto_create == "Disabled"
+
+
+@pytest.mark.parametrize("given", [{}, {"autoCreate": ""}, {"autoCreate": "enabled"}, {"autoCreate": "Disabled"}])
+def test_host_endpoints_are_made_only_when_that_is_said(given: dict[str, str]) -> None:
+    found = in_force(with_host_endpoints(**given)).host_endpoints
+    assert found == model.AutoHostEndpointConfig(auto_create="Disabled", create_default_host_endpoint="Enabled")
+
+
+def test_what_this_version_does_not_have_is_named_and_not_said_to_run() -> None:
+    found = settings.running(settings.default_configuration().spec, Environment())
+    assert set(found.without_effect) == {
+        "etcdV3CompactionPeriod", "controllers.node.syncLabels", "controllers.node.leakGracePeriod",
+        "controllers.migration", "controllers.policy", "controllers.workloadEndpoint", "controllers.serviceAccount",
+        "controllers.namespace", "controllers.loadBalancer",
+    }  # fmt: skip
+    assert in_force({}, enabled=("profile", "node")).without_effect == ("ENABLED_CONTROLLERS namespace",)
+
+
+def test_an_unknown_level_is_told_and_the_default_taken() -> None:
+    found = in_force({"logSeverityScreen": "Loud"})
+    assert found.log_level == "Info"
+    assert "Loud" in found.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({"ENABLED_CONTROLLERS": "node,flannelmigration"}, "no such controller: flannelmigration; there are: load"),
+        ({"AUTO_HOST_ENDPOINTS": "yes please"}, "AUTO_HOST_ENDPOINTS"),
+        ({"HEALTH_ENABLED": "maybe"}, "neither true nor false"),
+    ],
+)
+def test_a_variable_that_means_nothing_ends_the_start(variables: dict[str, str], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        load(KubeControllersConfig, [], variables, prog="test")
