@@ -19,19 +19,12 @@ from datetime import datetime
 from libs.ipam.affinity import Owner
 from libs.ipam.block import Allocation, Block, ReleaseOption, collect
 from libs.ipam.handles import WINDOWS_RESERVED
+from libs.ipam.tunnels import Tunnel
 from libs.ipam.view import Users
 from libs.ipam.wire import Address, Network
 
 VM_GRACE_S = 300.0  # a virtual machine's pod may be away for so long while it restarts or migrates
-TUNNEL_TYPES = frozenset(
-    {
-        "ipipTunnelAddress",
-        "vxlanTunnelAddress",
-        "vxlanV6TunnelAddress",
-        "wireguardTunnelAddress",
-        "wireguardV6TunnelAddress",
-    }
-)
+TUNNEL_TYPES = frozenset(tunnel.type for tunnel in Tunnel)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,10 @@ from libs import model
 from libs.ipam.block import ReleaseOption
 from libs.ipam.client import IpamClient
 from libs.ipam.errors import HandleMissing
+from libs.ipam.tunnels import Tunnel
 from libs.resources import codec
 from libs.resources.pool_lifecycle import PoolLifecycle
 from libs.store.api import Store
-
-TUNNELS = ("ipip", "vxlan", "vxlan-v6", "wireguard", "wireguard-v6")
-"""A node holds the address of a tunnel under the handle `<this>-tunnel-addr-<node>`."""
 
 
 class IpamRelease:
@@ -41,9 +39,9 @@ class IpamRelease:
         ]
         if options:
             await self._ipam.release_ips(options)
-        for tunnel in TUNNELS:
+        for tunnel in Tunnel:
             with suppress(HandleMissing):
-                await self._ipam.release_by_handle(f"{tunnel}-tunnel-addr-{node}")
+                await self._ipam.release_by_handle(tunnel.handle(node))
         await self._ipam.remove_host(node)
 
     async def _addresses_of_workloads(self, node: str) -> set[IPv4Address | IPv6Address]:

@@ -18,20 +18,20 @@ from click.shell_completion import get_completion_class
 from libs.bus import Bus
 from libs.bus.applied import WaitProblem, listening
 from libs.bus.subject_match import check_subscribe_subject
-from libs.ipam.errors import IpamError
 from libs.resources import codec
 from libs.resources.errors import ResourceError
 from libs.resources.patch import PatchType
 from libs.runtime.logs import setup as setup_logs
-from services.calicoctl import actions, ipam, reading, tap, version
+from services.calicoctl import actions, reading, tap, version
 from services.calicoctl import status as node_status
 from services.calicoctl.actions import Input
 from services.calicoctl.columns import DEFAULT_AS_NUMBER, UnknownHeading
 from services.calicoctl.documents import ARGUMENTS, Broken, Document, FileProblem, Position, parse, read_all
 from services.calicoctl.gotemplate import TemplateProblem
+from services.calicoctl.ipam_commands import datastore_group, ipam_group
 from services.calicoctl.options import Duration, common, from_files, namespaced, or_files, waits
 from services.calicoctl.output import FORMATS, Answer, OutputProblem, exported, parse_format, render
-from services.calicoctl.session import Environment, Session, fail, run
+from services.calicoctl.session import Environment, Session, fail, run, session_of
 
 LOG_LEVELS = {
     "panic": "critical", "fatal": "critical", "error": "error", "warning": "warning", "warn": "warning",
@@ -46,11 +46,6 @@ def cli(context: click.Context, log_level: str) -> None:
     """Read and change Calico's resources, and see what the system does with them."""
     context.obj = context.obj or Environment()
     setup_logs("calicoctl", level=LOG_LEVELS[log_level])
-
-
-def _session(config: str | None) -> Session:
-    environment = click.get_current_context().find_object(Environment)
-    return Session(environment or Environment(), config)
 
 
 # --- commands that write, over files ---------------------------------------------------------------------------------
@@ -101,7 +96,7 @@ def apply(
 ) -> None:  # fmt: skip
     """Create resources, or replace those that exist."""
     documents = _read(files, recursive, skip_empty)
-    _write(actions.verb("apply"), _session(config), documents, namespace, timeout_s if waiting else None)
+    _write(actions.verb("apply"), session_of(config), documents, namespace, timeout_s if waiting else None)
 
 
 @cli.command()
@@ -117,7 +112,7 @@ def create(
     """Create resources; one that exists is an error."""
     verb = actions.verb("create", skip_exists=skip_exists)
     documents = _read(files, recursive, skip_empty)
-    _write(verb, _session(config), documents, namespace, timeout_s if waiting else None)
+    _write(verb, session_of(config), documents, namespace, timeout_s if waiting else None)
 
 
 @cli.command()
@@ -131,7 +126,7 @@ def replace(
 ) -> None:  # fmt: skip
     """Replace resources; one that does not exist is an error."""
     documents = _read(files, recursive, skip_empty)
-    _write(actions.verb("replace"), _session(config), documents, namespace, timeout_s if waiting else None)
+    _write(actions.verb("replace"), session_of(config), documents, namespace, timeout_s if waiting else None)
 
 
 @cli.command()
@@ -151,7 +146,7 @@ def delete(
     if kind and not names:
         fail("resource name may not be empty")
     verb = actions.verb("delete", skip_not_exists=skip_not_exists)
-    _write(verb, _session(config), documents, namespace, timeout_s if waiting else None)
+    _write(verb, session_of(config), documents, namespace, timeout_s if waiting else None)
 
 
 @cli.command()
@@ -216,7 +211,7 @@ def get(
     except OutputProblem as problem:
         fail(str(problem))
     documents = _chosen(kind, names, files, recursive, skip_empty)
-    session = _session(config)
+    session = session_of(config)
 
     async def work() -> tuple[list[Answer], list[str], str]:
         async with session.client() as client:
@@ -261,7 +256,7 @@ def patch(
 ) -> None:
     """Change some fields of one resource."""
     known = _kind(kind)
-    session = _session(config)
+    session = session_of(config)
     given = _patch_value(text)
 
     async def work() -> None:
@@ -312,7 +307,7 @@ def label(
     if not key or bool(equals) == remove or "=" in value:
         fail(f"invalid label {label}")
     known = _kind(kind)
-    session = _session(config)
+    session = session_of(config)
 
     async def work() -> str:
         identity = actions.placed(codec.identity_of(known, name), namespace)
@@ -335,7 +330,7 @@ def label(
 @common
 def version_(client_only: bool, poll: float | None, config: str | None, **_accepted: object) -> None:
     """Versions of this program and of the cluster."""
-    session = _session(config)
+    session = session_of(config)
 
     async def work() -> None:
         while True:
@@ -359,42 +354,8 @@ def completion(shell: str) -> None:
     click.echo(found(cli, {}, "calicoctl", "_CALICOCTL_COMPLETE").source())
 
 
-@cli.group("ipam")
-def ipam_() -> None:
-    """IP address management."""
-
-
-@ipam_.command()
-@click.option("--ip", "address", metavar="IP", help="Whether this address is assigned, and to whom.")
-@click.option("--show-blocks", is_flag=True, help="Blocks under each pool.")
-@click.option("--show-borrowed", is_flag=True, help="Addresses in use on another node than their block's.")
-@click.option("--show-configuration", is_flag=True, help="Settings of IPAM.")
-@common
-def show(
-    address: str | None, show_blocks: bool, show_borrowed: bool, show_configuration: bool, config: str | None,
-    **_accepted: object,
-) -> None:  # fmt: skip
-    """How full the pools are."""
-    session = _session(config)
-
-    async def work() -> tuple[str, list[str]]:
-        async with session.client() as client:
-            store = client.store
-            if address is not None:
-                return await ipam.show_address(store, ipam.parse_address(address)), []
-            if show_borrowed:
-                return await ipam.show_borrowed(store), []
-            if show_configuration:
-                return await ipam.show_configuration(store), []
-            return await ipam.show_usage(store, with_blocks=show_blocks)
-
-    try:
-        shown, broken = run(work())
-    except (ipam.AddressProblem, IpamError) as problem:
-        fail(str(problem))
-    click.echo(shown, nl=False)
-    if broken:
-        fail("Hit error(s):\n" + "\n".join(f"{key}: not a readable block; not counted" for key in broken))
+cli.add_command(ipam_group)
+cli.add_command(datastore_group)
 
 
 @cli.group("node")
@@ -412,7 +373,7 @@ def status(nodes: tuple[str, ...], timeout_s: float, config: str | None, **_acce
 
     All nodes, or the ones named. Exit status 1 unless every one of them is up to date and without failures.
     """
-    session = _session(config)
+    session = session_of(config)
 
     async def work() -> tuple[str, bool]:
         async with session.client() as client:
@@ -447,7 +408,7 @@ def tap_(subjects: tuple[str, ...], output: str, count: int | None, config: str 
             check_subscribe_subject(subject)
     except ValueError as problem:
         fail(str(problem))
-    session = _session(config)
+    session = session_of(config)
 
     async def work() -> None:
         async with session.bus() as bus:

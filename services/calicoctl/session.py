@@ -82,6 +82,12 @@ class Session:
         return self.environment.bus(self.settings().bus)
 
 
+def session_of(config: str | None) -> Session:
+    """Of the command that runs now. config: its --config."""
+    environment = click.get_current_context().find_object(Environment)
+    return Session(environment or Environment(), config)
+
+
 def fail(message: str) -> NoReturn:
     """End with exit status 1, the message on standard error. Never shows credentials."""
     click.echo(redact(message), err=True)

@@ -1,0 +1,27 @@
+"""`calicoctl datastore migrate lock | unlock`: ClusterInformation.spec.datastoreReady.
+
+While it is false CNI refuses requests and no Felix starts; running ones keep forwarding.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from libs.model.cluster import ClusterInformation
+from libs.resources.client import MAX_TRIES, ResourceClient
+from libs.resources.errors import Conflict
+from libs.resources.rules import CLUSTER_INFORMATION
+
+
+async def set_lock(client: ResourceClient, *, locked: bool) -> None:
+    """Raises NotFound when the datastore is not initialised, Conflict."""
+    for _ in range(MAX_TRIES):
+        found = await client.get("ClusterInformation", "default")
+        assert isinstance(found, ClusterInformation)
+        spec = msgspec.structs.replace(found.spec, datastore_ready=not locked)
+        try:
+            await client.update(msgspec.structs.replace(found, spec=spec))
+        except Conflict:
+            continue
+        return
+    raise Conflict(CLUSTER_INFORMATION)
