@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from ipaddress import ip_network
 from typing import Any, NamedTuple
 
@@ -171,7 +172,7 @@ class Audit:
             block = self.blocks.get(cidr)
             owner = block.owner if block else None
             for (whose, of), state in self.affinities.items():
-                if of == cidr and state == "confirmed" and whose != owner:
+                if state == "confirmed" and of == cidr and whose != owner:
                     self._say("affinity", at, f"{whose} has {cidr} confirmed, whose block belongs to {owner}")
             if owner and (owner, cidr) not in self.affinities:
                 self._say("affinity", at, f"{cidr} belongs to {owner}, who has no affinity for it")
@@ -182,13 +183,13 @@ class Audit:
 
 def decode_block(data: bytes) -> RawBlock:
     raw: dict[str, Any] = json.loads(data)
-    network = ip_network(raw["cidr"])
+    addresses = _addresses(raw["cidr"])
     allocations, attributes = raw["allocations"], raw["attributes"]
     free, sequences = raw["unallocated"], {int(o): n for o, n in raw["sequenceNumberForAllocation"].items()}
     used = {o for o, index in enumerate(allocations) if index is not None}
     wrong = []
-    if len(allocations) != network.num_addresses:
-        wrong.append(f"{len(allocations)} ordinals for {network.num_addresses} addresses")
+    if len(allocations) != len(addresses):
+        wrong.append(f"{len(allocations)} ordinals for {len(addresses)} addresses")
     if len(set(free)) != len(free):
         wrong.append(f"an ordinal is free twice: {free}")
     if set(free) & used:
@@ -207,8 +208,13 @@ def decode_block(data: bytes) -> RawBlock:
         if not cooling and not handle:
             wrong.append(f"ordinal {ordinal} is allocated to nobody")
         pod = (attribute.get("secondary") or {}).get("pod", "")
-        cells[str(network[ordinal])] = Cell(handle, sequences.get(ordinal, -1), pod)
+        cells[addresses[ordinal]] = Cell(handle, sequences.get(ordinal, -1), pod)
     return RawBlock(raw["cidr"], raw["affinity"], raw["sequenceNumber"], cells, wrong)
+
+
+@cache
+def _addresses(cidr: str) -> list[str]:
+    return [str(address) for address in ip_network(cidr)]
 
 
 def _cidr(last_part: str) -> str:

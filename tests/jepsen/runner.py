@@ -37,6 +37,7 @@ from tests.jepsen.zygote import Zygote
 
 IPAM = "/calico/ipam/"
 QUIET_S = 3.0
+TIDE_S = 20.0
 LAST_WORDS_S = 60.0
 
 
@@ -53,7 +54,7 @@ class Plan:
     crashes_each: int = 0
     kills: int = 0
     slots: int = 12
-    most_held: int = 8  # addresses' owners per client, about: how full the pools get
+    most_held: int = 8  # addresses per client, about, at high water
     life_s: tuple[float, float] = (10.0, 30.0)  # an armed client that does not meet its point is killed then
     calm_s: tuple[float, float] = (1.0, 5.0)  # of the nemesis, between two deeds
     loss: Loss = Loss()  # noqa: RUF009 - frozen
@@ -189,7 +190,7 @@ class Runner:
                 mutation=self._plan.mutation,
                 held=tuple(slot.estate.held),
                 doubtful=tuple(slot.estate.doubtful),
-                most_held=self._plan.most_held,
+                most_held=self._tide(),
             )
             slot.pid, ended = await zygote.spawn(spec.to_json())
             if self._stop.is_set():
@@ -213,6 +214,11 @@ class Runner:
                 self._problems.append(Problem("history", f"client {spec.name} ended with status {status}"))
             if killed and not outside and self._history.crashes.total() == before and slot.arm is None:
                 self._problems.append(Problem("history", f"client {spec.name} was killed by somebody else"))
+
+    def _tide(self) -> int:
+        """Full pools make clients borrow and take over, empty blocks are given up: high and low water by turns."""
+        high = (time.monotonic_ns() - self._origin_ns) // int(TIDE_S * 1e9) % 2
+        return self._plan.most_held if high else 1
 
     def _next_arm(self) -> Arm | None:
         """The point that was hit least so far, or any that was not hit often enough; later mostly none."""

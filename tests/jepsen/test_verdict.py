@@ -169,6 +169,22 @@ def test_stale_release_covers_only_the_allocation_it_names() -> None:
     assert story.problems() == {"lost"}
 
 
+def test_address_that_another_released_before_its_owner_learned_of_it_is_nobodys_mistake() -> None:
+    for at_the_same_time in (True, False):
+        story = Story()
+        assign(story, "a", "group")
+        story.stored(0, "a", "group")
+        if at_the_same_time:
+            story.asked("r", "release_handle", handle="group")
+        second = story.stored(1, "a", "group")
+        story.told("a", "ok", {"got": [[second.address, second.sequence]], "why": []})
+        if not at_the_same_time:
+            story.asked("r", "release_handle", handle="group")
+        story.freed(0)
+        story.told("r", "ok", {"freed": [["10.0.0.0", "group"]], "unallocated": [], "refused": {}})
+        assert story.problems() == (set() if at_the_same_time else {"stray"})
+
+
 def test_address_told_of_but_never_stored_is_lost() -> None:
     story = Story()
     assign(story, "a", "h1")

@@ -40,13 +40,14 @@ class Judge:
         self._bugs = history.bugs
         self._audit = audit
         self._found = Judgement(problems=list(audit.problems))
-        self._releases: dict[str, list[Operation]] = defaultdict(list)  # by address, and by handle
+        self._by_handle: dict[str, list[Operation]] = defaultdict(list)
+        self._by_address: dict[tuple[str, int | None], list[Operation]] = defaultdict(list)  # and sequence number
         for operation in self._operations:
             if operation.kind == "release_handle":
-                self._releases[operation.arguments["handle"]].append(operation)
+                self._by_handle[operation.arguments["handle"]].append(operation)
             elif operation.kind == "release_ips":
-                for address, _, _ in operation.arguments["options"]:
-                    self._releases[address].append(operation)
+                for address, _, sequence in operation.arguments["options"]:
+                    self._by_address[address, sequence].append(operation)
         self._born_by: dict[str, list[Life]] = defaultdict(list)
         self._gone: Counter[tuple[str, str]] = Counter()  # allocations of an address to a handle that ended
         for life in audit.lives.values():
@@ -86,7 +87,9 @@ class Judge:
         return owned
 
     def _passed_by(self, operation: Operation, instance: Instance) -> bool:
-        """Given and released in one transaction, as both were asked for at the same time: nothing is stored of it."""
+        """Given, and released by somebody who asked for that at the same time. In one transaction: nothing is stored of
+        it. While the answer was lost: the client found nothing, and tried again.
+        """
         return any(
             release.invoked < operation.returned
             and release.returned > operation.invoked
@@ -107,9 +110,12 @@ class Judge:
         return found
 
     def _covering(self, instance: Instance) -> Iterable[Operation]:
-        for operation in (*self._releases[instance.address], *self._releases[instance.handle]):
-            if operation.may_release(instance):
-                yield operation
+        address, handle, sequence = instance
+        for key in ((address, sequence), (address, None)):
+            for operation in self._by_address.get(key, ()):
+                if operation.may_release(instance):
+                    yield operation
+        yield from self._by_handle.get(handle, ())
 
     def _may_have_taken(self, release: Operation, instance: Instance) -> bool:
         """An answer names address and handle. When the handle has had the address before, and has it now, it is the
@@ -164,7 +170,11 @@ class Judge:
                 self._say("stray", f"{life.instance}, revision {life.born}, is for {life.pod!r}, who never asked")
             elif operation.outcome == "fail":
                 self._say("stray", f"{operation.id} was refused ({operation.result}), and got {life.instance}")
-            elif operation.outcome == "ok" and life.instance not in self._gained(operation):
+            elif (
+                operation.outcome == "ok"
+                and life.instance not in self._gained(operation)
+                and not (life.died and self._passed_by(operation, life.instance))
+            ):
                 self._say("stray", f"{operation.id} got {life.instance} at revision {life.born}, and was not told")
             elif operation.arguments.get("once"):
                 once[life.instance.handle].append(life)
