@@ -15,7 +15,12 @@ from libs.testkit.topology import Namespace
 
 CNI_VERSION = "1.0.0"
 VERSION_OF = {"STATUS": "1.1.0", "GC": "1.1.0"}  # commands that came with a later one
-PLUGIN_DIRS = ("/usr/lib/cni", "/opt/cni/bin")  # of the distribution's plugins, and everybody's
+# Of the distribution's plugins, as `./dev test` unpacks or installs them, and everybody's.
+PLUGIN_DIRS = (
+    str(Path(__file__).resolve().parents[2] / ".cache" / "runtimes" / "usr" / "lib" / "cni"),
+    "/usr/lib/cni",
+    "/opt/cni/bin",
+)
 
 
 class CniError(RuntimeError):

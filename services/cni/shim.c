@@ -5,8 +5,9 @@
  *      {"env":{"CNI_COMMAND":"ADD",…},"config":"<stdin as a JSON string>"}; bytes above 0x7f pass as they are, so that a
  *      configuration that is not UTF-8 is refused by Felix, not here.
  * Answer 200: body to stdout, exit 0. Other status with a JSON object (a CNI error): the object to stdout, exit 1. Anything
- * else (no socket, refused, too slow, cut short, not HTTP) is CNI error 11, "try again later", and exit 1. Nothing is
- * printed before the answer is complete. VERSION needs no Felix. In C because hosts often have no Python. */
+ * else (no socket, refused, too slow, cut short, not HTTP) is CNI error 11, "try again later", for STATUS 50, "not
+ * available", and exit 1. Nothing is printed before the answer is complete. VERSION needs no Felix. In C because hosts
+ * often have no Python. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <poll.h>
@@ -24,7 +25,7 @@
 #define CALICO_CNI_SOCKET "/var/run/calico/felix-cni.sock"
 #endif
 #define NEWEST "1.1.0"
-enum { BAD_ENVIRONMENT = 4, TRY_AGAIN = 11 };
+enum { BAD_ENVIRONMENT = 4, TRY_AGAIN = 11, NOT_AVAILABLE = 50 };
 
 struct buf { char *p; size_t n, cap; }; /* p[n] is always 0, so that the str* functions may search it */
 extern char **environ;
@@ -133,6 +134,7 @@ static int open_socket(const char *path) {
 int main(int argc, char **argv) {
     const char *command = getenv("CNI_COMMAND"), *path = getenv("CALICO_CNI_SOCKET");
     const char *limit = getenv("CALICO_CNI_TIMEOUT_S"), *self = argc ? strrchr(argv[0], '/') : NULL;
+    const int no_felix = command && !strcmp(command, "STATUS") ? NOT_AVAILABLE : TRY_AGAIN;
     const char *no_answer = "the Calico agent of this node gave no proper answer";
     struct buf body = {0}, out = {0}, in = {0};
     signal(SIGPIPE, SIG_IGN);
@@ -142,10 +144,10 @@ int main(int argc, char **argv) {
     path = path && *path ? path : CALICO_CNI_SOCKET;
 
     if (!command || !*command) return fail(BAD_ENVIRONMENT, "CNI_COMMAND is not set", "this is run by container runtimes");
-    if (read_all(0, &config)) return fail(TRY_AGAIN, "reading the network configuration", strerror(errno));
+    if (read_all(0, &config)) return fail(no_felix, "reading the network configuration", strerror(errno));
     if (!strcmp(command, "VERSION")) {
         putf(&out, "{\"cniVersion\":\"%s\",\"supportedVersions\":", version_or(NEWEST));
-        putf(&out, "[\"0.3.0\",\"0.3.1\",\"0.4.0\",\"1.0.0\",\"%s\"]}\n", NEWEST);
+        putf(&out, "[\"0.1.0\",\"0.2.0\",\"0.3.0\",\"0.3.1\",\"0.4.0\",\"1.0.0\",\"%s\"]}\n", NEWEST);
         return write_all(1, &out) ? 1 : 0;
     }
 
@@ -169,26 +171,26 @@ int main(int argc, char **argv) {
     if (fd < 0) {
         body.n = 0;
         putf(&body, "%s: %s", path, strerror(errno));
-        return fail(TRY_AGAIN, "the Calico agent of this node is not there", body.p);
+        return fail(no_felix, "the Calico agent of this node is not there", body.p);
     }
     if (write_all(fd, &out) || read_all(fd, &in))
-        return fail(TRY_AGAIN, "waiting for the Calico agent of this node", strerror(errno));
+        return fail(no_felix, "waiting for the Calico agent of this node", strerror(errno));
 
     char *head_end = in.n ? memmem(in.p, in.n, "\r\n\r\n", 4) : NULL, *length, *end;
     if (!head_end || sscanf(in.p, "HTTP/1.%*1[01] %3d", &status) != 1 || status < 100)
-        return fail(TRY_AGAIN, no_answer, in.n ? "not HTTP, or cut short" : "it closed the connection");
+        return fail(no_felix, no_answer, in.n ? "not HTTP, or cut short" : "it closed the connection");
     struct buf answer = {head_end + 4, in.n - (head_end + 4 - in.p), 0};
     head_end[2] = 0;
     /* The length is demanded: without it an answer that was cut short would look complete. */
     length = strcasestr(in.p, "\r\nContent-Length:");
     if (!length || strtoull(length + 17, &end, 10) != answer.n || end == length + 17)
-        return fail(TRY_AGAIN, no_answer, length ? "cut short" : "it has no length");
+        return fail(no_felix, no_answer, length ? "cut short" : "it has no length");
     /* Only DEL and its like may succeed without a word; everything else is a JSON object. */
     int object = answer.n && answer.p[strspn(answer.p, " \t\r\n")] == '{';
     if (!object && (answer.n || status != 200 || !strcmp(command, "ADD"))) {
         body.n = 0;
         putf(&body, "status %d without a JSON object", status);
-        return fail(TRY_AGAIN, no_answer, body.p);
+        return fail(no_felix, no_answer, body.p);
     }
     return write_all(1, &answer) || status != 200;
 }

@@ -255,6 +255,10 @@ def test_missing_socket_is_error_11_that_names_it(shim: Path, tmp_path: Path) ->
     assert said["msg"] == f"the Calico agent of this node is not there: {tmp_path}/none.sock: No such file or directory"
 
 
+def test_status_without_felix_is_error_50(shim: Path, tmp_path: Path) -> None:
+    assert error(run(shim, tmp_path / "none.sock", CNI_COMMAND="STATUS"))["code"] == 50
+
+
 def test_socket_nobody_listens_on_is_error_11(shim: Path, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as dead:
         dead.bind(str(tmp_path / "dead"))
@@ -327,7 +331,7 @@ def test_version_is_answered_without_felix(shim: Path, tmp_path: Path, stdin: st
     assert done.returncode == 0
     assert json.loads(done.stdout) == {
         "cniVersion": version,
-        "supportedVersions": ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"],
+        "supportedVersions": ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"],
     }
 
 
