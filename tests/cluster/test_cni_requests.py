@@ -23,24 +23,17 @@ from libs.ipam.client import IpamClient
 from libs.netlink.podlink import table_of
 from libs.runtime.compile_c import compile_c
 from libs.testkit.cluster import SHIM, Cluster, CniError, Pod
-from libs.testkit.pods import PLUGIN_DIRS, cni_environment, cni_stdin
+from libs.testkit.pods import cni_environment, cni_stdin
 from libs.testkit.topology import Namespace, remove
 from services.felix.core.cni.versions import VERSIONS, at_least
 from tests.cluster.conftest import ALLOW, DENY, World, open_world, until
 from tests.cluster.footprint import Footprint, footprint, leaves_nothing
+from tests.cluster.runtimes.tools import plugin
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 ANNOTATION = "cni.projectcalico.org/"
 NODES = "/calico/resources/v3/projectcalico.org/nodes/"
-
-
-def plugin(name: str) -> Path:
-    """One of the distribution's."""
-    for directory in PLUGIN_DIRS:
-        if (Path(directory) / name).exists():
-            return Path(directory) / name
-    pytest.skip("the distribution's CNI plugins are not here")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

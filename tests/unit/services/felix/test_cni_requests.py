@@ -49,6 +49,8 @@ def test_names_follow_calico() -> None:
     plain = parse(posted({"CNI_ARGS": ""}))
     assert (plain.host_interface("cali"), plain.orchestrator, plain.profiles("")) == ("calic1", "cni", ["net"])
     assert request(policy={}).profiles("acc") == ["net"]
+    podman = parse(posted({"CNI_ARGS": "K8S_POD_NAME=web;K8S_POD_NAMESPACE="}))
+    assert (podman.orchestrator, podman.pod, podman.namespace) == ("cni", "", "default")
 
 
 def test_further_interfaces_have_names_and_handles_of_their_own() -> None:
@@ -98,7 +100,6 @@ def test_arguments(text: str, expected: dict[str, str]) -> None:
         ({"CNI_NETNS": ""}, {}, 4, "CNI_NETNS"),
         ({"CNI_NETNS": "x"}, {}, 4, "CNI_NETNS"),
         ({"CNI_ARGS": "x"}, {}, 4, "CNI_ARGS"),
-        ({"CNI_ARGS": "K8S_POD_NAME=web"}, {}, 4, "K8S_POD_NAMESPACE"),
         ({}, {"cniVersion": "0.2.1"}, 1, "0.2.1"),
         ({}, {"cniVersion": "2.0.0"}, 1, "2.0.0"),
         ({"CNI_COMMAND": "CHECK"}, {"cniVersion": "0.3.1"}, 1, "CHECK"),
@@ -479,6 +480,28 @@ def test_a_result_of_any_version_becomes_one_of_any_other(version: str, other: s
     assert encode_result(read, other) == encode_result(decode_result(encode_result(FULL, version), "x"), other)
     assert [str(ip.address) for ip in read.ips] == ["10.0.0.1/32", "fd00::1/128"]
     assert encode_result(decode_result(encode_result(FULL, version), "x"), version) == encode_result(FULL, version)
+
+
+WIRE_KEYS = st.sampled_from(
+    ["cniVersion", "interfaces", "ips", "routes", "dns", "ip4", "ip6", "address", "dst", "ip", "name"]
+)
+
+
+@given(
+    raw=st.dictionaries(
+        WIRE_KEYS, JSON | st.lists(st.dictionaries(WIRE_KEYS, JSON, max_size=3), max_size=2), max_size=4
+    )
+)
+def test_a_result_is_read_or_refused(raw: dict[str, Any]) -> None:
+    refused = []
+    try:
+        made = decode_result(raw, "prevResult")
+    except CniError as error:
+        refused.append(error.code)
+    else:
+        for version in VERSIONS:
+            json.dumps(encode_result(made, version))
+    assert refused in ([], [Code.INVALID_CONFIG])
 
 
 def test_what_other_plugins_of_the_chain_made_comes_first_and_stays() -> None:
