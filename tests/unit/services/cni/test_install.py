@@ -13,7 +13,9 @@ import pytest
 from libs.runtime.config import load
 from services.cni.__main__ import main
 from services.cni.config import InstallConfig
-from services.cni.install import InstallError, install, write_atomically
+from services.cni.files import write_atomically
+from services.cni.install import install
+from services.cni.network import InstallError
 
 
 @pytest.fixture
@@ -46,7 +48,8 @@ def test_programs_come_first_and_configuration_last(tmp_path: Path, plugin: Path
     (calico,) = document["plugins"]
     assert calico == {
         "type": "calico", "log_level": "info", "mtu": 1400, "ipam": {"type": "calico-ipam"}, "policy": {"type": "k8s"},
-        "nodename": "n1",
+        "nodename": "n1", "log_file_path": "/var/log/calico/cni/cni.log", "log_file_max_size": 100,
+        "log_file_max_age": 30, "log_file_max_count": 10,
     }  # fmt: skip
     assert sorted(os.listdir(tmp_path / "bin")) == ["calico", "calico-ipam"]  # no temporary files stay
     assert os.listdir(tmp_path / "net.d") == ["10-calico.conflist"]
