@@ -22,6 +22,11 @@ from libs.ipam.requests import AssignIpRequest, AssignRequest, AssignResult
 from libs.ipam.source import Inputs
 from libs.ipam.wire import Address, Network
 
+# Refusals that rest on pools, settings and nodes, which may be remembered: told only after they were read anew.
+FROM_INPUTS = frozenset(
+    {Reason.NO_POOLS, Reason.UNKNOWN_POOL, Reason.USE_NOT_ALLOWED, Reason.NODE_MISSING, Reason.NOT_IN_POOL}
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Placement:
@@ -44,6 +49,7 @@ class _Assigning(Job):
         self._planned: list[Placement] = []
         self._undone: list[Placement] = []
         self._in_doubt: list[list[Placement]] = []
+        self._fresh_inputs = False
 
     async def plan(self, engine: Engine, round_: Round) -> bool:
         self._planned, self._undone = [], []
@@ -57,6 +63,10 @@ class _Assigning(Job):
         except IpamError as refusal:
             round_.draft.restore(mark)
             self._planned, error = [], refusal
+            if refusal.reason in FROM_INPUTS and not self._fresh_inputs:
+                self._fresh_inputs = round_.outdated = True
+                engine.source.invalidate()
+                return False
         if self._planned or self._fence(round_.draft):
             return True
         if error is not None:

@@ -49,6 +49,7 @@ class Round:
     exhausted: dict[tuple[Owner, tuple[str, ...]], Reason] = field(default_factory=dict)  # no more blocks there
     blocks: dict[int, list[Known[Block]]] = field(default_factory=dict)  # every block of an IP version
     borrowable: dict[tuple[Owner, tuple[str, ...]], list[Network]] = field(default_factory=dict)
+    outdated: bool = False  # a job doubts the inputs: it plans again on fresh ones
 
 
 class Job(ABC):
@@ -166,7 +167,7 @@ class Engine:
             if planned and not await self._commit(round_.draft, planned):
                 lost += 1
                 await self.shell.jitter(lost)
-            elif not planned and not any(job.done for job in live):
+            elif not planned and not round_.outdated and not any(job.done for job in live):
                 raise RuntimeError("no job of this round has anything to write, yet none is done")
 
     async def _commit(self, draft: Draft, jobs: list[Job]) -> bool:

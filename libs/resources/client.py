@@ -20,6 +20,7 @@ from uuid import uuid4
 
 import msgspec
 
+from libs.ipam.poolstate import terminating
 from libs.model.base import Resource
 from libs.model.cluster import ClusterInformation
 from libs.model.pools import IPPool
@@ -75,11 +76,8 @@ class AddressRelease(Protocol):
         """Release the node's workload and tunnel addresses, its affinities and its IPAM host record."""
         ...
 
-    async def terminate_pool(self, pool: IPPool) -> bool:
-        """Begin the deletion of a pool that has finalizers; False: addresses of it are in use, it waits for them.
-
-        Raises store_api.Conflict when the pool was changed since it was read.
-        """
+    async def finish_pool(self, name: str) -> None:
+        """Go on with the deletion of a pool that has finalizers, as far as it goes now: without its blocks it ends."""
         ...
 
 
@@ -279,8 +277,8 @@ class ResourceClient:
             raise Conflict(identity, resource_version, str(found.mod_revision))
         await rules.before_delete(self, identity)
         pool = codec.readable(kind, found) if kind == "IPPool" else None
-        if isinstance(pool, IPPool) and pool.metadata.finalizers and self._release is not None:
-            return await self._terminate_pool(pool, self._release)
+        if isinstance(pool, IPPool) and pool.metadata.finalizers:
+            return await self._terminate_pool(pool, found)
         if kind == "IPPool":
             found = await self._retire_pool(found)
         elif kind == "Node":
@@ -394,12 +392,18 @@ class ResourceClient:
             raise NotFound(identity)
         return latest
 
-    async def _terminate_pool(self, pool: IPPool, release: AddressRelease) -> Written:
+    async def _terminate_pool(self, pool: IPPool, found: KeyValue) -> Written:
+        """Who cannot release addresses only marks the pool; its controller does the rest."""
         identity = codec.identity(pool)
-        try:
-            await release.terminate_pool(pool)
-        except store_api.Conflict as conflict:
-            raise Conflict(identity, pool.metadata.resource_version) from conflict
+        if not pool.metadata.deletion_timestamp:
+            key, value = codec.to_storage(terminating(pool, codec.timestamp(self._now())))
+            try:
+                await self.store.update(key, value, mod_revision=found.mod_revision)
+            except store_api.Conflict as conflict:
+                raise Conflict(identity, str(found.mod_revision)) from conflict
+        if self._release is not None:
+            await self._sleep(POOL_REST_S)
+            await self._release.finish_pool(identity.name)
         latest = await self.store.get(codec.key(identity))
         if latest is None:
             return Written(pool, (await self.store.status()).revision)

@@ -6,9 +6,8 @@ Every write is a compare-and-swap on what was read; a round may be cut short and
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from ipaddress import ip_network
@@ -17,15 +16,13 @@ from uuid import uuid4
 from libs.ipam import keys
 from libs.ipam.client import IpamClient
 from libs.ipam.errors import IpamError
-from libs.ipam.poolstate import Drain, Remove, Step, Write, plan, terminating
+from libs.ipam.poolstate import Drain, Remove, Step, Write, plan
 from libs.ipam.wire import Network
 from libs.model.pools import IPPool
 from libs.resources import codec
 from libs.store.api import Conflict, Store
 
 log = logging.getLogger(__name__)
-
-REST_S = 0.5  # between closing a pool and taking its blocks' owners: assignments under way finish first
 
 
 @dataclass(slots=True)
@@ -47,12 +44,10 @@ class PoolLifecycle:
         *,
         ipam: IpamClient | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._store = store
         self._ipam = ipam or IpamClient(store)
         self._now = now
-        self._sleep = sleep
 
     async def round(self, only: str = "") -> Settled:
         """Everything that is missing; of one pool where `only` names it."""
@@ -71,14 +66,6 @@ class PoolLifecycle:
             elif isinstance(step, Remove):
                 await self._carry_out(step, done)
         return done
-
-    async def terminate(self, pool: IPPool) -> Settled:
-        """Begin the deletion of a pool with finalizers, as far as it goes now. Raises Conflict when it was changed."""
-        key, value = self._stored(terminating(pool, codec.timestamp(self._now())))
-        if not pool.metadata.deletion_timestamp:
-            await self._store.update(key, value, mod_revision=int(pool.metadata.resource_version))
-            await self._sleep(REST_S)
-        return await self.round(pool.metadata.name)
 
     async def _steps(self, only: str) -> list[Step]:
         listing = await self._store.list(codec.prefix("IPPool"))

@@ -25,8 +25,8 @@ class IpamRelease:
     async def release_pool(self, cidr: str) -> None:
         await self._ipam.release_pool_affinities(ip_network(cidr, strict=False))
 
-    async def terminate_pool(self, pool: model.IPPool) -> bool:
-        return not (await PoolLifecycle(self._store, ipam=self._ipam).terminate(pool)).waiting
+    async def finish_pool(self, name: str) -> None:
+        await PoolLifecycle(self._store, ipam=self._ipam).round(name)
 
     async def release_node(self, node: str) -> None:
         """Addresses are given up with the handle and sequence number seen, so that nobody else's is ever released."""

@@ -144,6 +144,19 @@ async def test_pool_disabled_a_moment_ago_gives_nothing_although_the_client_reme
     assert await cluster.handle("h2") is None
 
 
+async def test_pool_and_node_made_a_moment_ago_serve_a_client_that_remembers_none(cluster: Cluster) -> None:
+    client = cluster.client(max_age_s=3600.0)
+    for request in (pod("h1"), pod("h1", pools4=["p"]), pod("h1", "node9")):
+        with pytest.raises(IpamError):
+            await client.auto_assign(request)
+    await cluster.pool("p", "10.65.0.0/24", 26)
+    assert (await client.auto_assign(pod("h1", pools4=["p"]))).complete
+    await cluster.node("node9")
+    assert (await client.auto_assign(pod("h2", "node9"))).complete
+    await cluster.pool("q", "10.66.0.0/24", 26)
+    await client.assign_ip(AssignIpRequest(address=IPv4Address("10.66.0.7"), handle="h3", node="node1"))
+
+
 async def test_settings_changed_a_moment_ago_hold(cluster: Cluster) -> None:
     await cluster.pool("p", "10.65.0.0/29", 30)
     a, b = cluster.client(max_age_s=3600.0), cluster.client(max_age_s=3600.0)
