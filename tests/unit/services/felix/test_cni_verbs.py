@@ -373,6 +373,16 @@ async def test_check_of_a_result_without_our_interface(node: Node) -> None:
         await node.plugin.handle(asked("CHECK", prevResult={"interfaces": [{"name": "net7", "sandbox": NETNS}]}))
 
 
+async def test_a_result_of_calicos_own_plugin_is_understood(node: Node) -> None:
+    answer = await node.plugin.handle(asked())
+    assert answer is not None
+    theirs = {
+        "interfaces": [{"name": answer["interfaces"][0]["name"], "mac": "02:00:00:00:00:01", "sandbox": NETNS}],
+        "ips": [{"address": one["address"]} for one in answer["ips"]],
+    }
+    await node.plugin.handle(asked("CHECK", prevResult=theirs))
+
+
 async def test_a_later_plugin_may_have_changed_the_mac(node: Node) -> None:
     answer = await node.plugin.handle(asked())
     assert answer is not None
