@@ -35,7 +35,7 @@ class InstallConfig(RuntimeConfig):
     )
     conf_name: str = setting("10-calico.conflist", "Name of the network configuration file.", env=("CNI_CONF_NAME",))
     old_conf_name: str = setting(
-        "10-calico.conflist", "Removed after CNI_CONF_NAME was written, if that is another.", env=("CNI_OLD_CONF_NAME",)
+        "", "Name of an earlier one, which is removed once CNI_CONF_NAME is written.", env=("CNI_OLD_CONF_NAME",)
     )
     network_config: str = setting(
         "", "The network configuration itself; __CNI_MTU__ and the like are replaced.", env=("CNI_NETWORK_CONFIG",)

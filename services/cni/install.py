@@ -40,7 +40,7 @@ def install(config: InstallConfig, token: str = "") -> list[Path]:
         target = config.conf_dir / config.conf_name
         if write_atomically(target, text.encode(), mode=PRIVATE):
             written.append(target)
-        if config.old_conf_name != config.conf_name:
+        if config.old_conf_name not in ("", config.conf_name):
             (config.conf_dir / config.old_conf_name).unlink(missing_ok=True)
     except OSError as error:
         raise InstallError(f"cannot write the configuration: {error}") from error

@@ -8,7 +8,7 @@ import pytest
 
 from libs.testkit.servers import EtcdServer
 from tests.contract.ipam_stage import Cluster, wipe
-from tests.contract.store_backends import Backend, EtcdBackend, MemoryBackend
+from tests.contract.store_backends import open_backend
 
 
 @pytest.fixture(scope="module")
@@ -19,15 +19,9 @@ def ipam_etcd() -> Iterator[EtcdServer]:
 
 @pytest.fixture(params=["memory", pytest.param("etcd", marks=pytest.mark.servers)])
 async def cluster(request: pytest.FixtureRequest) -> AsyncGenerator[Cluster, None]:
-    made: Backend
-    if request.param == "memory":
-        made = MemoryBackend()
-    else:
-        made = EtcdBackend(request.getfixturevalue("ipam_etcd"))
-        await made.open()
-    found = Cluster(made)
-    await wipe(found.store)
-    await found.node("node1", zone="a")
-    await found.node("node2", zone="b")
-    yield found
-    await made.close()
+    async with open_backend(request.param, lambda: request.getfixturevalue("ipam_etcd")) as made:
+        found = Cluster(made)
+        await wipe(found.store)
+        await found.node("node1", zone="a")
+        await found.node("node2", zone="b")
+        yield found

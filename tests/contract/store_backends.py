@@ -6,7 +6,8 @@ import asyncio
 import itertools
 import shutil
 import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Protocol
 
 from libs.store import Event, Store, StoreConfig, WatchBatch
@@ -133,6 +134,20 @@ class EtcdBackend:
         await self.relay.cut()
         if not self.server.running:
             await self.server.start_async()
+
+
+@asynccontextmanager
+async def open_backend(kind: str, server: Callable[[], EtcdServer]) -> AsyncIterator[Backend]:
+    """kind: "memory" or "etcd"; only the latter asks for a server."""
+    if kind == "memory":
+        yield MemoryBackend()
+        return
+    made = EtcdBackend(server())
+    await made.open()
+    try:
+        yield made
+    finally:
+        await made.close()
 
 
 async def take(batches: AsyncGenerator[WatchBatch, None], enough: Callable[[list[Event]], bool]) -> list[Event]:

@@ -13,7 +13,7 @@ from libs.store import Compare, FenceLost, LeaseLost, Store
 from libs.store.election import Election
 from libs.store.fenced import FencedStore
 from libs.testkit.servers import EtcdServer
-from tests.contract.store_backends import FAST_LEASES, Backend, EtcdBackend, MemoryBackend, eventually
+from tests.contract.store_backends import FAST_LEASES, Backend, MemoryBackend, eventually, open_backend
 
 Lead = Callable[[Compare], Awaitable[None]]
 
@@ -26,14 +26,8 @@ def etcd_server() -> Iterator[EtcdServer]:
 
 @pytest.fixture(params=["memory", pytest.param("etcd", marks=pytest.mark.servers)])
 async def backend(request: pytest.FixtureRequest) -> AsyncIterator[Backend]:
-    made: Backend
-    if request.param == "memory":
-        made = MemoryBackend()
-    else:
-        made = EtcdBackend(request.getfixturevalue("etcd_server"))
-        await made.open()
-    yield made
-    await made.close()
+    async with open_backend(request.param, lambda: request.getfixturevalue("etcd_server")) as made:
+        yield made
 
 
 class Candidate:

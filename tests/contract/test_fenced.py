@@ -10,7 +10,7 @@ import pytest
 from libs.store import Compare, Conflict, Delete, FenceLost, KeyExists, LeaseLost, Put, Store
 from libs.store.fenced import FencedStore
 from libs.testkit.servers import EtcdServer
-from tests.contract.store_backends import Backend, EtcdBackend, MemoryBackend
+from tests.contract.store_backends import open_backend
 
 
 @pytest.fixture(scope="module")
@@ -30,17 +30,11 @@ class Stage:
 
 @pytest.fixture(params=["memory", pytest.param("etcd", marks=pytest.mark.servers)])
 async def stage(request: pytest.FixtureRequest) -> AsyncIterator[Stage]:
-    backend: Backend
-    if request.param == "memory":
-        backend = MemoryBackend()
-    else:
-        backend = EtcdBackend(request.getfixturevalue("etcd_server"))
-        await backend.open()
-    store = backend.store()
-    key = f"{backend.prefix}leader"
-    fenced = FencedStore(store, Compare(key, await store.create(key, b"me")))
-    yield Stage(backend.other(), fenced, backend.prefix, key, await store.create(f"{backend.prefix}a", b"1"))
-    await backend.close()
+    async with open_backend(request.param, lambda: request.getfixturevalue("etcd_server")) as backend:
+        store = backend.store()
+        key = f"{backend.prefix}leader"
+        fenced = FencedStore(store, Compare(key, await store.create(key, b"me")))
+        yield Stage(backend.other(), fenced, backend.prefix, key, await store.create(f"{backend.prefix}a", b"1"))
 
 
 Write = Callable[[Stage], Awaitable[object]]

@@ -14,7 +14,7 @@ from libs.model import keys
 from libs.resources.mirror import Mirror
 from libs.store import Store
 from libs.testkit.servers import EtcdServer
-from tests.contract.store_backends import Backend, EtcdBackend, MemoryBackend, eventually
+from tests.contract.store_backends import Backend, eventually, open_backend
 from tests.unit.services.typha.samples import value
 
 
@@ -27,14 +27,8 @@ def etcd_server() -> Iterator[EtcdServer]:
 @pytest.fixture(params=["memory", pytest.param("etcd", marks=pytest.mark.servers)])
 async def backend(request: pytest.FixtureRequest) -> AsyncIterator[Backend]:
     """With a server of its own: the keys are Calico's."""
-    made: Backend
-    if request.param == "memory":
-        made = MemoryBackend()
-    else:
-        made = EtcdBackend(request.getfixturevalue("etcd_server"))
-        await made.open()
-    yield made
-    await made.close()
+    async with open_backend(request.param, lambda: request.getfixturevalue("etcd_server")) as made:
+        yield made
 
 
 class Followed:

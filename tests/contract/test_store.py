@@ -19,7 +19,7 @@ from libs.store import (
     StoreError,
 )
 from libs.testkit.servers import EtcdServer
-from tests.contract.store_backends import FAST_LEASES, Backend, EtcdBackend, MemoryBackend, take
+from tests.contract.store_backends import FAST_LEASES, Backend, open_backend, take
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +30,8 @@ def etcd_server() -> Iterator[EtcdServer]:
 
 @pytest.fixture(params=["memory", pytest.param("etcd", marks=pytest.mark.servers)])
 async def backend(request: pytest.FixtureRequest) -> AsyncGenerator[Backend, None]:
-    made: Backend
-    if request.param == "memory":
-        made = MemoryBackend()
-    else:
-        made = EtcdBackend(request.getfixturevalue("etcd_server"))
-        await made.open()
-    yield made
-    await made.close()
+    async with open_backend(request.param, lambda: request.getfixturevalue("etcd_server")) as made:
+        yield made
 
 
 # --- one key ---------------------------------------------------------------------------------------------------------

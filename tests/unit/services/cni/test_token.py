@@ -168,15 +168,18 @@ def test_kubeconfig_and_certificates_are_private_and_the_network_list_comes_last
     (secrets / "etcd-key").write_text("key")
     net = tmp_path / "net.d"
     net.mkdir()
-    (net / "10-calico.conflist").write_text("{}")
+    for name in ("10-calico.conflist", "20-other.conflist"):
+        (net / name).write_text("{}")
     environ = {
         "CNI_BIN_DIR": str(tmp_path / "bin"), "CNI_NET_DIR": str(net), "CNI_BINARY": str(plugin),
         "TLS_ASSETS_DIR": str(secrets), "CNI_CONF_NAME": "05-calico.conflist", "REQUIRE_MTU_FILE": "true",
+        "CNI_OLD_CONF_NAME": "10-calico.conflist",
     }  # fmt: skip
     written = install(config(account, **environ), "t0ken")
     assert written[2:] == [net / "calico-tls/etcd-key", net / "calico-kubeconfig", net / "05-calico.conflist"]
     assert {path.stat().st_mode & 0o777 for path in written[2:]} == {0o600}
     assert not (net / "10-calico.conflist").exists(), "the runtime takes the first list; the old one has gone"
+    assert (net / "20-other.conflist").exists()
     (calico,) = json.loads((net / "05-calico.conflist").read_text())["plugins"]
     assert calico["kubernetes"] == {"kubeconfig": str(net / "calico-kubeconfig")}
     assert calico["require_mtu_file"] is True
