@@ -19,6 +19,7 @@ NAMES = {
     "cni": "CNI ADD and DEL through the shim, one at a time and ten at once, by steps",
     "start_race": "first connections of new pods that peers do not know yet, with and without waiting for them",
     "ipam": "addresses a second with 1, 10 and 50 callers",
+    "ipam_fill": "addresses with hardly any free, and a /16 filled to the last address by 50 nodes at once",
     "calc": "50,000 endpoints and 5,000 policies: load, update, memory, a node's share",
     "newflow": "first and later packets of a flow through 0 to 5,000 policies",
     "changes": "one member of a set of 100,000, one policy of 100 rules on 250 pods: to the kernel",

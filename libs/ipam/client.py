@@ -94,12 +94,19 @@ class IpamClient:
         return sorted(found, key=lambda a: (a.address.version, int(a.address)))
 
     async def set_attributes(
-        self, address: Address, handle: str, owner: Mapping[str, str], alternate: Mapping[str, str]
+        self,
+        address: Address,
+        handle: str,
+        owner: Mapping[str, str],
+        alternate: Mapping[str, str],
+        *,
+        was: tuple[Mapping[str, str], Mapping[str, str]] | None = None,
     ) -> None:
-        """Rewrite who uses an address (a VM that migrates). Raises IpamError(NOT_ASSIGNED), StaleRelease for another
-        handle.
+        """Rewrite who uses an address (a VM that migrates). was: owner and alternate owner that it must have still.
+
+        Raises IpamError(NOT_ASSIGNED), StaleRelease for another handle or other owners than `was`.
         """
-        await self._engine.run(AttributesJob(address, clean_handle(handle), owner, alternate))
+        await self._engine.run(AttributesJob(address, clean_handle(handle), owner, alternate, was))
 
     # --- blocks ------------------------------------------------------------------------------------------------------
 

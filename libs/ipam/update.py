@@ -51,8 +51,16 @@ class CollectJob(_Repeatable):
 
 
 class AttributesJob(_Repeatable):
-    def __init__(self, address: Address, handle: str, owner: Mapping[str, str], alternate: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        address: Address,
+        handle: str,
+        owner: Mapping[str, str],
+        alternate: Mapping[str, str],
+        was: tuple[Mapping[str, str], Mapping[str, str]] | None,
+    ) -> None:
         super().__init__()
+        self._was = was
         self._address = address
         self._handle = handle
         self._owner = owner
@@ -69,6 +77,12 @@ class AttributesJob(_Repeatable):
             raise IpamError(Reason.NOT_ASSIGNED, f"{self._address} is not assigned")
         if present.handle != self._handle:
             raise StaleRelease(f"{self._address} belongs to handle {present.handle!r}, not {self._handle!r}")
+        seen = dict(present.attrs), dict(present.alternate)
+        if self._was is not None and seen != self._was:
+            if seen == (self._owner, self._alternate):  # by an earlier transaction of ours, whose answer got lost
+                self.done = True
+                return False
+            raise StaleRelease(f"{self._address} has other owners by now")
         round_.draft.put_block(set_owner_attributes(block, self._address, self._owner, self._alternate))
         return True
 

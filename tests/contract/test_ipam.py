@@ -14,6 +14,7 @@ from libs.ipam.config import IpamConfig
 from libs.ipam.errors import AddressInUse, BlockNotEmpty, HandleMissing, IpamError, Reason, StaleRelease
 from libs.ipam.pools import Use
 from libs.ipam.requests import AssignIpRequest
+from libs.ipam.vm import holder
 from tests.contract.ipam_stage import Cluster, pod
 
 # --- one host --------------------------------------------------------------------------------------------------------
@@ -393,6 +394,42 @@ async def test_virtual_machine_keeps_its_address(cluster: Cluster) -> None:
     held = await client.ips_by_handle("net.vmi.ns.vm")
     assert (held[0].attrs, held[0].alternate) == ({"node": "node1"}, {"node": "node2"})
     assert held[0].sequence == first.sequences[address]
+
+
+async def test_virtual_machine_started_again_has_its_address_unless_the_setting_is_off(cluster: Cluster) -> None:
+    await cluster.pool("p", "10.65.0.0/24", 26)
+    client = cluster.client()
+
+    async def start(container: str, node: str) -> IPv4Address:
+        who = holder((await client.inputs()).config, "net", container, namespace="ns", machine="vm")
+        request = pod(who.handle, node, max_per_handle=who.max_per_handle)
+        return (await client.auto_assign(request)).v4[0].ip
+
+    first = await start("c1", "node1")
+    assert await start("c2", "node2") == first
+    assert sum((await cluster.handle("net.vmi.ns.vm") or {}).values()) == 1
+    await client.set_config(vm_address_persistence=False)
+    third = await start("c3", "node1")
+    assert third != first
+    assert await cluster.handle("net.c3") is not None
+
+
+async def test_of_two_that_take_over_a_machine_at_once_one_is_told_so(cluster: Cluster) -> None:
+    await cluster.pool("p", "10.65.0.0/24", 26)
+    first = await cluster.client().auto_assign(pod("net.vmi.ns.vm", "node1", max_per_handle=1))
+    address, was = first.v4[0].ip, ({"node": "node1"}, {})
+
+    async def take(target: str) -> str:
+        try:
+            await cluster.client().set_attributes(address, "net.vmi.ns.vm", {"pod": target}, {}, was=was)
+        except StaleRelease:
+            return ""
+        return target
+
+    winners = [won for won in await asyncio.gather(*(take(f"pod{n}") for n in range(5))) if won]
+    assert len(winners) == 1
+    (held,) = await cluster.client().ips_by_handle("net.vmi.ns.vm")
+    assert held.attrs == {"pod": winners[0]}
 
 
 # --- blocks ----------------------------------------------------------------------------------------------------------

@@ -1,16 +1,19 @@
 """Address management against a plain model, in trouble.
 
 Several clients and a two-step peer work on one datastore; calls fail before or after taking effect, transactions arrive
-late, callers are cancelled, processes die between two writes. The model is a dictionary of who was told to have which
-address. Whatever happens, nobody is told an address that somebody else has, nothing that was told is taken away, and
-after releasing every handle all addresses are free again.
+late, callers are cancelled, processes die between two writes; between such storms settings, reservations and pools
+change (split, closed), single addresses are asked for, services and tunnels get theirs, pods vanish and their garbage
+is collected. The model is a dictionary of who was told to have which address. Whatever happens, nobody is told an
+address that somebody else has, nothing that was told is taken away, and after releasing every handle all addresses are
+free again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -18,6 +21,7 @@ from ipaddress import IPv4Network, IPv6Network
 from random import Random
 from typing import TypeVar
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -26,11 +30,12 @@ from libs.ipam import keys
 from libs.ipam.affinity import AffinityState, Owner, decode_affinity
 from libs.ipam.block import Block, ReleaseOption, allocate, decode_block, encode_block, problems, release, written
 from libs.ipam.client import IpamClient
+from libs.ipam.collector import GarbageCollector
 from libs.ipam.config import IpamConfig
-from libs.ipam.errors import HandleMissing, Reason
+from libs.ipam.errors import HandleMissing, IpamError, Reason
 from libs.ipam.handles import Handle, decode_handle, encode_handle
-from libs.ipam.pools import Pool, Reservations
-from libs.ipam.requests import AssignRequest
+from libs.ipam.pools import Pool, Reservations, Use
+from libs.ipam.requests import AssignIpRequest, AssignRequest
 from libs.ipam.source import FixedSource, Inputs
 from libs.ipam.wire import Address, Network
 from libs.store.api import Compare, Delete, KeyValue, Listing, Op, Put, StoreError, StoreUnavailable, TxnResult
@@ -44,7 +49,14 @@ POOLS = (
 )
 RESERVED = Reservations([IPv4Network("10.0.0.4/31")])
 NODES = ["a", "b", "c"]
-ALL4 = {address for address in POOLS[0].cidr if not RESERVED.covers(address)}
+BALANCERS = Pool("balancers", IPv4Network("10.1.0.0/30"), 31, uses=frozenset({Use.LOAD_BALANCER}))
+HALVES = tuple(
+    replace(POOLS[0], name=f"half-{n}", cidr=half) for n, half in enumerate(IPv4Network("10.0.0.0/28").subnets())
+)
+LAYOUTS = [  # of the IPv4 pool for pods: whole, split, closed, half closed
+    (POOLS[0],), HALVES, (replace(POOLS[0], disabled=True),), (HALVES[0], replace(HALVES[1], disabled=True))
+]  # fmt: skip
+ALWAYS = (POOLS[1], BALANCERS)
 
 
 class Died(StoreError):
@@ -60,6 +72,7 @@ class World:
         self.direct = MemoryStore(server)
         self.late: list[tuple[list[Compare], list[Op]]] = []
         self.now_ns = 1_800_000_000_000_000_000
+        self.taboo: Callable[[Address], bool] = RESERVED.covers  # addresses that nobody may be given unasked
 
     def clock(self) -> int:
         self.now_ns += 1_000
@@ -125,7 +138,7 @@ class TwoStepPeer:
     async def assign(self, handle: str, node: str, *, dies: bool) -> Address | None:
         for kv in (await self.store.list(keys.blocks(4))).kvs:
             block = decode_block(kv.value)
-            changed, got = allocate(block, 1, handle, {"node": node}, RESERVED.covers)
+            changed, got = allocate(block, 1, handle, {"node": node}, self.world.taboo)
             if not got:
                 continue
             for _ in range(self.world.rng.randrange(3)):
@@ -178,6 +191,10 @@ class TwoStepPeer:
         return (await self.store.txn([Compare(key, kv.mod_revision if kv else 0)], [op])).succeeded
 
 
+def of_pod(handle: str, node: str) -> dict[str, str]:
+    return {"node": node, "namespace": "ns", "pod": handle}
+
+
 class IpamMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
@@ -192,6 +209,7 @@ class IpamMachine(RuleBasedStateMachine):
         self.issued: dict[Address, tuple[str, int]] = {}
         self.number = 0
         self.owners: dict[Network, tuple[Owner | None, set[tuple[Address, str | None]]]] = {}
+        self.must_rest: dict[Address, int] = {}  # seconds from freed_at on; the least that held since
 
     def run(self, work: Coroutine[object, object, T]) -> T:
         return self.loop.run_until_complete(work)
@@ -199,10 +217,11 @@ class IpamMachine(RuleBasedStateMachine):
     @initialize(cooldown=st.sampled_from([0, 0, 60]), strict=st.booleans())
     def start(self, cooldown: int, strict: bool) -> None:
         config = IpamConfig(strict_affinity=strict, cooldown_s=cooldown)
-        self.source = FixedSource(Inputs(config, POOLS, RESERVED), {node: {} for node in NODES})
+        self.source = FixedSource(Inputs(config, (POOLS[0], *ALWAYS), RESERVED), {node: {} for node in NODES})
         self.stores = [TroubledStore(self.server, self.world) for _ in NODES]
         self.clients = [self.client(store) for store in self.stores]
         self.peer = TwoStepPeer(self.world)
+        self.world.taboo = lambda address: self.source.current.reservations.covers(address) or not self.enabled(address)
 
     def client(self, store: TroubledStore) -> IpamClient:
         async def pause(seconds: float) -> None:
@@ -213,6 +232,15 @@ class IpamMachine(RuleBasedStateMachine):
     @property
     def cooldown(self) -> int:
         return self.source.current.config.cooldown_s
+
+    def all4(self) -> set[Address]:
+        """What pods may have of the IPv4 pool."""
+        return {address for address in POOLS[0].cidr if not self.source.current.reservations.covers(address)}
+
+    def freed(self, address: Address) -> None:
+        self.held.pop(address, None)
+        self.freed_at[address] = self.world.now_ns
+        self.must_rest[address] = self.cooldown
 
     def handle(self) -> str:
         self.number += 1
@@ -256,8 +284,13 @@ class IpamMachine(RuleBasedStateMachine):
         async def assign(client: IpamClient, node: str, handle: str, num4: int, num6: int) -> None:
             unanswered[handle] += 1
             self.doubtful.add(handle)
-            request = AssignRequest(handle=handle, node=node, num4=num4, num6=num6, attrs={"node": node})
-            got = await client.auto_assign(request)
+            request = AssignRequest(handle=handle, node=node, num4=num4, num6=num6, attrs=of_pod(handle, node))
+            try:
+                got = await client.auto_assign(request)
+            except IpamError:
+                if num4 and not any(self.enabled(address) for address in POOLS[0].cidr):
+                    return  # refused; whatever was written before its answer got lost stays doubtful
+                raise
             unanswered[handle] -= 1
             if not unanswered[handle]:
                 self.doubtful.discard(handle)
@@ -329,9 +362,10 @@ class IpamMachine(RuleBasedStateMachine):
         for address, handle in gained.items():
             owner = self.held.get(address)
             assert owner is None or address in released, f"{address} of {owner} given to {handle}"
-            assert not RESERVED.covers(address), f"reserved {address} given to {handle}"
+            assert not self.source.current.reservations.covers(address), f"reserved {address} given to {handle}"
+            assert self.enabled(address), f"{address} of a disabled pool given to {handle}"
             rested = now_s - self.freed_at.get(address, 0) / 1e9
-            assert rested >= self.cooldown, f"{address} rested only {rested} s"
+            assert rested >= self.must_rest.get(address, 0), f"{address} rested only {rested} s"
         if self.source.current.config.strict_affinity:
             for cidr, block in self.blocks().items():
                 for address in cidr:
@@ -342,7 +376,7 @@ class IpamMachine(RuleBasedStateMachine):
                 if old and old[0] not in self.doubtful:
                     self.stale.append((address, *old))
                     del self.issued[address]
-                self.freed_at[address] = self.world.now_ns
+                self.freed(address)
             self.held.pop(address, None)
         self.held.update(gained)
         if death and self.stores[death[0]].calls_to_live is not None:
@@ -370,17 +404,127 @@ class IpamMachine(RuleBasedStateMachine):
     @rule(client=st.integers(0, 2))
     def all_that_is_free_can_be_had(self, client: int) -> None:
         self.settle_doubts()
-        if self.source.current.config.strict_affinity or self.cooldown:
+        if self.source.current.config.strict_affinity or self.cooldown or not self.enabled(POOLS[0].cidr[0]):
             return
-        held = sum(address.version == 4 for address in self.held)
+        held = {address for address in self.held if address in POOLS[0].cidr} & self.all4()
         request = AssignRequest(handle=self.handle(), node=NODES[client], num4=99)
         got = self.run(self.clients[client].auto_assign(request))
         # Blocks that others own and that are empty can be borrowed from as well, so really all must come.
-        assert len(got.v4) == len(ALL4) - held
+        assert {interface.ip for interface in got.v4} == self.all4() - held
         assert got.reasons[4] is Reason.NO_FREE_ADDRESSES
-        assert {interface.ip for interface in got.v4} | {a for a in self.held if a.version == 4} == ALL4
         if got.v4:
             self.run(self.clients[client].release_by_handle(request.handle))
+
+    # --- settings, pools, other uses, garbage ------------------------------------------------------------------------
+
+    @rule(
+        cooldown=st.sampled_from([0, 60]), strict=st.booleans(),
+        reserved=st.sampled_from([RESERVED, Reservations(), Reservations([IPv4Network("10.0.0.8/30")])]),
+    )  # fmt: skip
+    def settings_change(self, cooldown: int, strict: bool, reserved: Reservations) -> None:
+        self.settle_doubts()
+        config = IpamConfig(strict_affinity=strict, cooldown_s=cooldown)
+        self.source.current = replace(self.source.current, config=config, reservations=reserved)
+        self.must_rest = {address: min(rest, cooldown) for address, rest in self.must_rest.items()}
+
+    @rule(pools=st.sampled_from(LAYOUTS))
+    def pools_change(self, pools: tuple[Pool, ...]) -> None:
+        """Whole, split, closed, half closed. Who has an address keeps it."""
+        self.settle_doubts()
+        self.source.current = replace(self.source.current, pools=(*pools, *ALWAYS))
+
+    def enabled(self, address: Address) -> bool:
+        return any(address in pool.cidr and not pool.disabled for pool in self.source.current.pools)
+
+    @rule(client=st.integers(0, 2), ordinal=st.integers(0, 15), same=st.booleans())
+    def one_address_is_asked_for(self, client: int, ordinal: int, same: bool) -> None:
+        """Given exactly when it is free, rested, and in an open pool; reservations do not matter, affinity does."""
+        self.settle_doubts()
+        address, node = POOLS[0].cidr[ordinal], NODES[client]
+        owner = self.held.get(address)
+        handle = owner if same and owner else self.handle()
+        request = AssignIpRequest(
+            address=address, handle=handle, node=node, attrs=of_pod(handle, node), max_per_handle=1
+        )
+        block = next((b for b in self.blocks().values() if address in b.cidr), None)
+        foreign = self.source.current.config.strict_affinity and block is not None and block.owner != Owner.host(node)
+        try:
+            self.run(self.clients[client].assign_ip(request))
+        except IpamError as refusal:
+            match refusal.reason:
+                case Reason.NOT_IN_POOL:
+                    assert not self.enabled(address)
+                case Reason.STRICT_AFFINITY:
+                    assert foreign
+                case Reason.ADDRESS_IN_USE:
+                    assert owner not in (None, handle)
+                case Reason.ADDRESS_COOLING:
+                    assert self.world.now_ns - self.freed_at[address] <= self.cooldown * 10**9 + 10**9
+                case other:
+                    raise AssertionError(other) from refusal
+            return
+        assert self.enabled(address)
+        assert not foreign
+        assert owner in (None, handle)
+        if owner is None:
+            held = next(a for a in self.run(self.clients[client].ips_by_handle(handle)) if a.address == address)
+            assert held.sequence is not None
+            self.held[address], self.issued[address] = handle, (handle, held.sequence)
+
+    @rule(client=st.integers(0, 2), use=st.sampled_from([Use.LOAD_BALANCER, Use.TUNNEL]))
+    def another_use(self, client: int, use: Use) -> None:
+        """Services' addresses come from their pool and from blocks that no host owns; tunnels' from those of hosts."""
+        self.settle_doubts()
+        handle, node = self.handle(), NODES[client]
+        attrs = {"node": node, "type": "vxlanTunnelAddress"} if use is Use.TUNNEL else {"type": "LoadBalancer"}
+        request = AssignRequest(handle=handle, node=node, num4=1, attrs=attrs, use=use)
+        if use is Use.TUNNEL and not any(self.enabled(address) for address in POOLS[0].cidr):
+            with pytest.raises(IpamError, match="no enabled"):
+                self.run(self.clients[client].auto_assign(request))
+            return
+        got = self.run(self.clients[client].auto_assign(request))
+        for address, sequence in got.sequences.items():
+            assert address not in self.held
+            assert (address in BALANCERS.cidr) is (use is Use.LOAD_BALANCER)
+            owner = next(b.owner for b in self.blocks().values() if address in b.cidr)
+            assert (owner == Owner.load_balancer()) is (use is Use.LOAD_BALANCER)
+            self.held[address], self.issued[address] = handle, (handle, sequence)
+
+    @rule(picks=st.sets(st.integers(0, 9), max_size=4), gone=st.sampled_from([None, None, "b"]))
+    def garbage_is_collected(self, picks: set[int], gone: str | None) -> None:
+        """Some pods vanish, maybe a node with them: their addresses are freed, and no other one."""
+        self.settle_doubts()
+        direct = self.world.direct
+        handles = sorted(set(self.held.values()))
+        blocks = self.blocks()
+        found = {a.address: a for b in blocks.values() for a in b.allocated() if a.released_at is None}
+        pods = [h for h in handles if all("pod" in found[a].attrs for a, owner in self.held.items() if owner == h)]
+        lost = {handle for number, handle in enumerate(pods) if number in picks}
+        for node in NODES:
+            if node != gone:
+                self.run(direct.put(keys.resource("nodes", node), b'{"metadata":{},"spec":{}}'))
+        for handle in set(pods) - lost:
+            mine = [f"{a}/{a.max_prefixlen}" for a, owner in self.held.items() if owner == handle]
+            spec = {"node": "a", "pod": handle, "ipNetworks": mine}
+            value = json.dumps({"metadata": {"name": handle}, "spec": spec}).encode()
+            self.run(direct.put(keys.resource("workloadendpoints/ns", handle), value))
+        clock = [0.0]
+        cleaner = self.client(TroubledStore(self.server, self.world))
+        wall = datetime.fromtimestamp(self.world.now_ns / 1e9, UTC)
+        collector = GarbageCollector(direct, cleaner, monotonic=lambda: clock[0], wall=lambda: wall)
+        first = self.run(collector.round()).released
+        clock[0] = 900.0
+        second = self.run(collector.round()).released
+        expected = {address for address, owner in self.held.items() if owner in lost}
+        tunnels = {a for a in self.held if found[a].attrs.get("type") == "vxlanTunnelAddress"}
+        assert set(first + second) - tunnels == expected
+        assert all(found[address].attrs["node"] == gone for address in set(first + second) & tunnels)
+        for address in first + second:
+            self.stale.append((address, *self.issued.pop(address)))
+            self.freed(address)
+        for prefix in (keys.resource("nodes"), keys.resource("workloadendpoints")):
+            for kv in self.run(direct.list(prefix)).kvs:
+                self.run(direct.delete(kv.key))
 
     # --- what must hold ----------------------------------------------------------------------------------------------
 
@@ -394,7 +538,7 @@ class IpamMachine(RuleBasedStateMachine):
         for handle in sorted(self.doubtful):
             with suppress(HandleMissing):
                 for address, _ in self.run(cleaner.release_by_handle(handle)).freed:
-                    self.freed_at[address] = self.world.now_ns
+                    self.freed(address)
             self.held = {address: owner for address, owner in self.held.items() if owner != handle}
         self.doubtful.clear()
 
@@ -464,14 +608,14 @@ class IpamMachine(RuleBasedStateMachine):
             self.world.now_ns += 3_600_000_000_000
             for node in NODES:
                 self.run(cleaner.release_host_affinities(node))
-            self.source.current = replace(self.source.current, config=IpamConfig())
+            self.source.current = Inputs(IpamConfig(), (POOLS[0], *ALWAYS), RESERVED)
             got = self.run(cleaner.auto_assign(AssignRequest(handle="all", node="a", num4=99, num6=99)))
-            assert len(got.v4) == len(ALL4)
+            assert {interface.ip for interface in got.v4} == self.all4()
             assert len(got.v6) == 16
         finally:
             self.loop.close()
 
 
-TestIpam = IpamMachine.TestCase
+TestIpam = pytest.mark.timeout(600)(IpamMachine.TestCase)  # a minute of work, more beside others
 # Some of the traps need three coincidences; 60 examples do not always meet them.
 TestIpam.settings = settings(max_examples=max(200, settings().max_examples), stateful_step_count=20)

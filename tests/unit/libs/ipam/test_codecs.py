@@ -14,6 +14,7 @@ from libs.ipam.block import Attribute, decode_block, encode_block, problems
 from libs.ipam.config import IpamConfig, decode_config, encode_config
 from libs.ipam.errors import BlockCorrupt, IpamError, Reason
 from libs.ipam.handles import Handle, clean_handle, decode_handle, encode_handle
+from libs.ipam.vm import vm_handle
 
 LINES = Path(__file__).with_name("stored_by_calico.txt").read_text().splitlines()
 STORED = dict(zip(LINES[::2], (line.encode() for line in LINES[1::2]), strict=True))
@@ -192,3 +193,13 @@ def test_times() -> None:
     assert wire.parse_rfc3339("2026-11-23T13:47:55.772121+01:00") == moment
     assert wire.go_time_string(1795438075772121350) == "2026-11-23 12:47:55.77212135 +0000 UTC"
     assert wire.go_time_string(1795438075000000000) == "2026-11-23 12:47:55 +0000 UTC"
+
+
+def test_handle_of_a_virtual_machine_has_at_most_128_characters() -> None:
+    assert vm_handle("k8s-pod-network", "default", "vm1") == "k8s-pod-network.vmi.default.vm1"
+    fits, long = vm_handle("net", "ns", "v" * 117), vm_handle("net", "ns", "v" * 118)
+    assert fits == "net.vmi.ns." + "v" * 117
+    assert long.startswith("net.vmi._")
+    assert len(long) == len("net.vmi._") + 43  # SHA-256 in base64 without padding
+    assert vm_handle("net", "ns", "w" * 118) != long
+    assert len(vm_handle("n" * 120, "ns", "vm" * 9)) == 128
