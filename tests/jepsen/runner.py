@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -165,13 +165,12 @@ class Runner:
             await trouble
             for slot in self._slots:
                 if slot.pid is not None:
-                    with suppress(ProcessLookupError):
-                        os.kill(slot.pid, signal.SIGTERM)
+                    _signal(slot.pid, signal.SIGTERM)
             _, late = await asyncio.wait(clients, timeout=LAST_WORDS_S)
             for slot, client in zip(self._slots, clients, strict=True):
                 if client in late and slot.pid is not None:
                     self._problems.append(Problem("history", f"client {slot.number} does not end"))
-                    os.kill(slot.pid, signal.SIGKILL)
+                    _signal(slot.pid, signal.SIGKILL)
 
     async def _keep(self, slot: _Slot, zygote: Zygote) -> None:
         """A client in this slot, again and again, until the run ends."""
@@ -194,14 +193,13 @@ class Runner:
             )
             slot.pid, ended = await zygote.spawn(spec.to_json())
             if self._stop.is_set():
-                os.kill(slot.pid, signal.SIGTERM)
+                _signal(slot.pid, signal.SIGTERM)
             outside = False
             life = asyncio.create_task(asyncio.sleep(self._rng.uniform(*self._plan.life_s)), name="life")
             await asyncio.wait({life, ended}, return_when=asyncio.FIRST_COMPLETED)
             if not ended.done() and not self._stop.is_set():
-                outside = True
-                self._outside_kills += 1
-                os.kill(slot.pid, signal.SIGKILL)
+                outside = _signal(slot.pid, signal.SIGKILL)
+                self._outside_kills += outside
             status = await ended
             life.cancel()
             slot.pid = None
@@ -324,6 +322,15 @@ class Runner:
     async def _client(self) -> AsyncIterator[IpamClient]:
         async with self._store() as store:
             yield IpamClient(store, clock_ns=fast_clock(self._origin_ns))
+
+
+def _signal(pid: int, number: signal.Signals) -> bool:
+    """False: it has just ended by itself, and the news is still on its way."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _options(instances: set[Instance]) -> list[ReleaseOption]:

@@ -41,6 +41,7 @@ MIX = {
     "balancer": 5,
     "tunnel": 5,
     "group": 6,
+    "spare": 4,
     "release_ips": 20,
     "release_handle": 12,
     "release_group": 2,
@@ -63,14 +64,15 @@ FOCUS = {
     "write settings": ["settings"],
     "delete host": ["remove_host"],
     "rewrite block": ["attributes", "collect"],
-    "announce claim": ["claim"],
-    "create block": ["claim"],
-    "take over block": ["pod"],
+    "announce claim": ["claim", "give_up"],
+    "create block": ["claim", "give_up"],
+    "take over block": ["spare"],
     "confirm claim": ["half_given_up", "claim"],
     "remove stale affinity": ["half_claimed", "claim"],
     "drop affinity": ["half_claimed", "give_up"],
     "give up used block": ["give_up"],
-    "give up empty block": ["give_up", "clear_host"],
+    "give up empty block": ["give_up", "claim"],
+    "list blocks": ["spare"],
 }
 
 
@@ -188,6 +190,12 @@ class Client:
         """Several processes write one handle, and anybody may release all of it."""
         await self._assign(f"group-{self._rng.randrange(GROUPS)}", *self._rng.choice([(1, 0), (0, 1)]), keep=False)
 
+    async def _do_spare(self) -> None:
+        """From the pool of two blocks, for a moment: mostly another host's, and idle."""
+        handle = self._handle("spare")
+        await self._assign(handle, 1, 0, keep=False, pools4=("spare",))
+        await self._release_handle(handle)
+
     async def _do_tunnel(self) -> None:
         """At most one for the node, however many of its processes ask."""
         handle = f"vxlan-tunnel-addr-{self._spec.node}"
@@ -204,6 +212,7 @@ class Client:
         keep: bool = True,
         use: Use = Use.WORKLOAD,
         once: bool = False,
+        pools4: tuple[str, ...] = (),
         cancel_after_s: float | None = None,
     ) -> None:
         """keep: the pod's own, released by this slot. once: what the handle has already is given again."""
@@ -217,6 +226,7 @@ class Client:
                 attrs={"node": self._spec.node, "pod": id_, "namespace": "jepsen"},
                 use=use,
                 max_per_handle=1 if once else 0,
+                pools4=pools4,
             )
             async with asyncio.timeout(cancel_after_s):
                 got = await self._ipam.auto_assign(request)

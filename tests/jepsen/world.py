@@ -12,9 +12,14 @@ from ipaddress import ip_network
 
 NODES = ("n0", "n1", "n2", "n3")
 POOL4, POOL6, POOL_LB = "10.77.0.0/25", "fd77::/121", "10.78.0.0/27"
-BLOCK_LENGTHS = {POOL4: 29, POOL6: 125, POOL_LB: 29}
+POOL_SPARE = "10.79.0.0/28"  # only on request: two blocks, mostly idle, which four nodes take from each other
+BLOCK_LENGTHS = {POOL4: 29, POOL6: 125, POOL_LB: 29, POOL_SPARE: 29}
 # Blocks that are claimed and given up on purpose, so that claims meet.
-HOT = (*list(ip_network(POOL4).subnets(new_prefix=29))[:3], *list(ip_network(POOL6).subnets(new_prefix=125))[:2])
+HOT = (
+    *list(ip_network(POOL4).subnets(new_prefix=29))[:3],
+    *list(ip_network(POOL6).subnets(new_prefix=125))[:2],
+    *ip_network(POOL_SPARE).subnets(new_prefix=29),
+)
 COOLDOWN_S = 60  # one second of real time
 CLOCK_SPEED = 60
 RESOURCES = "/calico/resources/v3/projectcalico.org/"
@@ -36,8 +41,10 @@ def resources() -> dict[str, bytes]:
         ("four", POOL4, ["Workload", "Tunnel"]),
         ("six", POOL6, ["Workload", "Tunnel"]),
         ("balancers", POOL_LB, ["LoadBalancer"]),
+        ("spare", POOL_SPARE, ["Workload"]),
     ):
         spec = {"cidr": cidr, "blockSize": BLOCK_LENGTHS[cidr], "nodeSelector": "all()", "allowedUses": uses}
+        spec["assignmentMode"] = "Manual" if cidr == POOL_SPARE else "Automatic"
         found[f"{RESOURCES}ippools/{name}"] = _document("IPPool", name, spec)
     for node in NODES:
         found[f"{RESOURCES}nodes/{node}"] = _document("Node", node, {})
