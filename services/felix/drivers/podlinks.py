@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from libs.netlink.links import get_link
 from libs.netlink.netns import NamespaceError
 from libs.netlink.podlink import PodLinkError, PodVeth, check_veth, setup_veth, teardown_veth
 from libs.netlink.remover import LinkRemover
@@ -38,6 +39,11 @@ class KernelPodLinks:
                 return check_veth(netlink, pod)
         except (OSError, PodLinkError) as error:
             return [str(error)]
+
+    def mtu_bytes(self, host: str) -> int:
+        with _translated(), NetlinkSocket(NETLINK_ROUTE) as netlink:
+            link = get_link(netlink, host)
+        return link.mtu_bytes if link is not None else 0
 
     async def remove(self, host: str, netns: str, ifname: str) -> None:
         def rest() -> None:  # what has another name on the host, and rules

@@ -31,6 +31,7 @@ done < /proc/self/mountinfo
 mount -t overlay -o "lowerdir=$1/etc:/etc" private /etc
 mount -t overlay -o "lowerdir=$1/opt:/opt" private /opt
 mount -t overlay -o "lowerdir=$1/lib:/var/lib" private /var/lib
+for at in etc/cni/net.d opt/cni/bin; do mount --bind "$1/$at" "/$at"; done  # an overlay may not see later changes
 mount --bind "$1/cni" /var/lib/cni
 echo ready
 exec sleep infinity

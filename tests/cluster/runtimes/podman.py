@@ -8,6 +8,7 @@ from pathlib import Path
 from tests.cluster.runtimes.host import Host, remove_cgroups
 from tests.cluster.runtimes.tools import library_path, tool
 
+_LIMITS = ("--ulimit=nofile=1000:1000", "--ulimit=nproc=1000:1000")  # the defaults are more than everybody may give
 _POLICY = {"default": [{"type": "insecureAcceptAnything"}]}  # of images; ours is made on the spot
 
 
@@ -37,7 +38,7 @@ class Podman:
             "engine.runtimes": {"runc": [str(tool("runc"))]},
         }
         storage = {"storage": {"driver": "vfs", "graphroot": f"{at}/root", "runroot": f"{at}/run"}}
-        (at / ".config/containers").mkdir(parents=True)
+        (at / ".config/containers").mkdir(parents=True, exist_ok=True)
         (at / ".config/containers/policy.json").write_text(json.dumps(_POLICY))
         (at / "containers.conf").write_text(_toml(settings))
         (at / "storage.conf").write_text(_toml(storage))
@@ -55,7 +56,8 @@ class Podman:
         group = ("--cgroup-parent", f"/{self._group}")
         # The default profile would have to lie in a place of the machine's.
         safe = ("--security-opt", "seccomp=unconfined")
-        return (await self("run", "--detach", "--name", name, *group, *safe, *options, image, *command)).strip()
+        options = (*group, *safe, *_LIMITS, *options)
+        return (await self("run", "--detach", "--name", name, *options, image, *command)).strip()
 
     def close(self) -> None:
         remove_cgroups(self._group)

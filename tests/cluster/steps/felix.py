@@ -128,11 +128,14 @@ def watch_files() -> None:
             if not f"{name}/".startswith(JOURNAL):
                 return real(descriptor, *data)
             step = STEPS.begin(f"journal: {what}" + (" of the directory" if os.path.isdir(name) else ""))
+            first = 0
             if data and STEPS.wanted(step, HALF):
-                real(descriptor, data[0][: len(data[0]) // 2])
+                first = real(descriptor, data[0][: len(data[0]) // 2])
+                data = (data[0][first:],)
             if data:
                 STEPS.reach(step, HALF)
             done = real(descriptor, *data)
+            done = done + first if data else done
             STEPS.reach(step, AFTER)
             return done
 

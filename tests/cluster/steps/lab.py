@@ -1,8 +1,7 @@
 """One node whose felix is killed at steps, one pod on it that comes and goes, and the verdict: wholly there or gone.
 
-The verdict asks everybody who could hold a trace: the node's links, routes and nftables, the pod's namespace, every
-key below /calico in etcd, IPAM's blocks and handles, the journal and the status files. "There" is also connected, and
-under its policy, from another node.
+The verdict asks everybody who could hold a trace (tests/cluster/traces.py). "There" is also connected, and under its
+policy, as seen from another node.
 """
 
 from __future__ import annotations
@@ -10,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import subprocess
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from signal import SIGKILL
@@ -22,11 +19,10 @@ from libs.testkit.pods import CniError
 from libs.testkit.processes import Probe
 from libs.testkit.reach import check
 from libs.testkit.topology import Namespace, remove
-from services.felix.core.journal import read_journal
 from tests.cluster.conftest import ALLOW, DENY, World, until
 from tests.cluster.steps.plan import Plan, write_plan
+from tests.cluster.traces import WEPS, journal, traces
 
-WEPS = "/calico/resources/v3/projectcalico.org/workloadendpoints/"
 NETWORK = "k8s-pod-network"
 LABELS = {"role": "server"}
 OPEN, CLOSED = 8080, 9090  # what the policy of LABELS lets in, and what it does not
@@ -154,40 +150,12 @@ class Lab:
 
     async def settled(self) -> None:
         async def empty() -> bool:
-            return not self._journal()
+            return not journal(self.node)
 
         await until(empty, 20, f"the journal of {self.node.name} is empty")
 
     async def traces(self, *pods: Pod) -> list[str]:
-        """Everything that belongs to pods of this node, wherever it is; of which pods, where that cannot be told."""
-        store, name = self.world.store, self.node.name
-        found = [f"journal {file}" for file in self._journal()]
-        found += [f"status {path.name}" for path in (self.node.directory / "endpoint-status").glob("*")]
-        ours = [f"{WEPS}ns1/{name}-", *(text for pod in pods for text in (pod.name, pod.container_id))]
-        for kv in (await store.list("/calico/")).kvs:
-            if any(text in f"{kv.key} {kv.value.decode()}" for text in ours):
-                found.append(f"etcd {kv.key}")
-        for block in await IpamClient(store).blocks():
-            for one in block.allocated():
-                if one.attrs.get("node") == name and not one.released_at:
-                    found.append(f"address {one.address} of {one.handle}")
-        return sorted(found + await asyncio.to_thread(self._kernel, pods))
-
-    def _journal(self) -> list[str]:
-        return [entry.container for entry in read_journal(self.node.directory / "state" / "cni-journal")[0].values()]
-
-    def _kernel(self, pods: Sequence[Pod]) -> list[str]:
-        inside, found = self.node.namespace.name, []
-        found += [f"link {link}" for link in _links(inside) if link.startswith("cali")]
-        for family in ("-4", "-6"):
-            shown = _run(inside, "ip", family, "route", "show", "table", "all")
-            found += [f"route {line}" for line in shown.splitlines() if "dev cali" in line]
-        found += [f"nftables {line.strip()}" for line in _run(inside, "nft", "list", "ruleset").splitlines()
-                  if '"cali' in line and '"cali*"' not in line]  # fmt: skip
-        for pod in pods:
-            if pod.netns.exists():
-                found += [f"{link} in {pod.name}" for link in _links(pod.netns.name) if link != "lo"]
-        return found
+        return await traces(self.world, self.node, *pods)
 
     async def assert_gone(self, *pods: Pod) -> None:
         """At once or, for what follows the datastore (nftables, status files), soon."""
@@ -238,13 +206,3 @@ class Lab:
 
 def _lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
-
-
-def _run(namespace: str, *command: str) -> str:
-    return subprocess.run(
-        ["ip", "netns", "exec", namespace, *command], check=True, capture_output=True, text=True, timeout=30
-    ).stdout
-
-
-def _links(namespace: str) -> list[str]:
-    return [link["ifname"] for link in json.loads(_run(namespace, "ip", "-j", "link") or "[]")]

@@ -177,7 +177,8 @@ class Add:
         link = pod_link(request, host, given, found.spec.mac, mtu)
         if self._links.check(link):
             return None
-        return encode_result(result_of(request, link, given), request.version)
+        made = pod_link(request, host, given, found.spec.mac, self._links.mtu_bytes(host))
+        return encode_result(result_of(request, made, given), request.version)
 
     def _make_endpoint(
         self, request: Request, facts: PodFacts, link: PodVeth, found: model.WorkloadEndpoint | None

@@ -22,6 +22,10 @@ class PodLinks(Protocol):
         """What is wrong with it, in words; empty when all is well. mtu_bytes 0: both ends' must be equal."""
         ...
 
+    def mtu_bytes(self, host: str) -> int:
+        """Of a pair that is there; 0 where it is not."""
+        ...
+
     async def remove(self, host: str, netns: str, ifname: str) -> None:
         """Gone when this returns, whatever was there before, also when it is cancelled. The kernel takes its time."""
         ...

@@ -66,6 +66,9 @@ class FakeLinks:
         same = there is not None and (there.netns, there.addresses) == (pod.netns, pod.addresses)
         return [] if same else [f"{pod.host_name} is not as it should be"]
 
+    def mtu_bytes(self, host: str) -> int:
+        return self.there[host].mtu_bytes if host in self.there else 0
+
     async def remove(self, host: str, netns: str, ifname: str) -> None:
         self.there.pop(host, None)
 

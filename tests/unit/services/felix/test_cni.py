@@ -41,6 +41,13 @@ async def test_add_check_and_del(tmp_path: Path) -> None:
     assert await node.left() == NOTHING
 
 
+async def test_add_again_tells_the_mtu_as_well(tmp_path: Path) -> None:
+    node = await Node(tmp_path).fill()
+    answer = await node.plugin.handle(request(cniVersion="1.1.0"))
+    assert [interface["mtu"] for interface in (answer or {})["interfaces"]] == [1500, 1500]
+    assert await node.plugin.handle(request(cniVersion="1.1.0")) == answer
+
+
 @pytest.mark.parametrize("applied", [False, True], ids=["not-sent", "answer-lost"])
 @pytest.mark.parametrize("command", ["ADD", "DEL"])
 async def test_any_call_to_the_datastore_may_fail_and_nothing_is_left(
