@@ -79,6 +79,7 @@ class FakeEnforcement:
     follows: bool = True
     fails: str = ""
     asked: list[WorkloadKey] = field(default_factory=list)
+    limits_s: list[float] = field(default_factory=list)
 
     def ready(self) -> bool:
         return True
@@ -91,6 +92,7 @@ class FakeEnforcement:
 
     async def programmed(self, key: WorkloadKey, rev: int, timeout_s: float) -> bool:
         self.asked.append(key)
+        self.limits_s.append(timeout_s)
         return self.comes
 
     def enforced(self, key: WorkloadKey) -> bool:

@@ -314,6 +314,17 @@ async def test_c05_the_mtu_of_the_file_comes_before_that_of_the_agent(node: Node
         assert await node.left() == NOTHING
 
 
+async def test_c08_the_configuration_may_set_how_long_policy_is_waited_for(node: Node) -> None:
+    for seconds, expected in ((0, 1.0), (7, 7.0)):
+        await node.plugin.handle(asked(policy_setup_timeout_seconds=seconds))
+        assert node.enforcement.limits_s.pop() == expected
+        await node.plugin.handle(asked("DEL"))
+    node.enforcement.comes = False
+    with pytest.raises(CniError, match="not in the kernel after 7 s"):
+        await node.plugin.handle(asked(policy_setup_timeout_seconds=7))
+    assert await node.left() == NOTHING
+
+
 async def test_another_nodes_name_is_refused(node: Node, tmp_path: Path) -> None:
     file = tmp_path / "nodename"
     for config in ({"nodename": "node2"}, {"hostname": "node2"}):
