@@ -7,6 +7,7 @@ that go in one request. Such a request names a group, so those that are to go ar
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -51,17 +52,25 @@ class LinkRemover:
         self._netlink.close()
 
     async def _run(self) -> None:
-        while self._waiting:
-            batch, self._waiting = self._waiting, {}
-            try:
-                found = await asyncio.get_running_loop().run_in_executor(self._worker, self._remove, list(batch))
-            except OSError as error:
-                for future in batch.values():
-                    future.set_exception(error)
-            else:
-                for name, future in batch.items():
-                    future.set_result(name in found)
-        self._running = None
+        """Whatever happens, nobody is left waiting."""
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting, {}
+                try:
+                    found = await asyncio.get_running_loop().run_in_executor(self._worker, self._remove, list(batch))
+                except Exception as error:
+                    for future in batch.values():
+                        future.set_exception(error)
+                except BaseException:
+                    for future in (*batch.values(), *self._waiting.values()):
+                        future.set_exception(OSError(errno.ECANCELED, "removing interfaces was cancelled"))
+                    self._waiting = {}
+                    raise
+                else:
+                    for name, future in batch.items():
+                        future.set_result(name in found)
+        finally:
+            self._running = None
 
     def _remove(self, names: Sequence[str]) -> set[str]:
         """In the worker. Those that were there."""

@@ -22,7 +22,6 @@ from libs.store.api import Store
 from services.felix.config import FelixConfig
 from services.felix.core import status
 from services.felix.core.feed import Apply, Phase
-from services.felix.core.journal import Journal
 from services.felix.core.live import LiveSettings, effective, environment_settings
 from services.felix.core.mtu import pod_mtu_bytes
 from services.felix.core.options import RulesetOptions
@@ -41,6 +40,7 @@ from services.felix.shell.cni.plugin import Plugin
 from services.felix.shell.cni.server import CniServer
 from services.felix.shell.dataplane import TABLES, Dataplane, Progress
 from services.felix.shell.feed import FeedRunner
+from services.felix.shell.journal import Journal
 from services.felix.shell.status import StatusReporter
 
 log = logging.getLogger(__name__)

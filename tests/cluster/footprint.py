@@ -9,7 +9,7 @@ from pathlib import Path
 
 from libs.ipam.client import IpamClient
 from libs.testkit.cluster import Node
-from services.felix.core.journal import read_journal
+from services.felix.shell.journal import read_journal
 from tests.cluster.conftest import World, until
 from tests.cluster.kernel_state import ruleset
 

@@ -30,7 +30,7 @@ from libs.testkit.pods import cni_environment, cni_stdin
 from libs.testkit.processes import Probe
 from libs.testkit.topology import Namespace, remove
 from services.felix.core.cni.versions import VERSIONS
-from services.felix.core.journal import read_journal
+from services.felix.shell.journal import read_journal
 from tests.cluster.conftest import ALLOW, World, open_world, until
 from tests.cluster.kernel_state import elements, ruleset
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from libs.ipam.client import IpamClient
 from libs.testkit.cluster import Node, Pod
-from services.felix.core.journal import read_journal
+from services.felix.shell.journal import read_journal
 from tests.cluster.conftest import World
 
 WEPS = "/calico/resources/v3/projectcalico.org/workloadendpoints/"

@@ -22,10 +22,6 @@ IMPURE = {
     "libs.bus.memory", "libs.store.etcd", "libs.store.memory", "libs.testkit",
 }  # fmt: skip
 PURE_LIBS = ("libs.model", "libs.policy")
-ALLOWED = {
-    # The journal is a file: it must be on disk before the first effect, and that is its whole subject.
-    ("services.felix.core.journal", "os"),
-}
 LAYERS = {"model": 0, "core": 1, "calc": 1, "drivers": 2, "shell": 3}
 
 
@@ -114,7 +110,6 @@ def test_pure_modules_import_nothing_that_waits_talks_or_tells_the_time(module: 
         f"{target}.{name}" if name else target
         for target, name in imported(path, module)
         if (target, name) != ("random", "Random")
-        and (module, target) not in ALLOWED
         and any(within(target, name, impure) for impure in IMPURE | {"os"})
     ]
     assert wrong == []

@@ -19,8 +19,6 @@ from typing import Any
 
 from libs import model
 from libs.netlink.podlink import PodVeth
-from libs.resources.errors import ResourceError
-from libs.store.api import StoreError
 from services.felix.core.cni.addressing import Given
 from services.felix.core.cni.config import CALICO_IPAM
 from services.felix.core.cni.endpoint import Place, addresses_of, endpoint_key, make_endpoint
@@ -29,7 +27,7 @@ from services.felix.core.cni.peers import peers_timeout_s
 from services.felix.core.cni.pod import PodFacts, wanted_mac
 from services.felix.core.cni.request import Request
 from services.felix.core.cni.result import encode_result
-from services.felix.core.journal import Delegation, Entry, Journal
+from services.felix.core.journal import Entry
 from services.felix.drivers.gates import wait_for_gates
 from services.felix.drivers.podlinks import random_mac
 from services.felix.shell.cni import node
@@ -39,6 +37,7 @@ from services.felix.shell.cni.links import pod_link, result_of
 from services.felix.shell.cni.pods import PodSource
 from services.felix.shell.cni.protocols import NO_POLICY, Enforcement, Peers, PodLinks
 from services.felix.shell.cni.undo import Undo
+from services.felix.shell.journal import Journal
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +93,9 @@ class Add:
         if request.config.readiness_gates:
             await wait_for_gates(request.config.readiness_gates)
             found = await datastore.endpoint(request)
-        if found is not None and found.spec.container_id == request.container:
+        # What is still to be undone will be undone: it cannot be the answer.
+        settled = not self._journal.is_open((request.container, request.ifname))
+        if found is not None and found.spec.container_id == request.container and settled:
             again = self._same_again(request, found)
             if again is not None:
                 return again
@@ -119,7 +120,7 @@ class Add:
         host, settings = entry.host_interface, self._settings
         mac = wanted_mac(request, facts) or random_mac()
         mtu = node.mtu_bytes(request.config, settings.mtu_file, settings.mtu_bytes)
-        given = await self._timed("ipam", self._assign(request, facts, entry.delegation, found))
+        given = await self._timed("ipam", self._addresses.assign(request, facts, entry.delegation, found))
         link = pod_link(request, host, given, mac, mtu)
         endpoint = self._make_endpoint(request, facts, link, found)
         storing = asyncio.ensure_future(self._timed("endpoint", self._store(request, endpoint, found)))
@@ -129,23 +130,21 @@ class Add:
             started = time.monotonic()
             self._links.connect(link)
             self._observe("veth", time.monotonic() - started)
+            rev = await asyncio.shield(storing)
         except BaseException:
-            # Undoing must meet no write in progress, and what went wrong first is what the user should read.
-            with contextlib.suppress(StoreError, ResourceError):
-                await storing
+            # Undoing must meet no write in progress, also when this is cancelled; and what went wrong first is what
+            # the user should read.
+            await asyncio.wait([storing])
+            if not storing.cancelled():
+                storing.exception()  # looked at, so that nobody complains
             raise
         try:
-            await self._wait_for_policy(request, facts, host, await storing)
+            await self._wait_for_policy(request, facts, host, rev)
         except BaseException:
             with contextlib.suppress(CniError):  # at once: undoing may have to wait for the datastore
                 await self._links.remove(host, request.netns, request.ifname)
             raise
         return encode_result(result_of(request, link, given), request.version)
-
-    async def _assign(
-        self, request: Request, facts: PodFacts, delegation: Delegation | None, found: model.WorkloadEndpoint | None
-    ) -> Given:
-        return await self._addresses.assign(request, facts, delegation, found)
 
     async def _store(
         self, request: Request, endpoint: model.WorkloadEndpoint, found: model.WorkloadEndpoint | None

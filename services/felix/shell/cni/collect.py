@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 
 from libs import model
 from services.felix.core.cni.config import CALICO_IPAM
 from services.felix.core.cni.errors import CniError, Code
 from services.felix.core.cni.pod import NETWORK
 from services.felix.core.cni.request import Request
-from services.felix.core.journal import Entry, Journal
+from services.felix.core.journal import Entry
 from services.felix.shell.cni.addresses import Addresses
 from services.felix.shell.cni.datastore import Datastore
 from services.felix.shell.cni.turns import Turns
 from services.felix.shell.cni.undo import UNDO_ERRORS, Undo
+from services.felix.shell.journal import Journal
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +30,11 @@ class Collect:
 
     async def __call__(self, request: Request) -> None:
         """As much as can be done; raises CniError with what could not, by attachment."""
+        with self._journal.noting() as begun:
+            await self._collect(request, begun)
+
+    async def _collect(self, request: Request, begun: set[Entry]) -> None:
+        """begun: grows with what others begin meanwhile. The runtime could not yet name it, so it is left alone."""
         await self._datastore.check_unlocked()
         valid = {(one.container, one.ifname) for one in request.valid_attachments()}
         failed: dict[str, str] = {}
@@ -37,21 +44,27 @@ class Collect:
                 await self._settle(entry, failed, begun=True)
         for found in await self._datastore.own_endpoints():
             spec = found.spec
-            if (spec.container_id, spec.endpoint) not in valid and await self._is_of(request, found):
+            if (spec.container_id, spec.endpoint) in valid | {one.attachment for one in begun}:
+                continue
+            if await self._is_of(request, found):
                 await self._disconnect(request, found, failed)
         if request.config.ipam.type == CALICO_IPAM:
             known = {request.handle_of(container, ifname) for container, ifname in valid}
             known |= {entry.handle for entry in in_transition}
-            await self.release_strays(request, known, failed)
+            await self.release_strays(request, known, failed, begun)
         try:
             await self._addresses.forward(request)
         except UNDO_ERRORS as error:
             failed[f"IPAM plugin {request.config.ipam.type}"] = str(error) or type(error).__name__
         raise_failed(failed)
 
-    async def release_strays(self, request: Request, known: set[str], failed: dict[str, str]) -> None:
-        """Addresses that are held for nobody: a container of this network that has no endpoint any more."""
+    async def release_strays(
+        self, request: Request, known: set[str], failed: dict[str, str], begun: Collection[Entry] = ()
+    ) -> None:
+        """Addresses held for containers of this network that are not known, and not begun meanwhile."""
         for handle in await self._addresses.strays(request.network, known):
+            if any(handle == entry.handle for entry in begun):
+                continue
             try:
                 await self._addresses.release(handle)
             except UNDO_ERRORS as error:

@@ -64,10 +64,12 @@ class Ipam:
         await self._datastore.check_unlocked()
         await self._datastore.check_node()
         facts = await self._pods.facts(request)
+        before = await self._addresses.held(request.handle)
         try:
             given = await self._addresses.assign(request, facts)
         except BaseException:
-            await self._addresses.release(request.handle)
+            if not before:  # else an earlier ADD was answered with them
+                await self._addresses.release(request.handle)
             raise
         made = Result(
             ips=tuple(Ip(one) for one in given.interfaces),

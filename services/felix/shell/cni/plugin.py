@@ -22,7 +22,7 @@ from libs.store.api import StoreError, StoreUnavailable
 from services.felix.core.cni.endpoint import Place
 from services.felix.core.cni.errors import CniError, Code
 from services.felix.core.cni.request import Request
-from services.felix.core.journal import Delegation, Journal
+from services.felix.core.journal import Delegation
 from services.felix.shell.cni.add import Add, AddSettings
 from services.felix.shell.cni.addresses import Addresses
 from services.felix.shell.cni.check import Check
@@ -33,6 +33,7 @@ from services.felix.shell.cni.pods import PodSource, RequestPods
 from services.felix.shell.cni.protocols import AddressPlugins, Enforcement, Peers, PodLinks
 from services.felix.shell.cni.turns import Turns
 from services.felix.shell.cni.undo import UNDO_ERRORS, Undo
+from services.felix.shell.journal import Journal
 
 log = logging.getLogger(__name__)
 trace = tracing.tracer("felix.cni")

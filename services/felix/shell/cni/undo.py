@@ -14,15 +14,17 @@ from libs.ipam.errors import IpamError
 from libs.resources.errors import ResourceError
 from libs.store.api import StoreError
 from services.felix.core.cni.errors import CniError
-from services.felix.core.journal import Entry, Journal
+from services.felix.core.journal import Entry
 from services.felix.shell.cni.addresses import Addresses
 from services.felix.shell.cni.datastore import Datastore
 from services.felix.shell.cni.protocols import Peers, PodLinks
 from services.felix.shell.cni.turns import Turns
+from services.felix.shell.journal import Journal
 
 log = logging.getLogger(__name__)
 
 UNDO_S = 20.0
+UNDO_AT_ONCE = 8
 FORGET_S = 2.0  # for other nodes to forget an address; the kernel needs some 40 ms for the interface meanwhile
 UNDO_AGAIN_S = (0.5, 10.0)
 UNDO_ERRORS = (StoreError, ResourceError, IpamError, CniError, TimeoutError)
@@ -44,8 +46,8 @@ class Undo:
 
     def recover(self) -> None:
         """Find what a crash cut short. Called once at start, before requests are served; `undo_forever` does it."""
-        for record in self._journal.unreadable:
-            log.error("journal record is unreadable and kept for inspection", extra={"record": repr(record)})
+        if self._journal.unreadable:
+            log.error("journal records are unreadable and kept", extra={"records": self._journal.unreadable})
         for entry in self._journal.unfinished():
             log.warning("undoing an interrupted request", extra={"verb": entry.verb, "container": entry.container})
             self.leave(entry)
@@ -57,15 +59,21 @@ class Undo:
             await self._left_more.wait()
             self._left_more.clear()
             while self._left:
-                for entry in list(self._left):
-                    async with self._turns.of(entry.host_interface):
-                        # A later request for the same attachment may have settled it.
-                        if not self._journal.holds(entry) or not await self.undo_or_leave(entry):
-                            self._left.pop(entry, None)
+                # At once, since each may take its time; not all of them, because the datastore is everybody's.
+                some = asyncio.Semaphore(UNDO_AT_ONCE)
+                async with asyncio.TaskGroup() as tasks:
+                    for entry in list(self._left):
+                        tasks.create_task(self._settle(entry, some), name=f"undo {entry.host_interface}")
                 if self._left:
                     await asyncio.sleep(delay_s)
                     delay_s = min(longest_s, delay_s * 2)
             delay_s = UNDO_AGAIN_S[0]
+
+    async def _settle(self, entry: Entry, some: asyncio.Semaphore) -> None:
+        async with some, self._turns.of(entry.host_interface):
+            # A later request for the same attachment may have settled it.
+            if not self._journal.holds(entry) or not await self.undo_or_leave(entry):
+                self._left.pop(entry, None)
 
     def leave(self, entry: Entry) -> None:
         """For `undo_forever`."""

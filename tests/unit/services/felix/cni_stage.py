@@ -18,9 +18,10 @@ from libs.store.memory import MemoryEtcd, MemoryStore
 from libs.testkit import bootstrap
 from services.felix.core.cni.errors import CniError, Code
 from services.felix.core.cni.request import Request, parse
-from services.felix.core.journal import Delegation, Journal
+from services.felix.core.journal import Delegation
 from services.felix.shell.cni.add import AddSettings
 from services.felix.shell.cni.plugin import Plugin
+from services.felix.shell.journal import Journal
 
 CONFIG: dict[str, Any] = {
     "cniVersion": "1.0.0",

@@ -95,14 +95,16 @@ async def test_a_process_that_ends_at_any_call_leaves_what_the_next_one_finishes
         node = await Node(tmp_path / str(last)).fill()
         if command == "DEL":
             await node.plugin.handle(request())
-        seen, dead = 0, asyncio.Event()
+        seen, dead, buried = 0, asyncio.Event(), asyncio.Event()
 
-        async def before(name: str, key: str, last: int = last, dead: asyncio.Event = dead) -> None:
+        async def before(
+            name: str, key: str, last: int = last, dead: asyncio.Event = dead, buried: asyncio.Event = buried
+        ) -> None:
             nonlocal seen
             seen += 1
             if seen > last:  # nothing that this process does from here on has an effect
                 dead.set()
-                await asyncio.Event().wait()
+                await buried.wait()
 
         node.store.before = before
         asking = asyncio.create_task(node.plugin.handle(request(command)))
@@ -120,6 +122,7 @@ async def test_a_process_that_ends_at_any_call_leaves_what_the_next_one_finishes
         node.store.before = None
         node.store.cut = True
         asking.cancel()
+        buried.set()
         with contextlib.suppress(asyncio.CancelledError, CniError, StoreUnavailable):
             await asking
         if complete:
