@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -110,5 +110,28 @@ def test_what_comes_during_a_removal_goes_with_the_next(node: Namespace) -> None
         assert remover.requests <= 2
         assert links(node) == set()
         await remover.close()
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("failure", [OSError(5, "no kernel"), ValueError("not understood")])
+def test_after_any_failure_nobody_waits_and_the_next_removal_works(
+    node: Namespace, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    pairs(node, "cali0")
+
+    def failing(self: LinkRemover, names: Sequence[str]) -> set[str]:
+        raise failure
+
+    async def work() -> None:
+        remover = LinkRemover(node.path)
+        try:
+            with monkeypatch.context() as broken:
+                broken.setattr(LinkRemover, "_remove", failing)
+                with pytest.raises(type(failure)):
+                    await asyncio.wait_for(remover.remove("cali0"), 10)
+            assert await asyncio.wait_for(remover.remove("cali0"), 10)
+        finally:
+            await remover.close()
 
     asyncio.run(work())

@@ -109,8 +109,7 @@ def test_pure_modules_import_nothing_that_waits_talks_or_tells_the_time(module: 
     wrong = [
         f"{target}.{name}" if name else target
         for target, name in imported(path, module)
-        if (target, name) != ("random", "Random")
-        and any(within(target, name, impure) for impure in IMPURE | {"os"})
+        if (target, name) != ("random", "Random") and any(within(target, name, impure) for impure in IMPURE | {"os"})
     ]
     assert wrong == []
 

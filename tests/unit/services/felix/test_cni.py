@@ -11,8 +11,10 @@ import pytest
 from libs.policy.output import WorkloadKey
 from libs.store.api import StoreUnavailable
 from libs.testkit import bootstrap
+from services.felix.core.cni.endpoint import Place
 from services.felix.core.cni.errors import CniError, Code
 from services.felix.core.cni.request import Request, parse
+from services.felix.shell.cni.turns import Turns
 from services.felix.shell.cni.undo import FORGET_S
 from tests.unit.services.felix.cni_stage import NOTHING, FakeLinks, Node, posted, request, undoing, until_nothing
 
@@ -204,6 +206,37 @@ async def test_an_address_is_given_up_once_other_nodes_have_forgotten_it(tmp_pat
     forgotten.set()
     await removal
     assert await node.left() == NOTHING
+
+
+async def test_what_is_still_to_be_undone_is_no_answer_to_a_repeated_add(tmp_path: Path) -> None:
+    """Felix died after the pod was connected and before it said so in the journal; the runtime asks again at once."""
+    node = await Node(tmp_path).fill()
+    await node.plugin.handle(request())
+    entry = Place("node1", "cali").entry("ADD", request())
+    await node.journal.begin(entry)
+    successor = node.restarted()
+    successor.plugin.undo.recover()
+    answer = await successor.plugin.handle(request())
+    async with undoing(successor):
+        for _ in range(50):
+            await asyncio.sleep(0)
+    assert answer is not None
+    await successor.plugin.handle(request("CHECK"))
+    assert (await successor.left())["journal"] == []
+    await successor.plugin.handle(request("DEL"))
+    assert await successor.left() == NOTHING
+
+
+async def test_turns_of_requests_that_fail_are_forgotten() -> None:
+    turns = Turns()
+
+    async def fail(name: str) -> None:
+        async with turns.of(name):
+            await asyncio.sleep(0)
+            raise ValueError
+
+    await asyncio.gather(*(fail(f"cali{number % 3}") for number in range(9)), return_exceptions=True)
+    assert (turns._locks, turns._users) == ({}, {})
 
 
 async def test_the_first_thing_that_went_wrong_is_what_the_runtime_reads(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from services.felix.core.journal import Entry
 from services.felix.shell import journal as module
-from services.felix.shell.journal import LOG, UNREADABLE, Journal
+from services.felix.shell.journal import LOG, UNREADABLE, Journal, read_journal
 
 
 def entry(container: str = "c1", verb: Literal["ADD", "DEL"] = "ADD", ifname: str = "eth0") -> Entry:
@@ -136,3 +136,68 @@ def test_only_root_reads_it(tmp_path: Path) -> None:
 def test_names_of_containers_never_become_paths(tmp_path: Path) -> None:
     asyncio.run(Journal(tmp_path / "state").begin(entry("../../escape", ifname="../x")))
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "state" / LOG]
+
+
+def full_disk(monkeypatch: pytest.MonkeyPatch, takes: int) -> None:
+    """The disk takes that many bytes of each record, then no more."""
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:takes]))
+
+
+@pytest.mark.parametrize("takes", [0, 10])
+async def test_a_full_disk_spoils_neither_what_was_written_nor_what_comes_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, takes: int
+) -> None:
+    journal = Journal(tmp_path)
+    await journal.begin(entry("c1"))
+    with monkeypatch.context() as broken:
+        full_disk(broken, takes)
+        with pytest.raises(OSError, match="only part"):
+            await journal.begin(entry("c2"))
+        journal.end(entry("c1"))  # is no failure of the request
+    assert journal.unfinished() == []
+    await journal.begin(entry("c3"))
+    assert [one.container for one in read_journal(tmp_path)[0].values()] == ["c3"]
+
+
+async def test_a_begin_that_fails_leaves_the_earlier_one_of_the_attachment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(file: int) -> None:
+        raise OSError(5, "no disk")
+
+    journal = Journal(tmp_path)
+    await journal.begin(entry(verb="DEL"))
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fdatasync", failing)
+        with pytest.raises(OSError, match="no disk"):
+            await journal.begin(entry())
+    assert journal.holds(entry(verb="DEL"))
+    assert list(read_journal(tmp_path)[0].values()) == [entry(verb="DEL")]
+
+
+async def test_a_rewrite_that_the_disk_does_not_take_keeps_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOG_BYTES", 100)
+    journal = Journal(tmp_path)
+    await journal.begin(entry("c1"))
+
+    def failing(*_: object) -> None:
+        raise OSError(28, "no space")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "replace", failing)
+        await journal.begin(entry("c2"))
+        journal.end(entry("c2"))
+    assert list(read_journal(tmp_path)[0].values()) == [entry("c1")]
+
+
+async def test_what_begins_meanwhile_is_noted_also_when_it_has_ended(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    await journal.begin(entry("before"))
+    with journal.noting() as begun:
+        await journal.begin(entry("during"))
+        journal.end(entry("during"))
+    await journal.begin(entry("after"))
+    assert begun == {entry("during")}
