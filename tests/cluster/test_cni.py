@@ -193,6 +193,13 @@ async def test_version_needs_no_felix(world: World) -> None:
     assert set(VERSIONS) == set(answer["supportedVersions"])
 
 
+async def test_c12_what_is_said_of_a_request_is_in_the_file_that_the_configuration_names(world: World) -> None:
+    file = world.cluster.directory / "cni.log"
+    await world.cluster.add_pod("node1", "web", namespace="ns1", config={"log_file_path": str(file)})
+    said = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [line["container"] for line in said if line["msg"] == "pod connected"], said
+
+
 async def test_c02_add_again_gives_the_same_answer_and_del_again_is_no_error(world: World) -> None:
     pod = await world.cluster.add_pod("node1", "web", namespace="ns1")
     before = ruleset(world, "node1")

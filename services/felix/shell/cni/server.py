@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import logging
@@ -15,6 +14,7 @@ from aiohttp import web
 
 from services.felix.core.cni.errors import CniError, Code
 from services.felix.core.cni.request import Request, parse
+from services.felix.shell.cni.log import CniLog, settings_of
 from services.felix.shell.cni.plugin import Plugin
 
 log = logging.getLogger(__name__)
@@ -27,6 +27,7 @@ class CniServer:
 
     def __init__(self, plugin: Plugin, path: Path) -> None:
         self._path = path
+        self._log = CniLog()
         app = web.Application(client_max_size=BODY_BYTES)
         app.router.add_post("/cni", lambda http: self._answer(http, plugin.handle))
         app.router.add_post("/ipam", lambda http: self._answer(http, plugin.handle_ipam, for_ipam=True))
@@ -36,6 +37,7 @@ class CniServer:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             self._path.unlink()  # left by a process that was killed
+        self._log.install()
         await self._runner.setup()
         mask = os.umask(0o177)  # never open to others, not even until a chmod
         try:
@@ -48,6 +50,7 @@ class CniServer:
         with contextlib.suppress(FileNotFoundError):
             self._path.unlink()
         await self._runner.cleanup()
+        self._log.uninstall()
 
     async def _answer(
         self,
@@ -56,22 +59,24 @@ class CniServer:
         *,
         for_ipam: bool = False,
     ) -> web.Response:
-        version = ""
         try:
             request = parse(await http.read(), for_ipam=for_ipam)
-            version = request.version
-            result = await handle(request)
         except CniError as error:
-            log.warning(
-                "CNI request refused", extra={"code": error.code, "error": str(error), "details": error.details}
-            )
-            return _json(error.object(version), status=400)
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:
-            log.exception("CNI request failed")
-            return _json(CniError(Code.INTERNAL, f"internal error: {error}").object(version), status=500)
+            return _refused(error, "")
+        with self._log.request(settings_of(request.raw)):
+            try:
+                result = await handle(request)
+            except CniError as error:
+                return _refused(error, request.version)
+            except Exception as error:
+                log.exception("CNI request failed")
+                return _json(CniError(Code.INTERNAL, f"internal error: {error}").object(request.version), status=500)
         return _json(result) if result is not None else web.Response(body=b"")
+
+
+def _refused(error: CniError, version: str) -> web.Response:
+    log.warning("CNI request refused", extra={"code": error.code, "error": str(error), "details": error.details})
+    return _json(error.object(version), status=400)
 
 
 def _json(value: dict[str, Any], status: int = 200) -> web.Response:

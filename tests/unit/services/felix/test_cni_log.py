@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from services.felix.shell.cni_log import LOGGER, CniLog, LogSettings, settings_of
+from services.felix.shell.cni.log import LOGGER, CniLog, LogSettings, settings_of
 
 plugin = logging.getLogger(f"{LOGGER}.add")
 
