@@ -19,6 +19,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import TypeVar
 
 from libs.ipam import keys
@@ -37,6 +38,13 @@ log = logging.getLogger(__name__)
 
 GATHER = 64  # reads on their way at once
 BORROW_FROM = 32  # blocks of others that one round looks into
+LOSSES_PER_LISTING = 8  # blocks that turned out to be taken since the listing; then it is worth a new one
+
+
+class Claim(Enum):
+    WON = auto()
+    LOOK_AGAIN = auto()
+    NONE_FREE = auto()
 
 
 @dataclass(slots=True)
@@ -308,16 +316,9 @@ class Engine:
 
     async def claim_new(self, owner: Owner, version: int, pools: list[Pool], round_: Round) -> bool:
         """Claim a block that nobody has, else an empty one that another host has left idle. False: there is none."""
-        listing = await self.shell.store.list(keys.blocks(version), keys_only=True)
-        taken = [cidr for kv in listing.kvs if (cidr := keys.cidr_of(kv.key)) is not None]
-        for pool in pools:
-            for tries, cidr in enumerate(pool.free_blocks(str(owner), taken)):
-                if round_.inputs.reservations.covers_all(cidr):
-                    continue
-                if await self._try_claim(owner, cidr, round_, fresh=True):
-                    return True
-                if tries >= MAX_TRIES:
-                    raise TooManyConflicts(f"claim of a block in {pool.cidr}", tries)
+        while (got := await self._claim_free(owner, version, pools, round_)) is not Claim.NONE_FREE:
+            if got is Claim.WON:
+                return True
         now = self.shell.now()
         for known in await self.all_blocks(version, round_):
             block = round_.draft.collected(known.value) if known.value else None
@@ -331,6 +332,24 @@ class Engine:
                 log.info("took over an idle block", extra={"block": str(block.cidr), "from": str(block.owner)})
                 return True
         return False
+
+    async def _claim_free(self, owner: Owner, version: int, pools: list[Pool], round_: Round) -> Claim:
+        """One listing's worth of attempts. There is no limit on how often others may be faster: each time one of them
+        got a block, so it ends at the latest when there is none left.
+        """
+        listing = await self.shell.store.list(keys.blocks(version), keys_only=True)
+        taken = [cidr for kv in listing.kvs if (cidr := keys.cidr_of(kv.key)) is not None]
+        lost = 0
+        for pool in pools:
+            for cidr in pool.free_blocks(str(owner), taken):
+                if round_.inputs.reservations.covers_all(cidr):
+                    continue
+                if await self._try_claim(owner, cidr, round_, fresh=True):
+                    return Claim.WON
+                lost += 1
+                if lost == LOSSES_PER_LISTING:
+                    return Claim.LOOK_AGAIN
+        return Claim.NONE_FREE
 
     async def _try_claim(
         self, owner: Owner, cidr: Network, round_: Round, *, fresh: bool = False, may_take: bool = False

@@ -9,12 +9,13 @@ import pytest
 
 from libs.ipam import keys
 from libs.ipam.affinity import AffinityState, Owner, decode_affinity, encode_affinity
-from libs.ipam.block import ReleaseOption, problems
+from libs.ipam.block import Block, ReleaseOption, problems
 from libs.ipam.config import IpamConfig
 from libs.ipam.errors import AddressInUse, BlockNotEmpty, HandleMissing, IpamError, Reason, StaleRelease
 from libs.ipam.pools import Use
 from libs.ipam.requests import AssignIpRequest
 from libs.ipam.vm import holder
+from libs.ipam.wire import Network
 from tests.contract.ipam_stage import Cluster, pod
 
 # --- one host --------------------------------------------------------------------------------------------------------
@@ -467,6 +468,40 @@ async def test_fifty_hosts_want_the_same_last_blocks(cluster: Cluster) -> None:
     assert len(winners) == 4
     affinities = await cluster.affinities()
     assert sorted(name for name, _ in affinities) == sorted(winners)  # the losers left nothing behind
+
+
+async def test_claim_goes_on_while_others_take_block_after_block(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the listing said is taken by the time it is tried, more than a hundred times; the last one is left."""
+    await cluster.pool("p", "10.65.0.0/24", 32)
+    thief, client = cluster.client(max_age_s=60.0), cluster.client()
+    await thief.inputs()
+    claim = client._engine.claims.claim
+    stolen: list[Network] = []
+
+    async def late(owner: Owner, cidr: Network, **more: bool) -> Block:
+        if len(stolen) < 255:
+            await thief.claim_affinity("node2", cidr)
+            stolen.append(cidr)
+        return await claim(owner, cidr, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(client._engine.claims, "claim", late)
+    got = await client.auto_assign(pod("h"))
+    assert len(stolen) == 255
+    assert got.v4[0].network not in stolen
+    assert len(await cluster.affinities()) == 256  # the losses left nothing behind
+
+
+async def test_many_reserved_blocks_are_no_lost_claims(cluster: Cluster) -> None:
+    await cluster.pool("p", "10.65.0.0/24", 32)
+    await cluster.put("IPReservation", "ipreservations", "r", {"reservedCIDRs": ["10.65.0.0/25", "10.65.0.128/26"]})
+    client, nodes = cluster.client(), [f"host{n}" for n in range(64)]
+    for node in nodes:
+        await cluster.node(node)
+    await client.set_config(strict_affinity=True)
+    got = await asyncio.gather(*(cluster.client().auto_assign(pod(f"h-{node}", node)) for node in nodes))
+    assert len({result.v4[0] for result in got}) == 64
 
 
 async def test_two_phases_of_a_claim_are_seen_in_order(cluster: Cluster) -> None:
