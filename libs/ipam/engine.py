@@ -207,7 +207,8 @@ class Engine:
             # All jobs are settled on the same reads: what one of them learns later another must not plan on.
             await self.fetch_handles(handles)
             await self.fetch_blocks(cidrs)
-            if all([job.settle(self.cache, again=again) for job in jobs]):
+            settled = [job.settle(self.cache, again=again) for job in jobs]
+            if all(settled):
                 return
 
     async def fetch_blocks(self, cidrs: Iterable[Network]) -> None:
