@@ -206,15 +206,18 @@ class Engine:
         Handles first: when one arrives between the reads, either the blocks show it, or the handle that the next
         transaction demands is the one from before.
         """
-        for job in jobs:
-            for again in (False, True):
-                cidrs, handles = job.doubts()
-                if not cidrs and not handles:
-                    break
-                await self.fetch_handles(handles)
-                await self.fetch_blocks(cidrs)
-                if job.settle(self.cache, again=again):
-                    break
+        for again in (False, True):
+            doubts = [job.doubts() for job in jobs]
+            cidrs = {cidr for some, _ in doubts for cidr in some}
+            handles = {handle for _, some in doubts for handle in some}
+            if not cidrs and not handles:
+                return
+            # All jobs are settled on the same reads: what one of them learns later another must not plan on.
+            await self.fetch_handles(handles)
+            await self.fetch_blocks(cidrs)
+            settled = [job.settle(self.cache, again=again) for job in jobs]
+            if all(settled):
+                return
 
     async def fetch_blocks(self, cidrs: Iterable[Network]) -> None:
         """Read blocks into the cache. Raises BlockCorrupt."""

@@ -152,9 +152,12 @@ class ReleaseJob(_Releasing):
             self.free(draft, block, plan.block, plan.freed)
 
     def _close(self, options: Iterable[ReleaseOption], error: IpamError | None) -> None:
+        mine = {item.address: item for attempt in self._in_doubt for item in attempt}
         for option in options:
             del self._open[option.address]
-            if error is None:
+            if option.address in mine:
+                self._freed.append(mine[option.address])  # a transaction without an answer has just arrived
+            elif error is None:
                 self._unallocated.append(option.address)
             else:
                 self._refused[option.address] = error

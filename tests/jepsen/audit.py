@@ -22,7 +22,7 @@ MARK = "/calico/ipam/~mark"
 
 
 class Problem(NamedTuple):
-    kind: str  # duplicate, lost, stray, handle, sequence, block, affinity, history
+    kind: str  # duplicate, lost, stray, answer, handle, sequence, block, affinity, history, check
     text: str
 
 

@@ -147,6 +147,13 @@ class Judge:
             for release in self._covering(one.instance):
                 if release.outcome != "info" and one.since < release.invoked and one.until > release.returned:
                     self._say("stray", f"{release.id} {release.outcome} left {one.instance} where it was")
+                alone = not any(
+                    other is not release and _may_have_freed(other, one.instance)
+                    for other in self._covering(one.instance)
+                )
+                denied = release.outcome == "ok" and one.instance.address in release.result["unallocated"]
+                if denied and alone and one.since < release.invoked:
+                    self._say("answer", f"{release.id} released {one.instance}, and was told that nobody had it")
 
     def _looks(self, owned: list[Owned]) -> None:
         """Who asks what a handle has is told of everything it certainly had all the while."""
@@ -222,7 +229,9 @@ def _may_have_freed(release: Operation, instance: Instance) -> bool:
         return True
     if release.outcome == "fail":
         return False
-    return [instance.address, instance.handle] in release.result["freed"]
+    # Who is told that nobody has the address does not take himself for its owner any more.
+    told = release.result
+    return [instance.address, instance.handle] in told["freed"] or instance.address in told["unallocated"]
 
 
 def judge(history: History, audit: Audit) -> Judgement:

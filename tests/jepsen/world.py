@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from ipaddress import ip_network
 
+from tests.jepsen.history import Instance
+
 NODES = ("n0", "n1", "n2", "n3")
 POOL4, POOL6, POOL_LB = "10.77.0.0/25", "fd77::/121", "10.78.0.0/27"
 POOL_SPARE = "10.79.0.0/28"  # only on request: two blocks, mostly idle, which four nodes take from each other
@@ -48,7 +50,17 @@ def resources() -> dict[str, bytes]:
         found[f"{RESOURCES}ippools/{name}"] = _document("IPPool", name, spec)
     for node in NODES:
         found[f"{RESOURCES}nodes/{node}"] = _document("Node", node, {})
+    spec = {"clusterGUID": "jepsen", "datastoreReady": True}
+    found[f"{RESOURCES}clusterinformations/default"] = _document("ClusterInformation", "default", spec)
     return found
+
+
+def endpoint(instance: Instance) -> tuple[str, bytes]:
+    """Key and value of a workload endpoint that uses the address."""
+    name = f"p-{instance.address.replace('.', '-').replace(':', '-')}"
+    length = 128 if ":" in instance.address else 32
+    spec = {"node": NODES[0], "pod": name, "ipNetworks": [f"{instance.address}/{length}"]}
+    return f"{RESOURCES}workloadendpoints/jepsen/{name}", _document("WorkloadEndpoint", name, spec)
 
 
 def _document(kind: str, name: str, spec: dict[str, object]) -> bytes:

@@ -18,7 +18,7 @@ from libs.ipam.errors import HandleMissing, IpamError, Reason, TooManyConflicts
 from libs.ipam.pools import Pool, Reservations
 from libs.ipam.requests import AssignIpRequest, AssignRequest, AssignResult
 from libs.ipam.source import FixedSource, Inputs
-from libs.store.api import Compare, Op, StoreAuthError, StoreUnavailable, TxnResult
+from libs.store.api import Compare, KeyValue, Op, StoreAuthError, StoreUnavailable, TxnResult
 from libs.store.memory import MemoryEtcd, MemoryStore
 
 POOL = Pool("p", IPv4Network("10.0.0.0/30"), 30)
@@ -291,3 +291,33 @@ async def test_exact_address_after_a_lost_answer_is_not_in_use_by_itself() -> No
     world.store.before = lose_answer
     await world.client.assign_ip(wanted)
     assert (await world.held())["10.0.0.2"] == "h"
+
+
+async def test_release_that_arrives_while_other_jobs_are_looked_into_is_told_as_freed() -> None:
+    """Two releases of one block share a lost transaction, which arrives after the first was found undone."""
+    world = World(POOL)
+    for handle in ("h1", "h2"):
+        await world.client.auto_assign(pod(handle))
+    held = await world.held()
+    store = world.store
+    reads = 0
+    get = store.get
+
+    async def arriving(key: str, *, revision: int = 0) -> KeyValue | None:
+        nonlocal reads
+        if store.kept and key.startswith(keys.blocks(4)):
+            reads += 1
+            if reads == 2:
+                await store.deliver()
+        return await get(key, revision=revision)
+
+    store.get = arriving  # type: ignore[method-assign]
+    store.lose = 1
+    async with world.client._engine.lock:
+        tasks = [
+            asyncio.ensure_future(world.client.release_ips([ReleaseOption(IPv4Address(a), h)])) for a, h in held.items()
+        ]
+        await asyncio.sleep(0)
+    results = [await task for task in tasks]
+    assert [len(result.freed) for result in results] == [1, 1], results
+    assert await world.held() == {}
