@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from libs.runtime import logs
 
 settings.register_profile(
     "gate", derandomize=True, max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -44,3 +48,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("skips that are not listed in tests/skips.txt", red=True)
         for line in _unlisted:
             terminalreporter.line(line)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def logs_as_before() -> Iterator[None]:
+    """A command or service that a test runs in this process sets up logs, which are also those of all other tests."""
+    level = logging.getLogger().level
+    yield
+    logs.close()
+    logging.getLogger().setLevel(level)
