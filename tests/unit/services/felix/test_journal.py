@@ -160,6 +160,19 @@ async def test_a_full_disk_spoils_neither_what_was_written_nor_what_comes_next(
     assert [one.container for one in read_journal(tmp_path)[0].values()] == ["c3"]
 
 
+@pytest.mark.parametrize("takes", [0, 10])
+async def test_an_end_that_the_disk_did_not_take_is_written_with_the_next_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, takes: int
+) -> None:
+    journal = Journal(tmp_path)
+    await journal.begin(entry("c1"))
+    with monkeypatch.context() as broken:
+        full_disk(broken, takes)
+        journal.end(entry("c1"))
+    await journal.begin(entry("c3"))
+    assert [one.container for one in read_journal(tmp_path)[0].values()] == ["c3"]
+
+
 async def test_a_begin_that_fails_leaves_the_earlier_one_of_the_attachment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
