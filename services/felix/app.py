@@ -80,12 +80,13 @@ class Felix:
             on_progress=self.report,
             random=random,
             observe=metrics.observe_pass,
-            on_pass=self.statuses_changed,
+            on_pass=self._after_pass,
         )
         self.feed = FeedRunner(bus, self.node, self.on_apply, random)
         self.settings = LiveSettings(options=self._start)
         self._configured = False
         self._statuses_due: asyncio.TimerHandle | None = None
+        self._statuses_late = False  # they were due in the midst of a pass
         self._mtu_written_bytes = 0
         self._mtu_refused = ""
         self._levels = logs.levels()  # those of the environment, which apply where the datastore says nothing
@@ -147,10 +148,17 @@ class Felix:
         if self._statuses_due is None:
             self._statuses_due = asyncio.get_running_loop().call_later(STATUS_PAUSE_S, self._update_statuses)
 
+    def _after_pass(self) -> None:
+        if self._statuses_late:
+            self._update_statuses()
+        else:
+            self.statuses_changed()
+
     def _update_statuses(self) -> None:
         self._statuses_due = None
         plane, builder = self.dataplane, self.builder
-        if not plane.passes:
+        self._statuses_late = plane.passing
+        if plane.passing or not plane.passes:
             return
         kernel = status.Kernel(
             running=self.kernel.interfaces.running(),
@@ -238,8 +246,11 @@ class Felix:
         if self._statuses_due is not None:
             self._statuses_due.cancel()
             self._update_statuses()
-        known = self.statuses.of(key)
-        return known is not None and known.status != status.ERROR and TABLES not in self.dataplane.progress.failures
+        known, plane = self.statuses.of(key), self.dataplane
+        if known is None and not plane.passing:
+            return False
+        held = key in plane.workloads if known is None else known.status != status.ERROR
+        return held and TABLES not in plane.progress.failures
 
     # --- periodic ---
 

@@ -124,6 +124,7 @@ class Dataplane:
         self.wanted: dict[WorkloadKey, Workload] = {}
         self.wanted_hosts: dict[str, Host] = {}
         self.passes = 0
+        self.passing = False  # what is wanted may be ahead of the kernel and of `progress`
         self._builder = builder
         self._tables = tables
         self._routing = routing
@@ -202,6 +203,7 @@ class Dataplane:
 
     async def _pass(self) -> None:
         started = time.monotonic()
+        self.passing = True
         queue, self._queue = self._queue, []
         last = queue[-1][0] if queue else None
         parent = next((traceparent for _, traceparent in reversed(queue) if traceparent), None)
@@ -222,6 +224,7 @@ class Dataplane:
         self._observe(time.monotonic() - started, len(failures))
         epoch, seq = (last.epoch, last.seq) if last is not None else (self.progress.epoch, self.progress.seq)
         before, self.progress = self.progress, Progress(epoch, rev, seq, failures, frozenset(unlimited))
+        self.passing = False
         if failures:
             self._later()
         else:
