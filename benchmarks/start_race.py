@@ -142,7 +142,7 @@ async def run(count: int) -> list[Row]:
 def main() -> int:
     options = parser(__doc__).parse_args()
     described = machine()
-    report("start-up race", asyncio.run(run(12 if options.quick else 200)), options.json, described)
+    report("start-up race", asyncio.run(run(12 if options.quick else 100)), options.json, described)
     return 0
 
 
