@@ -19,7 +19,7 @@ from libs.ipam.block import ReleaseOption
 from libs.ipam.client import IpamClient
 from libs.ipam.errors import BlockNotEmpty, IpamError
 from libs.ipam.gc import Decision, Memory, decide
-from libs.ipam.view import Ledger, Users, read_ledger, read_users
+from libs.ipam.view import Users, read_ledger, read_users
 from libs.ipam.wire import Address, Network
 from libs.store.api import Store
 
@@ -75,7 +75,17 @@ class GarbageCollector:
         now_s, now = self._monotonic(), self._wall()
 
         def again(seen: Users) -> Decision:
-            return _decide(ledger, seen, self._memory, now_s, now, self.grace_s, cooldown_s)
+            return decide(
+                ledger.blocks,
+                ledger.affinities,
+                seen,
+                self._memory,
+                now_s=now_s,
+                now=now,
+                grace_s=self.grace_s,
+                cooldown_s=cooldown_s,
+                hosts=ledger.hosts,
+            )
 
         decision = again(users)
         done = Collected(suspects=len(decision.memory.suspects))
@@ -125,22 +135,6 @@ class GarbageCollector:
             if not kept:
                 done.nodes.append(node)
                 log.info("cleaned up after a node", extra={"node": node})
-
-
-def _decide(
-    ledger: Ledger, users: Users, memory: Memory, now_s: float, now: datetime, grace_s: float, cooldown_s: int
-) -> Decision:
-    return decide(
-        ledger.blocks,
-        ledger.affinities,
-        users,
-        memory,
-        now_s=now_s,
-        now=now,
-        grace_s=grace_s,
-        cooldown_s=cooldown_s,
-        hosts=ledger.hosts,
-    )
 
 
 def _batches(leaks: tuple[ReleaseOption, ...]) -> Iterable[list[ReleaseOption]]:

@@ -13,12 +13,11 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from ipaddress import ip_interface
 from pathlib import Path
 from typing import Any
 
 from libs import model
-from libs.netlink.podlink import PodVeth
+from libs.netlink.podlink import PodVeth, host_interface
 from services.felix.core.cni.addressing import Given
 from services.felix.core.cni.config import CALICO_IPAM
 from services.felix.core.cni.endpoint import Place, addresses_of, endpoint_key, make_endpoint
@@ -89,7 +88,7 @@ class Add:
         facts, found, *_ = await asyncio.gather(
             self._pods.facts(request), datastore.endpoint(request), datastore.check_unlocked(), datastore.check_node()
         )
-        peers_timeout_s(request, facts)  # refused before anything is done
+        peers_s = peers_timeout_s(request, facts)  # refused before anything is done
         if request.config.readiness_gates:
             await wait_for_gates(request.config.readiness_gates)
             found = await datastore.endpoint(request)
@@ -103,7 +102,7 @@ class Add:
         entry = self._place.entry("ADD", request, delegation)
         await self._journal.begin(entry)
         try:
-            made = await self._plug(request, facts, entry, found)
+            made = await self._plug(request, facts, entry, found, peers_s)
         except BaseException as error:
             if isinstance(error, NothingGiven):
                 entry = self._place.entry("ADD", request)
@@ -115,7 +114,7 @@ class Add:
         return made
 
     async def _plug(
-        self, request: Request, facts: PodFacts, entry: Entry, found: model.WorkloadEndpoint | None
+        self, request: Request, facts: PodFacts, entry: Entry, found: model.WorkloadEndpoint | None, peers_s: float
     ) -> dict[str, Any]:
         host, settings = entry.host_interface, self._settings
         mac = wanted_mac(request, facts) or random_mac()
@@ -139,7 +138,7 @@ class Add:
                 storing.exception()  # looked at, so that nobody complains
             raise
         try:
-            await self._wait_for_policy(request, facts, host, rev)
+            await self._wait_for_policy(request, host, rev, peers_s)
         except BaseException:
             with contextlib.suppress(CniError):  # at once: undoing may have to wait for the datastore
                 await self._links.remove(host, request.netns, request.ifname)
@@ -153,11 +152,10 @@ class Add:
             await self._datastore.ensure_profile(request)
         return await self._datastore.store(endpoint, found)
 
-    async def _wait_for_policy(self, request: Request, facts: PodFacts, host: str, rev: int) -> None:
+    async def _wait_for_policy(self, request: Request, host: str, rev: int, peers_s: float) -> None:
         """Until it is in the kernel. By then the pod's peers know it, or their time is up."""
         limit_s = float(request.config.policy_setup_timeout_seconds) or self._settings.policy_timeout_s
         waits = [self._enforcement.programmed(endpoint_key(request), rev, limit_s)]
-        peers_s = peers_timeout_s(request, facts)
         if peers_s:
             waits.append(self._timed("peers", self._peers.wait(rev, peers_s)))
         programmed, *_ = await self._timed("policy", asyncio.gather(*waits))
@@ -171,7 +169,7 @@ class Add:
         if host != self._place.host_interface(request) or not addresses:
             return None
         routes = None if request.config.ipam.type == CALICO_IPAM else ()  # only the other plugin would know them
-        given = Given(tuple(ip_interface((one, one.max_prefixlen)) for one in addresses), routes)
+        given = Given(tuple(map(host_interface, addresses)), routes)
         mtu = node.mtu_bytes(request.config, self._settings.mtu_file, self._settings.mtu_bytes)
         link = pod_link(request, host, given, found.spec.mac, mtu)
         if self._links.check(link):

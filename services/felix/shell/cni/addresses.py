@@ -7,7 +7,7 @@ import json
 import re
 import time
 from collections.abc import Collection, Sequence
-from ipaddress import IPv4Interface, IPv6Interface, ip_interface
+from ipaddress import ip_interface
 from typing import Any
 
 from libs import model
@@ -17,6 +17,7 @@ from libs.ipam.errors import HandleMissing
 from libs.ipam.pools import Use, select_pools
 from libs.ipam.requests import AssignIpRequest, AssignRequest
 from libs.ipam.source import read_inputs, read_node_labels
+from libs.netlink.podlink import host_interface
 from libs.resources.client import ResourceClient
 from libs.resources.errors import NotFound
 from services.felix.core.cni.addressing import Given, Wanted, needs_pod_cidrs, wanted, with_pod_cidrs
@@ -67,7 +68,7 @@ class Addresses:
                 await self._plugins.run("DEL", delegation)  # most refuse to give a container its addresses twice
             return await self._from_plugin(request, delegation)
         if wish.unmanaged:
-            return Given(_alone(wish.unmanaged))
+            return Given(tuple(map(host_interface, wish.unmanaged)))
         if wish.fixed:
             if former is not None:
                 await self._free_from(request, wish.fixed, former)
@@ -229,7 +230,7 @@ class Addresses:
                     max_per_handle=1,
                 )
             )
-        return Given(_alone(fixed))
+        return Given(tuple(map(host_interface, fixed)))
 
     async def _free_from(self, request: Request, fixed: Sequence[Address], former: model.WorkloadEndpoint) -> None:
         """The same pod's former container may still hold them: its DEL comes late, or never."""
@@ -261,10 +262,6 @@ class Addresses:
             return {}
         labels: dict[str, str] = getattr(profile.spec, "labels_to_apply", None) or {}
         return {name.removeprefix("pcns."): value for name, value in labels.items() if name.startswith("pcns.")}
-
-
-def _alone(addresses: Sequence[Address]) -> tuple[IPv4Interface | IPv6Interface, ...]:
-    return tuple(ip_interface((one, one.max_prefixlen)) for one in addresses)
 
 
 def _delegation(request: Request, config: dict[str, Any], container: str = "", ifname: str = "") -> Delegation:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import ip_interface
 
 from libs import model
 from libs.ipam.errors import IpamError
-from libs.netlink.podlink import PodVeth
+from libs.netlink.podlink import PodVeth, host_interface
 from libs.store.api import StoreError
 from services.felix.core.cni.addressing import Given, wanted
 from services.felix.core.cni.config import CALICO_IPAM
@@ -82,7 +81,7 @@ class Check:
         inside = before.interface(request.ifname, request.netns)
         mac = inside.mac if inside is not None and inside.mac else found.spec.mac
         mtu = (inside.mtu if inside is not None else 0) or request.config.mtu
-        given = Given(tuple(ip_interface((one, one.max_prefixlen)) for one in addresses_of(found)))
+        given = Given(tuple(map(host_interface, addresses_of(found))))
         if request.config.ipam.type != CALICO_IPAM and before.routes:
             given = replace(given, routes=tuple(route.dst for route in before.routes))
         return pod_link(request, self._place.host_interface(request), given, mac, mtu)
@@ -97,17 +96,17 @@ class Check:
             raise CniError(Code.LIMITED, text, failing)
         if not self._enforcement.following():
             raise CniError(Code.NOT_AVAILABLE, NOT_NOW, "changes of policy do not reach this node; is typha reachable?")
+        await self.status_of_addresses(request)
+
+    async def status_of_addresses(self, request: Request) -> None:
+        """All that needs no dataplane, which is the whole of it for calico-ipam by itself. Raises CniError."""
         try:
             await self._datastore.check_unlocked()
             await self._datastore.check_node()
-            await self.status_of_addresses(request)
+            if request.config.ipam.type == CALICO_IPAM:
+                await self._addresses.check_pools(request)
+            await self._addresses.forward(request)
         except (CniError, StoreError, IpamError) as error:
             if isinstance(error, CniError) and error.code in (Code.NOT_AVAILABLE, Code.LIMITED):
                 raise
             raise CniError(Code.NOT_AVAILABLE, NOT_NOW, str(error)) from error
-
-    async def status_of_addresses(self, request: Request) -> None:
-        """Raises CniError, IpamError, StoreError."""
-        if request.config.ipam.type == CALICO_IPAM:
-            await self._addresses.check_pools(request)
-        await self._addresses.forward(request)

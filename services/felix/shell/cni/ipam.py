@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from libs.ipam.errors import IpamError
-from libs.store.api import StoreError
 from services.felix.core.cni.config import CALICO_IPAM
 from services.felix.core.cni.errors import CniError, Code
 from services.felix.core.cni.request import Request
 from services.felix.core.cni.result import Ip, Result, Route, encode_result
 from services.felix.shell.cni.addresses import Addresses
-from services.felix.shell.cni.check import NOT_NOW, Check
+from services.felix.shell.cni.check import Check
 from services.felix.shell.cni.collect import Collect, raise_failed
 from services.felix.shell.cni.datastore import Datastore
 from services.felix.shell.cni.pods import PodSource
@@ -45,7 +43,7 @@ class Ipam:
             raise CniError(Code.INVALID_CONFIG, text)
         match request.command:
             case "STATUS":
-                await self._status(request)
+                await self._check.status_of_addresses(request)
                 return None
             case "GC":
                 await self._gc(request)
@@ -95,14 +93,6 @@ class Ipam:
         if lacking:
             text = f"prevResult lacks what {request.handle} holds in IPAM: {', '.join(lacking)}"
             raise CniError(Code.CHECK_FAILED, text)
-
-    async def _status(self, request: Request) -> None:
-        try:
-            await self._datastore.check_unlocked()
-            await self._datastore.check_node()
-            await self._check.status_of_addresses(request)
-        except (CniError, StoreError, IpamError) as error:
-            raise CniError(Code.NOT_AVAILABLE, NOT_NOW, str(error)) from error
 
     async def _gc(self, request: Request) -> None:
         await self._datastore.check_unlocked()

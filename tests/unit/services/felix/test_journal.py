@@ -23,6 +23,10 @@ def entry(container: str = "c1", verb: Literal["ADD", "DEL"] = "ADD", ifname: st
     )  # fmt: skip
 
 
+def no_disk(file: int) -> None:
+    raise OSError(5, "no disk")
+
+
 async def test_what_is_begun_and_not_ended_is_found_by_the_next_process(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "a" / "b")
     for one in (entry("c1"), entry("c2", "DEL"), entry("c2", ifname="eth1"), entry("c3")):
@@ -113,11 +117,8 @@ async def test_those_that_begin_together_share_syncs_and_each_is_synced(
 
 
 async def test_what_cannot_be_synced_has_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(file: int) -> None:
-        raise OSError(5, "no disk")
-
     journal = Journal(tmp_path)
-    monkeypatch.setattr(os, "fdatasync", failing)
+    monkeypatch.setattr(os, "fdatasync", no_disk)
     with pytest.raises(OSError, match="no disk"):
         await journal.begin(entry())
     assert journal.unfinished() == []
@@ -176,13 +177,10 @@ async def test_an_end_that_the_disk_did_not_take_is_written_with_the_next_record
 async def test_a_begin_that_fails_leaves_the_earlier_one_of_the_attachment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing(file: int) -> None:
-        raise OSError(5, "no disk")
-
     journal = Journal(tmp_path)
     await journal.begin(entry(verb="DEL"))
     with monkeypatch.context() as broken:
-        broken.setattr(os, "fdatasync", failing)
+        broken.setattr(os, "fdatasync", no_disk)
         with pytest.raises(OSError, match="no disk"):
             await journal.begin(entry())
     assert journal.holds(entry(verb="DEL"))
