@@ -1,9 +1,9 @@
 """What a node tells its BGP peers when no BGPFilter has decided: Calico's `calico_export_to_bgp_peers`.
 
-In order: nothing of pools that are not to leave; to peers of our AS nothing that goes out by an overlay's device; nothing
-of the eBPF dataplane's devices; of this node's own blocks the block, and inside it only what is more urgent than normal
-(a virtual machine that has just moved here); services; what a reflector passes on; what lies inside pools. Nothing else:
-so the default route never leaves, whoever told us of it.
+In order: nothing of pools that are not to leave; to peers of our AS nothing that goes out by an overlay's device;
+nothing of the eBPF dataplane's devices; of this node's own blocks the block, and inside it only what is more urgent
+than normal (a virtual machine that has just moved here); services; what a reflector passes on; what lies inside
+pools. Nothing else: so the default route never leaves, whoever told us of it.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ Two stages. What a rule asks of a path (source, interface, communities, AS path,
 path by `Chain.resolve`; what is left are the tests of the prefix, of those rules only that can still match. A path that
 no rule asks a prefix for has one outcome, whatever the number of its prefixes.
 
-The first rule that matches decides, over all filters of a peer in their order; none: the caller's default. Semantics are
-those of the functions that Calico's confd writes for BIRD: conditions AND-ed, `In` includes the network itself, a
+The first rule that matches decides, over all filters of a peer in their order; none: the caller's default. Semantics
+are those of the functions that Calico's confd writes for BIRD: conditions AND-ed, `In` includes the network itself, a
 priority is 2147483647 - LOCAL_PREF, operations only where a rule accepts.
 """
 
@@ -80,7 +80,8 @@ class Chain:
 def rules_of(
     names: Iterable[str], filters: Mapping[str, Filter], family: Family, export: bool
 ) -> tuple[tuple[str, FilterRule], ...]:
-    """The rules that a peer's list of filters comes to, each with where it stands; names that do not exist give none."""
+    """The rules that a peer's list of filters comes to, each with where it stands; names that do not exist give
+    none."""
     direction = "export" if export else "import"
     found: list[tuple[str, FilterRule]] = []
     for name in names:
@@ -92,7 +93,8 @@ def rules_of(
 
 
 def apply(rule: FilterRule, attributes: Attributes) -> Attributes:
-    """The rule's operations. Communities are added once; prepended numbers come out in the order they are written in."""
+    """The rule's operations. Communities are added once; prepended numbers come out in the order they are written
+    in."""
     changed = add_communities(attributes, rule.add_communities)
     if rule.prepend:
         changed = replace(changed, as_path=prepend(changed.as_path, rule.prepend))

@@ -1,7 +1,7 @@
 """Which learned routes this speaker puts into the kernel, and how: Calico's `calico_kernel_programming`.
 
-Ranges of services never (they would loop), VXLAN pools never (felix), IPIP and plain pools as `programClusterRoutes` says,
-everything outside pools always.
+Ranges of services never (they would loop), VXLAN pools never (felix), IPIP and plain pools as `programClusterRoutes`
+says, everything outside pools always.
 """
 
 from __future__ import annotations

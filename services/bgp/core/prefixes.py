@@ -41,12 +41,13 @@ def inside(network: IPNetwork) -> PrefixTest:
 
 
 def inside_any(networks: Iterable[IPNetwork], family: Family) -> PrefixTest:
-    """Is a prefix inside one of them; networks of the other family are left out. Cost does not grow with their number."""
+    """Is a prefix inside one of them; networks of the other family are left out. Cost does not grow with their
+    number."""
     outer: list[IPNetwork] = []
     for network in sorted(
         {n for n in networks if of_family(n, family)}, key=lambda n: (n.network_address.packed, n.prefixlen)
     ):
-        if not outer or network.network_address > outer[-1].broadcast_address:
+        if not outer or network.network_address.packed > outer[-1].broadcast_address.packed:
             outer.append(network)
     if not outer:
         return never

@@ -121,7 +121,8 @@ class Originated:
 
 @dataclass(frozen=True, slots=True)
 class PoolExport:
-    """A pool: what lies inside is ours to tell, or is not to leave (`disableBGPExport`); its overlay says who routes it.
+    """A pool: what lies inside is ours to tell, or is not to leave (`disableBGPExport`); its overlay says who routes
+    it.
 
     ipip_mode: Never | Always | CrossSubnet. vxlan: in any of its modes.
     """

@@ -1,11 +1,12 @@
-"""The decision process: RFC 4271 section 9.1.2.2 with RFC 4456 section 9, preference and long-lived stale paths before it.
+"""The decision process: RFC 4271 section 9.1.2.2 with RFC 4456 section 9, preference and long-lived stale paths
+before it.
 
-By elimination over the whole set, as the RFC has it, and not pair by pair: MED compares only within one neighbouring AS, so
-"better than" is not transitive and a chain of comparisons would depend on the order of arrival. The result depends on
-nothing but the set.
+By elimination over the whole set, as the RFC has it, and not pair by pair: MED compares only within one neighbouring
+AS, so "better than" is not transitive and a chain of comparisons would depend on the order of arrival. The result
+depends on nothing but the set.
 
-What is left after the comparison of IGP metrics is the ECMP set (BIRD's `merge paths`); the rest of the steps choose the one
-that is told to peers.
+What is left after the comparison of IGP metrics is the ECMP set (BIRD's `merge paths`); the rest of the steps choose
+the one that is told to peers.
 """
 
 from __future__ import annotations
@@ -68,9 +69,7 @@ def decide(paths: Iterable[Path], why: dict[Path, Reason] | None = None) -> list
         if why is not None:
             for path in left:
                 if path.rank != best_rank:
-                    why[path] = next(
-                        r for r, a, b in zip(RANK_REASONS, path.rank, best_rank, strict=True) if a != b
-                    )
+                    why[path] = next(r for r, a, b in zip(RANK_REASONS, path.rank, best_rank, strict=True) if a != b)
         left = [path for path in left if path.rank == best_rank]
     if len(left) > 1:
         left = _lowest_med(left, why)

@@ -1,7 +1,7 @@
 """One way to prefixes: who told us, with which attributes, by way of which next hop.
 
-A `Path` is shared by all prefixes that one peer told us with the same attributes and that its import filters treat alike,
-so that a table of a hundred thousand prefixes holds as many references and a few hundred paths.
+A `Path` is shared by all prefixes that one peer told us with the same attributes and that its import filters treat
+alike, so that a table of a hundred thousand prefixes holds as many references and a few hundred paths.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ class Community(IntEnum):
 
 
 class Preference(IntEnum):
-    """Before any attribute (BIRD's `preference`): what this node has beats what it hears, except during a live migration.
+    """Before any attribute (BIRD's `preference`): what this node has beats what it hears, except during a live
+    migration.
 
-    A workload that moved here has a route of a metric below the normal one, and beats what its old node still says; what a
-    peer says with such a metric beats that in turn, for then the workload has moved on.
+    A workload that moved here has a route of a metric below the normal one, and beats what its old node still says;
+    what a peer says with such a metric beats that in turn, for then the workload has moved on.
     """
 
     KERNEL = 10
@@ -77,7 +78,17 @@ class Rejected(Enum):
 class Source:
     """Where paths come from: a peer, or this node. `peers.Peer` adds what only a peer has."""
 
-    __slots__ = ("address_key", "client", "cluster_id", "generation", "internal", "llgr", "name", "remote", "router_id")
+    __slots__ = (
+        "__weakref__",
+        "address_key",
+        "client",
+        "cluster_id",
+        "generation",
+        "internal",
+        "name",
+        "remote",
+        "router_id",
+    )
 
     def __init__(self, name: str, remote: bool) -> None:
         self.name = name
@@ -88,14 +99,14 @@ class Source:
         self.router_id = 0
         self.address_key: tuple[int, bytes] = (0, b"")
         self.generation = 0  # of the session: paths of an older one are stale
-        self.llgr: set[Family] = set()  # its stale paths are long-lived ones
 
     def __repr__(self) -> str:
         return f"<{self.name}>"
 
 
 class Path:
-    """received: as it came; attributes: after import policy. where: the rule that accepted or rejected it, if one did."""
+    """received: as it came; attributes: after import policy. where: the rule that accepted or rejected it, if one
+    did."""
 
     __slots__ = (
         "__weakref__",
