@@ -104,9 +104,10 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class Originated:
-    """A prefix that this node announces by itself. cluster: comes from pools and blocks (else: a service or static).
+    """A prefix that this node announces by itself: a block, a service, or a route of the kernel (of a local workload).
 
-    attributes: communities and the like; the next hop is filled in for each peer.
+    attributes: communities and the like; the next hop is filled in for each peer. priority: metric of the route in the
+    kernel, None is the normal one. interface: where the kernel's route goes out; empty for blocks and services.
     """
 
     family: Family
@@ -114,14 +115,22 @@ class Originated:
     attributes: Attributes
     block: bool = False
     service: bool = False
+    priority: int | None = None
+    interface: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class PoolExport:
-    """A pool as exports see it: what lies inside is ours to tell, or is not to leave (`disableBGPExport`)."""
+    """A pool: what lies inside is ours to tell, or is not to leave (`disableBGPExport`); its overlay says who routes
+    it.
+
+    ipip_mode: Never | Always | CrossSubnet. vxlan: in any of its modes.
+    """
 
     network: IPNetwork
     export: bool = True
+    ipip_mode: str = "Never"
+    vxlan: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +148,10 @@ class SpeakerSettings:
     originated: tuple[Originated, ...] = ()
     pools: tuple[PoolExport, ...] = ()
     own_blocks: tuple[IPNetwork, ...] = ()
+    subnets: tuple[IPNetwork, ...] = ()  # of this node's own addresses: IPIP across subnets only
     reject: tuple[IPNetwork, ...] = ()  # never into the kernel: ranges of services
+    reflect: tuple[IPNetwork, ...] = ()  # a reflector passes these on: external and load balancer ranges of services
+    encrypted: tuple[IPAddress, ...] = ()  # next hops that WireGuard serves on both ends: not into the kernel
     advertisements: tuple[tuple[IPNetwork, tuple[tuple[int, ...], ...]], ...] = ()  # communities for what lies inside
     ignored_interfaces: tuple[str, ...] = ()
     normal_priority: dict[Family, int] = field(default_factory=lambda: {Family.IPV4: 1024, Family.IPV6: 1024})
