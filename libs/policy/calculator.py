@@ -20,6 +20,7 @@ from pyroaring import BitMap
 
 from libs import model
 from libs.policy import inputs, rules
+from libs.policy.bgp import BgpTables
 from libs.policy.changes import Changes, Encapsulation, NodeView
 from libs.policy.claims import Claims
 from libs.policy.index import Entry, LabelIndex
@@ -123,6 +124,7 @@ class Calculator:
         self._known: dict[str, int] = {}  # node -> reasons to know it
         self._asked_for: set[str] = set()
         self._tables = SharedTables()
+        self.bgp = BgpTables()
         self._report = Report()
 
     # --- input --------------------------------------------------------------------------------------------------------
@@ -230,7 +232,8 @@ class Calculator:
         deltas = self._table.refresh(changed_entries)
         for entry in changed_entries:
             entry.flipped.clear()
-        changes = self._report.finish(self._policy_book, self._profile_book, self._uses, deltas, self._tables.take())
+        tables = self._tables.take() | self.bgp.take()
+        changes = self._report.finish(self._policy_book, self._profile_book, self._uses, deltas, tables)
         self._report = Report()
         return changes
 

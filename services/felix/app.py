@@ -12,6 +12,8 @@ from random import Random
 
 from libs.bus import subjects, wire
 from libs.bus.api import Bus, BusError
+from libs.feed.feed import Apply, Phase
+from libs.feed.runner import FeedRunner
 from libs.ipam.client import IpamClient
 from libs.policy.output import WorkloadKey
 from libs.resources.client import ResourceClient
@@ -21,7 +23,6 @@ from libs.runtime.service import Service
 from libs.store.api import Store
 from services.felix.config import FelixConfig
 from services.felix.core import status
-from services.felix.core.feed import Apply, Phase
 from services.felix.core.live import LiveSettings, effective, environment_settings
 from services.felix.core.mtu import pod_mtu_bytes
 from services.felix.core.options import RulesetOptions
@@ -39,7 +40,6 @@ from services.felix.shell.cni.peers import Peers
 from services.felix.shell.cni.plugin import Plugin
 from services.felix.shell.cni.server import CniServer
 from services.felix.shell.dataplane import TABLES, Dataplane, Progress
-from services.felix.shell.feed import FeedRunner
 from services.felix.shell.journal import Journal
 from services.felix.shell.status import StatusReporter
 

@@ -23,11 +23,11 @@ from random import Random
 from typing import Protocol
 
 from libs.bus import wire
+from libs.feed.feed import Apply
 from libs.nftables.ops import Failure, TransactionRefused
 from libs.nftables.state import TableState
 from libs.policy.output import Host, Workload, WorkloadKey
 from libs.runtime import tracing
-from services.felix.core.feed import Apply
 from services.felix.core.options import RulesetOptions
 from services.felix.core.routing import Routing
 from services.felix.core.ruleset import RulesetBuilder
