@@ -36,9 +36,7 @@ class Written(NamedTuple):
 class KernelFib:
     """kernel_hop: the way to a next hop, None while there is none (shell/nexthops.py)."""
 
-    def __init__(
-        self, kernel_hop: Callable[[Hop], NextHop | None], netns: int | str | Path | None = None
-    ) -> None:
+    def __init__(self, kernel_hop: Callable[[Hop], NextHop | None], netns: int | str | Path | None = None) -> None:
         self.held: dict[Family, dict[Nlri, Written]] = {family: {} for family in Family}
         self.blocked: dict[tuple[Family, Nlri], str] = {}  # wanted, and not there: why
         self.writes = 0
@@ -135,7 +133,9 @@ class KernelFib:
         self.writes += len(prefixes)
         failed = await self._run(lambda: self._writer.drop(AF[family], prefixes, metric))
         for index, error in failed.items():
-            log.warning("route not removed", extra={"route": str(network(family, prefixes[index])), "error": str(error)})
+            log.warning(
+                "route not removed", extra={"route": str(network(family, prefixes[index])), "error": str(error)}
+            )
 
     def _written(self, route: FibRoute) -> Written | None:
         """Next hops without a way are left out while there is another one."""

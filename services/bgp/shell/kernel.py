@@ -11,8 +11,8 @@ import logging
 from pathlib import Path
 from typing import Protocol
 
-from libs.netlink.monitor import ADDRESSES, LINKS, ROUTES, Changed, Event, Lost, Monitor
 from libs.netlink.links import Link
+from libs.netlink.monitor import ADDRESSES, LINKS, ROUTES, Event, Lost, Monitor
 from libs.netlink.routes import PROTOCOL_BGP, PROTOCOL_FELIX, TABLE_MAIN, UNICAST, Route, list_routes
 from libs.netlink.socket import NETLINK_ROUTE, NetlinkSocket
 from services.bgp.core.paths import Attributes, Family, Nlri, nlri
@@ -38,7 +38,9 @@ class Owner(Protocol):
 class Kernel:
     """prefixes: how the names of workload interfaces begin."""
 
-    def __init__(self, *, interface_prefixes: tuple[str, ...] = ("cali",), netns: int | str | Path | None = None) -> None:
+    def __init__(
+        self, *, interface_prefixes: tuple[str, ...] = ("cali",), netns: int | str | Path | None = None
+    ) -> None:
         self.next_hops = NextHops(netns)
         self.fib = KernelFib(self.next_hops.kernel_hop, netns)
         self.failures: dict[str, str] = {}
@@ -232,5 +234,3 @@ class Kernel:
 
 def _family(route: Route) -> Family:
     return Family.IPV4 if route.dst.version == 4 else Family.IPV6
-
-

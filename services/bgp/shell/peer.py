@@ -282,7 +282,12 @@ class Peer:
         self._tell_if_gone()
 
     def _tell_if_gone(self) -> None:
-        if self._gone is not None and not self._links and not self._attempts and self.session.state in (State.IDLE, State.ACTIVE):
+        if (
+            self._gone is not None
+            and not self._links
+            and not self._attempts
+            and self.session.state in (State.IDLE, State.ACTIVE)
+        ):
             gone, self._gone = self._gone, None
             asyncio.get_running_loop().call_soon(gone, self)
 
@@ -310,5 +315,3 @@ def _words(error: BaseException | None) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) if error is not None else ""
-
-

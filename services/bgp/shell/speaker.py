@@ -234,7 +234,7 @@ class Speaker:
 
     def refreshing(self, peer: Peer, family: Family, begins: bool) -> None:
         if begins:
-            self.rib.begin_refresh(peer.name, family, time.monotonic())
+            self.rib.begin_refresh(peer.name, family)
         else:
             self.rib.end_refresh(peer.name, family)
         self.wake()
