@@ -1,8 +1,8 @@
 """The kernel's share of what was learned: routes with protocol number 81, written in slices from a worker thread.
 
 What is there at the start is adopted: a route that is still right is not touched, one that nobody tells any more goes
-only when the caller says so (after End-of-RIB). Where another program has a route of the same destination and metric, its
-route stays, ours waits, and that is reported.
+only when the caller says so (after End-of-RIB). Where another program has a route of the same destination and metric,
+its route stays, ours waits, and that is reported.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The kernel beside the tables: routes out, next hops and local workloads in.
 
-Felix puts a local workload's route into the kernel when its policy is there, and takes it out when the workload goes. So
-what the kernel says is what is announced of workloads: never one that is not ready, and no second opinion.
+Felix puts a local workload's route into the kernel when its policy is there, and takes it out when the workload goes.
+So what the kernel says is what is announced of workloads: never one that is not ready, and no second opinion.
 """
 
 from __future__ import annotations

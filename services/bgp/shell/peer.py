@@ -1,7 +1,7 @@
 """One peer on the event loop: carries out what its session asks for, and brings it what the sockets say.
 
-All decisions are the session's (core/session). Here are sockets, the timer, the password, and the rule that a peer whose
-socket is full gets nothing more until it has drained.
+All decisions are the session's (core/session). Here are sockets, the timer, the password, and the rule that a peer
+whose socket is full gets nothing more until it has drained.
 """
 
 from __future__ import annotations

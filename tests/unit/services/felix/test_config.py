@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from libs.runtime.config import ConfigError, load
-from services.felix import config as module
+from libs.runtime import nodename as module
 from services.felix.config import FelixConfig
 
 
