@@ -22,7 +22,7 @@ from services.bgp.core.session.negotiation import Negotiated, Restart
 from services.bgp.core.session.session import Session
 from services.bgp.core.session.states import State
 from services.bgp.core.settings import PeerSettings
-from services.bgp.core.wire.errors import Cease, ErrorCode, Notification
+from services.bgp.core.wire.errors import Cease, ErrorCode, Notification, administrative
 from services.bgp.shell import transport
 
 log = logging.getLogger(__name__)
@@ -173,6 +173,19 @@ class Peer:
 
     def send(self, updates: bytes) -> None:
         self._do(self.session.send([updates], time.monotonic()))
+
+    def ask_again(self) -> bool:
+        """Route refresh of every family of the session (RFC 2918); False when there is none, or it is not known."""
+        negotiated = self.session.negotiated
+        if negotiated is None or not negotiated.route_refresh:
+            return False
+        for family in negotiated.families:
+            self._do(self.session.refresh(family, time.monotonic()))
+        return True
+
+    def reset(self, message: str = "") -> None:
+        """Down and up again; message: for the people at the other end (RFC 9003)."""
+        self._do(self.session.reset(time.monotonic(), administrative(Cease.ADMINISTRATIVE_RESET, message)))
 
     # --- what the sockets say ---
 
