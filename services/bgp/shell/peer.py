@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Callable
 from random import Random
-from typing import Protocol
+from typing import Protocol, cast
 
 from services.bgp.core.paths import Change, Family
 from services.bgp.core.session import actions as act
@@ -43,18 +43,20 @@ class Tables(Protocol):
 
 
 class _Link(asyncio.Protocol):
-    """One TCP connection."""
+    """One TCP connection. begin: what the session wants done when it is there, before anything is read from it."""
 
-    def __init__(self, peer: Peer, number: int) -> None:
+    def __init__(self, peer: Peer, number: int, begin: Callable[[], None]) -> None:
         self._peer = peer
+        self._begin = begin
         self.number = number
         self.transport: asyncio.Transport | None = None
         self.paused_since: float | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        transport.set_write_buffer_limits(high=WRITE_BUFFER)
-        self.transport = transport
+        made = cast(asyncio.Transport, transport)  # uvloop's do not inherit from it
+        made.set_write_buffer_limits(high=WRITE_BUFFER)
+        self.transport = made
+        self._begin()
 
     def data_received(self, data: bytes) -> None:
         self._peer.data_received(self.number, data)
@@ -159,10 +161,8 @@ class Peer:
         task.add_done_callback(lambda _: self._attempts.pop(number, None))
 
     async def _accept(self, number: int, channel: socket.socket, actions: list[Action]) -> None:
-        link = _Link(self, number)
-        self._links[number] = link
+        link = self._links[number] = _Link(self, number, lambda: self._do(actions))
         await asyncio.get_running_loop().connect_accepted_socket(lambda: link, channel)
-        self._do(actions)
 
     # --- routes ---
 
@@ -275,14 +275,13 @@ class Peer:
                 interface=settings.interface,
             )
             await transport.connect(channel, settings.address, settings.port)
-            link = _Link(self, number)
-            self._links[number] = link
+            link = self._links[number] = _Link(
+                self, number, lambda: self._do(self.session.connected(number, time.monotonic()))
+            )
             await asyncio.get_running_loop().create_connection(lambda: link, sock=channel)
         except (OSError, transport.PasswordRefused) as error:
             self._links.pop(number, None)
             self._do(self.session.closed(number, time.monotonic(), _words(error)))
-        else:
-            self._do(self.session.connected(number, time.monotonic()))
 
     def _close(self, number: int) -> None:
         if number == self._established:

@@ -128,8 +128,8 @@ def rib(speaker: Speaker, *, family: Family, table: str, peer: str) -> Iterator[
     """table: `loc` every path, `in` those of a peer as received, `out` what a peer was told. Raises KeyError."""
     if table == "loc":
         for prefix in in_order(family, speaker.rib.prefixes(family)):
-            for path in speaker.rib.explain(family, prefix).paths:
-                yield {"prefix": str(network(family, prefix)), **_explained(path)}
+            for one in speaker.rib.explain(family, prefix).paths:
+                yield {"prefix": str(network(family, prefix)), **_explained(one)}
         return
     if peer not in {one.name for one in speaker.all_peers()}:
         raise KeyError(peer)
