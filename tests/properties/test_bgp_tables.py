@@ -92,7 +92,8 @@ workloads = st.builds(
         f"{node}-k8s-{pod}-eth0",
         {
             "orchestrator": "k8s", "node": node, "pod": pod, "endpoint": "eth0", "containerID": "c",
-            "ipNetworks": [f"10.65.0.{host}/32", f"fd65::{host}/128"], "profiles": profiles, "interfaceName": f"cali{pod}",
+            "ipNetworks": [f"10.65.0.{host}/32", f"fd65::{host}/128"],
+            "profiles": profiles, "interfaceName": f"cali{pod}",
         },
         "ns1",
         {"app": app, "projectcalico.org/namespace": "ns1", "projectcalico.org/orchestrator": "k8s"},
