@@ -37,7 +37,7 @@ class Role(StrEnum):
 
 SHARED: dict[Role, tuple[str, ...]] = {
     Role.FELIX: SHARED_BY_ALL,
-    Role.BGP: (*ROUTE_STREAMS, BGP_STREAM, SERVICE_STREAM),
+    Role.BGP: ("route.nodes", "route.pools", BGP_STREAM, SERVICE_STREAM),
 }
 """Streams that every reader of a role follows."""
 _COMMITS = {Role.FELIX: "node", Role.BGP: "bgp"}

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from libs.bus.subjects import Role
-from libs.policy.bgp_output import BgpEntry, LocalWorkload, ServiceRoutes
+from libs.policy.bgp_output import BgpEntry, LocalEntry, ServiceRoutes
 from libs.policy.output import Block, Host, IPSetType, NodeInfo, Policy, Pool, Profile, Workload
 
 
@@ -86,7 +86,7 @@ class TableContent(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="k
     config: dict[str, msgspec.Raw] = {}
     bgp: dict[str, BgpEntry] = {}
     services: dict[str, ServiceRoutes] = {}
-    local: dict[str, LocalWorkload] = {}
+    local: dict[str, LocalEntry] = {}
 
 
 Content = PolicyContent | ProfileContent | SetContent | TableContent
@@ -127,7 +127,7 @@ class TableMsg(Envelope, tag_field="kind", tag="table"):
     config: dict[str, msgspec.Raw] = {}
     bgp: dict[str, BgpEntry | None] = {}
     services: dict[str, ServiceRoutes | None] = {}
-    local: dict[str, LocalWorkload | None] = {}
+    local: dict[str, LocalEntry | None] = {}
 
 
 class Commit(Envelope, tag_field="kind", tag="commit"):

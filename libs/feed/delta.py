@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from libs.policy.bgp_output import BgpEntry, LocalWorkload, ServiceRoutes
+from libs.policy.bgp_output import BgpEntry, LocalEntry, ServiceRoutes
 from libs.policy.output import (
     Block,
     Host,
@@ -43,7 +43,7 @@ class Delta:
     config: dict[str, msgspec.Raw | None] = field(default_factory=dict)
     bgp: dict[str, BgpEntry | None] = field(default_factory=dict)
     services: dict[str, ServiceRoutes | None] = field(default_factory=dict)
-    local: dict[str, LocalWorkload | None] = field(default_factory=dict)
+    local: dict[str, LocalEntry | None] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return any(
@@ -91,4 +91,4 @@ class NodeState:
     config: dict[str, msgspec.Raw] = field(default_factory=dict)
     bgp: dict[str, BgpEntry] = field(default_factory=dict)
     services: dict[str, ServiceRoutes] = field(default_factory=dict)
-    local: dict[str, LocalWorkload] = field(default_factory=dict)
+    local: dict[str, LocalEntry] = field(default_factory=dict)

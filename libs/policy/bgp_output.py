@@ -1,8 +1,8 @@
 """What speakers are told: BGP resources in their plainest form, with every selector already turned into names.
 
-    config.bgp      configurations, peers, filters, and each node's part in them      BgpEntry by `kind/name`
-    route.services  services that are announced one by one                            ServiceRoutes by `namespace/name`
-    local.<node>    workloads of that node that a local workload peer selects         LocalWorkload by workload endpoint
+    config.bgp      configurations, peers, filters, and each node's part in them    BgpEntry by `kind/name`
+    route.services  services that are announced one by one                ServiceRoutes by `namespace/name/IPv4|IPv6`
+    local.<node>    that node's own blocks, addresses it borrowed, workloads it peers with    LocalEntry by `kind/name`
 
 Who is selected stands with the node, not with the peer: when one node's label changes, one small entry changes, however
 many nodes the peer selects. A resource that means nothing keeps its entry, with `problem`, so that speakers can tell it
@@ -115,9 +115,11 @@ class BgpNode(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag
     """A node's part, under `node/<name>`; addresses, AS number and labels stand in `NodeInfo`.
 
     peers: BGPPeers that it has, other than those of all nodes. targets: BGPPeers whose peerSelector selects it.
+    kubernetes_name: as endpoint slices call it, when that is another name.
     """
 
     cluster_id: str = ""
+    kubernetes_name: str = ""
     peers: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
 
@@ -126,20 +128,39 @@ BgpEntry = BgpSettings | BgpPeer | BgpFilter | BgpNode
 
 
 class ServiceRoutes(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """Addresses of one service that speakers announce as /32 or /128. nodes: those with a ready endpoint of their own,
-    None: all nodes.
+    """Addresses of one service and family that speakers announce as /32 or /128. nodes: those with a ready endpoint of
+    their own, by their Kubernetes names; None: all nodes.
     """
 
     addresses: tuple[str, ...] = ()
     nodes: tuple[str, ...] | None = None
 
 
-class LocalWorkload(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """A workload that peers with its node. peer: name of the BGPPeer; nets: its addresses, as /32 and /128."""
+class OwnBlock(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag_field="kind", tag="block"):
+    """An IPAM block of this node, its affinity confirmed. Key: `block/<cidr>`."""
+
+    cidr: str
+
+
+class BorrowedAddress(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag_field="kind", tag="borrowed"):
+    """An address that this node uses inside another node's block, or one of nobody. Key:
+    `borrowed/<block>/<address>`.
+    """
+
+    address: str
+
+
+class LocalWorkload(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag_field="kind", tag="workload"):
+    """A workload that peers with its node. peer: name of the BGPPeer; nets: its addresses, as /32 and /128. Key:
+    `workload/<workload endpoint>`.
+    """
 
     peer: str
     interface: str
     nets: tuple[str, ...] = ()
+
+
+LocalEntry = OwnBlock | BorrowedAddress | LocalWorkload
 
 
 def peer_key(name: str) -> str:

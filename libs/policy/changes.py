@@ -7,7 +7,7 @@ from __future__ import annotations
 import msgspec
 
 from libs import model
-from libs.policy.bgp_output import BgpEntry, LocalWorkload, ServiceRoutes
+from libs.policy.bgp_output import BgpEntry, LocalEntry, ServiceRoutes
 from libs.policy.output import Block, Host, IPSet, NodeInfo, Policy, PolicyKey, Pool, Profile, Workload, WorkloadKey
 
 
@@ -70,7 +70,7 @@ class Changes(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     refused: dict[str, str] = {}
     bgp: dict[str, BgpEntry | None] = {}
     services: dict[str, ServiceRoutes | None] = {}
-    local: dict[str, dict[str, LocalWorkload | None]] = {}
+    local: dict[str, dict[str, LocalEntry | None]] = {}
 
     def concerned(self) -> frozenset[str]:
         """Nodes whose endpoints, policies, profiles or sets are different now, those that lose something included."""

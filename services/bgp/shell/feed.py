@@ -25,7 +25,7 @@ class TablesFeed:
     def __init__(self, bus: Bus, node: str, on_tables: OnTables, random: Random) -> None:
         self.runner = FeedRunner(bus, node, self._on_apply, random, Role.BGP)
         state = self.runner.feed.state
-        self.tables = Tables(state.nodes, state.pools, state.blocks, state.bgp, state.services, state.local)
+        self.tables = Tables(state.nodes, state.pools, state.bgp, state.services, state.local)
         self._bus = bus
         self._node = node
         self._on_tables = on_tables

@@ -43,7 +43,7 @@ def test_snapshot_holds_what_the_role_follows(writer: Writer) -> None:
     writer.publish(endpoint("node1", "p1", "web", 1))
     felix, speaker = (writer.publisher.snapshot("node1", 1.0, role) for role in Role)
     assert set(speaker.streams) == {
-        "route.blocks", "route.nodes", "route.pools", "route.services", "config.bgp", "local.node1",
+        "route.nodes", "route.pools", "route.services", "config.bgp", "local.node1",
     }  # fmt: skip
     assert speaker.workloads == {}
     assert set(felix.streams) >= {*subjects.SHARED_BY_ALL, "policy.gnp/web"}
@@ -92,15 +92,15 @@ def test_tables_of_speakers_are_not_sent_when_there_is_none() -> None:
 
 def test_what_concerns_one_speaker_reaches_no_other(writer: Writer) -> None:
     workload = LocalWorkload(peer="tor", interface="cali1", nets=("10.65.0.1/32",))
-    writer.calculator.bgp.put_local("node2", "k8s/ns1/p1/eth0", workload)
+    writer.calculator.bgp.put_local("node2", "workload/k8s/ns1/p1/eth0", workload)
     (table, commit) = writer.publish()
     assert table[0] == "local.node2"
-    assert table[1].local == {"k8s/ns1/p1/eth0": workload}
+    assert table[1].local == {"workload/k8s/ns1/p1/eth0": workload}
     assert (commit[0], commit[1].needs) == ("bgp.node2", {"local.node2": 1})
     reply = writer.publisher.concerns(writer.rev, ("node1", "node2"))
     assert (reply.nodes, reply.speakers) == ([], ["node2"])
-    writer.calculator.bgp.put_local("node2", "k8s/ns1/p1/eth0", None)
-    assert writer.publish()[0][1].local == {"k8s/ns1/p1/eth0": None}
+    writer.calculator.bgp.put_local("node2", "workload/k8s/ns1/p1/eth0", None)
+    assert writer.publish()[0][1].local == {"workload/k8s/ns1/p1/eth0": None}
     request = wire.SnapshotRequest(node="node1", role=Role.BGP, streams={"local.node2": -1, "config.bgp": -1})
     answer = writer.publisher.some_streams(request)
     assert (answer.gone, list(answer.streams)) == (["local.node2"], ["config.bgp"])
