@@ -105,6 +105,17 @@ class Route(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     fib: bool = False
 
 
+class RoutesChanged(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """On `calico.bgp.<node>.route`: learned routes that the kernel got (prefix -> gateways) or lost. A large change is
+    only counted: `put` and `dropped` are empty then.
+    """
+
+    node: str
+    count: int
+    put: dict[str, list[str]] = {}
+    dropped: list[str] = []
+
+
 class StateRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """routes: with routes, at most `limit` of them of each family, in the order of their prefixes."""
 

@@ -116,5 +116,15 @@ def endpoint_status(node: str, endpoint: str) -> str:
     return f"calico.felix.{encode_token(node)}.status.{encode_token(endpoint)}"
 
 
+def bgp_peer(node: str, peer: str) -> str:
+    """Sessions of a node that come and go (libs/bus/bgp.py, Peer)."""
+    return f"calico.bgp.{encode_token(node)}.peer.{encode_token(peer)}"
+
+
+def bgp_route(node: str) -> str:
+    """Learned routes that come and go (libs/bus/bgp.py, RoutesChanged)."""
+    return f"calico.bgp.{encode_token(node)}.route"
+
+
 def rpc(service: str, node: str, verb: str) -> str:
     return f"calico.{service}.{encode_token(node)}.rpc.{verb}"

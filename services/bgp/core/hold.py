@@ -1,8 +1,8 @@
 """A bad resource never replaces a good one (features.md, G20): what typha could not make sense of stays, on this node,
 as it was when it last could, and is reported.
 
-The last good tables are those of the step before, or those saved on disk. Without any the resource counts as absent, but
-for a filter, which lets nothing pass (`plan_filters.py`).
+The last good tables are those of the step before, or those saved on disk. Without any the resource counts as absent,
+but for a filter, which lets nothing pass (`plan_filters.py`).
 """
 
 from __future__ import annotations

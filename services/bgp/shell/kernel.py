@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -44,6 +45,7 @@ class Kernel:
         self.next_hops = NextHops(netns)
         self.fib = KernelFib(self.next_hops.kernel_hop, netns)
         self.failures: dict[str, str] = {}
+        self.on_routes: list[Callable[[list[FibChange]], None]] = []  # slices that were written
         self._prefixes = interface_prefixes
         self._netlink = NetlinkSocket(NETLINK_ROUTE, netns)
         self._monitor = Monitor(self._event, (*ROUTES, *LINKS, *ADDRESSES), netns, ignore_port=self.fib.port)
@@ -98,6 +100,8 @@ class Kernel:
                 await self._compare()
             while changes := self._rib.take_fib(SLICE):
                 await self.fib.apply(changes)
+                for tell in self.on_routes:
+                    tell(changes)
             for family in Family:
                 if family not in self._swept and self._rib.sweep_allowed(family) and not self._rib.fib_waiting():
                     self._swept.add(family)

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from random import Random
@@ -46,6 +46,7 @@ class Speaker:
         self.peers: dict[str, Peer] = {}
         self.dynamic: dict[str, Peer] = {}
         self.configured_at = datetime.now(UTC)
+        self.on_session: list[Callable[[Peer], None]] = []  # came up, went down, or is not wanted any more
         self.rib: Rib
         self._secrets = secrets
         self._known_secrets: Mapping[SecretRef, bytes | str] = {}
@@ -144,6 +145,7 @@ class Speaker:
             peer = self.peers.pop(name, None) or self.dynamic.pop(name)
             peer.stop(Notification(ErrorCode.CEASE, Cease.PEER_DECONFIGURED))
             self.rib.forget(name)
+            self._session_changed(peer)
             log.info("peer removed", extra={"peer": name})
 
     def _accept(self, channel: socket.socket, address: IPAddress) -> None:
@@ -218,10 +220,12 @@ class Speaker:
             long_lived=dict(negotiated.long_lived),
         )
         self.rib.peer_up(peer.settings, session, time.monotonic())
+        self._session_changed(peer)
         self.wake()
 
     def down(self, peer: Peer, kept: tuple[Family, ...]) -> None:
         self.rib.peer_down(peer.name, time.monotonic(), kept)
+        self._session_changed(peer)
         self.wake()
 
     def received(self, peer: Peer, changes: list[Change]) -> None:
@@ -241,6 +245,10 @@ class Speaker:
 
     def drained(self, peer: Peer) -> None:
         self.wake()
+
+    def _session_changed(self, peer: Peer) -> None:
+        for tell in self.on_session:
+            tell(peer)
 
     # --- turns ---
 
