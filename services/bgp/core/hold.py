@@ -1,15 +1,24 @@
 """A bad resource never replaces a good one (features.md, G20): what typha could not make sense of stays, on this node,
 as it was when it last could, and is reported.
 
-The last good tables are those of the step before, or those saved on disk. Without any the resource counts as absent, but
-for a filter, which lets nothing pass (`plan_filters.py`).
+The last good tables are those of the step before, or those saved on disk. Without any the resource counts as absent,
+but for a filter, which lets nothing pass (`plan_filters.py`).
 """
 
 from __future__ import annotations
 
 import msgspec
 
-from libs.policy.bgp_output import BgpEntry, BgpFilter, BgpNode, BgpPeer, BgpSettings, LocalWorkload, settings_key
+from libs.policy.bgp_output import (
+    BgpEntry,
+    BgpFilter,
+    BgpNode,
+    BgpPeer,
+    BgpSettings,
+    LocalEntry,
+    LocalWorkload,
+    settings_key,
+)
 from services.bgp.core.tables import Tables
 
 KINDS = {BgpSettings: "BGPConfiguration", BgpPeer: "BGPPeer", BgpFilter: "BGPFilter"}
@@ -39,7 +48,7 @@ def hold(now: Tables, good: Tables | None) -> tuple[Tables, dict[str, str]]:
 
 
 def _keep_selected(
-    bgp: dict[str, BgpEntry], local: dict[str, object], now: Tables, good: Tables, peers: set[str]
+    bgp: dict[str, BgpEntry], local: dict[str, LocalEntry], now: Tables, good: Tables, peers: set[str]
 ) -> None:
     """Whom these peers select is not told any more; it stays as it was, of nodes and workloads that are still there."""
     for key, before in good.bgp.items():
