@@ -1,4 +1,5 @@
-"""What only one node's speaker must know: its own blocks, the addresses it borrowed, the workloads it peers with.
+"""What only one node's speaker must know: its own blocks, and the workloads it peers with. Addresses of workloads
+outside its blocks it sees in the kernel, once they are reachable.
 
 A block is a node's own when the block says so and the node's affinity to it is confirmed: neither a block about to be
 given up is announced, nor one whose claim may yet fail (facts/cni-typha-node-bgp-ctl.md section 10).
@@ -10,7 +11,7 @@ from collections.abc import Callable
 
 from libs.policy.bgp_inputs import Selection
 from libs.policy.bgp_nodes import NodeSelection
-from libs.policy.bgp_output import BorrowedAddress, LocalEntry, LocalWorkload, OwnBlock
+from libs.policy.bgp_output import LocalEntry, LocalWorkload, OwnBlock
 from libs.policy.index import Entry, LabelIndex
 from libs.policy.output import Block, Workload, WorkloadKey
 
@@ -32,14 +33,6 @@ class LocalBlocks:
             self._blocks[cidr] = block
         for node in {one.node for one in (old, block) if one is not None and one.node}:
             self._own(node, cidr)
-        before = {} if old is None else old.borrowed
-        after = {} if block is None else block.borrowed
-        for address, node in before.items():
-            if after.get(address) != node:
-                self._put(node, f"borrowed/{cidr}/{address}", None)
-        for address, node in after.items():
-            if before.get(address) != node:
-                self._put(node, f"borrowed/{cidr}/{address}", BorrowedAddress(address=address))
 
     def put_affinity(self, node: str, cidr: str, *, confirmed: bool) -> None:
         if confirmed:

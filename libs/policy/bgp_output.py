@@ -2,7 +2,7 @@
 
     config.bgp      configurations, peers, filters, and each node's part in them    BgpEntry by `kind/name`
     route.services  services that are announced one by one                ServiceRoutes by `namespace/name/IPv4|IPv6`
-    local.<node>    that node's own blocks, addresses it borrowed, workloads it peers with    LocalEntry by `kind/name`
+    local.<node>    that node's own blocks, workloads it peers with                           LocalEntry by `kind/name`
 
 Who is selected stands with the node, not with the peer: when one node's label changes, one small entry changes, however
 many nodes the peer selects. A resource that means nothing keeps its entry, with `problem`, so that speakers can tell it
@@ -142,14 +142,6 @@ class OwnBlock(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, ta
     cidr: str
 
 
-class BorrowedAddress(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag_field="kind", tag="borrowed"):
-    """An address that this node uses inside another node's block, or one of nobody. Key:
-    `borrowed/<block>/<address>`.
-    """
-
-    address: str
-
-
 class LocalWorkload(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag_field="kind", tag="workload"):
     """A workload that peers with its node. peer: name of the BGPPeer; nets: its addresses, as /32 and /128. Key:
     `workload/<workload endpoint>`.
@@ -160,7 +152,7 @@ class LocalWorkload(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tru
     nets: tuple[str, ...] = ()
 
 
-LocalEntry = OwnBlock | BorrowedAddress | LocalWorkload
+LocalEntry = OwnBlock | LocalWorkload
 
 
 def peer_key(name: str) -> str:

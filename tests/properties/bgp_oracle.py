@@ -17,7 +17,6 @@ from libs.policy.bgp_output import (
     BgpEntry,
     BgpNode,
     BgpSettings,
-    BorrowedAddress,
     LocalEntry,
     LocalWorkload,
     OwnBlock,
@@ -122,11 +121,6 @@ class Tables:
                 and owner
             ):
                 self.local.setdefault(owner, {})[f"block/{cidr}"] = OwnBlock(cidr=cidr)
-        for ordinal, index in enumerate(block.spec.allocations):
-            user = "" if index is None else block.spec.attributes[index].secondary.get("node", "")
-            if user and user != owner:
-                address = str(ipaddress.ip_network(cidr)[ordinal])
-                self.local.setdefault(user, {})[f"borrowed/{cidr}/{address}"] = BorrowedAddress(address=address)
 
     def service(self, service: KubernetesService) -> None:
         settings = self.entries.get("configuration/default")

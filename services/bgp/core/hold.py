@@ -9,7 +9,16 @@ from __future__ import annotations
 
 import msgspec
 
-from libs.policy.bgp_output import BgpEntry, BgpFilter, BgpNode, BgpPeer, BgpSettings, LocalWorkload, settings_key
+from libs.policy.bgp_output import (
+    BgpEntry,
+    BgpFilter,
+    BgpNode,
+    BgpPeer,
+    BgpSettings,
+    LocalEntry,
+    LocalWorkload,
+    settings_key,
+)
 from services.bgp.core.tables import Tables
 
 KINDS = {BgpSettings: "BGPConfiguration", BgpPeer: "BGPPeer", BgpFilter: "BGPFilter"}
@@ -39,7 +48,7 @@ def hold(now: Tables, good: Tables | None) -> tuple[Tables, dict[str, str]]:
 
 
 def _keep_selected(
-    bgp: dict[str, BgpEntry], local: dict[str, object], now: Tables, good: Tables, peers: set[str]
+    bgp: dict[str, BgpEntry], local: dict[str, LocalEntry], now: Tables, good: Tables, peers: set[str]
 ) -> None:
     """Whom these peers select is not told any more; it stays as it was, of nodes and workloads that are still there."""
     for key, before in good.bgp.items():

@@ -8,8 +8,8 @@ from ipaddress import ip_network
 
 from libs.policy.bgp_output import BgpFilter, BgpFilterRule
 from services.bgp.core.paths import Family
-from services.bgp.core.plan import View
 from services.bgp.core.settings import Filter, FilterRule
+from services.bgp.core.view import View
 
 NOTHING_PASSES = Filter(
     imports={family: (FilterRule("Reject"),) for family in Family},

@@ -13,8 +13,8 @@ from ipaddress import IPv4Address
 
 from libs.policy.bgp_output import BgpPeer, BgpSecret, LocalWorkload
 from services.bgp.core.paths import Family, IPAddress
-from services.bgp.core.plan import BGP_PORT, FAMILIES, View, family_of, parse_address
 from services.bgp.core.settings import NextHopMode, PeerKind, PeerSettings, SecretRef
+from services.bgp.core.view import BGP_PORT, FAMILIES, View, family_of, parse_address
 
 DEFAULT_RESTART_TIME_S = 120
 

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
-from ipaddress import ip_network
 
-from libs.policy.bgp_output import BorrowedAddress, OwnBlock
-from services.bgp.core.paths import Attributes, Family, IPNetwork, nlri
-from services.bgp.core.plan import View
+from libs.policy.bgp_output import OwnBlock
+from services.bgp.core.paths import Attributes, Family, IPAddress, IPNetwork, nlri
 from services.bgp.core.plan_filters import community
 from services.bgp.core.settings import Originated, PoolExport
+from services.bgp.core.view import View, parse_network
 
 EXCLUDE_LABEL = "node.kubernetes.io/exclude-from-external-load-balancers"
 PLAIN = Attributes()
-
-
-@lru_cache(maxsize=65536)
-def parse_network(text: str) -> IPNetwork:
-    return ip_network(text)
 
 
 def own_blocks(view: View) -> tuple[IPNetwork, ...]:
@@ -27,14 +20,10 @@ def own_blocks(view: View) -> tuple[IPNetwork, ...]:
 
 
 def originated(view: View) -> tuple[Originated, ...]:
-    """Blocks, addresses borrowed from others' blocks, services; each prefix once, a block before a service."""
+    """Blocks and services; each prefix once, a block before a service. Addresses of workloads come from the kernel."""
     found: dict[IPNetwork, Originated] = {}
     for network in own_blocks(view):
         found[network] = _originated(network, block=True)
-    for entry in view.tables.local.values():
-        if isinstance(entry, BorrowedAddress):
-            network = parse_network(entry.address)
-            found.setdefault(network, _originated(network))
     for network in _services(view):
         found.setdefault(network, _originated(network, service=True))
     return tuple(found[network] for network in sorted(found, key=_order))
@@ -66,9 +55,47 @@ def rejected(view: View) -> tuple[IPNetwork, ...]:
     return tuple(sorted(map(parse_network, texts), key=_order))
 
 
+def reflected(view: View) -> tuple[IPNetwork, ...]:
+    """What a route reflector passes on besides pools: addresses of services that others can reach."""
+    texts = {*view.cluster.external_ips, *view.cluster.load_balancer_ips}
+    return tuple(sorted(map(parse_network, texts), key=_order))
+
+
 def pools(view: View) -> tuple[PoolExport, ...]:
-    found = ((parse_network(cidr), not pool.disable_bgp_export) for cidr, pool in view.tables.pools.items())
-    return tuple(PoolExport(network, export) for network, export in sorted(found, key=lambda item: _order(item[0])))
+    found = (
+        PoolExport(
+            parse_network(cidr),
+            export=not pool.disable_bgp_export,
+            ipip_mode=pool.ipip_mode,
+            vxlan=pool.vxlan_mode != "Never",
+        )
+        for cidr, pool in view.tables.pools.items()
+    )
+    return tuple(sorted(found, key=lambda pool: _order(pool.network)))
+
+
+def subnets(view: View) -> tuple[IPNetwork, ...]:
+    """Of this node's own addresses."""
+    info = view.tables.nodes.get(view.node)
+    return () if info is None else tuple(parse_network(text) for text in (info.ipv4, info.ipv6) if text)
+
+
+def encrypted(view: View) -> tuple[IPAddress, ...]:
+    """Addresses of nodes to which WireGuard takes the traffic: those with a key for a family that we have one for."""
+    own = view.tables.nodes.get(view.node)
+    if own is None:
+        return ()
+    found: list[IPAddress] = []
+    for node, info in sorted(view.tables.nodes.items()):
+        if node != view.node:
+            addresses = view.addresses_of(node)
+            for family, key, ours in (
+                (Family.IPV4, info.wireguard_key, own.wireguard_key),
+                (Family.IPV6, info.wireguard_key6, own.wireguard_key6),
+            ):
+                if key and ours and family in addresses:
+                    found.append(addresses[family])
+    return tuple(found)
 
 
 def advertisements(view: View) -> tuple[tuple[IPNetwork, tuple[tuple[int, ...], ...]], ...]:
