@@ -106,7 +106,8 @@ class Cluster:
         environment.
         fill: fills etcd before the services start; by default Node resources, tiers, pools and ClusterInformation.
         etcd_binary: for tests that crash etcd (it then syncs its writes).
-        far: names of the nodes in the second subnet. tcp_ports, udp_ports: what every pod serves. keep: leave logs and data in `directory` after `stop`.
+        far: names of the nodes in the second subnet. tcp_ports, udp_ports: what every pod serves. keep: leave logs and
+        data in `directory` after `stop`.
         """
         return cls(
             nodes, typhas, tuple(felix), tuple(typha), services, dict(env or {}), fill, tuple(tcp_ports),

@@ -1,4 +1,4 @@
-"""Overlays with real packets: three nodes, of which node3 stands in another subnet behind a router that knows no pods."""
+"""Overlays with real packets: three nodes, of which node3 is in another subnet, behind a router that knows no pods."""
 
 from __future__ import annotations
 

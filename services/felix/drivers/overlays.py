@@ -79,7 +79,8 @@ class OverlayKeeper:
         self._known: Reconciler[NeighbourKey, Neighbour] = Reconciler(self._neighbours)
         self._entries.in_sync = self._known.in_sync = True  # asked only after the dataplane is
         self._checksum_broken = checksum_broken(release or os.uname().release)
-        self._have: dict[str, TunnelDevice] | None = None  # None: read the kernel
+        self._have: dict[str, TunnelDevice] = {}
+        self._stale = True  # read the kernel; also set by events while a pass is under way
         self._want: dict[str, TunnelDevice] = {}
         self._told: tuple[WantedOverlays, OverlaySettings] | None = None
         self._dirty = True
@@ -100,6 +101,9 @@ class OverlayKeeper:
         self._dirty, self._unfinished = False, True
         try:
             return await self._prepare(wanted, settings)
+        except OSError as error:
+            self.resync()
+            return False, {"overlays": str(error)}
         except BaseException:
             self.resync()
             raise
@@ -107,7 +111,8 @@ class OverlayKeeper:
     async def _prepare(self, wanted: WantedOverlays, settings: OverlaySettings) -> tuple[bool, dict[str, str]]:
         self._want, failed = self._devices(wanted, settings)
         self._parents = frozenset(one.kind.parent for one in self._want.values() if isinstance(one.kind, Vxlan))
-        if self._have is None:
+        if self._stale:
+            self._stale = False
             self._have = await self._tunnels.read()
             self._entries.resync()
             self._known.resync()
@@ -127,10 +132,19 @@ class OverlayKeeper:
         return bool(todo.put), failed
 
     async def finish(self, wanted: WantedOverlays) -> dict[str, str]:
-        """Remove what is not wanted; object → reason for what could not be."""
-        if self._have is None or not self._unfinished:
+        """Remove what is not wanted any more; object → reason for what could not be."""
+        if not self._unfinished:
             return {}
         self._unfinished = False
+        try:
+            failed = await self._finish(wanted)
+        except OSError as error:
+            failed = {"overlays": str(error)}
+        if failed:
+            self.resync()
+        return failed
+
+    async def _finish(self, wanted: WantedOverlays) -> dict[str, str]:
         failed: dict[str, str] = {}
         # One that is wanted and cannot be made as it should be stays: it may still carry what it did before.
         gone = self._have.keys() - wanted.enabled
@@ -141,10 +155,7 @@ class OverlayKeeper:
             self._have = {name: one for name, one in self._have.items() if name not in gone or name in refused}
             log.info("tunnel devices", extra={"removed": sorted(gone - refused.keys())})
         indexes = {name: index for name, index in self._tunnels.indexes.items() if name in self._want}
-        failed |= await self._write_ends(wanted, indexes, removing=True)
-        if failed:
-            self.resync()
-        return failed
+        return failed | await self._write_ends(wanted, indexes, removing=True)
 
     def _devices(
         self, wanted: WantedOverlays, settings: OverlaySettings
@@ -213,7 +224,7 @@ class OverlayKeeper:
 
     def resync(self) -> None:
         """Compare everything with the kernel in the next pass."""
-        self._have, self._dirty = None, True
+        self._stale = self._dirty = True
 
     async def watch(self, changed: Callable[[], None]) -> None:
         """Calls back when one of our devices, its addresses or entries changed other than by us, or the interface below
