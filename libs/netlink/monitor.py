@@ -1,4 +1,4 @@
-"""What changes in the kernel: links, addresses, routes, as they happen.
+"""What changes in the kernel: links, addresses, routes, neighbours, as they happen.
 
 Events can be lost when we are slow; then the callback gets `Lost`, and whoever holds a picture must list everything
 again.
@@ -20,6 +20,7 @@ from typing import TypeAlias
 
 from libs.netlink.addresses import RTM_DELADDR, RTM_NEWADDR, Address, decode_address
 from libs.netlink.codec import split_messages
+from libs.netlink.fdb import FdbEntry, decode_fdb
 from libs.netlink.links import RTM_DELLINK, RTM_NEWLINK, Link, decode_link
 from libs.netlink.neighbours import RTM_DELNEIGH, RTM_NEWNEIGH, Neighbour, decode_neighbour
 from libs.netlink.routes import RTM_DELROUTE, RTM_NEWROUTE, Route, decode_route
@@ -40,13 +41,14 @@ class Group(IntEnum):
 LINKS = (Group.LINK,)
 ADDRESSES = (Group.IPV4_ADDRESS, Group.IPV6_ADDRESS)
 ROUTES = (Group.IPV4_ROUTE, Group.IPV6_ROUTE)
+NEIGHBOURS = (Group.NEIGHBOUR,)
 
 
 @dataclass(frozen=True, slots=True)
 class Changed:
     """An object that is new or different, or that is gone (then as it was last)."""
 
-    object: Link | Address | Route | Neighbour
+    object: Link | Address | Route | Neighbour | FdbEntry
     gone: bool
 
 
@@ -61,8 +63,8 @@ _GONE = {RTM_DELLINK, RTM_DELADDR, RTM_DELROUTE, RTM_DELNEIGH}
 
 
 def decode_event(kind: int, body: bytes) -> Changed | None:
-    """None for messages that are none of the four kinds, or entries without an address."""
-    found: Link | Address | Route | Neighbour | None = None
+    """None for messages that are none of these kinds, or entries without an address."""
+    found: Link | Address | Route | Neighbour | FdbEntry | None = None
     if kind in (RTM_NEWLINK, RTM_DELLINK):
         found = decode_link(body)
     elif kind in (RTM_NEWADDR, RTM_DELADDR):
@@ -70,7 +72,7 @@ def decode_event(kind: int, body: bytes) -> Changed | None:
     elif kind in (RTM_NEWROUTE, RTM_DELROUTE):
         found = decode_route(body)
     elif kind in (RTM_NEWNEIGH, RTM_DELNEIGH):
-        found = decode_neighbour(body)
+        found = decode_neighbour(body) or decode_fdb(body)
     return None if found is None else Changed(found, kind in _GONE)
 
 

@@ -104,9 +104,11 @@ class Route:
         object.__setattr__(self, "key", RouteKey(self.dst, self.table, self.metric))
 
 
-def device_route(dst: IPNetwork, oif: int, *, protocol: int = PROTOCOL_FELIX, metric: int = 0) -> Route:
+def device_route(
+    dst: IPNetwork, oif: int, *, protocol: int = PROTOCOL_FELIX, metric: int = 0, mtu_bytes: int = 0
+) -> Route:
     """`dst dev oif scope link`."""
-    return Route(dst, (NextHop(oif),), protocol=protocol, metric=metric, scope=SCOPE_LINK)
+    return Route(dst, (NextHop(oif),), protocol=protocol, metric=metric, scope=SCOPE_LINK, mtu_bytes=mtu_bytes)
 
 
 def gateway_route(

@@ -6,6 +6,8 @@
     │     fd00:172:31::1       │          │ felix            ├───────┤ probe     │
     │ etcd, NATS, typha        ├────── …  └──────────────────┘       └───────────┘
 
+Nodes may stand in a second subnet (`far`), behind br1 of the fabric, which routes between the two and knows no pods.
+
 Nothing is made in the root namespace; two relay ports on its loopback lead to etcd and NATS. Clusters have an id of
 their own and may run side by side; since each has its own fabric, all use the same addresses. Pods are plugged by
 running the compiled CNI plugin with the environment and stdin that a container runtime would give it.
@@ -27,7 +29,7 @@ import shutil
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address, ip_interface
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -96,6 +98,7 @@ class Cluster:
         keep: bool = False,
         run_dir: Path = RUN_DIR,
         etcd_binary: str | Path | None = None,
+        far: Sequence[str] = (),
     ) -> Cluster:
         """Nothing runs before `start`.
 
@@ -103,24 +106,27 @@ class Cluster:
         environment.
         fill: fills etcd before the services start; by default Node resources, tiers, pools and ClusterInformation.
         etcd_binary: for tests that crash etcd (it then syncs its writes).
-        tcp_ports, udp_ports: what every pod serves. keep: leave logs and data in `directory` after `stop`.
+        far: names of the nodes in the second subnet. tcp_ports, udp_ports: what every pod serves. keep: leave logs and
+        data in `directory` after `stop`.
         """
         return cls(
             nodes, typhas, tuple(felix), tuple(typha), services, dict(env or {}), fill, tuple(tcp_ports),
-            tuple(udp_ports), log_level, keep, run_dir, etcd_binary,
+            tuple(udp_ports), log_level, keep, run_dir, etcd_binary, frozenset(far),
         )  # fmt: skip
 
     def __init__(
         self, nodes: int, typhas: int, felix: tuple[str, ...], typha: tuple[str, ...], services: bool,
         env: dict[str, str], fill: Callable[[EtcdStore, Cluster], Awaitable[None]] | None, tcp_ports: tuple[int, ...],
         udp_ports: tuple[int, ...], log_level: str, keep: bool, run_dir: Path,
-        etcd_binary: str | Path | None,
+        etcd_binary: str | Path | None, far: frozenset[str],
     ) -> None:  # fmt: skip
         if not 1 <= nodes <= 200:
             raise ValueError("a cluster has 1 to 200 nodes")
         self.id, self.directory = claim(run_dir)
         self.fabric = Namespace(f"cal-{self.id}-fabric")
         self.ipv4, self.ipv6 = IPv4Interface("172.31.0.1/24"), IPv6Interface("fd00:172:31::1/64")
+        self._far = far
+        self._far_gateways = IPv4Interface("172.31.1.1/24"), IPv6Interface("fd00:172:31:1::1/64")
         self.etcd = EtcdServer(
             address=str(self.ipv4.ip), netns=self.fabric.name, directory=self.directory / "etcd", binary=etcd_binary,
             fsync=etcd_binary is not None,
@@ -130,7 +136,9 @@ class Cluster:
         self._tcp_ports, self._udp_ports = tcp_ports, udp_ports
         self._relay: NetnsRelay | None = None
         self._namespaces: list[Namespace] = [self.fabric]
-        self.env = self._base_env() | {"LOG_LEVEL": log_level, "LOG_FORMAT": "json"} | env
+        # There is no routing daemon: plain routes to other nodes are felix's, unless a test says otherwise.
+        routes = {"FELIX_PROGRAMCLUSTERROUTES": "Enabled"}
+        self.env = self._base_env() | {"LOG_LEVEL": log_level, "LOG_FORMAT": "json"} | routes | env
         self.nodes = [self._make_node(i, felix) for i in range(1, nodes + 1)]
         self.typhas = [self._make_typha(i, typha) for i in range(typhas)]
         atexit.register(self._remove)  # a test run that is interrupted leaves nothing either
@@ -144,7 +152,10 @@ class Cluster:
         name = f"node{number}"
         directory = self.directory / name
         directory.mkdir()
-        ipv4, ipv6 = IPv4Interface(f"172.31.0.{10 + number}/24"), IPv6Interface(f"fd00:172:31::{10 + number:x}/64")
+        subnets = (gateway.network for gateway in self._gateways(name))
+        ipv4, ipv6 = (ip_interface((net[10 + number], net.prefixlen)) for net in subnets)
+        assert isinstance(ipv4, IPv4Interface)
+        assert isinstance(ipv6, IPv6Interface)
         env = self.env | {
             "NODENAME": name,
             "FELIX_HEALTHHOST": str(ipv4.ip),
@@ -160,6 +171,9 @@ class Cluster:
             f"felix on {name}", felix, netns=namespace, log_path=directory / "felix.log", env=env, cwd=PROJECT
         )
         return Node(name, namespace, ipv4, ipv6, directory, process.env, process)
+
+    def _gateways(self, node: str) -> tuple[IPv4Interface, IPv6Interface]:
+        return self._far_gateways if node in self._far else (self.ipv4, self.ipv6)
 
     def _make_typha(self, number: int, typha: tuple[str, ...]) -> Process:
         env = self.env | {"TYPHA_HEALTHHOST": str(self.ipv4.ip), "TYPHA_HEALTHPORT": str(TYPHA_PORT + number * 10)}
@@ -199,22 +213,27 @@ class Cluster:
             f"addr add {self.ipv6} dev br0 nodad",
             "link set br0 up",
         ]
+        if self._far:
+            self.fabric.sysctl({"ipv4/ip_forward": 1, "ipv6/conf/all/forwarding": 1})
+            commands += ["link add br1 type bridge mcast_snooping 0 forward_delay 0", "link set br1 up"]
+            commands += [f"addr add {gateway} dev br1" for gateway in self._far_gateways]
         for node in self.nodes:
             node.namespace.sysctl(
                 quiet | {"ipv4/ip_forward": 1, "ipv6/conf/all/forwarding": 1, "ipv6/conf/default/forwarding": 1}
             )
             commands += [
                 f"link add {node.name} type veth peer name eth0 netns {node.namespace.name}",
-                f"link set {node.name} master br0 up",
+                f"link set {node.name} master {'br1' if node.name in self._far else 'br0'} up",
             ]
         self.fabric.ip(commands)
         for node in self.nodes:
+            gateway4, gateway6 = self._gateways(node.name)
             node.namespace.ip([
                 f"addr add {node.ipv4} dev eth0",
                 f"addr add {node.ipv6} dev eth0 nodad",
                 "link set eth0 up",
-                f"route add default via {self.ipv4.ip}",
-                f"route add ::/0 via {self.ipv6.ip}",
+                f"route add default via {gateway4.ip}",
+                f"route add ::/0 via {gateway6.ip}",
             ])  # fmt: skip
 
     async def wait_ready(self, *, timeout_s: float = 60.0, nodes: Sequence[Node] | None = None) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from random import Random
 
@@ -26,12 +27,14 @@ from services.felix.core import status
 from services.felix.core.live import LiveSettings, effective, environment_settings
 from services.felix.core.mtu import pod_mtu_bytes
 from services.felix.core.options import RulesetOptions
+from services.felix.core.overlay import OverlaySettings
 from services.felix.core.routing import Routing
 from services.felix.core.ruleset import RulesetBuilder
 from services.felix.core.status import EndpointKey, Status
 from services.felix.drivers.bandwidth import BandwidthDriver
 from services.felix.drivers.interfaces import InterfaceDriver
 from services.felix.drivers.ipam_plugin import IpamPlugins
+from services.felix.drivers.overlays import OverlayKeeper
 from services.felix.drivers.podlinks import KernelPodLinks
 from services.felix.drivers.tables import KernelTables
 from services.felix.metrics import Metrics
@@ -67,9 +70,10 @@ class Felix:
         self._start = RulesetOptions(
             interface_prefixes=config.interface_prefix,
             endpoint_to_host=config.default_endpoint_to_host_action.capitalize(),
+            overlay=OverlaySettings(ipv6=config.ipv6_support),
         )
         self._environment = environment_settings(os.environ)
-        self.routing = Routing(self.node, program_cluster_routes=config.program_cluster_routes)
+        self.routing = Routing(self.node)
         self.builder = RulesetBuilder(self._start)
         self.dataplane = Dataplane(
             self.builder,
@@ -77,6 +81,7 @@ class Felix:
             self.routing,
             kernel.interfaces,
             kernel.bandwidth,
+            kernel.overlays,
             on_progress=self.report,
             random=random,
             observe=metrics.observe_pass,
@@ -124,6 +129,7 @@ class Felix:
         before, self.settings = self.settings, settings
         if (settings.options, settings.service_cidrs) != (before.options, before.service_cidrs):
             self.dataplane.configure(settings.options, settings.service_cidrs)
+        self.dataplane.configure_routes(settings.cluster_routes, settings.options.overlay)
         if not self._configured or _of_statuses(settings) != _of_statuses(before):
             self._configured = True
             self._configure_statuses()
@@ -186,7 +192,9 @@ class Felix:
     def mtu_bytes(self) -> int:
         """Of new pods."""
         pools = self.feed.feed.state.pools.values()
-        return self.config.mtu_bytes or pod_mtu_bytes(self.kernel.interfaces.underlay_mtu_bytes(), pools)
+        return self.config.mtu_bytes or pod_mtu_bytes(
+            self.kernel.interfaces.underlay_mtu_bytes(), pools, self.settings.options.overlay
+        )
 
     def pod_mtu_bytes(self) -> int:
         """The same, once the file says so too."""
@@ -218,7 +226,10 @@ class Felix:
             rev=progress.rev,
             seq=progress.seq,
             failures=progress.failures,
-            warnings=self.settings.problems,
+            warnings=(
+                *self.settings.problems,
+                *(f"{name}: {reason}" for name, reason in self.kernel.overlays.waiting.items()),
+            ),
         )
         try:
             self.bus.publish(subjects.applied(self.node), wire.encode(message))
@@ -302,9 +313,10 @@ class Felix:
             await asyncio.sleep(1.0)
 
 
-def _of_interfaces(settings: LiveSettings) -> tuple[str, bool, bool]:
+def _of_interfaces(settings: LiveSettings) -> tuple[str, bool, bool, Mapping[int, str]]:
     """Arguments of InterfaceDriver.configure."""
-    return settings.mtu_pattern, settings.options.allow_source_spoofing, settings.route_sync
+    spoofing = settings.options.allow_source_spoofing
+    return settings.mtu_pattern, spoofing, settings.route_sync, settings.route_sources
 
 
 def _of_statuses(settings: LiveSettings) -> tuple[str | None, bool, float]:
@@ -330,6 +342,7 @@ class Kernel:
         self.tables = KernelTables(RulesetBuilder.tables(), metrics.count_written)
         self.interfaces = InterfaceDriver(config.interface_prefix, ipv6=config.ipv6_support)
         self.bandwidth = BandwidthDriver(config.interface_prefix)
+        self.overlays = OverlayKeeper(self.interfaces)
         self.pod_links = KernelPodLinks()
 
     async def __aenter__(self) -> Kernel:
@@ -339,6 +352,7 @@ class Kernel:
         await self.tables.close()
         await self.interfaces.close()
         await self.bandwidth.close()
+        await self.overlays.close()
         await self.pod_links.close()
 
 
@@ -353,6 +367,7 @@ async def run(config: FelixConfig, service: Service) -> None:
             ("dataplane", felix.dataplane.run()),
             ("nftables events", kernel.tables.watch(felix.dataplane.resync_tables)),
             ("interface events", kernel.interfaces.watch(felix.dataplane.interfaces_changed, felix.statuses_changed)),
+            ("overlay events", kernel.overlays.watch(felix.dataplane.interfaces_changed)),
             ("statuses", felix.statuses.run()),
             ("report", felix.report_forever()),
             ("refresh", felix.refresh_forever()),

@@ -47,9 +47,6 @@ class FelixConfig(RuntimeConfig):
         90.0, "How often routes are compared with the kernel; 0: never.", unit="s", minimum=0,
         env=("FELIX_ROUTEREFRESHINTERVAL",),
     )  # fmt: skip
-    program_cluster_routes: bool = setting(
-        True, "Program plain routes to other nodes' blocks in the same subnet.", env=("FELIX_PROGRAMCLUSTERROUTES",)
-    )
     policy_setup_timeout_s: float = setting(
         20.0, "How long CNI ADD waits for the pod's policy to reach the kernel.", unit="s", minimum=0.1
     )

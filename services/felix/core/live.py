@@ -24,6 +24,7 @@ from libs.model.selector import SelectorError
 from services.felix.core.failsafe import FailsafePort
 from services.felix.core.mtu import PATTERN
 from services.felix.core.options import RulesetOptions
+from services.felix.core.overlay import ClusterRoutes
 
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -85,17 +86,27 @@ class LiveSettings:
     status_path: str | None = DEFAULT_STATUS_PATH  # EndpointStatusPathPrefix; None: no files
     status_in_etcd: bool = False  # EndpointReportingEnabled
     status_delay_s: float = 1.0  # EndpointReportingDelay
+    cluster_routes: ClusterRoutes = ClusterRoutes.IPIP_ONLY  # ProgramClusterRoutes
+    route_sources: Mapping[int, str] = field(default_factory=dict)  # DeviceRouteSourceAddress, …IPv6: by family
     options: RulesetOptions = field(default_factory=RulesetOptions)
     service_cidrs: tuple[str, ...] = ()  # BGPConfiguration `default`: what services are announced from
     problems: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
 
 
+# Where the environment's name is not that of the resource's field.
+_OTHER_NAMES = {
+    "ipip_enabled": "IPINIPENABLED",
+    "ipip_mtu": "IPINIPMTU",
+    "external_nodes_list": "EXTERNALNODESCIDRLIST",
+}
+
+
 def environment_settings(environment: Mapping[str, str]) -> dict[str, str]:
     """FELIX_LOGPREFIX and the like, by the field's name in the resource: {"log_prefix": …}."""
     out = {}
     for name in FelixConfigurationSpec.__struct_fields__:
-        text = environment.get("FELIX_" + name.replace("_", "").upper(), "")
+        text = environment.get("FELIX_" + _OTHER_NAMES.get(name, name.replace("_", "").upper()), "")
         if text:
             out[name] = text
     return out
@@ -189,6 +200,8 @@ def _merge(layers: list[dict[str, Setting]], options: RulesetOptions, problems: 
         status_path=draft.status_path,
         status_in_etcd=draft.status_in_etcd,
         status_delay_s=draft.status_delay_s,
+        cluster_routes=draft.cluster_routes,
+        route_sources=draft.route_sources,
         options=draft.options,
         sources=sources,
     )
@@ -208,12 +221,17 @@ class _Draft:
         self.status_path: str | None = DEFAULT_STATUS_PATH
         self.status_in_etcd = False
         self.status_delay_s = 1.0
+        self.cluster_routes = ClusterRoutes.IPIP_ONLY
+        self.route_sources: dict[int, str] = {}
 
     def option(self, **values: Any) -> None:
         self.options = replace(self.options, **values)
 
     def nat(self, **values: Any) -> None:
         self.options = replace(self.options, nat=replace(self.options.nat, **values))
+
+    def overlay(self, **values: Any) -> None:
+        self.options = replace(self.options, overlay=replace(self.options.overlay, **values))
 
 
 def camel(name: str) -> str:
@@ -300,6 +318,29 @@ def _address(value: Any) -> dict[int, str]:
     return {address.version: str(address)}
 
 
+def _networks(value: Any) -> tuple[str, ...]:
+    """value: a list, or text with commas between."""
+    texts = value if isinstance(value, list) else str(value).split(",")
+    return tuple(str(ip_network(text.strip(), strict=False)) for text in texts if text.strip())
+
+
+def _one_address(value: Any, version: int) -> dict[int, str]:
+    found = _address(value)
+    if version not in found:
+        raise ValueError(f"{value!r} is no IPv{version} address")
+    return found
+
+
+def _checksum_broken(value: Any) -> bool | None:
+    """value: features and what is to be believed of them, "ChecksumOffloadBroken=true,…". None: nothing of this one."""
+    found = None
+    for text in str(value).split(","):
+        name, _, what = text.partition("=")
+        if name.strip().lower() == "checksumoffloadbroken":
+            found = _bool(what.strip())
+    return found
+
+
 def _pattern(value: Any) -> str:
     try:
         re.compile(str(value))
@@ -355,7 +396,20 @@ _USES: dict[str, Use] = {
     "nftables_filter_allow_action": lambda d, v: _choice(v, "Accept", "Return"),
     "disable_conntrack_invalid_check": lambda d, v: d.option(check_invalid=not _bool(v)),
     "workload_source_spoofing": lambda d, v: d.option(allow_source_spoofing=_choice(v, "Disabled", "Any") == "Any"),
-    "vxlan_port": lambda d, v: d.option(vxlan_port=_number(v, 1, 65535)),
+    "program_cluster_routes": lambda d, v: setattr(
+        d, "cluster_routes", ClusterRoutes(_choice(v, *(str(one) for one in ClusterRoutes)))
+    ),
+    "device_route_source_address": lambda d, v: d.route_sources.update(_one_address(v, 4)),
+    "device_route_source_address_ipv6": lambda d, v: d.route_sources.update(_one_address(v, 6)),
+    "vxlan_enabled": lambda d, v: d.overlay(vxlan=_bool(v)),
+    "vxlan_port": lambda d, v: d.overlay(port=_number(v, 1, 65535)),
+    "vxlan_vni": lambda d, v: d.overlay(vni=_number(v, 1, 0xFFFFFF)),
+    "vxlan_mtu": lambda d, v: d.overlay(vxlan_mtu_bytes=_number(v, 0, 65535)),
+    "vxlan_mtu_v6": lambda d, v: d.overlay(vxlan6_mtu_bytes=_number(v, 0, 65535)),
+    "ipip_enabled": lambda d, v: d.overlay(ipip=_bool(v)),
+    "ipip_mtu": lambda d, v: d.overlay(ipip_mtu_bytes=_number(v, 0, 65535)),
+    "feature_detect_override": lambda d, v: d.overlay(checksum_broken=_checksum_broken(v)),
+    "external_nodes_list": lambda d, v: d.option(external_nodes=_networks(v)),
     "allow_vxlan_packets_from_workloads": lambda d, v: d.option(allow_vxlan_from_workloads=_bool(v)),
     "allow_ipip_packets_from_workloads": lambda d, v: d.option(allow_ipip_from_workloads=_bool(v)),
     "log_prefix": lambda d, v: d.option(log_prefix=str(v)),
@@ -373,9 +427,7 @@ _USES: dict[str, Use] = {
     "floating_ips": lambda d, v: d.nat(floating_ips=_choice(v, "Disabled", "Enabled") == "Enabled"),
 }  # fmt: skip
 # Read from the environment when the process starts (services/felix/config.py), where they may stand as well.
-_ELSEWHERE = frozenset(
-    {"interface_prefix", "ipv6_support", "program_cluster_routes", "health_enabled", "health_host", "health_port"}
-)
+_ELSEWHERE = frozenset({"interface_prefix", "ipv6_support", "health_enabled", "health_host", "health_port"})
 SUPPORTED = frozenset(_USES)
 
 # What `none` means where it clears a value of a weaker layer.

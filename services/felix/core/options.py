@@ -9,6 +9,7 @@ from libs.nftables.model import DataType, Field, Table
 from libs.nftables.model import Family as NftFamily
 from libs.policy.output import NodeInfo, Workload
 from services.felix.core.failsafe import DEFAULT_IN, DEFAULT_OUT, FailsafePort
+from services.felix.core.overlay import OverlaySettings
 
 MARK_MASK = 0xFFFF0000  # bits of the packet mark that are ours to use
 
@@ -87,7 +88,8 @@ class RulesetOptions:
     deny_action: str = "Drop"  # NftablesFilterDenyAction: Drop | Reject (answers with port unreachable)
     check_invalid: bool = True  # not DisableConntrackInvalidCheck
     allow_source_spoofing: bool = False  # WorkloadSourceSpoofing=Any: honour the workloads' allowed prefixes
-    vxlan_port: int = 4789  # VXLANPort
+    overlay: OverlaySettings = field(default_factory=OverlaySettings)
+    external_nodes: tuple[str, ...] = ()  # ExternalNodesCIDRList: may send packets of overlays, as nodes may
     allow_vxlan_from_workloads: bool = False
     allow_ipip_from_workloads: bool = False
     log_prefix: str = "calico-packet"  # LogPrefix; %t tier, %k kind, %n name, %p namespace/name

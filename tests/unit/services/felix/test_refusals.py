@@ -70,6 +70,16 @@ class NoBandwidth:
         return {}
 
 
+class NoOverlays:
+    def resync(self) -> None: ...
+
+    async def prepare(self, *_: object) -> tuple[bool, dict[str, str]]:
+        return False, {}
+
+    async def finish(self, *_: object) -> dict[str, str]:
+        return {}
+
+
 class Node:
     def __init__(self) -> None:
         self.kernel = PickyKernel()
@@ -77,8 +87,8 @@ class Node:
         first, second = (TableReconciler(self.kernel, table) for table in RulesetBuilder.tables())
         first.in_sync = second.in_sync = True
         self.plane = Dataplane(
-            self.builder, (first, second), Routing("n1", program_cluster_routes=True), NoRoutes(), NoBandwidth(),
-            on_progress=lambda progress: None, random=Random(1),
+            self.builder, (first, second), Routing("n1"), NoRoutes(), NoBandwidth(),
+            NoOverlays(), on_progress=lambda progress: None, random=Random(1),
         )  # fmt: skip
         self.rev = 0
 
