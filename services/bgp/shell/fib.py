@@ -138,9 +138,9 @@ class KernelFib:
             )
 
     def _written(self, route: FibRoute) -> Written | None:
-        """Next hops without a way are left out while there is another one."""
+        """Next hops without a way are left out while there is another one; no next hops at all are a blackhole."""
         hops = tuple(dict.fromkeys(hop for one in route.hops if (hop := self._kernel_hop(one)) is not None))
-        return Written(route.metric, hops) if hops else None
+        return Written(route.metric, hops) if hops or not route.hops else None
 
     def _example(self, family: Family, prefix: Nlri) -> str:
         return f"{network(family, prefix)}: {self.blocked[family, prefix]}"

@@ -12,7 +12,7 @@ from services.bgp.core.filters import MAX_PRIORITY
 from services.bgp.core.kernel import KernelVerdict, by_tunnel, kernel_filter
 from services.bgp.core.paths import Family, Nlri
 from services.bgp.core.rib.decision import decide, next_hops
-from services.bgp.core.rib.path import Path
+from services.bgp.core.rib.path import Path, Preference
 from services.bgp.core.rib.table import Entry, Table, paths_of
 from services.bgp.core.settings import SpeakerSettings
 
@@ -26,8 +26,8 @@ class Hop(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class FibRoute:
-    """hops: one, or several of equal cost, in order of address. metric: 2147483647 - LOCAL_PREF, else the normal
-    one."""
+    """hops: one, or several of equal cost, in order of address; none: a blackhole. metric: 2147483647 - LOCAL_PREF,
+    else the normal one."""
 
     hops: tuple[Hop, ...]
     metric: int
@@ -57,6 +57,7 @@ class Fib:
         self._subnets = settings.subnets
         self._encrypted = frozenset(address.packed for address in settings.encrypted)
         self._normal = settings.normal_priority[self._family]
+        self._blackhole = FibRoute((), self._normal)
         self._single: WeakKeyDictionary[Path, dict[KernelVerdict, FibRoute | None]] = WeakKeyDictionary()
 
     def mark(self, prefixes: Iterable[Nlri]) -> None:
@@ -88,7 +89,7 @@ class Fib:
             return None
         chosen = [entry] if isinstance(entry, Path) and entry.usable else decide(paths_of(entry))
         if not chosen or not chosen[0].source.remote:
-            return None  # what is here is in the kernel already
+            return self._own(prefix, chosen[0])
         verdict = self._judge(prefix)
         if verdict is KernelVerdict.REJECT:
             return None
@@ -98,6 +99,14 @@ class Fib:
         if verdict not in known:
             known[verdict] = self._make(chosen, verdict)
         return known[verdict]
+
+    def _own(self, prefix: Nlri, path: Path) -> FibRoute | None:
+        """What this node originates. Its blocks are thrown away where no workload has a route of its own: else packets
+        to unused addresses would go back and forth between us and a router. Everything else is in the kernel already.
+        """
+        if path.preference is not Preference.STATIC or prefix[0] == 8 * self._family.octets:
+            return None
+        return None if self._judge(prefix) is KernelVerdict.REJECT else self._blackhole
 
     def _make(self, paths: list[Path], verdict: KernelVerdict) -> FibRoute | None:
         addresses = sorted(path.next_hop.address for path in paths)
