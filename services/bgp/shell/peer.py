@@ -142,8 +142,8 @@ class Peer:
         if self.held_down:
             if not was_down:
                 log.error("session held down", extra={"peer": self.name, "reason": self.held_down})
-                self.session.update(settings, time.monotonic())
                 self.stop(Notification(ErrorCode.CEASE, Cease.CONFIGURATION_CHANGE))
+            self._do(self.session.update(settings, time.monotonic()))
             return
         if old != secret and same_key and cost is not Cost.RESET:
             for link in self._links.values():
