@@ -38,10 +38,14 @@ async def pods(world: World) -> dict[str, Pod]:
 
 def ask(world: World, node: str, *arguments: str) -> Any:
     """What the speaker of a node answers, None when it cannot."""
+    done = _run(world, node, *arguments)
+    return json.loads(done.stdout) if done.returncode == 0 else None
+
+
+def _run(world: World, node: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     socket = world.cluster.node(node).directory / "bgp.sock"
     command = [sys.executable, "-m", "services.bgp", *arguments, "--socket", str(socket), "-o", "json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
-    return json.loads(done.stdout) if done.returncode == 0 else None
+    return subprocess.run(command, capture_output=True, text=True, timeout=30)
 
 
 def routes(world: World, node: str) -> set[str]:
@@ -86,9 +90,8 @@ async def test_mesh_is_complete_in_both_families(world: World, pods: dict[str, P
     for node in world.cluster.nodes:
         others = [other for other in world.cluster.nodes if other is not node]
         peers = ask(world, node.name, "peers")
-        assert {peer["address"] for peer in peers} == {str(o.ipv4.ip) for o in others} | {
-            str(o.ipv6.ip) for o in others
-        }
+        addresses = {str(address.ip) for other in others for address in (other.ipv4, other.ipv6)}
+        assert {peer["address"] for peer in peers} == addresses
         assert {peer["state"] for peer in peers} == {"Established"}
         assert {peer["kind"] for peer in peers} == {"Mesh"}
 
@@ -108,11 +111,7 @@ async def test_speaker_explains_a_pods_address(world: World, pods: dict[str, Pod
     assert found["paths"][0]["from"] == f"Mesh_{str(world.cluster.node('node2').ipv4.ip).replace('.', '_')}"
     assert found["paths"][0]["reason"] == "best"
     assert found["kernel"]["hops"] == [{"gateway": str(world.cluster.node("node2").ipv4.ip), "interface": "eth0"}]
-    said = subprocess.run(
-        [sys.executable, "-m", "services.bgp", "explain", "203.0.113.1", "--socket",
-         str(world.cluster.node("node1").directory / "bgp.sock")],
-        capture_output=True, text=True, timeout=30,
-    )  # fmt: skip
+    said = _run(world, "node1", "explain", "203.0.113.1")
     assert (said.returncode, said.stderr.strip()) == (1, "calico-bgp: no route covers 203.0.113.1")
 
 
@@ -187,9 +186,8 @@ async def test_session_of_a_node_that_goes_takes_its_routes(world: World, pods: 
     await world.apply(off)
 
     async def empty() -> bool:
-        return all(
-            ask(world, node.name, "peers") == [] and not routes(world, node.name) for node in world.cluster.nodes
-        )
+        names = [node.name for node in world.cluster.nodes]
+        return all(ask(world, name, "peers") == [] and not routes(world, name) for name in names)
 
     await until(empty, 30, "no sessions, no learned routes")
     await world.apply(off.replace("false", "true"))
@@ -200,8 +198,8 @@ async def test_session_of_a_node_that_goes_takes_its_routes(world: World, pods: 
 async def test_missing_password_holds_sessions_down_and_its_arrival_brings_them_up(
     world: World, pods: dict[str, Pod]
 ) -> None:
-    text = "kind: BGPConfiguration\nmetadata: {name: default}\nspec: {nodeMeshPassword: {secretKeyRef: {name: bgp, key: pw}}}\n"
-    await world.apply(text)
+    default = "kind: BGPConfiguration\nmetadata: {name: default}\nspec: "
+    await world.apply(default + "{nodeMeshPassword: {secretKeyRef: {name: bgp, key: pw}}}\n")
 
     async def held() -> bool:
         peers = [peer for node in world.cluster.nodes for peer in ask(world, node.name, "peers") or []]
@@ -223,6 +221,6 @@ async def test_missing_password_holds_sessions_down_and_its_arrival_brings_them_
     for node in world.cluster.nodes:
         now = {peer["name"]: peer["messages"]["sent"]["OPEN"] for peer in ask(world, node.name, "peers")}
         assert now == {peer["name"]: peer["messages"]["sent"]["OPEN"] for peer in before[node.name]}
-    await world.apply("kind: BGPConfiguration\nmetadata: {name: default}\nspec: {}\n")
+    await world.apply(default + "{}\n")
     for node in world.cluster.nodes:
         await established(world, node.name)
