@@ -1,7 +1,7 @@
 """Two BGP sessions and the TCP between them, in memory, with a clock that only the test moves.
 
-A network of one rule: what is sent on one direction of one connection arrives in that order. Everything else is the test's: which
-connection comes next, in what pieces, what breaks, how late.
+A network of one rule: what is sent on one direction of one connection arrives in that order. Everything else is the
+test's: which connection comes next, in what pieces, what breaks, how late.
 """
 
 from __future__ import annotations
