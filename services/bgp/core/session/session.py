@@ -50,7 +50,15 @@ from services.bgp.core.wire.open import decode_open, encode_open
 from services.bgp.core.wire.refresh import RouteRefresh, decode_refresh, encode_refresh
 from services.bgp.core.wire.update import UpdateDecoder
 
-_PROGRESS = list(State)
+# Which state is told when the machine without a connection is in one and those with one are in others.
+_PROGRESS = (
+    State.IDLE,
+    State.ACTIVE,
+    State.CONNECT,
+    State.OPEN_SENT,
+    State.OPEN_CONFIRM,
+    State.ESTABLISHED,
+)
 _BY_CODE = {
     ErrorCode.MESSAGE_HEADER: Event.BGP_HEADER_ERR,
     ErrorCode.OPEN: Event.BGP_OPEN_MSG_ERR,
@@ -157,9 +165,11 @@ class Session:
             return []
         if reset:
             self._plain = False
-            return self.reset(
-                now, Notification(ErrorCode.CEASE, Cease.CONFIGURATION_CHANGE), hard=bool(_IDENTITY & {*names})
-            )
+            self._patience.forget()
+            if self._base is State.IDLE:  # what made it wait may be what was just put right
+                self._listen(Event.AUTOMATIC_START, now, self._timing.connect_delay_s)
+            told = Notification(ErrorCode.CEASE, Cease.CONFIGURATION_CHANGE)
+            return self.reset(now, told, hard=bool(_IDENTITY.intersection(names)))
         for connection in self._connections.values():
             if connection.negotiated is not None:
                 asked = keepalive_s(settings, connection.negotiated.hold_time_s)
