@@ -175,8 +175,8 @@ class Session:
                 asked = keepalive_s(settings, connection.negotiated.hold_time_s)
                 connection.negotiated = replace(connection.negotiated, keepalive_s=asked)
                 self._keepalive_later(connection, now)
-        if settings.passive:
-            self._connect_at = None
+        if settings.passive and all(connection.up for connection in self._connections.values()):
+            self._connect_at = None  # an attempt that is under way keeps its limit
         elif self._base is State.ACTIVE and "passive" in names and self.state is State.ACTIVE:
             self._connect_at = now
         return self._done(now, [])
@@ -254,7 +254,7 @@ class Session:
 
     def received(self, number: int, data: bytes, now: float) -> list[Action]:
         connection = self._connections.get(number)
-        if connection is None:
+        if connection is None or not connection.up:
             return []
         actions: list[Action] = []
         changes: list[Change] = []
@@ -494,6 +494,8 @@ class Session:
                 actions += self._lose(one, Event.CONNECT_RETRY_TIMER_EXPIRES, now, reason)
             elif not one.incoming or one.state in (State.OPEN_CONFIRM, State.ESTABLISHED):
                 return actions
+        if self.settings.passive:
+            return actions
         connection = Connection(self._number(), incoming=False, state=State.ACTIVE, up=False)
         connection.move(Event.CONNECT_RETRY_TIMER_EXPIRES, State.CONNECT)
         self._connections[connection.number] = connection

@@ -448,6 +448,17 @@ def test_soft_changes_leave_the_session_alone() -> None:
     assert 20 + 3.75 <= at <= 25, "the keepalive timer follows at once"
 
 
+def test_an_attempt_under_way_has_its_limit_also_when_the_peer_becomes_passive() -> None:
+    made = session()
+    connection = only(made.tick(10), act.Connect).connection
+    made.update(settings(0, passive=True), 11)
+    assert made.deadline() == 15
+    actions = made.tick(15)
+    assert act.Close(connection) in actions
+    assert not [action for action in actions if isinstance(action, act.Connect)]
+    assert made.deadline() is None
+
+
 def test_other_identity_is_a_new_session() -> None:
     """The peer is told why (RFC 4486); routes of another AS are not kept."""
     made = session()
