@@ -43,7 +43,8 @@ class PeerSettings:
     choose. ttl_security: number of hops (RFC 5082), None is off. restart_time_s: advertised (RFC 4724), None turns
     graceful restart off for it. hold_time_s: 0 means no keepalives. rr_client_cluster: set when the peer is a
     route-reflector client. allowed_local_as: how often our own AS may stand in what it sends. filters: names, in order.
-    gateway: reached by way of it (`reachableBy`). interface: of a local workload.
+    gateway: reached by way of it (`reachableBy`). interface: of a local workload. add_path_receive: take several paths
+    of a prefix (RFC 7911), as Calico's BIRD does. long_lived_time_s: advertised (RFC 9494), None is off.
     """
 
     name: str
@@ -68,6 +69,10 @@ class PeerSettings:
     gateway: IPAddress | None = None
     interface: str = ""
     families: tuple[Family, ...] = ()  # empty: that of the address
+    add_path_receive: bool = True
+    add_path_send: bool = False
+    long_lived_time_s: int | None = None
+    delay_open_s: float = 0  # wait that long for the peer's OPEN before ours (RFC 4271 section 8.1.1, DelayOpen)
 
     @property
     def internal(self) -> bool:

@@ -22,6 +22,7 @@ class ErrorCode(IntEnum):
     FSM = 5
     CEASE = 6
     ROUTE_REFRESH = 7
+    SEND_HOLD_TIMER_EXPIRED = 8  # RFC 9687
 
 
 class HeaderError(IntEnum):
@@ -87,6 +88,7 @@ _CODES: Final = {
     ErrorCode.FSM: "finite state machine error",
     ErrorCode.CEASE: "cease",
     ErrorCode.ROUTE_REFRESH: "ROUTE-REFRESH message error",
+    ErrorCode.SEND_HOLD_TIMER_EXPIRED: "send hold timer expired",
 }
 _SUBCODES: Final[dict[int, type[IntEnum]]] = {
     ErrorCode.MESSAGE_HEADER: HeaderError,
