@@ -232,7 +232,6 @@ class Group:
             family, context = self.terms.family, self.terms.context
             own = [(NOBODY, message) for message in encode_unreach(family, gone, context)]
             member.messages = own + batch.messages
-        member.message = 0
 
     def _read(self, member: Member, budget: int, sent: list[bytes]) -> int:
         messages, at, source = member.messages, member.message, member.source
@@ -245,7 +244,7 @@ class Group:
                 taken += len(message)
         member.message = at
         if at == len(messages):
-            member.messages = []
+            member.messages, member.message = [], 0
         return taken
 
     def _pack(self, changes: Mapping[Nlri, Out]) -> list[tuple[Source, bytes]]:

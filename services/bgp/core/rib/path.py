@@ -113,6 +113,7 @@ class Path:
         "attributes",
         "family",
         "generation",
+        "llgr_begun",
         "llgr_stale",
         "next_hop",
         "path_id",
@@ -147,7 +148,8 @@ class Path:
         self.rejected = rejected
         self.where = where
         self.generation = source.generation
-        self.llgr_stale = Community.LLGR_STALE in attributes.communities
+        self.llgr_begun = False
+        self.llgr_stale = Community.LLGR_STALE in attributes.communities  # here, or where it came from
         self.rank: Rank = self._rank()
         originator = attributes.originator_id
         self.tie: Tie = (
@@ -172,7 +174,7 @@ class Path:
 
     def begin_llgr(self) -> None:
         """RFC 9494 section 4.2: from now on it is the last choice."""
-        self.llgr_stale = True
+        self.llgr_begun = self.llgr_stale = True
         self.rank = self._rank()
 
     def __repr__(self) -> str:

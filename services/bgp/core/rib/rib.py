@@ -210,11 +210,14 @@ class Rib:
         before, self.settings = self.settings, settings
         self._originate_again(before)
         by_name = {peer.name: peer for peer in (*settings.peers, *dynamic)}
+        reflection = False
         for peer in list(self._peers.values()):
+            role = peer.client, peer.cluster_id
             for family in peer.configure(by_name.get(peer.name, peer.settings), settings):
                 self._judge_again(peer, family)
+            reflection |= role != (peer.client, peer.cluster_id)
         for family in Family:
-            touched = _touched(before, settings, family)
+            touched = None if reflection else _touched(before, settings, family)
             if touched is None or touched:
                 self._policies[family] = ExportPolicy(settings, family)
                 self._export_again(family, touched)
@@ -432,7 +435,7 @@ class Rib:
                 if found is None:
                     found = again[path] = peer.admit(family, path.received, path.path_id, path.generation)
                 new = found.judge(prefix)
-                if path.llgr_stale and not new.llgr_stale and family in peer.llgr:
+                if path.llgr_begun and not new.llgr_begun:
                     new.begin_llgr()
                 insert(table, prefix, new)
         self._dirty[family].update(dict.fromkeys(prefixes))
