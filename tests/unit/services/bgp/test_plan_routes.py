@@ -190,7 +190,7 @@ def test_settings_of_the_node_before_the_clusters() -> None:
     cluster.node("node2", ipv4="172.17.0.2/24")
     cluster.config(
         listenPort=1179, bindMode="NodeIP", ignoredInterfaces=["eth9"], logSeverityScreen="Info",
-        programClusterRoutes="EnabledIPIPOnly", ipv4NormalRoutePriority=100, ipv6NormalRoutePriority=200,
+        programClusterRoutes="EnabledNoEncapOnly", ipv4NormalRoutePriority=100, ipv6NormalRoutePriority=200,
     )  # fmt: skip
     cluster.config("node.node2", listenPort=2179, ignoredInterfaces=["eth8", "eth7"], logSeverityScreen="Debug")
     one, two = cluster.plan("node1"), cluster.plan("node2")
@@ -198,7 +198,19 @@ def test_settings_of_the_node_before_the_clusters() -> None:
     assert (two.listen_port, two.log_level, two.ignored_interfaces[:-2]) == (2179, "Debug", ("eth8", "eth7"))
     assert one.bind == (ip_address("172.17.0.1"), ip_address("fd00::1"))
     assert two.normal_priority == {Family.IPV4: 100, Family.IPV6: 200}
-    assert two.program_cluster_routes == "EnabledIPIPOnly"
+    assert two.program_cluster_routes == "EnabledNoEncapOnly"
+
+
+def test_g22_routes_that_felix_does_not_program() -> None:
+    cluster = Cluster(2)
+    cluster.put("FelixConfiguration", "default", {"programClusterRoutes": "Enabled"})
+    cluster.put("FelixConfiguration", "node.node2", {"programClusterRoutes": "Disabled"})
+    assert cluster.plan("node1").program_cluster_routes == "Disabled"
+    assert cluster.plan("node2").program_cluster_routes == "Enabled"
+    cluster.config(programClusterRoutes="EnabledNoEncapOnly")  # a raw write: done as it is said, and reported
+    made = cluster.plan("node1")
+    assert made.program_cluster_routes == "EnabledNoEncapOnly"
+    assert "must be Disabled" in made.problems["BGPConfiguration(default)"]
 
 
 def test_next_hops_that_wireguard_serves_on_both_ends() -> None:
