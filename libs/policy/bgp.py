@@ -24,8 +24,10 @@ from libs.policy.bgp_output import (
     BgpEntry,
     BgpNode,
     BgpSettings,
+    FelixPart,
     LocalEntry,
     ServiceRoutes,
+    felix_key,
     node_key,
     settings_key,
 )
@@ -90,7 +92,9 @@ class BgpCalculation(BgpTables):
         self.service_table = ServiceTable()
 
     def put_resource(self, key: str, resource: model.Resource | None) -> None:
-        """A resource of BGP_KINDS, None when there is none under that key; keys of other kinds are never there."""
+        """A resource of BGP_KINDS or a FelixConfiguration, None when there is none under that key; keys of other kinds
+        are never there.
+        """
         if resource is not None:
             self._resources[key] = resource
             self._dirty.add(key)
@@ -147,6 +151,10 @@ class BgpCalculation(BgpTables):
         assert isinstance(parsed, keys.ResourceKey)
         kind, name = parsed.kind, parsed.name
         resource, problem = self._resources.get(key), self._unreadable.get(key, "")
+        if kind == model.FelixConfiguration.kind:
+            routes = resource.spec.program_cluster_routes if isinstance(resource, model.FelixConfiguration) else ""
+            self.put_entry(felix_key(name), FelixPart(program_cluster_routes=routes) if routes else None)
+            return ""
         entry: BgpEntry | None = None
         if problem:
             entry = bgp_inputs.unreadable(kind, problem)

@@ -124,7 +124,15 @@ class BgpNode(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag
     targets: tuple[str, ...] = ()
 
 
-BgpEntry = BgpSettings | BgpPeer | BgpFilter | BgpNode
+class FelixPart(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag_field="kind", tag="felix"):
+    """What of a FelixConfiguration speakers go by, under `felix/default` and `felix/node.<name>`: which routes felix
+    programs. Where the speaker's own part is not set, it takes the others.
+    """
+
+    program_cluster_routes: str
+
+
+BgpEntry = BgpSettings | BgpPeer | BgpFilter | BgpNode | FelixPart
 
 
 class ServiceRoutes(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -165,6 +173,10 @@ def filter_key(name: str) -> str:
 
 def node_key(name: str) -> str:
     return f"node/{name}"
+
+
+def felix_key(name: str) -> str:
+    return f"felix/{name}"
 
 
 def settings_key(name: str) -> str:

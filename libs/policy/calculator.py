@@ -403,7 +403,7 @@ class Calculator:
     def _apply_passthrough(self, identity: Hashable, new: PassthroughInput | None) -> None:
         self._tables.apply_passthrough(identity, new)
         resource = None if new is None else new.resource
-        if resource is None or resource.kind in BGP_KINDS:
+        if resource is None or resource.kind in (*BGP_KINDS, model.FelixConfiguration.kind):
             self._bgp.put_resource(str(identity), resource)
 
     # --- tiers and policies -------------------------------------------------------------------------------------------

@@ -433,13 +433,13 @@ def _affinity(key: str, resource: model.BlockAffinity) -> AffinityInput | None:
 def _service(resource: KubernetesService) -> ServiceInput | None:
     """None for one that has no addresses of its own. An address that is none counts as not there."""
     spec = resource.spec
-    cluster = spec.cluster_ips or ([spec.cluster_ip] if spec.cluster_ip else [])
-    if spec.type not in bgp_services.TYPES or not cluster or "None" in cluster:
+    cluster = _addresses(spec.cluster_ips or [spec.cluster_ip])  # a headless service has the address None
+    if spec.type not in bgp_services.TYPES or not cluster:
         return None
     ingress = [entry.ip for entry in resource.status.load_balancer.ingress]
     made = bgp_services.Service(
         local=spec.external_traffic_policy == "Local",
-        cluster=_addresses(cluster),
+        cluster=cluster,
         external=_addresses(spec.external_ips),
         balanced=_addresses(ingress),
     )

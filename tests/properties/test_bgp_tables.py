@@ -59,22 +59,16 @@ peers = st.builds(
 ranges = st.lists(
     st.sampled_from(("10.0.0.0/24", "10.0.1.0/24", "10.0.0.1/32", "fd00::/64", "fd00::1/128")), max_size=2
 )
+
+
+def configuration(name: str, cluster: list[str], external: list[str], balanced: list[str], aggregation: str) -> Put:
+    ranges = {"serviceClusterIPs": cluster, "serviceExternalIPs": external, "serviceLoadBalancerIPs": balanced}
+    spec: dict[str, Any] = {field: [{"cidr": one} for one in cidrs] for field, cidrs in ranges.items()}
+    return value("BGPConfiguration", name, spec | {"serviceLoadBalancerAggregation": aggregation})
+
+
 configurations = st.builds(
-    lambda name, cluster, external, balanced, aggregation: value(
-        "BGPConfiguration",
-        name,
-        {
-            **{
-                field: [{"cidr": one} for one in cidrs]
-                for field, cidrs in (
-                    ("serviceClusterIPs", cluster),
-                    ("serviceExternalIPs", external),
-                    ("serviceLoadBalancerIPs", balanced),
-                )
-            },
-            "serviceLoadBalancerAggregation": aggregation,
-        },
-    ),
+    configuration,
     st.sampled_from(("default", "default", "node.n1", "wrong")),
     ranges,
     ranges,
@@ -86,18 +80,19 @@ filters = st.builds(
     st.sampled_from(("f1", "f2")),
     st.sampled_from(("Accept", "Reject", "Perhaps")),
 )
+
+
+def workload(node: str, pod: str, app: str, profiles: list[str], host: int) -> Put:
+    spec = {
+        "orchestrator": "k8s", "node": node, "pod": pod, "endpoint": "eth0", "containerID": "c",
+        "ipNetworks": [f"10.65.0.{host}/32", f"fd65::{host}/128"], "profiles": profiles, "interfaceName": f"cali{pod}",
+    }  # fmt: skip
+    labels = {"app": app, "projectcalico.org/namespace": "ns1", "projectcalico.org/orchestrator": "k8s"}
+    return value("WorkloadEndpoint", f"{node}-k8s-{pod}-eth0", spec, "ns1", labels)
+
+
 workloads = st.builds(
-    lambda node, pod, app, profiles, host: value(
-        "WorkloadEndpoint",
-        f"{node}-k8s-{pod}-eth0",
-        {
-            "orchestrator": "k8s", "node": node, "pod": pod, "endpoint": "eth0", "containerID": "c",
-            "ipNetworks": [f"10.65.0.{host}/32", f"fd65::{host}/128"],
-            "profiles": profiles, "interfaceName": f"cali{pod}",
-        },
-        "ns1",
-        {"app": app, "projectcalico.org/namespace": "ns1", "projectcalico.org/orchestrator": "k8s"},
-    ),
+    workload,
     st.sampled_from(NODES),
     st.sampled_from(("v1", "v2")),
     st.sampled_from("abc"),
@@ -123,68 +118,107 @@ def block(cidr: str, owner: str, users: list[str]) -> Put:
 blocks = st.builds(
     block, st.sampled_from(BLOCKS), st.sampled_from((*NODES, "")), st.lists(st.sampled_from((*NODES, "")), max_size=2)
 )
+
+
+def affinity(node: str, cidr: str, state: str) -> Put:
+    return keys.AffinityKey("host", node, ipaddress.ip_network(cidr)).path, msgspec.json.encode({"state": state})
+
+
 affinities = st.builds(
-    lambda node, cidr, state: (
-        keys.AffinityKey("host", node, ipaddress.ip_network(cidr)).path,
-        msgspec.json.encode({"state": state}),
-    ),
+    affinity,
     st.sampled_from(NODES),
     st.sampled_from(BLOCKS),
     st.sampled_from(("confirmed", "confirmed", "pending", "pendingDeletion")),
 )
 addresses = st.lists(st.sampled_from(("10.0.0.1", "10.0.1.9", "fd00::1", "192.0.2.9")), max_size=2)
+
+
+def service(name: str, cluster: list[str], policy: str, external: list[str], balanced: list[str]) -> Put:
+    spec = {
+        "type": "LoadBalancer", "clusterIP": cluster[0], "clusterIPs": cluster,
+        "externalTrafficPolicy": policy, "externalIPs": external,
+    }  # fmt: skip
+    status = {"loadBalancer": {"ingress": [{"ip": one} for one in balanced]}}
+    return value("KubernetesService", name, spec, "ns1", status=status)
+
+
 services = st.builds(
-    lambda name, cluster, policy, external, balanced: value(
-        "KubernetesService",
-        name,
-        {
-            "type": "LoadBalancer", "clusterIP": cluster[0], "clusterIPs": cluster,
-            "externalTrafficPolicy": policy, "externalIPs": external,
-        },
-        "ns1",
-        status={"loadBalancer": {"ingress": [{"ip": one} for one in balanced]}},
-    ),
+    service,
     st.sampled_from(SERVICES),
     st.sampled_from((["10.0.0.7"], ["10.0.0.7", "fd00::7"], ["fd00::7"], ["None"])),
     st.sampled_from(("Local", "Local", "Cluster")),
     addresses,
     addresses,
 )  # fmt: skip
+
+
+def slice_of(name: str, service: str, version: int, where: list[tuple[str | None, bool | None]]) -> Put:
+    endpoints = [
+        {
+            "addresses": [f"10.65.0.{host}" if version == 4 else f"fd65::{host}"],
+            "nodeName": node,
+            "conditions": {"ready": ready},
+        }
+        for host, (node, ready) in enumerate(where, 1)
+    ]
+    labels = {"kubernetes.io/service-name": service}
+    kind = "KubernetesEndpointSlice"
+    return value(kind, name, None, "ns1", labels, addressType=f"IPv{version}", endpoints=endpoints)
+
+
 slices = st.builds(
-    lambda name, service, version, endpoints: value(
-        "KubernetesEndpointSlice",
-        name,
-        None,
-        "ns1",
-        {"kubernetes.io/service-name": service},
-        addressType=f"IPv{version}",
-        endpoints=[
-            {
-                "addresses": [f"10.65.0.{host}" if version == 4 else f"fd65::{host}"],
-                "nodeName": node,
-                "conditions": {"ready": ready},
-            }
-            for host, (node, ready) in enumerate(endpoints, 1)
-        ],
-    ),
+    slice_of,
     st.sampled_from(("s1", "s2", "s3")),
     st.sampled_from(SERVICES),
     st.sampled_from((4, 4, 6)),
     st.lists(st.tuples(st.sampled_from((*NODES, None)), st.sampled_from((True, False, None))), max_size=2),
 )
-puts = st.one_of(
-    nodes, peers, peers, configurations, filters, workloads, workloads, profiles, blocks, affinities, services, slices
-)
+
+
+def beginning() -> list[tuple[Put, bool]]:
+    """Nodes, peers, workloads, blocks and services that use each other, so that every later change matters."""
+    made: list[Put] = [
+        *(
+            value("Node", name, {"bgp": {}}, labels=labels)
+            for name, labels in (("n1", {"rack": "r1"}), ("n2", {"rack": "r2"}), ("n3", {"rr": "r1"}))
+        ),
+        value("BGPPeer", "p1", {"nodeSelector": "rack == 'r1'", "peerSelector": "has(rr)"}),
+        value("BGPPeer", "p2", {"nodeSelector": "has(rack)", "localWorkloadSelector": "app == 'a'", "asNumber": 65000}),
+        value("BGPPeer", "p3", {"localWorkloadSelector": "has(inherited)", "asNumber": 65001}),
+        value("Profile", "kns.ns1", {"labelsToApply": {"inherited": "yes"}}),
+        *(workload(node, pod, "a", ["kns.ns1"], 1) for node in NODES for pod in ("v1", "v2")),
+        *(block(cidr, "n1", []) for cidr in BLOCKS),
+        *(affinity("n1", cidr, "confirmed") for cidr in BLOCKS),
+        configuration("default", ["10.0.0.0/24"], ["10.0.1.0/24"], ["10.0.0.0/24", "fd00::/64"], "Enabled"),
+        service("web", ["10.0.0.7", "fd00::7"], "Local", ["10.0.1.9"], ["10.0.0.1", "fd00::1"]),
+        service("dns", ["10.0.0.8"], "Cluster", [], ["10.0.0.1"]),
+        slice_of("s1", "web", 4, [("n1", True)]),
+        slice_of("s2", "dns", 4, [("n2", True)]),
+        slice_of("s3", "web", 6, [("n3", True)]),
+    ]  # fmt: skip
+    return [(put, False) for put in made]
 
 
 def unreadable(put: Put) -> Put:
     return (put[0], "not JSON") if "/bgp" in put[0] else (put[0], None)
 
 
-updates = st.lists(
-    st.tuples(st.one_of(puts, puts, puts, puts.map(lambda put: (put[0], None)), puts.map(unreadable)), st.booleans()),
-    max_size=40,
-)  # with whether a flush follows
+def scripts(*kinds: st.SearchStrategy[Put]) -> st.SearchStrategy[list[tuple[Put, bool]]]:
+    """Changes, each with whether a flush follows. Of few kinds, so that changes meet."""
+    puts = st.one_of(*kinds)
+    change = st.one_of(puts, puts, puts, puts.map(lambda put: (put[0], None)), puts.map(unreadable))
+    return st.lists(st.tuples(change, st.booleans()), min_size=1, max_size=25)
+
+
+begun = st.one_of(
+    scripts(nodes, peers),
+    scripts(nodes, peers, workloads, profiles),
+    scripts(peers, workloads),
+    scripts(blocks, affinities),
+    scripts(configurations, services, slices),
+    scripts(nodes, peers, configurations, filters, workloads, profiles, blocks, affinities, services, slices),
+)
+updates = st.one_of(begun.map(lambda script: [*beginning(), *script]), begun)
 
 
 class Reader:

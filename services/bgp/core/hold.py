@@ -15,6 +15,7 @@ from libs.policy.bgp_output import (
     BgpNode,
     BgpPeer,
     BgpSettings,
+    FelixPart,
     LocalEntry,
     LocalWorkload,
     settings_key,
@@ -30,10 +31,10 @@ def hold(now: Tables, good: Tables | None) -> tuple[Tables, dict[str, str]]:
     held: dict[str, str] = {}
     problems: dict[str, str] = {}
     for key, entry in now.bgp.items():
-        if isinstance(entry, BgpNode) or not entry.problem or good is None:
+        if isinstance(entry, BgpNode | FelixPart) or not entry.problem or good is None:
             continue
         before = good.bgp.get(key)
-        if type(before) is type(entry) and not before.problem:
+        if isinstance(before, type(entry)) and not before.problem:
             bgp[key] = before
             held[key] = key.partition("/")[2]
             problems[f"{KINDS[type(entry)]}({held[key]})"] = f"{entry.problem}; the version before stays in effect"

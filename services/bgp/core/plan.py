@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 from ipaddress import IPv4Address
 
+from libs.model.conflicts import FELIX_ROUTES, OTHER_OWNER, route_owners
 from services.bgp.core import plan_filters, plan_peers, plan_routes
 from services.bgp.core.paths import Family
 from services.bgp.core.settings import SpeakerSettings
@@ -22,7 +23,6 @@ from services.bgp.core.tables import Tables
 from services.bgp.core.view import BGP_PORT, FAMILIES, View, parse_address
 
 NORMAL_PRIORITY = 1024
-PROGRAM_CLUSTER_ROUTES = "EnabledNoEncapOnly"
 ALWAYS_IGNORED = ("cali*", "kube-ipvs*")
 HASH = "hash"
 
@@ -71,10 +71,22 @@ def plan(node: str, tables: Tables, *, router_id: str = "") -> SpeakerSettings:
         },
         route_reflector=bool(part.cluster_id),
         cluster_id=plan_peers.cluster_id(view, node),
-        program_cluster_routes=own.program_cluster_routes or cluster.program_cluster_routes or PROGRAM_CLUSTER_ROUTES,
+        program_cluster_routes=_cluster_routes(view),
         log_level=own.log_severity or cluster.log_severity,
         problems=dict(sorted(view.problems.items())),
     )
+
+
+def _cluster_routes(view: View) -> str:
+    """What felix does not program, unless it is said. A pair that leaves holes or overlaps is reported, and done."""
+    name = f"node.{view.node}"
+    felix = {one: said for one in ("default", name) if (said := view.felix_part(one))}
+    given = {"default": view.cluster.program_cluster_routes, name: view.own.program_cluster_routes}
+    bgp = {one: said for one, said in given.items() if said}
+    for problem in route_owners(felix, bgp):
+        view.report("BGPConfiguration", "default", problem)
+    theirs = felix.get(name) or felix.get("default") or FELIX_ROUTES
+    return bgp.get(name) or bgp.get("default") or OTHER_OWNER.get(theirs, OTHER_OWNER[FELIX_ROUTES])
 
 
 def _router_id(view: View, wanted: str) -> int:

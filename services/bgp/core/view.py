@@ -6,7 +6,16 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import IPv4Address, ip_address, ip_network
 
-from libs.policy.bgp_output import BgpFilter, BgpNode, BgpPeer, BgpSettings, node_key, settings_key
+from libs.policy.bgp_output import (
+    BgpFilter,
+    BgpNode,
+    BgpPeer,
+    BgpSettings,
+    FelixPart,
+    felix_key,
+    node_key,
+    settings_key,
+)
 from libs.policy.output import NodeInfo
 from services.bgp.core.paths import Family, IPAddress, IPNetwork
 from services.bgp.core.tables import Tables
@@ -56,6 +65,11 @@ class View:
             self.problems[key] = problem
         elif problem not in known.split("; "):
             self.problems[key] = f"{known}; {problem}"
+
+    def felix_part(self, name: str) -> str:
+        """Which routes a FelixConfiguration says that felix programs; "": nothing is said."""
+        entry = self.tables.bgp.get(felix_key(name))
+        return entry.program_cluster_routes if isinstance(entry, FelixPart) else ""
 
     # --- nodes ---
 
