@@ -92,7 +92,7 @@ class Pairing:
 
     @property
     def keeps_routes_when_stopped(self) -> bool:
-        """A routing daemon that is told to end withdraws what it said; ours leaves the dataplane and its peers' routes."""
+        """Whether SIGTERM leaves routes at peers, as ours does; routing daemons withdraw what they said."""
         return subject().daemon == "ours"
 
     def subject(self, router: Router, *, start: bool = False) -> Peer:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
 from libs.testkit.routers.model import Family, Neighbour, Route, Router
 from libs.testkit.routers.peer import Peer, until
-from libs.testkit.routers.raw import RawPeer
+from libs.testkit.routers.raw import KEEPALIVE, RawPeer, message
 from tests.interop.pairs import OUR_AS, THEIR_AS, Pairing
 
 feature, needs = pytest.mark.feature, pytest.mark.needs
@@ -78,16 +79,21 @@ def test_same_password(pairing: Pairing, kind: type[Peer], family: Family) -> No
 def test_wrong_password_until_it_is_right(pairing: Pairing, kind: type[Peer], wrong: str) -> None:
     pair = pairing.pair(kind, session={"password": "secret"}, mine={"password": wrong}, up=False)
     # SYNs that the kernel dropped for their signature, or for lacking one (netstat's TcpExt, linux/snmp.h).
-    refused = lambda: sum(md5_failures(peer) for peer in (pair.ours, pair.theirs))  # noqa: E731
+    names = ("TCPMD5NotFound", "TCPMD5Unexpected", "TCPMD5Failure")
+
+    def refused() -> int:
+        return sum(tcp_count(peer, *names) for peer in (pair.ours, pair.theirs))
+
     stays_down(pair.ours, pair.at_ours, refused)
     pair.ours.change(pair.at_ours, password="secret")
     pair.wait_up(60)
 
 
-def md5_failures(peer: Peer) -> int:
+def tcp_count(peer: Peer, *names: str) -> int:
+    """Sum of counters of the peer's namespace."""
     lines = [line.split() for line in peer.run("cat", "/proc/net/netstat").splitlines() if line.startswith("TcpExt:")]
     told = dict(zip(lines[0], lines[1], strict=True))
-    return sum(int(told[name]) for name in ("TCPMD5NotFound", "TCPMD5Unexpected", "TCPMD5Failure"))
+    return sum(int(told[name]) for name in names)
 
 
 @feature("TTL security (RFC 5082)")
@@ -106,13 +112,18 @@ def test_ttl_security_ignores_packets_from_farther_away(pairing: Pairing, family
     remote = b.address(family)
     router = Router(OUR_AS, "10.9.0.1", (Neighbour(remote, THEIR_AS, ttl_security=1, passive=True),))
     ours = pairing.subject(router, start=True)
-    with pytest.raises((TimeoutError, AssertionError, OSError)):
-        with RawPeer.dial(b, a.address(family), ttl=64, timeout_s=6) as far:
-            far.handshake(THEIR_AS, "10.9.0.2", families=(family,), timeout_s=6)
-    assert not ours.session(remote).up
     with RawPeer.dial(b, a.address(family), ttl=255) as near:
         near.handshake(THEIR_AS, "10.9.0.2", families=(family,))
         ours.wait_up(remote)
+    ours.wait_down(remote)
+    dropped = tcp_count(ours, "TCPMinTTLDrop")
+    with suppress(TimeoutError, AssertionError), RawPeer.dial(b, a.address(family), ttl=64, timeout_s=5) as far:
+        far.handshake(THEIR_AS, "10.9.0.2", families=(family,), timeout_s=5)
+        far.send(message(KEEPALIVE), message(KEEPALIVE))
+        until(lambda: tcp_count(ours, "TCPMinTTLDrop") > dropped, 20, "its packets are dropped")
+        assert not ours.session(remote).up
+    assert tcp_count(ours, "TCPMinTTLDrop") > dropped
+    assert not ours.session(remote).up
 
 
 @feature("multihop")

@@ -21,13 +21,34 @@ _EXTENDED = re.compile(r"\((rt|ro), ([\d.]+), (\d+)\)")
 class Bird(Peer):
     daemon: ClassVar[str] = "bird"
     can: ClassVar[frozenset[str]] = frozenset(
-        {"kernel", "gr", "add-path", "rr", "md5", "gtsm", "dynamic", "ext-nh", "refresh", "local-as", "link-local", "as2",
-         "gtsm over ipv6", "enhanced-refresh", "ext-message", "shutdown-message", "port"}
-    )  # fmt: skip
+        {
+            "kernel",
+            "gr",
+            "add-path",
+            "rr",
+            "md5",
+            "gtsm",
+            "dynamic",
+            "ext-nh",
+            "refresh",
+            "local-as",
+            "link-local",
+            "as2",
+            "gtsm over ipv6",
+            "enhanced-refresh",
+            "ext-message",
+            "shutdown-message",
+            "port",
+        }
+    )
 
     def commands(self) -> list[list[str]]:
         recover = ["-R"] if any(n.graceful_restart for n in self.router.neighbours) else []
         return [[str(program("bird")), "-f", "-c", "bird.conf", "-s", "bird.ctl", *recover]]
+
+    def start(self) -> None:
+        (self.directory / "bird.ctl").unlink(missing_ok=True)  # of one that was killed
+        super().start()
 
     def write_config(self) -> None:
         (self.directory / "bird.conf").write_text(render(self.router))
@@ -78,8 +99,7 @@ class Bird(Peer):
         text = self.birdc(f"show route all table master{family[-1]}")
         neighbours = {name: address for address in self._known() for name in self._protocols(address)} if text else {}
         found = [route for name, route in parse(text) if name.startswith("p_") or name in neighbours]
-        found = [r for r in found if not neighbour or neighbours.get(r.neighbour, "") == neighbour]
-        return found
+        return [r for r in found if not neighbour or neighbours.get(r.neighbour, "") == neighbour]
 
     def _known(self) -> set[str]:
         said = self.birdc("show protocols all")
@@ -105,11 +125,12 @@ def render(router: Router) -> str:
         # BIRD 2.0.12 waits as long as this for its neighbours when it was started with -R.
         "graceful restart wait 20;",
         "protocol device { scan time 2; }",
+        "protocol direct { ipv4; ipv6; }",  # with what the kernel has: next hops farther away are resolved by it
     ]  # fmt: skip
     for digit in "46":
         if router.install:
             lines.append(
-                f"protocol kernel k{digit} {{ ipv{digit} {{ import none; export where source = RTS_BGP; }}; "
+                f"protocol kernel k{digit} {{ learn; ipv{digit} {{ import all; export where source = RTS_BGP; }}; "
                 f"merge paths on limit {router.ecmp}; graceful restart on; persist; }}"
             )
         own = [route for route in router.routes if route.family == f"ipv{digit}"]
@@ -118,8 +139,8 @@ def render(router: Router) -> str:
         # In the export filter: what a static route carries itself is not told to another AS (MED, for one).
         sets = "\n".join(f"  if net = {r.prefix} then {{ {' '.join(_assignments(r))} }}" for r in own)
         lines.append(
-            f"filter own{digit} {{\n  if source = RTS_BGP then accept;\n  if source != RTS_STATIC then reject;\n{sets}\n"
-            "  accept;\n}"
+            f"filter own{digit} {{\n  if source = RTS_BGP then accept;\n  if source != RTS_STATIC then reject;\n"
+            f"{sets}\n  accept;\n}}"
         )
     lines += [_protocol(router, neighbour) for neighbour in router.neighbours]
     return "\n".join(lines) + "\n"

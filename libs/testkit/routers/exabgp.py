@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -213,10 +214,7 @@ def _route(prefix: str, hop: str, at: dict[str, Any], peer: str) -> Route:
         med=at.get("med"),
         local_pref=at.get("local-preference"),
         communities=frozenset((a, b) for a, b in at.get("community", [])),
-        extended=frozenset(
-            one["string"].replace("target:", "rt:").replace("origin:", "soo:")
-            for one in at.get("extended-community", [])
-        ),
+        extended=frozenset(_extended(one["string"]) for one in at.get("extended-community", [])),
         large=frozenset((a, b, c) for a, b, c in at.get("large-community", [])),
         atomic=bool(at.get("atomic-aggregate")),
         aggregator=(int(aggregator.partition(":")[0]), aggregator.partition(":")[2]) if aggregator else None,
@@ -229,3 +227,10 @@ def _route(prefix: str, hop: str, at: dict[str, Any], peer: str) -> Route:
         ),
         neighbour=peer,
     )
+
+
+def _extended(text: str) -> str:
+    """`target:A:B`, `origin:A:0.0.0.B` -> `rt:A:B`, `soo:A:B`."""
+    kind, admin, value = text.split(":")
+    number = int(IPv4Address(value)) if "." in value else value
+    return f"{({'target': 'rt', 'origin': 'soo'}).get(kind, kind)}:{admin}:{number}"

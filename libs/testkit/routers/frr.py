@@ -29,9 +29,26 @@ exec "$@"
 class Frr(Peer):
     daemon: ClassVar[str] = "frr"
     can: ClassVar[frozenset[str]] = frozenset(
-        {"kernel", "gr", "add-path", "rr", "md5", "gtsm", "dynamic", "ext-nh", "refresh", "local-as", "attributes", "as2",
-         "gtsm over ipv6", "enhanced-refresh", "ext-message", "shutdown-message", "port"}
-    )  # fmt: skip
+        {
+            "kernel",
+            "gr",
+            "add-path",
+            "rr",
+            "md5",
+            "gtsm",
+            "dynamic",
+            "ext-nh",
+            "refresh",
+            "local-as",
+            "attributes",
+            "as2",
+            "gtsm over ipv6",
+            "enhanced-refresh",
+            "ext-message",
+            "shutdown-message",
+            "port",
+        }
+    )
 
     def commands(self) -> list[list[str]]:
         common = [

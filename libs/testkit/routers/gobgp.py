@@ -1,4 +1,4 @@
-"""GoBGP as a peer: its configuration as JSON, the gobgp command asked over its gRPC port on the namespace's loopback."""
+"""GoBGP as a peer: its configuration as JSON, the gobgp command asked over gRPC on the namespace's loopback."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ class Gobgp(Peer):
             "refresh",
             "local-as",
             "gtsm over ipv6",
-            "shutdown-message",
             "port",
         }
     )
@@ -216,7 +215,7 @@ def _words(route: Route, router: Router) -> Iterator[str]:
     yield from ("nexthop", route.next_hop or router.own(route.family))
     yield from ("origin", route.origin)
     if route.as_path:
-        sets = " ".join(
+        sets = ",".join(
             "{" + " ".join(map(str, sorted(n))) + "}" if isinstance(n, frozenset) else str(n) for n in route.as_path
         )
         yield from ("aspath", sets)

@@ -44,11 +44,12 @@ class Lab:
         self._numbers = itertools.count(1)
         self.sites: dict[str, Site] = {}
         self.peers: list[Peer] = []
+        self._same: dict[str, str] = {}
         self._spaces: list[Namespace] = []
 
     def __enter__(self) -> Self:
         self._make(self._lan)
-        # Groups are not learned: every frame reaches its port at once, and IPv6 neighbour discovery is never snooped away.
+        # Groups are not learned, so that IPv6 neighbour discovery is never kept from a port.
         self._lan.ip(["link add lan type bridge mcast_snooping 0", "link set lan up"])
         return self
 
@@ -90,6 +91,7 @@ class Lab:
             ]
         )
         self.sites[name] = site
+        self._same[site.link_local] = site.ipv6
         return site
 
     def host(self, name: str, router: Site, number: int) -> Site:
@@ -124,6 +126,7 @@ class Lab:
         if not router.addresses:
             router = replace(router, addresses=(site.ipv4, site.ipv6))
         peer = kind(name, site.space, router, self.directory / name)
+        peer.same_as = self._same
         self.peers.append(peer)
         if start:
             peer.start()
@@ -133,9 +136,10 @@ class Lab:
         """The logs and configurations of all daemons, for a test that failed."""
         parts = []
         for peer in self.peers:
-            for path in (p for kind in ("*.conf", "*.json") for p in sorted(peer.directory.glob(kind))):
-                parts.append(f"--- {peer.daemon} {peer.name}: {path.name}\n{path.read_text(errors='replace')[-6000:]}")
-            parts.append(f"--- {peer.daemon} {peer.name}: log\n{peer.log_tail()}")
+            who = f"--- {peer.daemon} {peer.name}"
+            files = [path for kind in ("*.conf", "*.json") for path in sorted(peer.directory.glob(kind))]
+            parts += [f"{who}: {path.name}\n{path.read_text(errors='replace')[-6000:]}" for path in files]
+            parts.append(f"{who}: log\n{peer.log_tail()}")
         return "\n".join(parts)
 
     def close(self) -> None:

@@ -66,9 +66,9 @@ class Reject:
 class Neighbour:
     """One session. Empty families: that of the address.
 
-    dynamic: take whoever connects from this prefix (address is then not connected to). multihop and ttl_security: number
-    of hops. graceful_restart: advertised restart time in seconds. next_hop_extended: IPv4 routes with IPv6 next hops
-    (RFC 8950). as4 False: 2-octet AS numbers only. interface: of a link-local address. admin_down: closed, with a reason.
+    dynamic: take whoever connects from this prefix (address is then not connected to). multihop and ttl_security:
+    number of hops. graceful_restart: advertised restart time in seconds. next_hop_extended: IPv4 routes with IPv6 next
+    hops (RFC 8950). as4 False: 2-octet AS numbers only. interface: of a link-local address. export_none: tell nothing.
     """
 
     address: str
@@ -109,7 +109,7 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True)
 class Router:
-    """A whole router. addresses: its own on the wire, IPv4 and IPv6. ecmp: how many equal next hops go to the kernel."""
+    """A whole router. addresses: its own, IPv4 and IPv6. ecmp: how many equal next hops go to the kernel."""
 
     asn: int
     router_id: str

@@ -73,6 +73,8 @@ class Peer(ABC):
         self.directory = directory
         self.log_path = directory / "log"
         self.processes: list[Process] = []
+        self.same_as: dict[str, str] = {}
+        """Link-local addresses on the wire and the global ones of the same router: a route may go by either."""
         directory.mkdir(parents=True, exist_ok=True)
 
     # -- what a daemon has to bring ---------------------------------------------------------------------------------
@@ -132,7 +134,7 @@ class Peer(ABC):
             self._ready_or_dead, self.start_timeout_s, lambda: f"{self.daemon} {self.name} answers\n{self.log_tail()}"
         )
 
-    def wait_started(self, process: Process) -> None:
+    def wait_started(self, process: Process) -> None:  # noqa: B027 most daemons are one process
         """Until the next process may start; nothing to wait for by default."""
 
     def _ready_or_dead(self) -> bool:
@@ -241,10 +243,10 @@ class Peer(ABC):
             for hop in route.get("nexthops") or [route]:
                 via = hop.get("via")
                 hops.append(hop.get("gateway") or (via["host"] if via else hop.get("dev") or route.get("type", "")))
-        return sorted(hops)
+        return sorted(self.same_as.get(hop, hop) for hop in hops)
 
     def wait_kernel(self, prefix: str, hops: Sequence[str], *, timeout_s: float = 30.0) -> None:
-        wanted = sorted(hops)
+        wanted = sorted(self.same_as.get(hop, hop) for hop in hops)
         until(
             lambda: self.kernel(prefix) == wanted, timeout_s,
             lambda: f"{self.daemon} {self.name}: kernel has {prefix} by {wanted}; it has {self.kernel(prefix)}",

@@ -118,7 +118,7 @@ def attributes_of(route: Route, *, octets: int = 4) -> bytes:
     if route.cluster_list:
         made += attribute(OPTIONAL, CLUSTERS, b"".join(IPv4Address(c).packed for c in route.cluster_list))
     if route.extended:
-        value = b"".join(_extended(text) for text in sorted(route.extended))
+        value = b"".join(extended_community(text) for text in sorted(route.extended))
         made += attribute(OPTIONAL | TRANSITIVE, EXTENDED_COMMUNITIES, value)
     if route.large:
         value = b"".join(struct.pack("!III", *triple) for triple in sorted(route.large))
@@ -128,7 +128,7 @@ def attributes_of(route: Route, *, octets: int = 4) -> bytes:
     return made
 
 
-def _extended(text: str) -> bytes:
+def extended_community(text: str) -> bytes:
     kind, admin, value = text.split(":")
     return struct.pack("!BBHI", 0, 2 if kind == "rt" else 3, int(admin), int(value))
 
