@@ -12,6 +12,7 @@ from libs.testkit.routers.frr import Frr
 from libs.testkit.routers.gobgp import Gobgp
 from libs.testkit.routers.lab import Lab, Site
 from libs.testkit.routers.model import Family, Neighbour, Route, Router
+from libs.testkit.routers.ours import Ours
 from libs.testkit.routers.peer import Peer
 
 KINDS: dict[str, type[Peer]] = {kind.daemon: kind for kind in (Bird, Frr, Gobgp, Exabgp)}
@@ -20,7 +21,7 @@ OUR_AS, THEIR_AS = 64512, 64513
 
 def subject() -> type[Peer]:
     """Whom the tests are about; another daemon than ours shows what the tests themselves are worth."""
-    return KINDS[os.environ.get("INTEROP_SUBJECT", "bird")]
+    return {"ours": Ours, **KINDS}[os.environ.get("INTEROP_SUBJECT", "ours")]
 
 
 @dataclass

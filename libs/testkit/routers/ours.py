@@ -1,27 +1,28 @@
-"""Our own speaker as a peer: settings as a JSON file that SIGHUP rereads, secrets in a directory, questions by its CLI.
+"""Our own speaker as a peer: settings as a JSON file that SIGHUP rereads, secrets in a directory, its control socket.
 
-The file is what `services.bgp.core.settings.SpeakerSettings` says, field by field; addresses and networks are text,
-octets are base64, dictionaries are keyed by numbers as text. It is written here without that module on purpose: this
+The file is what `services.bgp.core.settings_file` reads. It is written here without that module on purpose: this
 library imports no service, and a change of the format has to be noticed.
 """
 
 from __future__ import annotations
 
-import base64
+import http.client
 import json
 import signal
+import socket
+import struct
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import urlencode
 
-from libs.testkit.netns import CommandFailed
 from libs.testkit.routers import raw
-from libs.testkit.routers.model import Family, Neighbour, Route, Router, Session
-from libs.testkit.routers.peer import Peer
+from libs.testkit.routers.model import Family, Neighbour, Route, Router, Session, family_of
+from libs.testkit.routers.peer import Peer, RouterError, until
 
-_FAMILIES: dict[Family, int] = {"ipv4": 1, "ipv6": 2}
 _ORIGINS = ("igp", "egp", "incomplete")
 _ROOT = Path(__file__).resolve().parents[3]
 Settings = dict[str, Any]
@@ -62,16 +63,21 @@ class Ours(Peer):
         return self.directory / "bgp.sock"
 
     def commands(self) -> list[list[str]]:
+        at = self.directory
         return [
             [
-                sys.executable, "-m", "services.bgp", "run", "--settings", str(self.directory / "settings.json"),
-                "--secrets-dir", str(self.directory / "secrets"), "--socket", str(self.socket_path),
-                "--state-dir", str(self.directory / "state"),
+                sys.executable, "-m", "services.bgp", "run", "--settings", str(at / "settings.json"),
+                "--secrets-dir", str(at / "secrets"), "--state-dir", str(at / "state"),
+                "--control-socket", str(self.socket_path), "--log-level", "debug",
             ]
         ]  # fmt: skip
 
     def env(self) -> dict[str, str]:
         return super().env() | {"PYTHONPATH": str(_ROOT), "PYTHONUNBUFFERED": "1"}
+
+    def start(self) -> None:
+        self.socket_path.unlink(missing_ok=True)  # of one that was killed
+        super().start()
 
     def write_config(self) -> None:
         made = settings(self.router)
@@ -80,46 +86,92 @@ class Ours(Peer):
             path = self.directory / "secrets" / n.key / "password"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(n.password)
-        (self.directory / "settings.json").write_text(json.dumps(made, indent=1))
+        target = self.directory / "settings.json"
+        target.with_suffix(".new").write_text(json.dumps(made, indent=1))
+        target.with_suffix(".new").rename(target)
 
-    def ask(self, *words: str) -> Any:
-        """What `calico-bgp WORDS -o json` says."""
-        return json.loads(
-            self.run(sys.executable, "-m", "services.bgp", *words, "--socket", str(self.socket_path), "-o", "json")
-        )
+    def ask(self, path: str, method: str = "GET", **query: str) -> Any:
+        """What the control socket answers, as `calico-bgp` asks it. Raises RouterError."""
+        with closing(_UnixConnection(self.socket_path)) as connection:
+            connection.request(method, f"{path}?{urlencode(query)}")
+            response = connection.getresponse()
+            body = response.read()
+        if response.status != 200:
+            raise RouterError(f"ours {self.name}: {method} {path}: {response.status} {body.decode()}")
+        return json.loads(body)
+
+    def cli(self, *words: str) -> str:
+        """`calico-bgp WORDS` on this node."""
+        return self.run(sys.executable, "-m", "services.bgp", *words, "--socket", str(self.socket_path))
 
     def ready(self) -> bool:
-        if not self.socket_path.exists():
-            return False
         try:
-            self.ask("peers")
-        except CommandFailed:
+            self.ask("/peers")
+        except (OSError, RouterError):
             return False
         return True
 
     def apply(self) -> None:
+        before = self._configured()
         self.write_config()
         self.speaker.signal(signal.SIGHUP)
+        until(lambda: self._configured() != before, 20, lambda: f"new settings are taken\n{self.log_tail()}")
+
+    def _configured(self) -> int:
+        text = self.log_path.read_text(errors="replace")
+        return text.count("settings read again") + text.count("settings not taken")
+
+    def _peers(self) -> dict[str, dict[str, Any]]:
+        return {one["name"]: one for one in self.ask("/peers")}
+
+    def _name(self, neighbour: str) -> str:
+        return next(name for name, one in self._peers().items() if _same(one["address"], neighbour))
 
     def session(self, neighbour: str) -> Session:
-        wanted = ip_address(neighbour)
-        for one in self.ask("peers"):
-            if ip_address(one["address"].partition("%")[0]) == wanted:
+        for one in self._peers().values():
+            if _same(one["address"], neighbour):
+                agreed = one.get("negotiated") or {}
                 return Session(
-                    str(one["state"]).lower(), one.get("hold_time_s"), one.get("keepalive_time_s"), json.dumps(one)
-                )
+                    str(one.get("state", "idle")).lower(), agreed.get("hold_time_s"), agreed.get("keepalive_time_s"),
+                    json.dumps(one),
+                )  # fmt: skip
         return Session("none")
 
     def learned(self, family: Family, neighbour: str = "") -> list[Route]:
-        found = [_route(one) for one in self.ask("rib", "--family", family)]
-        return [r for r in found if r.neighbour and (not neighbour or r.neighbour == neighbour)]
+        """Accepted paths; the first of a prefix is the best one."""
+        addresses = {name: one["address"] for name, one in self._peers().items()}
+        found: list[Route] = []
+        seen: set[str] = set()
+        for one in self.ask("/rib", family=family, table="loc"):
+            if "rejected" in one:
+                continue
+            best = one["prefix"] not in seen
+            seen.add(one["prefix"])
+            if (peer := addresses.get(one["from"])) and (not neighbour or _same(peer, neighbour)):
+                found.append(_route(one, peer.partition("%")[0], best))
+        return found
 
     def refresh(self, neighbour: str) -> None:
-        self.run(sys.executable, "-m", "services.bgp", "refresh", neighbour, "--socket", str(self.socket_path))
+        self.ask("/refresh", "POST", peer=self._name(neighbour))
 
     def shut(self, neighbour: str, message: str = "") -> None:
-        words = ["shutdown", neighbour, *(["--message", message] if message else [])]
-        self.run(sys.executable, "-m", "services.bgp", *words, "--socket", str(self.socket_path))
+        """Ends the session; it begins again by itself."""
+        self.ask("/reset", "POST", peer=self._name(neighbour), message=message)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=30)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+def _same(one: str, other: str) -> bool:
+    return ip_address(one.partition("%")[0]) == ip_address(other.partition("%")[0])
 
 
 def settings(router: Router) -> Settings:
@@ -161,7 +213,7 @@ def _peer(router: Router, n: Neighbour) -> Settings:
         "allowed_local_as": n.allow_local_as,
         "filters": [n.key] if n.imports or n.export_none else [],
         "interface": n.interface,
-        "families": [_FAMILIES[family] for family in n.spoken],
+        "families": list(n.spoken),
         "add_path_receive": n.add_path in ("receive", "both"),
         "add_path_send": n.add_path in ("send", "both"),
     }
@@ -169,11 +221,11 @@ def _peer(router: Router, n: Neighbour) -> Settings:
 
 
 def _filter(n: Neighbour) -> Settings:
-    rules: dict[str, list[Settings]] = {"1": [], "2": []}
+    rules: dict[str, list[Settings]] = {"ipv4": [], "ipv6": []}
     for reject in n.imports:
         rule = {"action": "Reject", "network": reject.prefix, "match_operator": "In"}
-        rules["2" if ":" in reject.prefix else "1"].append(rule)
-    nothing: dict[str, list[Settings]] = {"1": [{"action": "Reject"}], "2": [{"action": "Reject"}]}
+        rules[family_of(reject.prefix)].append(rule)
+    nothing: dict[str, list[Settings]] = {"ipv4": [{"action": "Reject"}], "ipv6": [{"action": "Reject"}]}
     return {"imports": rules, "exports": nothing if n.export_none else {}}
 
 
@@ -189,58 +241,60 @@ def attributes(route: Route) -> Settings:
     return {
         "origin": _ORIGINS.index(route.origin),
         "as_path": path,
-        "next_hop": _text(ip_address(route.next_hop).packed) if route.next_hop else "",
+        "next_hop": ip_address(route.next_hop).packed.hex() if route.next_hop else "",
         "med": route.med,
         "local_pref": route.local_pref,
         "atomic_aggregate": route.atomic,
-        "aggregator": [route.aggregator[0], _text(IPv4Address(route.aggregator[1]).packed)]
+        "aggregator": [route.aggregator[0], IPv4Address(route.aggregator[1]).packed.hex()]
         if route.aggregator
         else None,
         "communities": sorted(a << 16 | b for a, b in route.communities),
-        "extended": [_text(raw.extended_community(text)) for text in sorted(route.extended)],
+        "extended": [raw.extended_community(text).hex() for text in sorted(route.extended)],
         "large": sorted(route.large),
-        "unknown": [(0xC0, kind, _text(bytes.fromhex(value))) for kind, value in sorted(route.unknown)],
+        "unknown": [(0xC0, kind, value) for kind, value in sorted(route.unknown)],
     }
 
 
 def _originated(route: Route) -> Settings:
-    return {
-        "family": _FAMILIES[route.family],
-        "prefix": _text(raw.prefix(route.prefix)),
-        "attributes": attributes(route),
-        "service": True,
-    }
+    return {"prefix": route.prefix, "attributes": attributes(route), "service": True}
 
 
-def _text(octets: bytes) -> str:
-    return base64.b64encode(octets).decode()
-
-
-def _route(one: dict[str, Any]) -> Route:
-    """One line of `rib -o json`."""
-    at = one.get("attributes", one)
-    aggregator = at.get("aggregator")
+def _route(one: dict[str, Any], neighbour: str, best: bool) -> Route:
+    """One path of /rib."""
+    at = one["attributes"]
+    aggregator = at.get("aggregator", "").split()
     return Route(
         one["prefix"],
-        next_hop=at.get("next_hop") or "",
-        link_local=at.get("link_local") or "",
-        origin=str(at.get("origin", "igp")).lower(),
-        as_path=tuple(frozenset(item) if isinstance(item, list) else int(item) for item in at.get("as_path", [])),
+        next_hop=at.get("next_hop", ""),
+        link_local=at.get("link_local", ""),
+        origin=at["origin"].lower(),
+        as_path=_path(at["as_path"]),
         med=at.get("med"),
         local_pref=at.get("local_pref"),
         communities=frozenset((int(a), int(b)) for a, b in (text.split(":") for text in at.get("communities", []))),
-        extended=frozenset(at.get("extended", [])),
-        large=frozenset((int(a), int(b), int(c)) for a, b, c in (text.split(":") for text in at.get("large", []))),
-        atomic=bool(at.get("atomic_aggregate")),
-        aggregator=(int(aggregator[0]), str(aggregator[1])) if aggregator else None,
-        originator_id=at.get("originator_id") or "",
+        extended=frozenset(map(_extended, at.get("extended_communities", []))),
+        large=frozenset(
+            (int(a), int(b), int(c)) for a, b, c in (text.split(":") for text in at.get("large_communities", []))
+        ),
+        atomic=at.get("atomic_aggregate", False),
+        aggregator=(int(aggregator[0]), aggregator[1]) if aggregator else None,
+        originator_id=at.get("originator_id", ""),
         cluster_list=tuple(at.get("cluster_list", [])),
-        unknown=frozenset((int(kind), str(value)) for _, kind, value in at.get("unknown", [])),
-        best=bool(one.get("best", True)),
-        stale=bool(one.get("stale", False)),
-        neighbour=(one.get("peer_address") or one.get("peer") or "").partition("%")[0],
+        unknown=frozenset((item["type"], item["value"]) for item in at.get("unknown", [])),
+        best=best,
+        stale=one.get("stale", False),
+        neighbour=neighbour,
         path_id=one.get("path_id"),
     )
 
 
-__all__ = ["Ours", "Settings", "attributes", "settings"]
+def _path(text: str) -> tuple[int | frozenset[int], ...]:
+    """`65001 65002 {1,2}` -> (65001, 65002, {1, 2})."""
+    return tuple(
+        frozenset(map(int, word.strip("{}").split(","))) if word.startswith("{") else int(word) for word in text.split()
+    )
+
+
+def _extended(text: str) -> str:
+    kind, subtype, admin, value = struct.unpack("!BBHI", bytes.fromhex(text))
+    return f"{({(0, 2): 'rt', (0, 3): 'soo'}).get((kind, subtype), text)}:{admin}:{value}"
