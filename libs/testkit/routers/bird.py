@@ -121,7 +121,7 @@ class Bird(Peer):
 def render(router: Router) -> str:
     """bird.conf of a router; tables master4 and master6."""
     lines = [
-        f"router id {router.router_id};", "log stderr all;", "debug protocols { states, events };",
+        f"router id {router.router_id};", "log stderr all;", "" if router.lean else "debug protocols { states, events };",
         # BIRD 2.0.12 waits as long as this for its neighbours when it was started with -R.
         "graceful restart wait 20;",
         "protocol device { scan time 2; }",
@@ -129,9 +129,11 @@ def render(router: Router) -> str:
     ]  # fmt: skip
     for digit in "46":
         if router.install:
+            back = "import none;" if router.lean else "import all;"
+            merge = f"merge paths on limit {router.ecmp};" if router.ecmp > 1 else ""
             lines.append(
-                f"protocol kernel k{digit} {{ learn; ipv{digit} {{ import all; export where source = RTS_BGP; }}; "
-                f"merge paths on limit {router.ecmp}; graceful restart on; persist; }}"
+                f"protocol kernel k{digit} {{ {'' if router.lean else 'learn;'} {merge} graceful restart on; persist; "
+                f"ipv{digit} {{ {back} export where source = RTS_BGP; }}; }}"
             )
         own = [route for route in router.routes if route.family == f"ipv{digit}"]
         body = "\n".join(f"  route {r.prefix} blackhole;" for r in own)
@@ -275,7 +277,7 @@ def _route(prefix: str, head: re.Match[str], at: dict[str, str]) -> Route:
         cluster_list=tuple(at.get("BGP.cluster_list", "").split()),
         unknown=frozenset(unknown),
         best=" * " in f"{head['rest']} ",
-        stale="s]" in head["rest"].rpartition("[")[2],
+        stale=re.search(r"\(\d+[^)]*s", head["rest"]) is not None,
         neighbour=head["proto"],
         path_id=int(at["BGP.path_id"]) if "BGP.path_id" in at else None,
     )

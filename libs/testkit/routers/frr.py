@@ -188,7 +188,7 @@ def render(router: Router) -> Iterator[str]:
                 yield f"  network {route.prefix} route-map {_map_name(route)}"
         for n in router.neighbours:
             if family in n.spoken:
-                yield from _activation(n, f" {_target(n)} ", family)
+                yield from _activation(n, f" {_target(n)} ", lean=router.lean)
         yield " exit-address-family"
     yield "exit"
     for route in router.routes:
@@ -244,10 +244,11 @@ def _neighbour(router: Router, n: Neighbour) -> Iterator[str]:
         yield f" bgp listen range {n.dynamic} peer-group {n.key}"
 
 
-def _activation(n: Neighbour, who: str, family: Family) -> Iterator[str]:
+def _activation(n: Neighbour, who: str, *, lean: bool) -> Iterator[str]:
     who = f"  neighbor{who}"
     yield f"{who}activate"
-    yield f"{who}soft-reconfiguration inbound"
+    if not lean:
+        yield f"{who}soft-reconfiguration inbound"
     if n.rr_client:
         yield f"{who}route-reflector-client"
     if n.next_hop_self:

@@ -37,7 +37,8 @@ class Gobgp(Peer):
         self._told: dict[str, Route] = {}
 
     def commands(self) -> list[list[str]]:
-        command = [str(program("gobgpd")), "-f", "gobgpd.json", "-t", "json", "--pprof-disable", "-l", "debug"]
+        command = [str(program("gobgpd")), "-f", "gobgpd.json", "-t", "json", "--pprof-disable"]
+        command += ["-l", "error" if self.router.lean else "debug"]
         command += ["--api-hosts", "127.0.0.1:50051", "--log-plain"]
         if self._told and any(n.graceful_restart for n in self.router.neighbours):
             command.append("-r")  # it runs again: the neighbours hold its routes

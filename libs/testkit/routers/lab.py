@@ -113,7 +113,7 @@ class Lab:
                 f"addr add fd08:{number}::2/64 dev eth0 nodad",
                 "link set eth0 up",
                 f"route add default via 10.8.{number}.1",
-                f"-6 route add default via fd08:{number}::1",
+                f"route add default via fd08:{number}::1",
             ]
         )
         site = Site(name, number, space)

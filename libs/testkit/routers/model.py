@@ -109,7 +109,10 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True)
 class Router:
-    """A whole router. addresses: its own, IPv4 and IPv6. ecmp: how many equal next hops go to the kernel."""
+    """A whole router. addresses: its own, IPv4 and IPv6. ecmp: how many equal next hops go to the kernel.
+
+    lean: for measuring; no debug logs, nothing kept that only questions need, kernel routes not read back.
+    """
 
     asn: int
     router_id: str
@@ -120,6 +123,7 @@ class Router:
     install: bool = True
     ecmp: int = 16
     cluster_id: str = ""
+    lean: bool = False
 
     def own(self, family: Family) -> str:
         """Its address of a family; "" when it has none."""

@@ -68,7 +68,7 @@ class Ours(Peer):
             [
                 sys.executable, "-m", "services.bgp", "run", "--settings", str(at / "settings.json"),
                 "--secrets-dir", str(at / "secrets"), "--state-dir", str(at / "state"),
-                "--control-socket", str(self.socket_path), "--log-level", "debug",
+                "--control-socket", str(self.socket_path), "--log-level", "warning" if self.router.lean else "debug",
             ]
         ]  # fmt: skip
 
