@@ -82,7 +82,7 @@ def _skipped(reason: str) -> Any:
 
 def _record(item: pytest.Item, feature: str, report: pytest.TestReport) -> None:
     call = getattr(item, "callspec", None)
-    peer = call.params.get("kind", "raw") if call else "raw"
+    peer = next((call.params[name] for name in ("kind", "opposite") if name in call.params), "raw") if call else "raw"
     reason = report.longrepr[2].removeprefix("Skipped: ") if isinstance(report.longrepr, tuple) else ""
     outcome = "skip" if report.skipped else report.outcome
     _results.setdefault(feature, {}).setdefault(peer, []).append([item.name, outcome, reason])

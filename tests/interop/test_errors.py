@@ -177,12 +177,15 @@ def test_hold_timer_says_so(pairing: Pairing) -> None:
 
 @feature("NOTIFICATION: two connections at once")
 def test_collision_ends_one_of_two_connections(pairing: Pairing) -> None:
-    """RFC 4271 section 6.8: an established session stays, the new connection is answered by Cease."""
+    """One of them ends, the other carries routes. RFC 4271 section 6.8 keeps the established one; a neighbour that
+    begins a second one has lost the first, and may be believed (RFC 4724 section 5 says so with graceful restart)."""
     here = opposite(pairing)
     with here.up() as first, here.dial() as second:
-        second.send(message(OPEN, open_body(THEIR_AS, 90, "10.9.0.2", CAPS)))
-        assert second.closed(30)
-        first.send(announcement(Route(GOOD, as_path=(THEIR_AS,)), "10.9.0.2"))
+        second.send(message(OPEN, open_body(THEIR_AS, 90, "10.9.0.2", CAPS)), message(KEEPALIVE))
+        until(lambda: any(one.ended() for one in (first, second)), 30, "one of the two connections ends")
+        left = second if first.ended() else first
+        here.ours.wait_up(here.address)
+        left.send(announcement(Route(GOOD, as_path=(THEIR_AS,)), "10.9.0.2"))
         here.ours.wait_route(GOOD)
 
 
@@ -202,6 +205,9 @@ _O = attribute(TRANSITIVE, ORIGIN, b"\0")
 _P = attribute(TRANSITIVE, AS_PATH, as_path((THEIR_AS,)))
 _N = attribute(TRANSITIVE, NEXT_HOP, bytes((10, 9, 0, 2)))
 FATAL = {
+    "well-known attribute that nobody knows": (
+        update_body(b"", _O + _P + _N + attribute(TRANSITIVE, 99, b"x"), prefix(BAD)), (3, 2),
+    ),
     "attributes longer than the message": (b"\0\0" + struct.pack("!H", 200) + _O, (3, 1)),
     "withdrawn routes longer than the message": (struct.pack("!H", 200) + b"\0\0\0", (3, 1)),
     "prefix of 33 bits": (update_body(b"", _O + _P + _N, b"\x21\x0a\x03\x00\x00\x00"), (3, 10)),
@@ -228,7 +234,6 @@ LOST = {
     + attribute(OPTIONAL | TRANSITIVE, EXTENDED_COMMUNITIES, b"\0" * 7),
     "LARGE COMMUNITIES of 11 octets": _O + _P + _N + attribute(OPTIONAL | TRANSITIVE, LARGE, b"\0" * 11),
     "ORIGIN flagged optional": attribute(OPTIONAL, ORIGIN, b"\0") + _P + _N,
-    "well-known attribute that nobody knows": _O + _P + _N + attribute(TRANSITIVE, 99, b"x"),
 }
 DISCARDED = {
     # The attribute goes, the route stays.

@@ -356,6 +356,15 @@ class RawPeer:
                 return False
         return False
 
+    def ended(self) -> bool:
+        """Whether the other end has closed by now; what it said before is taken away."""
+        try:
+            while self.receive(0.01) is not None:
+                pass
+        except TimeoutError:
+            return False
+        return True
+
     def handshake(
         self, asn: int, router_id: str, *, hold_time_s: int = 240, families: Sequence[Family] = ("ipv4",),
         as4: bool = True, extra: bytes = b"", timeout_s: float = 20,
