@@ -222,6 +222,8 @@ def _before(stage: StageKind, options: RulesetOptions, *, marks: bool, tunnels: 
     if stage is OUTPUT and options.deny_action != "Reject":
         rules.append(Rule((nft.ct_status(nft.CT_STATUS_DNAT), nft.ACCEPT), "DNATed: see hook-th-dnat"))
     if stage is AFTER_DNAT:
+        # It has no DNAT status that could be matched: the next rule would pass it by.
+        rules.append(Rule((nft.ct_state(CtState.UNTRACKED), nft.ACCEPT), "not tracked, so not DNATed: see hook-th"))
         rules.append(Rule((nft.ct_status(nft.CT_STATUS_DNAT, negate=True), nft.ACCEPT), "not DNATed: see hook-th"))
         rules.append(Rule((nft.Fib("saddr", nft.FibResult.TYPE, RTN_LOCAL, negate=True), nft.ACCEPT), "forwarded"))
     if stage not in FORWARD:

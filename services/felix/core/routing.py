@@ -155,7 +155,7 @@ class Routing:
         # An address that we borrowed is ours even before its workload is known: never by way of ourselves.
         if route.types & RouteType.REMOTE_WORKLOAD and route.dst_node != self._node:
             return self._remote(network, route)
-        if _is_lone_tunnel_end(route):
+        if _is_gateway(network, route):
             return self._remote(network, route)
         is_block = network.prefixlen < network.max_prefixlen
         if route.types & RouteType.LOCAL_WORKLOAD and is_block:
@@ -183,7 +183,7 @@ class Routing:
         if route.pool_type is not PoolType.VXLAN:
             return None
         device = VXLAN if network.version == 4 else VXLAN6
-        if _is_lone_tunnel_end(route):
+        if _is_gateway(network, route):
             return WantedRoute(RouteClass.VXLAN_TUNNEL, device)
         vtep = self.overlays.vteps.get(route.dst_node)
         end = "" if vtep is None else vtep.ipv4 if network.version == 4 else vtep.ipv6
@@ -193,10 +193,12 @@ class Routing:
         return any(address.version == subnet.version and address in subnet for subnet in self._subnets)
 
 
-def _is_lone_tunnel_end(route: Route) -> bool:
-    """Another node's tunnel address that no block's route leads to: a borrowed one, or one that is a block by itself.
-    It is the gateway of others, so it must be directly there.
+def _is_gateway(network: Network, route: Route) -> bool:
+    """Another node's tunnel address that must be directly on the device, as the gateway of other routes: a borrowed
+    one and one that is a block by itself, to which no block's route leads; and each of IPv6, whose kernel refuses a
+    gateway as long as it knows a way to it on another link, such as the block's own route without a tunnel.
     """
-    return bool(route.types & RouteType.REMOTE_TUNNEL) and bool(
-        route.borrowed or route.types & RouteType.REMOTE_WORKLOAD
-    )
+    if not route.types & RouteType.REMOTE_TUNNEL:
+        return False
+    alone = route.borrowed or bool(route.types & RouteType.REMOTE_WORKLOAD)
+    return alone or (network.version == 6 and route.tunnel_vxlan and not route.same_subnet)

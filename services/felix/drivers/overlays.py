@@ -37,6 +37,7 @@ from services.felix.core.overlay import DEVICES, TUNL, Address, Device, OverlayS
 log = logging.getLogger(__name__)
 
 _CHECKSUM_MENDED = (5, 7)  # kernels before this one send wrong checksums through VXLAN when they leave them to others
+LINGER_S = 2.0  # a device that is not wanted any more still takes what nodes send that have not heard of it yet
 MIN_MTU_BYTES = 1280  # IPv6's least; below it nothing of a pod's works
 
 
@@ -85,6 +86,7 @@ class OverlayKeeper:
         self._told: tuple[WantedOverlays, OverlaySettings] | None = None
         self._dirty = True
         self._unfinished = False
+        self._unwanted_since: dict[str, float] = {}
         self._parents: frozenset[int] = frozenset()  # interfaces below our devices
         self.waiting: dict[str, str] = {}  # overlays that are wanted and cannot be made yet, with what they wait for
         self._said: dict[str, str] = {}
@@ -147,7 +149,12 @@ class OverlayKeeper:
     async def _finish(self, wanted: WantedOverlays) -> dict[str, str]:
         failed: dict[str, str] = {}
         # One that is wanted and cannot be made as it should be stays: it may still carry what it did before.
-        gone = self._have.keys() - wanted.enabled
+        unwanted = self._have.keys() - wanted.enabled
+        now = asyncio.get_running_loop().time()
+        self._unwanted_since = {name: self._unwanted_since.get(name, now) for name in unwanted}
+        gone = {name for name, since in self._unwanted_since.items() if now - since >= LINGER_S}
+        if unwanted - gone:
+            asyncio.get_running_loop().call_later(LINGER_S, self._look_again)
         if gone:
             todo = diff({name: one for name, one in self._have.items() if name not in gone}, self._have)
             refused = await self._tunnels.apply(todo)
@@ -156,6 +163,10 @@ class OverlayKeeper:
             log.info("tunnel devices", extra={"removed": sorted(gone - refused.keys())})
         indexes = {name: index for name, index in self._tunnels.indexes.items() if name in self._want}
         return failed | await self._write_ends(wanted, indexes, removing=True)
+
+    def _look_again(self) -> None:
+        self._unfinished = True
+        self._changed()
 
     def _devices(
         self, wanted: WantedOverlays, settings: OverlaySettings

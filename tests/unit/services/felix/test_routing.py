@@ -130,8 +130,10 @@ def test_vxlan_for_ipv6_leads_to_the_other_nodes_ipv6_end() -> None:
         made.put_node(name, info)
     made.put_block(*block("fd00::80/122", "n2"))
     made.flush()
+    ends = {ip_network(f"{address}/128") for address in ("fd00::80", "fd00::c0")}
     assert made.wanted == {
-        ip_network("fd00::80/122"): route(C.VXLAN_TUNNEL, interface="vxlan-v6.calico", via="fd00::80")
+        ip_network("fd00::80/122"): route(C.VXLAN_TUNNEL, interface="vxlan-v6.calico", via="fd00::80"),
+        **dict.fromkeys(ends, route(C.VXLAN_TUNNEL, interface="vxlan-v6.calico")),
     }
 
 
