@@ -53,7 +53,7 @@ __all__ = ["Cluster", "CniError", "Node", "Pod", "sweep_stale"]
 PROJECT = Path(__file__).resolve().parents[2]
 SHIM = PROJECT / "services" / "cni" / "shim.c"
 FELIX_PORT, TYPHA_PORT = 9099, 9098  # health and metrics
-DAEMONS = {"bgp": ("services.bgp", "CALICO_BGP_", 9097)}
+DAEMONS = {"bgp": ("services.bgp", "CALICO_BGP_", 9097), "node": ("services.node", "CALICO_NODE_", 9096)}
 """What may run on every node beside felix: module, prefix of its environment, port of health and metrics."""
 _OURS = ("ETCD", "NATS", "FELIX", "TYPHA", "CALICO", "CNI", "NODENAME", "LOG_", "HEALTH")
 

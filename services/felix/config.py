@@ -53,5 +53,11 @@ class FelixConfig(RuntimeConfig):
     mtu_bytes: int = setting(0, "MTU of pods; 0: found from interfaces and pools.", unit="bytes", minimum=0)
     mtu_file: Path = setting(Path("/var/lib/calico/mtu"), "File that receives the MTU of pods.")
 
+    wireguard_program: str = setting(
+        "wireguard-go",
+        "Makes WireGuard devices where the kernel cannot: name or path; empty: nobody does.",
+        env=("FELIX_WIREGUARDPROGRAM",),
+    )
+
     def node_name(self) -> str:
         return node_name(self.node)
