@@ -19,7 +19,6 @@ from rich.table import Table
 
 from services.bgp.config import SOCKET
 
-VERBS = ("peers", "rib", "explain", "settings", "refresh", "reset")
 JSON = Any
 
 _socket = click.option(
