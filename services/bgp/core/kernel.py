@@ -6,11 +6,11 @@ says, everything outside pools always.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import Enum
+from typing import TypeAlias
 
-from services.bgp.core.paths import Family, IPNetwork, Nlri
-from services.bgp.core.prefixes import inside, inside_any, of_family
+from services.bgp.core.paths import Family, IPNetwork
+from services.bgp.core.prefixes import Regions, inside_any
 from services.bgp.core.settings import PoolExport, SpeakerSettings
 
 
@@ -21,27 +21,26 @@ class KernelVerdict(Enum):
     IPIP_CROSS_SUBNET = "ipip-cross-subnet"  # plain where the next hop is in the node's subnet
 
 
-KernelFilter = Callable[[Nlri], KernelVerdict]
+KernelFilter: TypeAlias = Regions[KernelVerdict, KernelVerdict]
+"""`get` and `many` say what to do with prefixes."""
 
 
 def kernel_filter(settings: SpeakerSettings, family: Family) -> KernelFilter:
-    """For a prefix, what to do. Pools do not overlap, so their order does not matter."""
-    rejected = inside_any(settings.reject, family)
-    pools = [
-        (inside(pool.network), _verdict(pool, settings.program_cluster_routes))
-        for pool in settings.pools
-        if of_family(pool.network, family)
-    ]
+    """Pools do not overlap; a range of services inside one of them goes before it."""
+    return Regions(
+        (
+            *((pool.network, _verdict(pool, settings.program_cluster_routes)) for pool in settings.pools),
+            *((cidr, KernelVerdict.REJECT) for cidr in settings.reject),
+        ),
+        family,
+        _first,
+    )
 
-    def judge(prefix: Nlri) -> KernelVerdict:
-        if rejected(prefix):
-            return KernelVerdict.REJECT
-        for within, verdict in pools:
-            if within(prefix):
-                return verdict
-        return KernelVerdict.PLAIN
 
-    return judge
+def _first(verdicts: tuple[KernelVerdict, ...]) -> KernelVerdict:
+    if KernelVerdict.REJECT in verdicts:
+        return KernelVerdict.REJECT
+    return verdicts[0] if verdicts else KernelVerdict.PLAIN
 
 
 def _verdict(pool: PoolExport, owner: str) -> KernelVerdict:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
-from typing import TypeAlias
+from typing import Generic, TypeAlias, TypeVar
 
 from services.bgp.core.paths import Family, IPNetwork, Nlri
 
+L = TypeVar("L")
+T = TypeVar("T")
 PrefixTest: TypeAlias = Callable[[Nlri], bool]
 
 
@@ -40,29 +42,61 @@ def inside(network: IPNetwork) -> PrefixTest:
     return test
 
 
+class Regions(Generic[L, T]):
+    """Which value holds for a prefix, by the networks it lies in: one search, however many they are and however they
+    nest.
+
+    networks: each with a label; those of another family are left out. judge: from the labels of all networks that a
+    prefix lies in (outermost first) to the value; called once for each network, and once with () for prefixes in none.
+    """
+
+    def __init__(
+        self, networks: Iterable[tuple[IPNetwork, L]], family: Family, judge: Callable[[tuple[L, ...]], T]
+    ) -> None:
+        labels: dict[IPNetwork, tuple[L, ...]] = {}
+        for network, label in networks:
+            if of_family(network, family):
+                labels[network] = (*labels.get(network, ()), label)
+        self._firsts: list[bytes] = []
+        self._lengths: list[int] = []
+        self._lasts: list[bytes] = []
+        self._ends: list[int] = []
+        self._outer: list[int] = []  # index of the next larger network, -1: none
+        self._values: list[T] = []
+        chains: list[tuple[L, ...]] = []
+        lasts: list[bytes] = []
+        for network in sorted(labels, key=lambda n: (n.network_address.packed, n.prefixlen)):
+            outer = len(chains) - 1
+            while outer >= 0 and lasts[outer] < network.network_address.packed:
+                outer = self._outer[outer]
+            length, first, last = _bounds(network)
+            chains.append((*(chains[outer] if outer >= 0 else ()), *labels[network]))
+            lasts.append(network.broadcast_address.packed)
+            self._firsts.append(first)
+            self._lengths.append(length)
+            self._lasts.append(last)
+            self._ends.append(1 + len(last))
+            self._outer.append(outer)
+            self._values.append(judge(chains[-1]))
+        self._values.append(judge(()))  # at -1
+
+    def get(self, prefix: Nlri) -> T:
+        return self.many((prefix,))[0]
+
+    def many(self, prefixes: Iterable[Nlri]) -> list[T]:
+        """The value of each; the loop is here because a call for each prefix would cost more than the search."""
+        firsts, lengths, lasts, ends = self._firsts, self._lengths, self._lasts, self._ends
+        outer, values = self._outer, self._values
+        found: list[T] = []
+        append = found.append
+        for prefix in prefixes:
+            at = bisect_right(firsts, prefix[1:]) - 1
+            while at >= 0 and (prefix[0] < lengths[at] or prefix[1 : ends[at]] > lasts[at]):
+                at = outer[at]
+            append(values[at])
+        return found
+
+
 def inside_any(networks: Iterable[IPNetwork], family: Family) -> PrefixTest:
-    """Is a prefix inside one of them; networks of the other family are left out. Cost does not grow with their
-    number."""
-    outer: list[IPNetwork] = []
-    for network in sorted(
-        {n for n in networks if of_family(n, family)}, key=lambda n: (n.network_address.packed, n.prefixlen)
-    ):
-        if not outer or network.network_address.packed > outer[-1].broadcast_address.packed:
-            outer.append(network)
-    if not outer:
-        return never
-    if len(outer) == 1:
-        return inside(outer[0])
-    bounds = [_bounds(network) for network in outer]
-    lengths = [length for length, _, _ in bounds]
-    firsts = [first for _, first, _ in bounds]
-    lasts = [last for _, _, last in bounds]
-
-    def test(prefix: Nlri) -> bool:
-        at = bisect_right(firsts, prefix[1:]) - 1
-        if at < 0:
-            return False
-        last = lasts[at]
-        return prefix[0] >= lengths[at] and prefix[1 : 1 + len(last)] <= last
-
-    return test
+    """Is a prefix inside one of them; networks of the other family are left out."""
+    return Regions(((network, True) for network in networks), family, bool).get

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from services.bgp.core.kernel import KernelVerdict, by_tunnel, kernel_filter
 from services.bgp.core.paths import Family, Nlri
 from services.bgp.core.rib.decision import decide, next_hops
 from services.bgp.core.rib.path import Path, Preference
-from services.bgp.core.rib.table import Entry, Table, paths_of
+from services.bgp.core.rib.table import Entry, Table
 from services.bgp.core.settings import SpeakerSettings
 
 
@@ -33,8 +33,7 @@ class FibRoute:
     metric: int
 
 
-@dataclass(frozen=True, slots=True)
-class FibChange:
+class FibChange(NamedTuple):
     """route: what is to be there now, None: nothing of ours. before: what this table handed out last."""
 
     family: Family
@@ -53,7 +52,7 @@ class Fib:
         self.configure(settings)
 
     def configure(self, settings: SpeakerSettings) -> None:
-        self._judge = kernel_filter(settings, self._family)
+        self._filter = kernel_filter(settings, self._family)
         self._subnets = settings.subnets
         self._encrypted = frozenset(address.packed for address in settings.encrypted)
         self._normal = settings.normal_priority[self._family]
@@ -70,11 +69,15 @@ class Fib:
         """At most `limit` changes, oldest first."""
         found: list[FibChange] = []
         dirty, installed, family = self._dirty, self.installed, self._family
+        blackhole, host = self._blackhole, 8 * family.octets
         while dirty and len(found) < limit:
-            for prefix in list(islice(dirty, limit - len(found))):
+            prefixes = list(islice(dirty, limit - len(found)))
+            for prefix in prefixes:
                 del dirty[prefix]
-                route = self.route(prefix, table.get(prefix))
-                before = installed.get(prefix)
+            routes = self._routes(map(table.get, prefixes), self._filter.many(prefixes))
+            for prefix, route, before in zip(prefixes, routes, map(installed.get, prefixes), strict=True):
+                if route is blackhole and prefix[0] == host:
+                    route = None  # a block of one address: the workload's own route, or none
                 if route is before or route == before:
                     continue
                 if route is None:
@@ -84,35 +87,35 @@ class Fib:
                 found.append(FibChange(family, prefix, route, before))
         return found
 
-    def route(self, prefix: Nlri, entry: Entry | None) -> FibRoute | None:
-        if entry is None:
-            return None
-        chosen = [entry] if isinstance(entry, Path) and entry.usable else decide(paths_of(entry))
-        if not chosen or not chosen[0].source.remote:
-            return self._own(prefix, chosen[0])
-        verdict = self._judge(prefix)
-        if verdict is KernelVerdict.REJECT:
-            return None
-        if len(chosen) > 1:
-            return self._make(next_hops(chosen)[0], verdict)
-        known = self._single.setdefault(chosen[0], {})
-        if verdict not in known:
-            known[verdict] = self._make(chosen, verdict)
-        return known[verdict]
+    def _routes(self, entries: Iterable[Entry | None], verdicts: list[KernelVerdict]) -> Iterator[FibRoute | None]:
+        """Neighbours in the queue mostly have the same path."""
+        path: Entry | None = None
+        routes: dict[KernelVerdict, FibRoute | None] = {}
+        for entry, verdict in zip(entries, verdicts, strict=True):
+            if isinstance(entry, list):
+                yield self._make(decide(entry), verdict)
+            elif entry is None:
+                yield None
+            else:
+                if entry is not path:
+                    path, routes = entry, self._single.setdefault(entry, {})
+                if verdict not in routes:
+                    routes[verdict] = self._make([entry], verdict)
+                yield routes[verdict] if entry.usable else None
 
-    def _own(self, prefix: Nlri, path: Path) -> FibRoute | None:
-        """What this node originates. Its blocks are thrown away where no workload has a route of its own: else packets
-        to unused addresses would go back and forth between us and a router. Everything else is in the kernel already.
+    def _make(self, chosen: list[Path], verdict: KernelVerdict) -> FibRoute | None:
+        """None: not for the kernel, or there already because it is this node's own. Its blocks are thrown away where no
+        workload has a route of its own: else packets to unused addresses would go back and forth between us and a
+        router.
         """
-        if path.preference is not Preference.STATIC or prefix[0] == 8 * self._family.octets:
+        if not chosen or verdict is KernelVerdict.REJECT:
             return None
-        return None if self._judge(prefix) is KernelVerdict.REJECT else self._blackhole
-
-    def _make(self, paths: list[Path], verdict: KernelVerdict) -> FibRoute | None:
-        addresses = sorted(path.next_hop.address for path in paths)
+        if not chosen[0].source.remote:
+            return self._blackhole if chosen[0].preference is Preference.STATIC else None
+        addresses = sorted(path.next_hop.address for path in next_hops(chosen)[0])
         if not self._encrypted.isdisjoint(addresses):
             return None
-        local_pref = paths[0].attributes.local_pref
+        local_pref = chosen[0].attributes.local_pref
         return FibRoute(
             tuple(Hop(address, by_tunnel(verdict, address, self._subnets, self._family)) for address in addresses),
             self._normal if local_pref is None else MAX_PRIORITY - local_pref,

@@ -18,7 +18,7 @@ that is remembered (`turned`) and it gets a withdrawal instead.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 
 from services.bgp.core.paths import Attributes, Nlri
@@ -111,32 +111,46 @@ class Group:
 
     def update(self, best: Mapping[Path | None, list[Nlri]]) -> None:
         """best: the prefixes that may have changed, by their best path; under None those that have none."""
+        told, changes = self.out, self._row[-1].changes
+        for path, prefixes in best.items():
+            if not prefixes:
+                continue
+            export = self.export(path) if path is not None else None
+            if export is not None and export.many is not None:
+                news = export.many(prefixes)
+            else:
+                news = [export.out if export is not None else None] * len(prefixes)
+            if told.keys().isdisjoint(prefixes) and changes.keys().isdisjoint(prefixes):  # nearly always at first
+                fresh = {prefix: new for prefix, new in zip(prefixes, news, strict=True) if new is not None}
+                if fresh:
+                    told.update(fresh)
+                    changes.update(fresh)
+                    self._whole = None
+                continue
+            self._change(prefixes, news)
+
+    def _change(self, prefixes: Sequence[Nlri], news: Sequence[Out | None]) -> None:
         told, batch = self.out, self._row[-1]
         changes = batch.changes
-        for path, prefixes in best.items():
-            export = self.export(path) if path is not None else None
-            judge = export.judge if export is not None else None
-            fixed = export.out if export is not None else None
-            for prefix in prefixes:
-                new = fixed if judge is None else judge(prefix)
-                old = told.get(prefix)
-                if new is old:
-                    continue
-                self._whole = None
-                if new is not None:
-                    told[prefix] = new
-                    source = new.source
-                else:
-                    assert old is not None
-                    del told[prefix]
-                    source = old.source
-                    new = self._withdrawal(source)
-                before = changes.get(prefix)
-                changes[prefix] = new
-                if (old is not None and old.source is not source) or (
-                    before is not None and before.source is not source
-                ):
-                    batch.turn(prefix, source)
+        self._whole = None
+        gone = self._withdrawal(NOBODY)
+        for prefix, new, old in zip(prefixes, news, map(told.get, prefixes), strict=True):
+            if new is old:
+                continue
+            if new is not None:
+                told[prefix] = new
+                now = new
+            else:
+                assert old is not None
+                del told[prefix]
+                if gone.source is not old.source:
+                    gone = self._withdrawal(old.source)
+                now = gone
+            before = changes.get(prefix)
+            changes[prefix] = now
+            source = now.source
+            if (old is not None and old.source is not source) or (before is not None and before.source is not source):
+                batch.turn(prefix, source)
 
     def _withdrawal(self, source: Source) -> Out:
         out = self._withdrawn.get(source)

@@ -1,12 +1,12 @@
 """What becomes of a path on its way to peers: may they have it, what do the filters say, which attributes does it get.
 
 RFC 4271 sections 5.1 and 9.1.3, RFC 4456 section 8, RFC 1997, RFC 9494 section 4.6. All that depends on the path
-alone is done once for it; `Export.judge` is left for prefixes.
+alone is done once for it; `Export.many` is left for prefixes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -71,10 +71,10 @@ class _Facts:
 
 @dataclass(slots=True)
 class Export:
-    """What terms make of one path. out: the same for every prefix when `judge` is None. withheld, where: why
-    nothing."""
+    """What terms make of one path: `many` says it for prefixes, in order. When `many` is None it is `out` for all of
+    them, and nothing when that is None, for the reason `withheld`. where: the rule of a filter that decided."""
 
-    judge: Callable[[Nlri], Out | None] | None
+    many: Callable[[Sequence[Nlri]], list[Out | None]] | None
     out: Out | None = None
     withheld: Withheld | None = None
     where: str = ""
@@ -109,28 +109,29 @@ class Exporter:
         allowed = self.policy.by_interface(interface, self.terms.context.internal) if interface else True
         if not allowed and not steps:
             return Export(None, withheld=Withheld.INTERFACE)
-        verdict = self.policy.urgent if metric < self._normal else self.policy.verdict
-        by_communities: dict[Communities, Out] = {}
-
-        def default(prefix: Nlri) -> Out | None:
-            added = verdict(prefix) if allowed else None
-            if added is None:
-                return None
-            out = by_communities.get(added)
-            if out is None:
-                out = by_communities[added] = self._finish(facts, add_communities(attributes, added))
-            return out
-
+        urgent, policy = metric < self._normal, self.policy
+        told: dict[Communities | None, Out | None] = {None: None}
         outs = [
             (test, self._finish(facts, apply(outcome.rule, attributes)) if outcome.accept else None)
             for test, outcome in steps
         ]
 
-        def judge(prefix: Nlri) -> Out | None:
-            for test, out in outs:
-                if test is None or test(prefix):
-                    return out
-            return default(prefix)
+        def default(prefixes: Sequence[Nlri]) -> list[Out | None]:
+            if not allowed:
+                return [None] * len(prefixes)
+            verdicts = policy.verdicts(prefixes, urgent)
+            for added in set(verdicts) - told.keys():
+                told[added] = self._finish(facts, add_communities(attributes, added or ()))
+            return [told[added] for added in verdicts]
+
+        def filtered(prefixes: Sequence[Nlri]) -> list[Out | None]:
+            found = default(prefixes)
+            for at, prefix in enumerate(prefixes):
+                for test, out in outs:
+                    if test is None or test(prefix):
+                        found[at] = out
+                        break
+            return found
 
         def explain(prefix: Nlri) -> tuple[Withheld | None, str]:
             hit: Outcome | None = next((o for test, o in steps if test is None or test(prefix)), None)
@@ -138,9 +139,9 @@ class Exporter:
                 return (None if hit.accept else Withheld.FILTER), hit.where
             if not allowed:
                 return Withheld.INTERFACE, ""
-            return (None if verdict(prefix) is not None else Withheld.POLICY), ""
+            return (None if policy.verdict(prefix, urgent) is not None else Withheld.POLICY), ""
 
-        return Export(judge if steps else default, explain=explain)
+        return Export(filtered if steps else default, explain=explain)
 
     def _forbidden(self, path: Path) -> Withheld | None:
         source, terms = path.source, self.terms

@@ -389,7 +389,10 @@ class Rib:
         peer.stale_until.pop(family, None)
         table, mine = self._tables[family], peer.prefixes[family]
         for prefix in mine:
-            remove_all(table, prefix, peer)
+            if isinstance(table[prefix], list):
+                remove_all(table, prefix, peer)
+            else:
+                del table[prefix]
         self._dirty[family].update(dict.fromkeys(mine))
         peer.prefixes[family] = set()
 
@@ -490,13 +493,16 @@ class Rib:
     def _best(self, family: Family, prefixes: Iterable[Nlri]) -> dict[Path | None, list[Nlri]]:
         """Prefixes by their best path, under None those that have none that could be used."""
         found: defaultdict[Path | None, list[Nlri]] = defaultdict(list)
-        get = self._tables[family].get
-        for prefix in prefixes:
-            entry = get(prefix)
+        prefixes = list(prefixes)
+        last: Path | None = None
+        append = found[None].append
+        for prefix, entry in zip(prefixes, map(self._tables[family].get, prefixes), strict=True):
             if isinstance(entry, list):
                 chosen = decide(entry)
                 entry = chosen[0] if chosen else None
-            found[entry].append(prefix)
+            if entry is not last:  # neighbours mostly have the same
+                last, append = entry, found[entry].append
+            append(prefix)
         for path in [path for path in found if path is not None and not path.usable]:
             found[None] += found.pop(path)
         return found
