@@ -29,11 +29,16 @@ SLICE = 2000  # routes in one request to the kernel
 SETTLE_S = 0.05  # changes in the kernel come in bursts
 RESYNC_S = 90.0  # as felix's route refresh
 RETRY_S = 10.0
+PEERS_FIRST_S = 0.02  # between slices, while peers are being told things
 PROTOCOL_BOOT = 3  # linux/rtnetlink.h: what `ip route add` uses, and felix's default for workload routes in Calico
 
 
 class Owner(Protocol):
     def wake(self) -> None: ...
+
+    def telling(self) -> bool:
+        """Peers are being told things just now: they come first."""
+        ...
 
 
 class Kernel:
@@ -102,6 +107,8 @@ class Kernel:
                 await self.fib.apply(changes)
                 for tell in self.on_routes:
                     tell(changes)
+                if self._owner is not None and self._owner.telling():
+                    await asyncio.sleep(PEERS_FIRST_S)
             for family in Family:
                 if family not in self._swept and self._rib.sweep_allowed(family) and not self._rib.fib_waiting():
                     self._swept.add(family)
