@@ -83,11 +83,9 @@ class Rib:
 
     def peer_up(self, settings: PeerSettings, session: Session, now: float) -> None:
         """A session is established. Its stale paths stay where the peer kept its forwarding state (RFC 4724 4.2)."""
-        peer = self._peers.get(settings.name)
-        if peer is None:
-            peer = self._peers[settings.name] = Peer(settings, self._next_hop)
-        elif peer.up:
-            self._leave(peer)
+        if settings.name in self._peers:
+            self.peer_down(settings.name, now, keep=session.preserved)
+        peer = self._peers.setdefault(settings.name, Peer(settings, self._next_hop))
         peer.begin(settings, session)
         peer.configure(settings, self.settings)
         for family, prefixes in peer.prefixes.items():
