@@ -30,8 +30,9 @@ R = TypeVar("R")
 class RouteDriver:
     """libs.reconcile.Driver[RouteKey, Route] of the routes with one protocol number in one table.
 
-    New and changed routes go in before unwanted ones go out, in slices, so that the event loop and other users of
-    the kernel's lock get their turn. Calls to the kernel run in a worker thread.
+    New and changed routes go in before unwanted ones go out, those that are directly on a link before those by way of
+    another host: IPv6 refuses a gateway to which it knows a way on another link. In slices, so that the event loop and
+    other users of the kernel's lock get their turn. Calls to the kernel run in a worker thread.
     """
 
     def __init__(
@@ -54,7 +55,9 @@ class RouteDriver:
 
     async def apply(self, todo: Diff[RouteKey, Route]) -> dict[RouteKey, Exception]:
         failed: dict[RouteKey, Exception] = {}
-        for routes in slices(todo.put.values()):
+        direct = [route for route in todo.put.values() if not any(hop.gateway for hop in route.hops)]
+        by_others = [route for route in todo.put.values() if any(hop.gateway for hop in route.hops)]
+        for routes in (*slices(direct), *slices(by_others)):
             foreign = [route for route in routes if route.protocol != self._protocol or route.table != self._table]
             if foreign:
                 raise ValueError(f"route {foreign[0].dst} is not of protocol {self._protocol}, table {self._table}")

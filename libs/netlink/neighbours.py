@@ -13,7 +13,7 @@ from libs.netlink.links import format_mac, parse_mac
 from libs.netlink.socket import NetlinkSocket
 
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
-_NDMSG = struct.Struct("=BxxxiHBB")  # struct ndmsg: family, interface, state, flags, type
+NDMSG = struct.Struct("=BxxxiHBB")  # struct ndmsg: family, interface, state, flags, type
 _DST, _LLADDR = 1, 2
 NUD_PERMANENT = 0x80
 NTF_PROXY = 0x08
@@ -31,10 +31,10 @@ class Neighbour:
 
 
 def decode_neighbour(body: bytes) -> Neighbour | None:
-    """Body of RTM_NEWNEIGH; None for entries without an address (bridge FDB)."""
-    _, index, state, flags, _ = _NDMSG.unpack_from(body)
-    found = attrs(body, _NDMSG.size)
-    if _DST not in found:
+    """Body of RTM_NEWNEIGH; None for entries of bridges and VXLAN devices (fdb.py), and for those with no address."""
+    family, index, state, flags, _ = NDMSG.unpack_from(body)
+    found = attrs(body, NDMSG.size)
+    if family not in FAMILIES.values() or _DST not in found:
         return None
     mac = format_mac(found[_LLADDR]) if _LLADDR in found else ""
     return Neighbour(ip_address(found[_DST]), index, mac, bool(state & NUD_PERMANENT), bool(flags & NTF_PROXY))
@@ -44,7 +44,7 @@ def list_neighbours(netlink: NetlinkSocket, index: int = 0, *, proxy: bool = Fal
     """Ordinary entries, or the proxy ones; of all interfaces or of one."""
     found = []
     for family in FAMILIES.values():
-        body = _NDMSG.pack(family, 0, 0, NTF_PROXY if proxy else 0, 0)
+        body = NDMSG.pack(family, 0, 0, NTF_PROXY if proxy else 0, 0)
         for kind, reply in netlink.dump(RTM_GETNEIGH, body, "neighbours"):
             entry = decode_neighbour(reply) if kind == RTM_NEWNEIGH else None
             if entry is not None and index in (0, entry.index) and entry.proxy == proxy:
@@ -55,7 +55,7 @@ def list_neighbours(netlink: NetlinkSocket, index: int = 0, *, proxy: bool = Fal
 def neighbour_request(entry: Neighbour, *, delete: bool = False) -> tuple[int, int, bytes]:
     flags = NTF_PROXY if entry.proxy else 0
     state = NUD_PERMANENT if entry.permanent else 0
-    body = _NDMSG.pack(FAMILIES[entry.address.version], entry.index, state, flags, 0) + attr(_DST, entry.address.packed)
+    body = NDMSG.pack(FAMILIES[entry.address.version], entry.index, state, flags, 0) + attr(_DST, entry.address.packed)
     if entry.mac:
         body += attr(_LLADDR, parse_mac(entry.mac))
     return (RTM_DELNEIGH, 0, body) if delete else (RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body)

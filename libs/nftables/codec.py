@@ -224,7 +224,7 @@ def _fib(expr: Fib) -> bytes:
     flags = {"saddr": 1, "daddr": 2}.get(expr.by)
     if flags is None:
         raise ElementError(f"fib looks up saddr or daddr, not {expr.by!r}")
-    flags |= (4 if expr.mark else 0) | (8 if expr.iif else 0)
+    flags |= (4 if expr.mark else 0) | (8 if expr.iif else 0) | (16 if expr.oif else 0)
     result = 1 if expr.result is FibResult.OIF else 3
     value = pack_int(DataType.MARK, expr.value)  # both are 32 bits in the machine's order
     load = _expression("fib", be32(1, 1), be32(2, result), be32(3, flags))

@@ -203,7 +203,8 @@ class FibResult(StrEnum):
 
 
 class Fib(msgspec.Struct, frozen=True, cache_hash=True):
-    """A routing lookup: `fib saddr . mark . iif oif 0` is the reverse-path test, `fib daddr type local` "is it ours".
+    """A routing lookup: `fib saddr . mark . iif oif 0` is the reverse-path test, `fib daddr type local` "is it ours",
+    `fib saddr . oif type local` "is it an address of the interface that it leaves by".
 
     by: "saddr" or "daddr". value: an interface index for OIF, an RTN_* number for TYPE.
     """
@@ -213,6 +214,7 @@ class Fib(msgspec.Struct, frozen=True, cache_hash=True):
     value: int
     mark: bool = False
     iif: bool = False
+    oif: bool = False
     negate: bool = False
 
 

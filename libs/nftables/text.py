@@ -177,7 +177,8 @@ def _bits(expr: Bits) -> str:
 
 
 def _fib(expr: Fib) -> str:
-    flags = " . ".join([expr.by, *(["mark"] if expr.mark else []), *(["iif"] if expr.iif else [])])
+    also = {"mark": expr.mark, "iif": expr.iif, "oif": expr.oif}
+    flags = " . ".join([expr.by, *(name for name, used in also.items() if used)])
     value = _ADDRESS_TYPES.get(expr.value, str(expr.value)) if expr.result is FibResult.TYPE else str(expr.value)
     return f"fib {flags} {expr.result} {'!= ' if expr.negate else ''}{value}"
 

@@ -28,11 +28,11 @@ def key(plural: str, name: str) -> str:
     return f"/calico/resources/v3/projectcalico.org/{plural}/{name}"
 
 
-def pool_spec(cidr: str, *, vxlan_mode: str = "Never", block_size: int) -> dict[str, Any]:
+def pool_spec(cidr: str, *, vxlan_mode: str = "Never", ipip_mode: str = "Never", block_size: int) -> dict[str, Any]:
     return {
         "cidr": cidr,
         "vxlanMode": vxlan_mode,
-        "ipipMode": "Never",
+        "ipipMode": ipip_mode,
         "natOutgoing": False,
         "blockSize": block_size,
         "nodeSelector": "all()",

@@ -6,6 +6,8 @@
     │     fd00:172:31::1       │          │ felix            ├───────┤ probe     │
     │ etcd, NATS, typha        ├────── …  └──────────────────┘       └───────────┘
 
+Nodes may stand in a second subnet (`far`), behind br1 of the fabric, which routes between the two and knows no pods.
+
 Nothing is made in the root namespace; two relay ports on its loopback lead to etcd and NATS. Clusters have an id of
 their own and may run side by side; since each has its own fabric, all use the same addresses. Pods are plugged by
 running the compiled CNI plugin with the environment and stdin that a container runtime would give it.
@@ -27,7 +29,7 @@ import shutil
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address, ip_interface
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -51,6 +53,8 @@ __all__ = ["Cluster", "CniError", "Node", "Pod", "sweep_stale"]
 PROJECT = Path(__file__).resolve().parents[2]
 SHIM = PROJECT / "services" / "cni" / "shim.c"
 FELIX_PORT, TYPHA_PORT = 9099, 9098  # health and metrics
+DAEMONS = {"bgp": ("services.bgp", "CALICO_BGP_", 9097), "node": ("services.node", "CALICO_NODE_", 9096)}
+"""What may run on every node beside felix: module, prefix of its environment, port of health and metrics."""
 _OURS = ("ETCD", "NATS", "FELIX", "TYPHA", "CALICO", "CNI", "NODENAME", "LOG_", "HEALTH")
 
 Address = IPv4Address | IPv6Address
@@ -60,7 +64,9 @@ Question = tuple[Pod, Target, int, Protocol]
 
 @dataclass
 class Node:
-    """A pretend host. `felix` is its process; `env` what that is started with (change it before a restart)."""
+    """A pretend host. `felix` is its process; `env` what that is started with (change it before a restart). daemons:
+    those of `DAEMONS` that the cluster was asked for.
+    """
 
     name: str
     namespace: Namespace
@@ -69,6 +75,7 @@ class Node:
     directory: Path
     env: dict[str, str]
     felix: Process
+    daemons: dict[str, Process] = field(default_factory=dict)
     pods: dict[str, Pod] = field(default_factory=dict)
 
     @property
@@ -96,6 +103,8 @@ class Cluster:
         keep: bool = False,
         run_dir: Path = RUN_DIR,
         etcd_binary: str | Path | None = None,
+        far: Sequence[str] = (),
+        daemons: Sequence[str] = (),
     ) -> Cluster:
         """Nothing runs before `start`.
 
@@ -103,24 +112,27 @@ class Cluster:
         environment.
         fill: fills etcd before the services start; by default Node resources, tiers, pools and ClusterInformation.
         etcd_binary: for tests that crash etcd (it then syncs its writes).
-        tcp_ports, udp_ports: what every pod serves. keep: leave logs and data in `directory` after `stop`.
+        far: names of the nodes in the second subnet. daemons: of `DAEMONS`, on every node. tcp_ports, udp_ports: what
+        every pod serves. keep: leave logs and data in `directory` after `stop`.
         """
         return cls(
             nodes, typhas, tuple(felix), tuple(typha), services, dict(env or {}), fill, tuple(tcp_ports),
-            tuple(udp_ports), log_level, keep, run_dir, etcd_binary,
+            tuple(udp_ports), log_level, keep, run_dir, etcd_binary, frozenset(far), tuple(daemons),
         )  # fmt: skip
 
     def __init__(
         self, nodes: int, typhas: int, felix: tuple[str, ...], typha: tuple[str, ...], services: bool,
         env: dict[str, str], fill: Callable[[EtcdStore, Cluster], Awaitable[None]] | None, tcp_ports: tuple[int, ...],
         udp_ports: tuple[int, ...], log_level: str, keep: bool, run_dir: Path,
-        etcd_binary: str | Path | None,
+        etcd_binary: str | Path | None, far: frozenset[str], daemons: tuple[str, ...],
     ) -> None:  # fmt: skip
         if not 1 <= nodes <= 200:
             raise ValueError("a cluster has 1 to 200 nodes")
         self.id, self.directory = claim(run_dir)
         self.fabric = Namespace(f"cal-{self.id}-fabric")
         self.ipv4, self.ipv6 = IPv4Interface("172.31.0.1/24"), IPv6Interface("fd00:172:31::1/64")
+        self._far = far
+        self._far_gateways = IPv4Interface("172.31.1.1/24"), IPv6Interface("fd00:172:31:1::1/64")
         self.etcd = EtcdServer(
             address=str(self.ipv4.ip), netns=self.fabric.name, directory=self.directory / "etcd", binary=etcd_binary,
             fsync=etcd_binary is not None,
@@ -130,7 +142,10 @@ class Cluster:
         self._tcp_ports, self._udp_ports = tcp_ports, udp_ports
         self._relay: NetnsRelay | None = None
         self._namespaces: list[Namespace] = [self.fabric]
-        self.env = self._base_env() | {"LOG_LEVEL": log_level, "LOG_FORMAT": "json"} | env
+        # Without a routing daemon plain routes to other nodes are felix's, unless a test says otherwise.
+        routes = {} if "bgp" in daemons else {"FELIX_PROGRAMCLUSTERROUTES": "Enabled"}
+        self._daemons = daemons
+        self.env = self._base_env() | {"LOG_LEVEL": log_level, "LOG_FORMAT": "json"} | routes | env
         self.nodes = [self._make_node(i, felix) for i in range(1, nodes + 1)]
         self.typhas = [self._make_typha(i, typha) for i in range(typhas)]
         atexit.register(self._remove)  # a test run that is interrupted leaves nothing either
@@ -144,7 +159,10 @@ class Cluster:
         name = f"node{number}"
         directory = self.directory / name
         directory.mkdir()
-        ipv4, ipv6 = IPv4Interface(f"172.31.0.{10 + number}/24"), IPv6Interface(f"fd00:172:31::{10 + number:x}/64")
+        subnets = (gateway.network for gateway in self._gateways(name))
+        ipv4, ipv6 = (ip_interface((net[10 + number], net.prefixlen)) for net in subnets)
+        assert isinstance(ipv4, IPv4Interface)
+        assert isinstance(ipv6, IPv6Interface)
         env = self.env | {
             "NODENAME": name,
             "FELIX_HEALTHHOST": str(ipv4.ip),
@@ -159,7 +177,24 @@ class Cluster:
         process = Process(
             f"felix on {name}", felix, netns=namespace, log_path=directory / "felix.log", env=env, cwd=PROJECT
         )
-        return Node(name, namespace, ipv4, ipv6, directory, process.env, process)
+        node = Node(name, namespace, ipv4, ipv6, directory, process.env, process)
+        for daemon in self._daemons:
+            module, prefix, port = DAEMONS[daemon]
+            node.daemons[daemon] = Process(
+                f"{daemon} on {name}", (sys.executable, "-m", module), netns=namespace,
+                log_path=directory / f"{daemon}.log", cwd=PROJECT,
+                env=env | {
+                    f"{prefix}HEALTHHOST": str(ipv4.ip),
+                    f"{prefix}HEALTHPORT": str(port),
+                    f"{prefix}STATE_DIR": str(directory / daemon),
+                    f"{prefix}CONTROL_SOCKET": str(directory / f"{daemon}.sock"),
+                    f"{prefix}SECRETS_DIR": str(directory / "secrets"),
+                },
+            )  # fmt: skip
+        return node
+
+    def _gateways(self, node: str) -> tuple[IPv4Interface, IPv6Interface]:
+        return self._far_gateways if node in self._far else (self.ipv4, self.ipv6)
 
     def _make_typha(self, number: int, typha: tuple[str, ...]) -> Process:
         env = self.env | {"TYPHA_HEALTHHOST": str(self.ipv4.ip), "TYPHA_HEALTHPORT": str(TYPHA_PORT + number * 10)}
@@ -181,7 +216,7 @@ class Cluster:
         async with self.store() as store:
             await self._fill(store, self)
         if self._services:
-            for process in (*self.typhas, *(node.felix for node in self.nodes)):
+            for process in self._processes():
                 process.start()
             await self.wait_ready(timeout_s=ready_timeout_s)
         return self
@@ -199,30 +234,38 @@ class Cluster:
             f"addr add {self.ipv6} dev br0 nodad",
             "link set br0 up",
         ]
+        if self._far:
+            self.fabric.sysctl({"ipv4/ip_forward": 1, "ipv6/conf/all/forwarding": 1})
+            commands += ["link add br1 type bridge mcast_snooping 0 forward_delay 0", "link set br1 up"]
+            commands += [f"addr add {gateway} dev br1" for gateway in self._far_gateways]
         for node in self.nodes:
             node.namespace.sysctl(
                 quiet | {"ipv4/ip_forward": 1, "ipv6/conf/all/forwarding": 1, "ipv6/conf/default/forwarding": 1}
             )
             commands += [
                 f"link add {node.name} type veth peer name eth0 netns {node.namespace.name}",
-                f"link set {node.name} master br0 up",
+                f"link set {node.name} master {'br1' if node.name in self._far else 'br0'} up",
             ]
         self.fabric.ip(commands)
         for node in self.nodes:
+            gateway4, gateway6 = self._gateways(node.name)
             node.namespace.ip([
                 f"addr add {node.ipv4} dev eth0",
                 f"addr add {node.ipv6} dev eth0 nodad",
                 "link set eth0 up",
-                f"route add default via {self.ipv4.ip}",
-                f"route add ::/0 via {self.ipv6.ip}",
+                f"route add default via {gateway4.ip}",
+                f"route add ::/0 via {gateway6.ip}",
             ])  # fmt: skip
 
     async def wait_ready(self, *, timeout_s: float = 60.0, nodes: Sequence[Node] | None = None) -> None:
-        """Until every typha and felix (or the felixes of `nodes`) answers /readiness well. Raises ProcessError."""
-        waits = [
-            self._wait_ready(node.felix, str(node.ipv4.ip), FELIX_PORT, timeout_s)
-            for node in (self.nodes if nodes is None else nodes)
-        ]
+        """Until every typha and all that runs on nodes (or on `nodes` alone) answers /readiness well. Raises
+        ProcessError.
+        """
+        waits = []
+        for node in self.nodes if nodes is None else nodes:
+            waits.append(self._wait_ready(node.felix, str(node.ipv4.ip), FELIX_PORT, timeout_s))
+            for name, daemon in node.daemons.items():
+                waits.append(self._wait_ready(daemon, str(node.ipv4.ip), DAEMONS[name][2], timeout_s))
         if nodes is None:
             waits += [
                 self._wait_ready(typha, str(self.ipv4.ip), int(typha.env["TYPHA_HEALTHPORT"]), timeout_s)
@@ -248,7 +291,7 @@ class Cluster:
 
     async def stop(self) -> None:
         """End every process, remove every namespace and, unless told to keep it, the directory. May be called twice."""
-        running = [p for p in (*(n.felix for n in self.nodes), *self.typhas) if p.running]
+        running = [process for process in self._processes() if process.running]
         await asyncio.gather(*(asyncio.to_thread(p.stop, 3.0) for p in running))
         await asyncio.to_thread(self._remove)
 
@@ -257,7 +300,7 @@ class Cluster:
         for pod in self.pods():
             if pod.probe is not None:
                 pod.probe.stop()
-        for process in (*(n.felix for n in self.nodes), *self.typhas):
+        for process in self._processes():
             process.kill()
         if self._relay is not None:
             self._relay.close()
@@ -307,6 +350,17 @@ class Cluster:
             yield store
         finally:
             await store.close()
+
+    def _processes(self) -> list[Process]:
+        daemons = [daemon for node in self.nodes for daemon in node.daemons.values()]
+        return [*self.typhas, *(node.felix for node in self.nodes), *daemons]
+
+    async def restart_daemon(self, node: str, daemon: str, *, timeout_s: float = 60.0) -> None:
+        """SIGKILL, then a new one, until it is ready."""
+        process = self.node(node).daemons[daemon]
+        process.kill()
+        process.start()
+        await self._wait_ready(process, str(self.node(node).ipv4.ip), DAEMONS[daemon][2], timeout_s)
 
     def kill_felix(self, node: str) -> None:
         """SIGKILL."""

@@ -7,11 +7,14 @@ import contextlib
 import logging
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from random import Random
 
 from libs.bus import subjects, wire
 from libs.bus.api import Bus, BusError
+from libs.feed.feed import Apply, Phase
+from libs.feed.runner import FeedRunner
 from libs.ipam.client import IpamClient
 from libs.policy.output import WorkloadKey
 from libs.resources.client import ResourceClient
@@ -21,16 +24,17 @@ from libs.runtime.service import Service
 from libs.store.api import Store
 from services.felix.config import FelixConfig
 from services.felix.core import status
-from services.felix.core.feed import Apply, Phase
 from services.felix.core.live import LiveSettings, effective, environment_settings
 from services.felix.core.mtu import pod_mtu_bytes
 from services.felix.core.options import RulesetOptions
+from services.felix.core.overlay import OverlaySettings
 from services.felix.core.routing import Routing
 from services.felix.core.ruleset import RulesetBuilder
 from services.felix.core.status import EndpointKey, Status
 from services.felix.drivers.bandwidth import BandwidthDriver
 from services.felix.drivers.interfaces import InterfaceDriver
 from services.felix.drivers.ipam_plugin import IpamPlugins
+from services.felix.drivers.overlays import OverlayKeeper
 from services.felix.drivers.podlinks import KernelPodLinks
 from services.felix.drivers.tables import KernelTables
 from services.felix.metrics import Metrics
@@ -39,9 +43,10 @@ from services.felix.shell.cni.peers import Peers
 from services.felix.shell.cni.plugin import Plugin
 from services.felix.shell.cni.server import CniServer
 from services.felix.shell.dataplane import TABLES, Dataplane, Progress
-from services.felix.shell.feed import FeedRunner
 from services.felix.shell.journal import Journal
 from services.felix.shell.status import StatusReporter
+from services.felix.shell.wireguard import KeyPublisher, WireguardReconciler
+from services.felix.wireguard_metrics import WireguardCollector
 
 log = logging.getLogger(__name__)
 
@@ -67,20 +72,32 @@ class Felix:
         self._start = RulesetOptions(
             interface_prefixes=config.interface_prefix,
             endpoint_to_host=config.default_endpoint_to_host_action.capitalize(),
+            overlay=OverlaySettings(ipv6=config.ipv6_support),
         )
         self._environment = environment_settings(os.environ)
-        self.routing = Routing(self.node, program_cluster_routes=config.program_cluster_routes)
+        self.routing = Routing(self.node)
         self.builder = RulesetBuilder(self._start)
+        self.key_publisher = KeyPublisher(ResourceClient(store), self.node, random)
+        self.wireguard = WireguardReconciler(
+            self.node,
+            config.wireguard_program,
+            kernel.interfaces.underlay_mtu_bytes,
+            ipv6=config.ipv6_support,
+            on_keys=self.key_publisher.want,
+        )
+        service.registry.register(WireguardCollector(self.node, lambda: self.wireguard.states))
         self.dataplane = Dataplane(
             self.builder,
             kernel.tables.pair,
             self.routing,
             kernel.interfaces,
             kernel.bandwidth,
+            kernel.overlays,
             on_progress=self.report,
             random=random,
             observe=metrics.observe_pass,
             on_pass=self._after_pass,
+            encryption=self.wireguard,
         )
         self.feed = FeedRunner(bus, self.node, self.on_apply, random)
         self.settings = LiveSettings(options=self._start)
@@ -122,8 +139,13 @@ class Felix:
             if problem not in self.settings.problems:
                 log.warning("part of the configuration is ignored", extra={"problem": problem})
         before, self.settings = self.settings, settings
+        encryption = settings.wireguard, settings.options.mark_mask
+        if not self._configured or encryption != (before.wireguard, before.options.mark_mask):
+            self.wireguard.configure(settings.wireguard, settings.options.mark_mask)
+            self.dataplane.interfaces_changed()
         if (settings.options, settings.service_cidrs) != (before.options, before.service_cidrs):
             self.dataplane.configure(settings.options, settings.service_cidrs)
+        self.dataplane.configure_routes(settings.cluster_routes, settings.options.overlay)
         if not self._configured or _of_statuses(settings) != _of_statuses(before):
             self._configured = True
             self._configure_statuses()
@@ -186,7 +208,13 @@ class Felix:
     def mtu_bytes(self) -> int:
         """Of new pods."""
         pools = self.feed.feed.state.pools.values()
-        return self.config.mtu_bytes or pod_mtu_bytes(self.kernel.interfaces.underlay_mtu_bytes(), pools)
+        underlay_bytes = self.kernel.interfaces.underlay_mtu_bytes()
+        of_overlays = pod_mtu_bytes(underlay_bytes, pools, self.settings.options.overlay)
+        return self.config.mtu_bytes or min(
+            of_overlays,
+            *self.wireguard.mtu_bytes(),
+            underlay_bytes,
+        )
 
     def pod_mtu_bytes(self) -> int:
         """The same, once the file says so too."""
@@ -218,7 +246,10 @@ class Felix:
             rev=progress.rev,
             seq=progress.seq,
             failures=progress.failures,
-            warnings=self.settings.problems,
+            warnings=(
+                *self.settings.problems,
+                *(f"{name}: {reason}" for name, reason in self.kernel.overlays.waiting.items()),
+            ),
         )
         try:
             self.bus.publish(subjects.applied(self.node), wire.encode(message))
@@ -302,9 +333,10 @@ class Felix:
             await asyncio.sleep(1.0)
 
 
-def _of_interfaces(settings: LiveSettings) -> tuple[str, bool, bool]:
+def _of_interfaces(settings: LiveSettings) -> tuple[str, bool, bool, Mapping[int, str]]:
     """Arguments of InterfaceDriver.configure."""
-    return settings.mtu_pattern, settings.options.allow_source_spoofing, settings.route_sync
+    spoofing = settings.options.allow_source_spoofing
+    return settings.mtu_pattern, spoofing, settings.route_sync, settings.route_sources
 
 
 def _of_statuses(settings: LiveSettings) -> tuple[str | None, bool, float]:
@@ -330,6 +362,7 @@ class Kernel:
         self.tables = KernelTables(RulesetBuilder.tables(), metrics.count_written)
         self.interfaces = InterfaceDriver(config.interface_prefix, ipv6=config.ipv6_support)
         self.bandwidth = BandwidthDriver(config.interface_prefix)
+        self.overlays = OverlayKeeper(self.interfaces)
         self.pod_links = KernelPodLinks()
 
     async def __aenter__(self) -> Kernel:
@@ -339,6 +372,7 @@ class Kernel:
         await self.tables.close()
         await self.interfaces.close()
         await self.bandwidth.close()
+        await self.overlays.close()
         await self.pod_links.close()
 
 
@@ -353,8 +387,11 @@ async def run(config: FelixConfig, service: Service) -> None:
             ("dataplane", felix.dataplane.run()),
             ("nftables events", kernel.tables.watch(felix.dataplane.resync_tables)),
             ("interface events", kernel.interfaces.watch(felix.dataplane.interfaces_changed, felix.statuses_changed)),
+            ("overlay events", kernel.overlays.watch(felix.dataplane.interfaces_changed)),
             ("statuses", felix.statuses.run()),
             ("report", felix.report_forever()),
+            ("WireGuard keys", felix.key_publisher.run()),
+            ("WireGuard devices", felix.wireguard.read_forever()),
             ("refresh", felix.refresh_forever()),
         ):
             service.spawn(work, name=name)

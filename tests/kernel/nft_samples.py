@@ -100,6 +100,7 @@ COMMON: tuple[tuple[Expr, ...], ...] = (
     (RPF_FAILED_BY_MARK, DROP),
     (TO_LOCAL_ADDRESS, ACCEPT),
     (Fib("saddr", FibResult.TYPE, 2, negate=True),),
+    (Fib("saddr", FibResult.TYPE, 2, oif=True, negate=True),),
     (Fib("daddr", FibResult.OIF, 3),),
     (COUNTER,),
     (Limit(10),),

@@ -13,6 +13,7 @@ from libs.netlink.netns import in_netns
 from libs.netlink.routes import Route, RouteKey
 from libs.policy.output import Block, Pool, Workload, WorkloadKey
 from libs.testkit.netns import Namespace, namespace, run
+from services.felix.core.overlay import ClusterRoutes
 from services.felix.core.routing import Routing
 from services.felix.drivers.interfaces import InterfaceDriver
 
@@ -28,7 +29,7 @@ def test_asking_for_the_mtu_or_addresses_does_not_hide_what_must_be_compared() -
         run(space, ["ip", "addr", "add", "192.0.2.7/24", "dev", "eth0"])
 
         async def scenario() -> None:
-            driver, routing = InterfaceDriver(("cali",)), Routing("n1", program_cluster_routes=True)
+            driver, routing = InterfaceDriver(("cali",)), Routing("n1", ClusterRoutes.ENABLED)
             try:
                 routing.put_pool(POOL, Pool(cidr=POOL))
                 routing.put_block(BLOCK, Block(cidr=BLOCK, node="n1"))
@@ -61,7 +62,7 @@ def a_pod() -> Iterator[tuple[Namespace, Callable[..., str]]]:
 
 async def follow(space: Namespace, ip: Callable[..., str], steps: Sequence[tuple[tuple[str, ...], bool]]) -> int:
     """Run each command, and see the pod's routes come (True) or go. Returns how often everything was compared."""
-    driver, routing = InterfaceDriver(("cali",)), Routing("n1", program_cluster_routes=True)
+    driver, routing = InterfaceDriver(("cali",)), Routing("n1", ClusterRoutes.ENABLED)
     wake, compared = asyncio.Event(), 0
     workload = Workload(name="cali1", nets4=(POD4,), nets6=(POD6,))
     key = WorkloadKey("k8s", "ns1/web", "eth0")

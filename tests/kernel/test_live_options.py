@@ -8,6 +8,7 @@ from libs.policy.output import Action, Host, Nat, Policy, Pool, PortRange, Qos, 
 from libs.testkit.reach import Verdict
 from services.felix.core.failsafe import FailsafePort
 from services.felix.core.options import NatOptions, RulesetOptions
+from services.felix.core.overlay import OverlaySettings
 from tests.kernel.ruleset_lab import Lab, gnp, hosts_of, np
 
 pytestmark = pytest.mark.kernel
@@ -17,7 +18,7 @@ OPTIONS = {
     "host action": RulesetOptions(endpoint_to_host="Accept"),
     "log": RulesetOptions(log_prefix="other %t", log_rate=(10, "minute"), log_burst=3),
     "spoofing": RulesetOptions(allow_source_spoofing=True),
-    "tunnels": RulesetOptions(vxlan_port=8472, allow_ipip_from_workloads=True),
+    "tunnels": RulesetOptions(overlay=OverlaySettings(port=8472), allow_ipip_from_workloads=True),
     "invalid": RulesetOptions(check_invalid=False),
     "failsafe": RulesetOptions(failsafe_in=(FailsafePort("tcp", 81),), failsafe_out=()),
     "loop": RulesetOptions(loop_prevention="Reject"),

@@ -1,7 +1,7 @@
 """Two BGP sessions and the TCP between them, in memory, with a clock that only the test moves.
 
-A network of one rule: what is sent on one direction of one connection arrives in that order. Everything else is the test's: which
-connection comes next, in what pieces, what breaks, how late.
+A network of one rule: what is sent on one direction of one connection arrives in that order. Everything else is the
+test's: which connection comes next, in what pieces, what breaks, how late.
 """
 
 from __future__ import annotations
@@ -119,8 +119,11 @@ class Pair:
                 case _:
                     pass
         assert mine.up == (mine.session.state is State.ESTABLISHED)
-        self.pipes = [pipe for pipe in self.pipes if pipe.numbers != [None, None] or any(pipe.queues)]
+        self._tidy()
         self.check()
+
+    def _tidy(self) -> None:
+        self.pipes = [pipe for pipe in self.pipes if pipe.numbers != [None, None] or any(pipe.queues)]
 
     def _pipe(self, end: int, number: int) -> Pipe:
         [pipe] = [pipe for pipe in self.pipes if pipe.numbers[end] == number]
@@ -154,12 +157,14 @@ class Pair:
             if number is not None:
                 pipe.numbers[end] = None
                 self.do(end, self.session(end).closed(number, self.now))
+            self._tidy()
             return
         if piece is not None and 0 < piece < len(data):
             pipe.queues[end].appendleft(data[piece:])
             data = data[:piece]
         if number is not None:
             self.do(end, self.session(end).received(number, data, self.now))
+        self._tidy()
 
     def _accept(self, pipe: Pipe, end: int) -> None:
         pipe.fresh = False
@@ -201,6 +206,25 @@ class Pair:
                 self.do(end, self.session(end).tick(self.now))
             self.now += 0.001
         self.now = max(self.now, until)
+
+    def run(self, seconds: float) -> None:
+        """A good network while time passes."""
+        until = self.now + seconds
+        while self.now < until:
+            while choices := self.choices():
+                self.play(choices[0])
+            self.advance(min(1, until - self.now))
+
+    def replaced(self, end: int, fresh: Pair) -> Pair:
+        """One end lost power and is back with an empty memory, as the same end of `fresh`; the other did not notice."""
+        for pipe in self.pipes:
+            pipe.numbers[end] = None
+            for queue in pipe.queues:
+                queue.clear()
+        fresh.now, fresh.pipes = self.now, self.pipes
+        fresh.ends = (self.ends[0], fresh.ends[1]) if end else (fresh.ends[0], self.ends[1])
+        fresh.do(end, fresh.session(end).start(fresh.now))
+        return fresh
 
     def settle(self, limit_s: float = 1000) -> None:
         """A good network: everything arrives at once, time passes in between, until both are up on one connection."""

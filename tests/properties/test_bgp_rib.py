@@ -29,7 +29,7 @@ from services.bgp.core.settings import (
     SpeakerSettings,
 )
 from services.bgp.core.wire.context import Context
-from tests.properties.bgp_oracle import PlainRib
+from tests.properties.bgp_rib_oracle import PlainRib
 from tests.unit.services.bgp.speakers import View
 
 K, V = TypeVar("K"), TypeVar("V")

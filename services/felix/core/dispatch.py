@@ -144,7 +144,7 @@ def fixed_chains(family: Family, options: RulesetOptions, any_down: bool, any_pr
     unknown = Rule(drop, "unknown workload interface")
     encapsulated = []
     if not options.allow_vxlan_from_workloads:
-        vxlan = (nft.Match(Field.L4PROTO, 17), nft.Match(Field.DPORT, options.vxlan_port))
+        vxlan = (nft.Match(Field.L4PROTO, 17), nft.Match(Field.DPORT, options.overlay.port))
         encapsulated.append(Rule((*vxlan, *drop), "VXLAN sent by a workload"))
     if not options.allow_ipip_from_workloads:
         encapsulated.append(Rule((nft.Match(Field.L4PROTO, 4), *drop), "IP in IP sent by a workload"))

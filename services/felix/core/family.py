@@ -20,6 +20,8 @@ from services.felix.core.rules import Compiled, RuleCompiler, UnknownSet
 from services.felix.core.service_loop import ServiceLoop
 from services.felix.core.sink import Section, TableSink
 from services.felix.core.state import Culprits, Dirty, Owner, State
+from services.felix.core.tunnel_rules import TunnelRules
+from services.felix.core.wireguard_rules import mark_chains
 
 
 def change_elements(sink: TableSink, name: str, add: Collection[str], remove: Collection[str]) -> None:
@@ -58,6 +60,7 @@ class FamilyRuleset:
         self._hosts = HostRuleset(family, options, self._compiler.deny)
         self._qos = QosRuleset(family)
         self._loop = ServiceLoop(family, options)
+        self._tunnels = TunnelRules(family, options)
         self._uses: dict[Owner | Holder, Uses] = {}
         self._set_users: dict[str, set[Owner | Holder]] = {}  # kernel set → whose chains look into it
         self._in_table: set[str] = set()  # those of these sets that the table has
@@ -74,6 +77,8 @@ class FamilyRuleset:
                 sink.put_set(value)
             for name in (dispatch.FROM_WL, dispatch.TO_WL):
                 sink.put_map(Map(name, (nft.DataType.IFNAME,)))
+            for chain in mark_chains(self._options, self._family.version):
+                sink.set_chain(chain)
         owners = set(dirty.owners)
         for set_id in self.ip_sets.reshaped:
             owners |= state.set_users.get(set_id, set())
@@ -86,8 +91,9 @@ class FamilyRuleset:
             self._use_sets(holder, Uses(ip_sets), touched)
         self._write_sets(touched, sink)
         self._write_interfaces(dirty.interfaces, state, sink)
-        if dirty.hosts:
-            self._hosts.flush(state.host_endpoints, sink)
+        other_tunnels = (dirty.nat or first) and self._write_tunnels(state, sink)
+        if dirty.hosts or other_tunnels:
+            self._hosts.flush(state.host_endpoints, sink, tunnels=bool(self._tunnels.devices))
         if dirty.qos or (dirty.nat and (state.limited or state.host_marks)):
             self._qos.flush(state.limited, state.host_marks, state.pools, state.nodes, sink)
         if dirty.services:
@@ -263,10 +269,16 @@ class FamilyRuleset:
             sink.set_chain(chain)
         self._fixed = flags
 
+    def _nat_pools(self, state: State) -> frozenset[str]:
+        return frozenset(cidr for cidr in self._family.mine(state.pools) if state.pools[cidr].nat_outgoing)
+
+    def _write_tunnels(self, state: State, sink: TableSink) -> bool:
+        hosts_used = self._options.nat.exclude_hosts and bool(self._nat_pools(state))
+        return self._tunnels.flush(state.pools, state.nodes, sink, hosts_used=hosts_used)
+
     def _write_nat(self, state: State, sink: TableSink) -> None:
         family, options = self._family, self._options.nat
-        pools = family.mine(state.pools)
-        with_nat = frozenset(cidr for cidr in pools if state.pools[cidr].nat_outgoing)
+        pools, with_nat = family.mine(state.pools), self._nat_pools(state)
         floating = [
             pair
             for endpoint in state.endpoints.values()
@@ -277,6 +289,5 @@ class FamilyRuleset:
         if with_nat:
             key = (family.address,)
             sets = [Set(nat.ALL_POOLS, key, pools, interval=True), Set(nat.NAT_POOLS, key, with_nat, interval=True)]
-            if options.exclude_hosts:
-                sets.append(Set(nat.ALL_HOSTS, key, family.addresses(state.nodes.values())))
-        self._nat.write(sink, nat.chains(family, options, bool(with_nat), floating), sets)
+        tunnels = self._tunnels.masquerades()
+        self._nat.write(sink, nat.chains(family, options, bool(with_nat), floating, tunnels), sets)

@@ -25,8 +25,8 @@ class HostRuleset:
         self._deny = deny
         self._section = Section()
 
-    def flush(self, endpoints: Mapping[str, HostEndpoint], sink: TableSink) -> None:
-        """endpoints: by interface; ANY stands for all others."""
+    def flush(self, endpoints: Mapping[str, HostEndpoint], sink: TableSink, *, tunnels: bool) -> None:
+        """endpoints: by interface; ANY stands for all others. tunnels: overlays are in use."""
         if not endpoints:
             self._section.write(sink, ())
             return
@@ -36,11 +36,13 @@ class HostRuleset:
             sets = [Set(hosts.NEIGHBOUR_TYPES, (nft.DataType.ICMPV6_TYPE,), hosts.NEIGHBOUR_DISCOVERY)]
         named = bool(endpoints.keys() - {ANY})
         maps = [Map(stage.map, (nft.DataType.IFNAME,), _elements(stage, endpoints)) for stage in used if named]
-        self._section.write(sink, self._chains(endpoints, used, named), sets, maps)
+        self._section.write(sink, self._chains(endpoints, used, named, tunnels), sets, maps)
 
-    def _chains(self, endpoints: Mapping[str, HostEndpoint], used: list[StageKind], named: bool) -> Iterable[Chain]:
+    def _chains(
+        self, endpoints: Mapping[str, HostEndpoint], used: list[StageKind], named: bool, tunnels: bool
+    ) -> Iterable[Chain]:
         anywhere = tuple(endpoints[ANY].lists) if ANY in endpoints else ()
-        yield from hosts.base_chains(used, self._options, named=named, wildcard=anywhere)
+        yield from hosts.base_chains(used, self._options, named=named, wildcard=anywhere, tunnels=tunnels)
         yield from hosts.failsafe_chains(self._family, self._options, raw=any(stage in hosts.RAW for stage in used))
         deny = self._deny("no profile allowed it")
         for interface, host in endpoints.items():

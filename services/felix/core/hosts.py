@@ -27,6 +27,7 @@ from services.felix.core import failsafe, names
 from services.felix.core.dispatch import ESTABLISHED, MANGLE, TierList, neighbour_discovery, tier_lists
 from services.felix.core.failsafe import FAILSAFE_IN, FAILSAFE_IN_RAW, FAILSAFE_OUT, FAILSAFE_OUT_RAW
 from services.felix.core.options import Family, RulesetOptions
+from services.felix.core.tunnel_rules import RECEIVERS, SENDERS
 
 ANY = "*"  # the host endpoint of every interface that has none of its own
 UNTRACKED = -299
@@ -177,10 +178,16 @@ def endpoint_chain(stage: StageKind, interface: str, host: HostEndpoint, deny: R
 
 
 def base_chains(
-    used: Collection[StageKind], options: RulesetOptions, *, named: bool, wildcard: Collection[StageKind]
+    used: Collection[StageKind],
+    options: RulesetOptions,
+    *,
+    named: bool,
+    wildcard: Collection[StageKind],
+    tunnels: bool = False,
 ) -> Iterable[Chain]:
     """Where packets enter each stage in use. named: some interface has a host endpoint of its own. wildcard: stages in
-    which the host endpoint of all other interfaces has a say.
+    which the host endpoint of all other interfaces has a say. tunnels: packets of overlays between known nodes are
+    none of policy's business.
     """
     marks = any(stage in MARKING for stage in used)
     for stage in used:
@@ -195,11 +202,11 @@ def base_chains(
         # The kernel cannot reject after routing.
         entries = (OUTPUT, AFTER_DNAT) if stage is OUTPUT and options.deny_action != "Reject" else (stage,)
         for entry in entries:
-            rules = (*_before(entry, options, marks=marks), *dispatch)
+            rules = (*_before(entry, options, marks=marks, tunnels=tunnels), *dispatch)
             yield Chain(entry.base, rules, Base(entry.hook, priority=entry.priority))
 
 
-def _before(stage: StageKind, options: RulesetOptions, *, marks: bool) -> list[Rule]:
+def _before(stage: StageKind, options: RulesetOptions, *, marks: bool, tunnels: bool) -> list[Rule]:
     """What leaves the stage before any host endpoint is looked for. marks: an earlier stage may have set the mark."""
     rules: list[Rule] = []
     if stage in RAW:
@@ -210,9 +217,13 @@ def _before(stage: StageKind, options: RulesetOptions, *, marks: bool) -> list[R
                 Rule((nft.mark_has(options.mark_accept), nft.COUNTER, nft.ACCEPT), "allowed before tracking or DNAT")
             )
         rules.append(ESTABLISHED)
+    if tunnels and stage in (INPUT, OUTPUT):
+        rules.append(Rule((nft.jump(SENDERS if stage is INPUT else RECEIVERS),)))
     if stage is OUTPUT and options.deny_action != "Reject":
         rules.append(Rule((nft.ct_status(nft.CT_STATUS_DNAT), nft.ACCEPT), "DNATed: see hook-th-dnat"))
     if stage is AFTER_DNAT:
+        # It has no DNAT status that could be matched: the next rule would pass it by.
+        rules.append(Rule((nft.ct_state(CtState.UNTRACKED), nft.ACCEPT), "not tracked, so not DNATed: see hook-th"))
         rules.append(Rule((nft.ct_status(nft.CT_STATUS_DNAT, negate=True), nft.ACCEPT), "not DNATed: see hook-th"))
         rules.append(Rule((nft.Fib("saddr", nft.FibResult.TYPE, RTN_LOCAL, negate=True), nft.ACCEPT), "forwarded"))
     if stage not in FORWARD:

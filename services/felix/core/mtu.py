@@ -7,10 +7,11 @@ from collections.abc import Iterable
 
 from libs.netlink.links import Link
 from libs.policy.output import Pool
+from services.felix.core.overlay import TUNL, VXLAN, VXLAN6, OverlaySettings
 
 PATTERN = r"^((en|wl|ww|sl|ib)[Pcopsvx].*|(eth|wlan|wwan).*)"  # MTUIfacePattern
 DEFAULT_BYTES = 1460  # when no interface tells
-IPIP, VXLAN, VXLAN6 = 20, 50, 70  # what an encapsulation adds
+OVERHEADS = {TUNL: 20, VXLAN: 50, VXLAN6: 70}  # bytes that an encapsulation adds
 
 
 def host_mtu_bytes(links: Iterable[Link], pattern: str) -> int:
@@ -22,12 +23,12 @@ def host_mtu_bytes(links: Iterable[Link], pattern: str) -> int:
     )
 
 
-def pod_mtu_bytes(host_bytes: int, pools: Iterable[Pool]) -> int:
-    """Small enough for every encapsulation that some pool uses."""
-    overheads = [0]
-    for pool in pools:
-        if pool.vxlan_mode != "Never":
-            overheads.append(VXLAN6 if ":" in pool.cidr else VXLAN)
-        if pool.ipip_mode != "Never":
-            overheads.append(IPIP)
-    return host_bytes - max(overheads)
+def device_mtu_bytes(device: str, host_bytes: int, settings: OverlaySettings) -> int:
+    """Of a tunnel device: as it is set, or what the host's leaves."""
+    return settings.mtu_bytes(device) or host_bytes - OVERHEADS[device]
+
+
+def pod_mtu_bytes(host_bytes: int, pools: Iterable[Pool], settings: OverlaySettings) -> int:
+    """Small enough for every overlay in use."""
+    devices = settings.enabled(pools)
+    return min((device_mtu_bytes(device, host_bytes, settings) for device in devices), default=host_bytes)

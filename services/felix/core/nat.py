@@ -12,16 +12,20 @@ from libs.nftables import model as nft
 from libs.nftables.model import Base, Chain, ChainType, Field, Hook, Rule
 from libs.policy.output import Nat
 from services.felix.core.options import Family, NatOptions
+from services.felix.core.tunnel_rules import ALL_HOSTS
 
 ALL_POOLS = "network-ip-pools"
 NAT_POOLS = "masq-ipam-pools"
-ALL_HOSTS = "all-hosts-net"
 FLOATING_DNAT, FLOATING_SNAT, OUTGOING = "fip-dnat", "fip-snat", "nat-outgoing"
 DSTNAT, SRCNAT_AFTER_SERVICES = -100, 110
 
 
-def chains(family: Family, options: NatOptions, any_nat_pool: bool, floating: Iterable[Nat]) -> list[Chain]:
-    """floating: pairs of this family; of two for one external address that with the lowest internal one counts."""
+def chains(
+    family: Family, options: NatOptions, any_nat_pool: bool, floating: Iterable[Nat], tunnels: Iterable[Rule] = ()
+) -> list[Chain]:
+    """floating: pairs of this family; of two for one external address that with the lowest internal one counts.
+    tunnels: rules for what the host sends into overlays (tunnel_rules.py).
+    """
     out: list[Chain] = []
     post: list[Rule] = []
     pairs = sorted({nat.external: nat for nat in sorted(floating, key=lambda n: n.internal, reverse=True)}.items())
@@ -43,6 +47,7 @@ def chains(family: Family, options: NatOptions, any_nat_pool: bool, floating: It
     if any_nat_pool:
         out.append(Chain(OUTGOING, tuple(_outgoing(family, options))))
         post.append(Rule((nft.jump(OUTGOING),)))
+    post += tunnels
     if post:
         out.append(
             Chain("hook-nat-postrouting", tuple(post), Base(Hook.POSTROUTING, ChainType.NAT, SRCNAT_AFTER_SERVICES))

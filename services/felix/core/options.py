@@ -9,6 +9,7 @@ from libs.nftables.model import DataType, Field, Table
 from libs.nftables.model import Family as NftFamily
 from libs.policy.output import NodeInfo, Workload
 from services.felix.core.failsafe import DEFAULT_IN, DEFAULT_OUT, FailsafePort
+from services.felix.core.overlay import OverlaySettings
 
 MARK_MASK = 0xFFFF0000  # bits of the packet mark that are ours to use
 
@@ -87,7 +88,8 @@ class RulesetOptions:
     deny_action: str = "Drop"  # NftablesFilterDenyAction: Drop | Reject (answers with port unreachable)
     check_invalid: bool = True  # not DisableConntrackInvalidCheck
     allow_source_spoofing: bool = False  # WorkloadSourceSpoofing=Any: honour the workloads' allowed prefixes
-    vxlan_port: int = 4789  # VXLANPort
+    overlay: OverlaySettings = field(default_factory=OverlaySettings)
+    external_nodes: tuple[str, ...] = ()  # ExternalNodesCIDRList: may send packets of overlays, as nodes may
     allow_vxlan_from_workloads: bool = False
     allow_ipip_from_workloads: bool = False
     log_prefix: str = "calico-packet"  # LogPrefix; %t tier, %k kind, %n name, %p namespace/name
@@ -98,6 +100,8 @@ class RulesetOptions:
     failsafe_out: tuple[FailsafePort, ...] = DEFAULT_OUT  # FailsafeOutboundHostPorts
     mark_mask: int = MARK_MASK  # NftablesMarkMask: the lowest two of its bits are used, as in Calico
     nat: NatOptions = field(default_factory=NatOptions)
+    wireguard_ports: dict[int, int] = field(default_factory=dict)  # IP version -> where encrypted packets come in
+    wireguard_mark: int = 0  # set on these when hosts' own traffic is encrypted; 0: not
     skip_blocks: bool = True  # no setting of Calico's: without them the benchmarks and proofs have what to compare with
 
     def __post_init__(self) -> None:

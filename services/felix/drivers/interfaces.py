@@ -12,6 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from ipaddress import ip_address
 
 from libs.netlink.addresses import Address as InterfaceAddress
 from libs.netlink.addresses import list_addresses
@@ -33,7 +35,8 @@ from libs.netlink.sysctl import SysctlError, write_sysctl
 from libs.policy.output import Workload, WorkloadKey
 from libs.reconcile import Reconciler
 from services.felix.core.mtu import PATTERN, host_mtu_bytes
-from services.felix.core.routing import Address, Network, Routing, WantedRoute
+from services.felix.core.overlay import Address
+from services.felix.core.routing import TUNNELLED, Network, Routing, WantedRoute
 from services.felix.drivers.workload_sysctls import WorkloadSysctls
 
 log = logging.getLogger(__name__)
@@ -47,6 +50,7 @@ class InterfaceDriver:
         self._ipv6 = ipv6
         self._links: dict[str, Link] = {}
         self._addresses: list[InterfaceAddress] = []
+        self._holders: dict[Address, int] = {}  # address -> interface that has it
         self._driver = RouteDriver()
         self._reconciler: Reconciler[RouteKey, Route] = Reconciler(self._driver)
         self._routes: dict[Network, Route] = {}
@@ -57,6 +61,7 @@ class InterfaceDriver:
         self._links_changed: Callable[[], None] = lambda: None
         self._mtu_pattern = PATTERN
         self._route_sync = True
+        self._sources: dict[int, Address] = {}
         self._owners: dict[Network, str] = {}  # local workloads' addresses -> interface whose connections may be known
         self._sysctls = WorkloadSysctls()
         self._plugged = False  # an interface came up since the last step: routes that wait may go there
@@ -72,12 +77,15 @@ class InterfaceDriver:
             except SysctlError as error:
                 log.warning("forwarding not enabled", extra={"error": str(error)})
 
-    def configure(self, mtu_pattern: str, spoofing: bool, route_sync: bool) -> None:
+    def configure(
+        self, mtu_pattern: str, spoofing: bool, route_sync: bool, sources: Mapping[int, str] | None = None
+    ) -> None:
         """Settings that may change while running; the caller wakes the dataplane. spoofing: workloads may use sources
         that are not their own, so the kernel's own check of them must go. route_sync: no route is written or removed
-        otherwise.
+        otherwise. sources: by family, the address that this host sends from on routes that are no tunnel's.
         """
         self._route_sync = route_sync
+        self._sources = {version: ip_address(text) for version, text in (sources or {}).items()}
         self._mtu_pattern = mtu_pattern
         self._sysctls.allow_spoofing = spoofing
         self._sysctls.look_again()
@@ -132,7 +140,8 @@ class InterfaceDriver:
             if old is not None:
                 self._reconciler.drop(old.key)
             self._waiting.pop(network, None)
-            route = self._resolve(network, wanted) if wanted is not None else None
+            own = routing.own_address(network.version)
+            route = self._resolve(network, wanted, own) if wanted is not None else None
             if route is not None:
                 self._routes[network] = route
                 self._reconciler.put(route.key, route)
@@ -284,22 +293,39 @@ class InterfaceDriver:
         with NetlinkSocket(NETLINK_ROUTE) as netlink:
             self._links = {link.name: link for link in list_links(netlink)}
             self._addresses = list_addresses(netlink)
+        self._holders = {one.interface.ip: one.index for one in reversed(self._addresses)}
         self._unlisted = False
 
-    def _resolve(self, network: Network, wanted: WantedRoute) -> Route | None:
+    def _resolve(self, network: Network, wanted: WantedRoute, own: Address | None) -> Route | None:
+        """own: this node's address of that family."""
         if wanted.interface:
             link = self._links.get(wanted.interface)
             if link is None or not link.up:
                 self._waiting[network] = f"interface {wanted.interface} is not up"
                 return None
-            return device_route(network, link.index)
+            if wanted.kind not in TUNNELLED:
+                return replace(device_route(network, link.index), source=self._sources.get(network.version))
+            if wanted.via is None:
+                return device_route(network, link.index, mtu_bytes=link.mtu_bytes)
+            return gateway_route(network, wanted.via, link.index, onlink=True, mtu_bytes=link.mtu_bytes)
         if wanted.via is not None:
-            index = self._towards(wanted.via)
+            index = self._carrier(wanted.via, own)
             if index is None:
-                self._waiting[network] = f"no interface of ours is in the subnet of {wanted.via}"
+                self._waiting[network] = f"no interface of ours has {own} or is in the subnet of {wanted.via}"
                 return None
-            return gateway_route(network, wanted.via, index)
+            route = gateway_route(network, wanted.via, index, onlink=True)
+            return replace(route, source=self._sources.get(network.version))
         return blackhole_route(network)
+
+    def index_of(self, address: Address) -> int | None:
+        """The interface that has it."""
+        self._refresh()
+        return self._holders.get(address)
+
+    def _carrier(self, via: Address, own: Address | None) -> int | None:
+        """The interface with our own address; where the node's object does not tell, one in the neighbour's subnet."""
+        found = None if own is None else self.index_of(own)
+        return found if found is not None else self._towards(via)
 
     def _towards(self, via: Address) -> int | None:
         for address in self._addresses:

@@ -1,9 +1,10 @@
 """From applied changes to the kernel: the one task that writes nftables tables, routes and interface settings.
 
 `push` takes what the feed decided (cheap, no I/O). `run` folds everything pushed meanwhile into the desired state and
-reconciles, in this order: both nftables tables (each one transaction: sets, chains, dispatch), bandwidth limits, then
-routes. So a workload's interface is policed and limited before packets can be routed to it. Nothing is written before
-the first snapshot.
+reconciles, in this order: both nftables tables (each one transaction: sets, chains, dispatch), bandwidth limits,
+WireGuard, tunnel devices and what they know of other nodes, then routes, then what nothing leads to any more of the
+tunnels. So a workload's interface is policed and limited before packets can be routed to it, and a route never leads to
+a tunnel that is not there yet or not there any more. Nothing is written before the first snapshot.
 
 What fails stays dirty and is tried again; it is reported by object together with the revision that everything else has
 reached. When the kernel refuses a transaction for something that belongs to a policy or an endpoint, that one is denied
@@ -23,12 +24,14 @@ from random import Random
 from typing import Protocol
 
 from libs.bus import wire
+from libs.feed.delta import Delta
+from libs.feed.feed import Apply
 from libs.nftables.ops import Failure, TransactionRefused
 from libs.nftables.state import TableState
 from libs.policy.output import Host, Workload, WorkloadKey
 from libs.runtime import tracing
-from services.felix.core.feed import Apply
 from services.felix.core.options import RulesetOptions
+from services.felix.core.overlay import ClusterRoutes, OverlaySettings, WantedOverlays
 from services.felix.core.routing import Routing
 from services.felix.core.ruleset import RulesetBuilder
 
@@ -81,6 +84,36 @@ class BandwidthWriter(Protocol):
         ...
 
 
+class OverlayWriter(Protocol):
+    """Tunnel devices and their entries (services/felix/drivers/overlays.py). Both return object -> reason for what
+    could not be.
+    """
+
+    def resync(self) -> None: ...
+
+    async def prepare(self, wanted: WantedOverlays, settings: OverlaySettings) -> tuple[bool, dict[str, str]]:
+        """Make what routes are about to lead to; also whether there are new devices."""
+        ...
+
+    async def finish(self, wanted: WantedOverlays) -> dict[str, str]:
+        """Remove what they led to before."""
+        ...
+
+
+class Encryption(Protocol):
+    """WireGuard between nodes (services/felix/shell/wireguard.py)."""
+
+    def fold(self, delta: Delta) -> None: ...
+
+    def resync(self) -> None: ...
+
+    def interfaces_changed(self) -> None: ...
+
+    async def step(self) -> dict[str, str]:
+        """Make the kernel match; object -> reason for what could not be, or is not encrypted."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """Where the kernel stands. failures: object -> reason. unlimited: those of them that are about bandwidth, so that
@@ -108,11 +141,13 @@ class Dataplane:
         routing: Routing,
         routes: RouteWriter,
         bandwidth: BandwidthWriter,
+        overlays: OverlayWriter,
         *,
         on_progress: Callable[[Progress], None],
         random: Random,
         observe: Callable[[float, int], None] = lambda seconds, failures: None,
         on_pass: Callable[[], None] = lambda: None,
+        encryption: Encryption | None = None,
     ) -> None:
         """on_progress: after a pass that changed anything that others should know. observe: duration and number of
         failures of every pass. on_pass: after every pass.
@@ -130,6 +165,8 @@ class Dataplane:
         self._routing = routing
         self._routes = routes
         self._bandwidth = bandwidth
+        self._overlays = overlays
+        self._encryption = encryption
         self._on_progress = on_progress
         self._observe = observe
         self._on_pass = on_pass
@@ -155,6 +192,11 @@ class Dataplane:
         if self.in_sync:
             self._wake.set()
 
+    def configure_routes(self, owner: ClusterRoutes, settings: OverlaySettings) -> None:
+        """Takes effect with the next pass."""
+        if self._routing.configure(owner, settings) and self.in_sync:
+            self._wake.set()
+
     def resync_tables(self) -> None:
         for table in self._tables:
             table.resync()
@@ -163,13 +205,18 @@ class Dataplane:
         self._wake.set()
 
     def resync_routes(self) -> None:
-        """Compare routes and interfaces' settings with the kernel."""
+        """Compare routes, tunnels and interfaces' settings with the kernel."""
         self._routes.resync()
+        self._overlays.resync()
+        if self._encryption is not None:
+            self._encryption.resync()
         self.interfaces_changed()
 
     def interfaces_changed(self) -> None:
         """The route writer has something to do, and knows what: interfaces, addresses or routes changed."""
         self._bandwidth.interfaces_changed()
+        if self._encryption is not None:
+            self._encryption.interfaces_changed()
         self._wake.set()
 
     def resync_bandwidth(self) -> None:
@@ -216,7 +263,9 @@ class Dataplane:
             failures |= await self._write_tables()
             unlimited = await self._bandwidth.step(self.wanted)
             failures |= unlimited
-            failures |= await self._routes.step(self._routing, self.wanted)
+            if self._encryption is not None:
+                failures |= await self._encryption.step()
+            failures |= await self._write_routes()
             span.set("failures", len(failures))
         if not self._tables_work:
             self.workloads, self.hosts = dict(self.wanted), dict(self.wanted_hosts)
@@ -235,6 +284,15 @@ class Dataplane:
             if not waiter.future.done() and waiter.ready():
                 waiter.future.set_result(None)
         self._on_pass()
+
+    async def _write_routes(self) -> dict[str, str]:
+        overlays = self._routing.overlays
+        wanted = overlays.wanted
+        new_devices, failures = await self._overlays.prepare(wanted, overlays.settings)
+        if new_devices:
+            self._routes.resync()
+        failures |= await self._routes.step(self._routing, self.wanted)
+        return failures | await self._overlays.finish(wanted)
 
     def _fold(self, apply: Apply) -> None:
         """Into the desired state. A value that cannot be programmed is named and leaves the others alone."""
@@ -272,6 +330,8 @@ class Dataplane:
             routing.put_node(node, info)
         for cidr, block in delta.blocks.items():
             routing.put_block(cidr, block)
+        if self._encryption is not None:
+            self._encryption.fold(delta)
         if (
             delta.policies
             or delta.profiles

@@ -12,7 +12,7 @@ from services.bgp.core.filters import MAX_PRIORITY
 from services.bgp.core.kernel import KernelVerdict, by_tunnel, kernel_filter
 from services.bgp.core.paths import Family, Nlri
 from services.bgp.core.rib.decision import decide, next_hops
-from services.bgp.core.rib.path import Path
+from services.bgp.core.rib.path import Path, Preference
 from services.bgp.core.rib.table import Entry, Table
 from services.bgp.core.settings import SpeakerSettings
 
@@ -26,8 +26,8 @@ class Hop(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class FibRoute:
-    """hops: one, or several of equal cost, in order of address. metric: 2147483647 - LOCAL_PREF, else the normal
-    one."""
+    """hops: one, or several of equal cost, in order of address; none: a blackhole. metric: 2147483647 - LOCAL_PREF,
+    else the normal one."""
 
     hops: tuple[Hop, ...]
     metric: int
@@ -56,6 +56,7 @@ class Fib:
         self._subnets = settings.subnets
         self._encrypted = frozenset(address.packed for address in settings.encrypted)
         self._normal = settings.normal_priority[self._family]
+        self._blackhole = FibRoute((), self._normal)
         self._single: WeakKeyDictionary[Path, dict[KernelVerdict, FibRoute | None]] = WeakKeyDictionary()
 
     def mark(self, prefixes: Iterable[Nlri]) -> None:
@@ -68,12 +69,15 @@ class Fib:
         """At most `limit` changes, oldest first."""
         found: list[FibChange] = []
         dirty, installed, family = self._dirty, self.installed, self._family
+        blackhole, host = self._blackhole, 8 * family.octets
         while dirty and len(found) < limit:
             prefixes = list(islice(dirty, limit - len(found)))
             for prefix in prefixes:
                 del dirty[prefix]
             routes = self._routes(map(table.get, prefixes), self._filter.many(prefixes))
             for prefix, route, before in zip(prefixes, routes, map(installed.get, prefixes), strict=True):
+                if route is blackhole and prefix[0] == host:
+                    route = None  # a block of one address: the workload's own route, or none
                 if route is before or route == before:
                     continue
                 if route is None:
@@ -100,9 +104,14 @@ class Fib:
                 yield routes[verdict] if entry.usable else None
 
     def _make(self, chosen: list[Path], verdict: KernelVerdict) -> FibRoute | None:
-        """None: not for the kernel, or there already because it is this node's own."""
-        if not chosen or not chosen[0].source.remote or verdict is KernelVerdict.REJECT:
+        """None: not for the kernel, or there already because it is this node's own. Its blocks are thrown away where no
+        workload has a route of its own: else packets to unused addresses would go back and forth between us and a
+        router.
+        """
+        if not chosen or verdict is KernelVerdict.REJECT:
             return None
+        if not chosen[0].source.remote:
+            return self._blackhole if chosen[0].preference is Preference.STATIC else None
         addresses = sorted(path.next_hop.address for path in next_hops(chosen)[0])
         if not self._encrypted.isdisjoint(addresses):
             return None

@@ -80,6 +80,7 @@ class Peer(Source):
         "session",
         "settings",
         "stale_until",
+        "unrepeated",
         "up",
     )
 
@@ -91,6 +92,7 @@ class Peer(Source):
         self.prefixes: dict[Family, set[Nlri]] = {family: set() for family in Family}
         self.end_of_rib: set[Family] = set()  # received on this session
         self.stale_until: dict[Family, float] = {}
+        self.unrepeated: dict[Family, set[Nlri]] = {}  # in an enhanced refresh: what the peer has not told again yet
         self.llgr: set[Family] = set()  # long-lived graceful restart has begun there
         self.policies: dict[Family, ImportPolicy] = {}
         self._chains: dict[Family, Chain] = {}
@@ -105,6 +107,7 @@ class Peer(Source):
         self.router_id = session.remote_id
         self.address_key = (settings.address.version, settings.address.packed)
         self.end_of_rib.clear()
+        self.unrepeated.clear()
         self._imports.clear()
 
     def configure(self, settings: PeerSettings, speaker: SpeakerSettings) -> set[Family]:

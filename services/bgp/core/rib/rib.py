@@ -118,6 +118,17 @@ class Rib:
         self._forget_if_gone(peer)
         self._end_deferral(now)
 
+    def forget(self, name: str) -> None:
+        """A peer that is not wanted any more: nothing of it stays, stale or not. Nothing when it is not known."""
+        peer = self._peers.pop(name, None)
+        if peer is None:
+            return
+        if peer.up:
+            self._leave(peer)
+            peer.up = False
+        for family in Family:
+            self._remove_all(peer, family)
+
     def receive(self, name: str, changes: Iterable[Change], now: float = 0.0) -> None:
         """What a peer's UPDATE says, as decoded."""
         peer = self._peers[name]
@@ -133,6 +144,19 @@ class Rib:
         """The peer asks for everything again (RFC 2918)."""
         if (group := self._joined[family].get(name)) is not None:
             group.refresh(name)
+
+    def begin_refresh(self, name: str, family: Family) -> None:
+        """The peer tells everything again (RFC 7313): what it does not repeat goes at `end_refresh`."""
+        peer = self._peers[name]
+        peer.unrepeated[family] = set(peer.prefixes[family])
+
+    def end_refresh(self, name: str, family: Family) -> None:
+        peer = self._peers[name]
+        left = peer.unrepeated.pop(family, set()) & peer.prefixes[family]
+        for prefix in left:
+            remove_all(self._tables[family], prefix, peer)
+        peer.prefixes[family] -= left
+        self._dirty[family].update(dict.fromkeys(left))
 
     # --- what this node has ---
 
@@ -308,6 +332,8 @@ class Rib:
         family, prefixes = change.family, change.prefixes
         table = self._tables[family]
         fresh = dict.fromkeys(prefixes)
+        if (unrepeated := peer.unrepeated.get(family)) is not None:
+            unrepeated.difference_update(prefixes)
         if change.path_ids is not None:
             imports: dict[int, Import] = {}
             for prefix, path_id in zip(prefixes, change.path_ids, strict=True):

@@ -10,14 +10,16 @@ def loser(
 ) -> Connection:
     """`new` has just got its OPEN, `old` has had its own. ours, theirs: (router ID, AS number).
 
-    Both sides come to the same answer. Begun by the same side: the newer stays, who began them knows best. When the
-    older is established for longer than the window, the two were not begun at the same time: with graceful restart
-    the peer lost the older one, without it the older stays. Else the higher identifier says whose attempt stays.
+    Begun by the same side: the newer stays, who began them knows best. The older is established: it stays, unless it
+    is so for longer than the window, so that the two were not begun at the same time, and graceful restart is on:
+    then the peer lost it. Else the connection that the higher identifier began stays, so that both sides come to the
+    same answer.
     """
     if new.incoming == old.incoming:
         return old
-    if old.established_at is not None and now - old.established_at > window_s:
-        restarted = old.negotiated is not None and old.negotiated.restart_time_s is not None
-        return old if restarted else new
+    if old.established_at is not None:
+        gone = now - old.established_at > window_s
+        restarts = old.negotiated is not None and old.negotiated.restart_time_s is not None
+        return old if gone and restarts else new
     ours_stays = ours > theirs
     return new if new.incoming == ours_stays else old

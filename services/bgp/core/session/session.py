@@ -50,7 +50,15 @@ from services.bgp.core.wire.open import decode_open, encode_open
 from services.bgp.core.wire.refresh import RouteRefresh, decode_refresh, encode_refresh
 from services.bgp.core.wire.update import UpdateDecoder
 
-_PROGRESS = list(State)
+# Which state is told when the machine without a connection is in one and those with one are in others.
+_PROGRESS = (
+    State.IDLE,
+    State.ACTIVE,
+    State.CONNECT,
+    State.OPEN_SENT,
+    State.OPEN_CONFIRM,
+    State.ESTABLISHED,
+)
 _BY_CODE = {
     ErrorCode.MESSAGE_HEADER: Event.BGP_HEADER_ERR,
     ErrorCode.OPEN: Event.BGP_OPEN_MSG_ERR,
@@ -157,16 +165,18 @@ class Session:
             return []
         if reset:
             self._plain = False
-            return self.reset(
-                now, Notification(ErrorCode.CEASE, Cease.CONFIGURATION_CHANGE), hard=bool(_IDENTITY & {*names})
-            )
+            self._patience.forget()
+            if self._base is State.IDLE:  # what made it wait may be what was just put right
+                self._listen(Event.AUTOMATIC_START, now, self._timing.connect_delay_s)
+            told = Notification(ErrorCode.CEASE, Cease.CONFIGURATION_CHANGE)
+            return self.reset(now, told, hard=bool(_IDENTITY.intersection(names)))
         for connection in self._connections.values():
             if connection.negotiated is not None:
                 asked = keepalive_s(settings, connection.negotiated.hold_time_s)
                 connection.negotiated = replace(connection.negotiated, keepalive_s=asked)
                 self._keepalive_later(connection, now)
-        if settings.passive:
-            self._connect_at = None
+        if settings.passive and all(connection.up for connection in self._connections.values()):
+            self._connect_at = None  # an attempt that is under way keeps its limit
         elif self._base is State.ACTIVE and "passive" in names and self.state is State.ACTIVE:
             self._connect_at = now
         return self._done(now, [])
@@ -244,7 +254,7 @@ class Session:
 
     def received(self, number: int, data: bytes, now: float) -> list[Action]:
         connection = self._connections.get(number)
-        if connection is None:
+        if connection is None or not connection.up:
             return []
         actions: list[Action] = []
         changes: list[Change] = []
@@ -484,6 +494,8 @@ class Session:
                 actions += self._lose(one, Event.CONNECT_RETRY_TIMER_EXPIRES, now, reason)
             elif not one.incoming or one.state in (State.OPEN_CONFIRM, State.ESTABLISHED):
                 return actions
+        if self.settings.passive:
+            return actions
         connection = Connection(self._number(), incoming=False, state=State.ACTIVE, up=False)
         connection.move(Event.CONNECT_RETRY_TIMER_EXPIRES, State.CONNECT)
         self._connections[connection.number] = connection

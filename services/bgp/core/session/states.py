@@ -15,7 +15,7 @@ from typing import Final
 
 
 class State(Enum):
-    """In order of progress."""
+    """With the names that users know."""
 
     IDLE = "Idle"
     CONNECT = "Connect"

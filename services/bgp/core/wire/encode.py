@@ -125,6 +125,7 @@ def _chunks(prefixes: Sequence[bytes], room: int) -> Iterator[bytes]:
     yield b"".join(prefixes[start:])
 
 
+_MAPPED = bytes(10) + b"\xff\xff"
 _LARGEST_PREFIX = 4 + 17  # path identifier, an IPv6 host
 
 
@@ -149,6 +150,8 @@ def encode_reach(
         head = struct.pack("!HH", 0, len(block)) + block
         return [frame(MessageType.UPDATE, head + chunk) for chunk in _chunks(items, room)]
     next_hop = attributes.next_hop + attributes.link_local
+    if len(next_hop) == 4:  # an IPv6 prefix by way of an IPv4 router: the mapped form, as BIRD writes it
+        next_hop = _MAPPED + next_hop
     start = struct.pack("!HBB", family, SAFI_UNICAST, len(next_hop)) + next_hop + b"\0"
     room = context.max_message - _FIXED - len(block) - _MP_HEADER - len(start)
     if room < _LARGEST_PREFIX:

@@ -156,11 +156,6 @@ class Notification:
         return f"{name}, data {self.data[:32].hex()}" if self.data else name
 
 
-def decode_notification(body: bytes) -> Notification:
-    """body: at least two octets, which the framing has checked."""
-    return Notification(body[0], body[1], body[2:])
-
-
 def administrative(subcode: Cease, text: str = "") -> Notification:
     """Cease of an administrator, with words for the other side: cut at 255 octets, between characters (RFC 9003)."""
     raw = text.encode("utf-8", "replace")[:COMMUNICATION_OCTETS]
@@ -179,3 +174,10 @@ class BgpError(Exception):
     def __init__(self, code: int, subcode: int = 0, data: bytes = b"", text: str = "") -> None:
         self.notification = Notification(code, subcode, data)
         super().__init__(f"{self.notification}: {text}" if text else str(self.notification))
+
+
+def decode_notification(body: bytes) -> Notification:
+    """body: code(1) subcode(1) data. Raises BgpError 1/2 when it is shorter, which the framing does not let through."""
+    if len(body) < 2:
+        raise BgpError(ErrorCode.MESSAGE_HEADER, HeaderError.BAD_LENGTH, text=f"NOTIFICATION of {len(body)} octets")
+    return Notification(body[0], body[1], body[2:])

@@ -43,12 +43,14 @@ def encode_open(said: Open) -> bytes:
 
 
 def decode_open(body: bytes) -> Open:
-    """body: version(1) my AS(2) hold time(2) identifier(4) parameters' length(1) parameters; at least 10 octets.
+    """body: version(1) my AS(2) hold time(2) identifier(4) parameters' length(1) parameters.
 
     Raises BgpError 2/0 (malformed), 2/1 (version; the data is ours), 2/2 (AS 0), 2/3 (identifier 0, RFC 6286), 2/4
     (unknown optional parameter), 2/6 (hold time of 1 or 2 s). Whether AS and identifier are the expected ones is for
     the session to say.
     """
+    if len(body) < _FIXED.size:
+        raise _malformed(f"{len(body)} octets")
     version, asn, hold_time_s, router_id, length = _FIXED.unpack_from(body)
     if version != VERSION:
         raise BgpError(ErrorCode.OPEN, OpenError.UNSUPPORTED_VERSION, struct.pack("!H", VERSION), f"version {version}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from services.bgp.core.paths import Family
 from services.bgp.core.wire.codes import SAFI_UNICAST, MessageType, RefreshSubtype
-from services.bgp.core.wire.errors import BgpError, ErrorCode, RefreshError
+from services.bgp.core.wire.errors import BgpError, ErrorCode, HeaderError, RefreshError
 from services.bgp.core.wire.framing import frame
 
 
@@ -23,12 +23,14 @@ def encode_refresh(message: RouteRefresh) -> bytes:
 
 
 def decode_refresh(body: bytes) -> RouteRefresh | None:
-    """body: AFI(2) subtype(1) SAFI(1), at least 4 octets; None for what is to be ignored: a family that we do not
+    """body: AFI(2) subtype(1) SAFI(1); None for what is to be ignored: a family that we do not
     speak, a subtype that we do not know, an outbound route filter (RFC 5291), which we never announce.
 
     Raises BgpError 7/1 when a mark of begin or end has a wrong length (RFC 7313 section 5); its data is the whole
     message.
     """
+    if len(body) < 4:
+        raise BgpError(ErrorCode.MESSAGE_HEADER, HeaderError.BAD_LENGTH, text=f"ROUTE-REFRESH of {len(body)} octets")
     afi, subtype, safi = struct.unpack_from("!HBB", body)
     if subtype in (RefreshSubtype.BEGIN, RefreshSubtype.END) and len(body) != 4:
         raise BgpError(ErrorCode.ROUTE_REFRESH, RefreshError.INVALID_LENGTH, frame(MessageType.ROUTE_REFRESH, body))

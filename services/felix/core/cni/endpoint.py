@@ -17,7 +17,7 @@ from services.felix.core.cni.errors import CniError, Code
 from services.felix.core.cni.pod import FLOATING_IPS, NETWORK, PodFacts, listed_addresses, source_prefixes
 from services.felix.core.cni.request import Request
 from services.felix.core.journal import Delegation, Entry
-from services.felix.core.routing import Address
+from services.felix.core.overlay import Address
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import Mapping
 from random import Random
 
+from libs.feed.delta import Delta
+from libs.feed.feed import Apply
 from libs.nftables.state import TableState
-from libs.policy.output import Qos, Workload, WorkloadKey
-from services.felix.core.delta import Delta
-from services.felix.core.feed import Apply
+from libs.policy.output import Pool, Qos, Workload, WorkloadKey
+from services.felix.core.overlay import OverlaySettings, WantedOverlays
 from services.felix.core.routing import Routing
 from services.felix.core.ruleset import RulesetBuilder
 from services.felix.shell.dataplane import Dataplane, Progress
@@ -71,6 +72,23 @@ class Bandwidth:
         return dict(self._kernel.refuse)
 
 
+class Overlays:
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self.new = True
+
+    def resync(self) -> None:
+        self._kernel.did.append("resync overlays")
+
+    async def prepare(self, wanted: WantedOverlays, settings: OverlaySettings) -> tuple[bool, dict[str, str]]:
+        self._kernel.did.append("tunnels made")
+        return bool(wanted.enabled) and self.new, {}
+
+    async def finish(self, wanted: WantedOverlays) -> dict[str, str]:
+        self._kernel.did.append("tunnels removed")
+        return {}
+
+
 async def settle() -> None:
     for _ in range(20):
         await asyncio.sleep(0)
@@ -83,9 +101,10 @@ async def test_limits_come_after_policy_and_before_routes_and_not_before_the_sna
     plane = Dataplane(
         builder,
         (tables[0], tables[1]),
-        Routing("n1", program_cluster_routes=True),
+        Routing("n1"),
         Routes(kernel),
         Bandwidth(kernel),
+        Overlays(kernel),
         on_progress=reports.append,
         random=Random(1),
     )
@@ -94,12 +113,12 @@ async def test_limits_come_after_policy_and_before_routes_and_not_before_the_sna
         plane.resync_routes()
         plane.resync_bandwidth()
         await settle()
-        assert kernel.did == ["resync routes", "interfaces changed", "resync bandwidth"]
+        assert kernel.did == ["resync routes", "resync overlays", "interfaces changed", "resync bandwidth"]
         kernel.did.clear()
         kernel.refuse = {"bandwidth cali1": "no"}
         plane.push(Apply(epoch=None, rev=7, seq=1, delta=Delta(workloads={KEY: LIMITED})))  # type: ignore[arg-type]
         await settle()
-        assert kernel.did == ["table", "table", "bandwidth", "routes"]
+        assert kernel.did == ["table", "table", "bandwidth", "tunnels made", "routes", "tunnels removed"]
         assert kernel.limited == {KEY: LIMITED}
         assert reports[-1].failures == {"bandwidth cali1": "no"}
         assert reports[-1].unlimited == {"bandwidth cali1"}
@@ -109,3 +128,17 @@ async def test_limits_come_after_policy_and_before_routes_and_not_before_the_sna
         assert reports[-1].unlimited == frozenset()
     finally:
         task.cancel()
+
+
+async def test_new_tunnels_are_there_before_routes_are_resolved_and_old_ones_go_after_them() -> None:
+    kernel = Kernel()
+    builder = RulesetBuilder()
+    tables = tuple(Table(kernel, TableState(table)) for table in RulesetBuilder.tables())
+    plane = Dataplane(
+        builder, (tables[0], tables[1]), Routing("n1"), Routes(kernel), Bandwidth(kernel), Overlays(kernel),
+        on_progress=lambda progress: None, random=Random(1),
+    )  # fmt: skip
+    pool = Pool(cidr="10.0.0.0/16", vxlan_mode="Always")
+    plane.push(Apply(epoch=None, rev=7, seq=1, delta=Delta(pools={"10.0.0.0/16": pool})))  # type: ignore[arg-type]
+    await plane._pass()
+    assert kernel.did[-4:] == ["tunnels made", "resync routes", "routes", "tunnels removed"]

@@ -14,6 +14,7 @@ from libs.testkit.bootstrap import key
 from services.felix.core.failsafe import FailsafePort
 from services.felix.core.live import SUPPORTED, LiveSettings, camel, effective, environment_settings, seconds
 from services.felix.core.options import NatOptions, RulesetOptions
+from services.felix.core.overlay import ClusterRoutes, OverlaySettings
 
 LABELS = {"rack": "a", "kubernetes.io/hostname": "node1"}
 
@@ -104,14 +105,14 @@ def test_the_environment_wins_over_every_resource() -> None:
     )
     assert environment == {"log_prefix": "env"}
     found = effective(layers, "node1", LABELS, environment)
-    assert (found.options.log_prefix, found.options.vxlan_port) == ("env", 8472)
+    assert (found.options.log_prefix, found.options.overlay.port) == ("env", 8472)
     assert found.sources == {"log_prefix": "environment", "vxlan_port": "node.node1"}
 
 
 def test_a_bad_value_leaves_the_layer_below_it() -> None:
     layers = stored(("default", {"vxlanPort": 8472}), ("node.node1", {"vxlanPort": 99999}))
     found = effective(layers, "node1", LABELS, {"nftables_filter_deny_action": "REFUSE", "log_prefix": "ok"})
-    assert found.options == RulesetOptions(vxlan_port=8472, log_prefix="ok")
+    assert found.options == RulesetOptions(overlay=OverlaySettings(port=8472), log_prefix="ok")
     assert found.problems == (
         "vxlanPort (node.node1): 99999 is not within 1 to 65535",
         "nftablesFilterDenyAction (environment): 'REFUSE' is not one of Drop, Reject",
@@ -119,11 +120,11 @@ def test_a_bad_value_leaves_the_layer_below_it() -> None:
 
 
 def test_fields_without_effect_are_named() -> None:
-    found = effective(stored(("default", {"bpfEnabled": True, "wireguardMTU": 1400, "nonsense": 1})), "node1", {})
+    found = effective(stored(("default", {"bpfEnabled": True, "xdpEnabled": True, "nonsense": 1})), "node1", {})
     assert found.problems == (
         "nonsense (default): there is no such field",
         "bpfEnabled: has no effect in this version",
-        "wireguardMTU: has no effect in this version",
+        "xdpEnabled: has no effect in this version",
     )
 
 
@@ -161,6 +162,16 @@ FAILSAFES = (FailsafePort("tcp", 22), FailsafePort("udp", 68, "10.0.0.0/8"))
         ({"natOutgoingAddress": "192.0.2.7"}, {}, {"nat": NatOptions(address={4: "192.0.2.7"})}),
         ({"natOutgoingExclusions": "IPPoolsAndHostIPs"}, {}, {"nat": NatOptions(exclude_hosts=True)}),
         ({"iptablesNATOutgoingInterfaceFilter": "eth+"}, {}, {"nat": NatOptions(out_interface="eth*")}),
+        ({"vxlanEnabled": False, "vxlanVNI": 7, "vxlanPort": 8472}, {},
+         {"overlay": OverlaySettings(vxlan=False, vni=7, port=8472)}),
+        ({"vxlanMTU": 1400, "vxlanMTUV6": 1380, "ipipMTU": 1420}, {"ipip_enabled": "true"},
+         {"overlay": OverlaySettings(vxlan_mtu_bytes=1400, vxlan6_mtu_bytes=1380, ipip_mtu_bytes=1420, ipip=True)}),
+        ({"featureDetectOverride": "X=1,ChecksumOffloadBroken=true"}, {},
+         {"overlay": OverlaySettings(checksum_broken=True)}),
+        ({"externalNodesList": ["192.0.2.9", "198.51.100.0/24"]}, {},
+         {"external_nodes": ("192.0.2.9/32", "198.51.100.0/24")}),
+        ({}, {"external_nodes_list": "192.0.2.9, 198.51.100.0/24"},
+         {"external_nodes": ("192.0.2.9/32", "198.51.100.0/24")}),
         ({"floatingIPs": "Enabled"}, {}, {"nat": NatOptions(floating_ips=True)}),
         ({"nftablesMarkMask": 0xFFFF0000}, {}, {}),
         ({"nftablesMarkMask": 0xF00}, {}, {"mark_mask": 0xF00}),
@@ -180,6 +191,8 @@ def test_fields_and_what_they_set(spec: dict[str, Any], environment: dict[str, s
         ("failsafe_inbound_host_ports", "xyz:22"), ("log_action_rate_limit", "10"),
         ("log_action_rate_limit", "0/second"),
         ("nat_port_range", "30:20"), ("nat_outgoing_address", "here"), ("nftables_mark_mask", "0x10000"),
+        ("program_cluster_routes", "true"), ("external_nodes_list", "here"), ("vxlan_vni", "16777216"),
+        ("device_route_source_address", "fd00::1"), ("feature_detect_override", "ChecksumOffloadBroken=maybe"),
         ("route_sync_disabled", "perhaps"), ("vxlan_port", "many"), ("log_severity_screen", "loud"),
     ],
 )  # fmt: skip
@@ -216,3 +229,23 @@ def test_none_clears_what_a_weaker_layer_set() -> None:
     assert (found.options.nat.ports, found.options.log_rate, found.options.log_prefix) == (None, None, "x")
     assert found.sources["nat_port_range"] == "node.node1"
     assert found.problems == ()
+
+
+def test_who_owns_routes_and_what_the_host_sends_from() -> None:
+    spec = {"programClusterRoutes": "EnabledNoEncapOnly", "deviceRouteSourceAddress": "192.0.2.1"}
+    found = effective(stored(("default", spec)), "node1", {}, {"device_route_source_address_ipv6": "2001:db8::1"})
+    assert found.problems == ()
+    assert found.cluster_routes is ClusterRoutes.NO_ENCAP_ONLY
+    assert found.route_sources == {4: "192.0.2.1", 6: "2001:db8::1"}
+    assert effective({}, "node1", {}).cluster_routes is ClusterRoutes.IPIP_ONLY  # a routing daemon has the others
+
+
+def test_calicos_names_of_settings_in_the_environment() -> None:
+    environment = {
+        "FELIX_IPINIPENABLED": "true", "FELIX_IPINIPMTU": "1440", "FELIX_EXTERNALNODESCIDRLIST": "192.0.2.0/24",
+        "FELIX_VXLANMTUV6": "1400", "FELIX_PROGRAMCLUSTERROUTES": "Enabled",
+    }  # fmt: skip
+    assert environment_settings(environment) == {
+        "ipip_enabled": "true", "ipip_mtu": "1440", "external_nodes_list": "192.0.2.0/24", "vxlan_mtu_v6": "1400",
+        "program_cluster_routes": "Enabled",
+    }  # fmt: skip

@@ -7,6 +7,7 @@ import pytest
 from libs.netlink.links import Link
 from libs.policy.output import Pool
 from services.felix.core.mtu import PATTERN, host_mtu_bytes, pod_mtu_bytes
+from services.felix.core.overlay import OverlaySettings
 
 
 def link(name: str, mtu_bytes: int, operstate: str = "up") -> Link:
@@ -31,4 +32,18 @@ def test_the_host_has_the_smallest_of_those_that_match_and_are_up() -> None:
     ],
 )
 def test_pods_leave_room_for_the_largest_encapsulation_in_use(pools: tuple[Pool, ...], mtu_bytes: int) -> None:
-    assert pod_mtu_bytes(1500, pools) == mtu_bytes
+    assert pod_mtu_bytes(1500, pools, OverlaySettings()) == mtu_bytes
+
+
+@pytest.mark.parametrize(
+    ("settings", "mtu_bytes"),
+    [
+        (OverlaySettings(vxlan_mtu_bytes=1400), 1400),
+        (OverlaySettings(vxlan6_mtu_bytes=1200), 1450),  # no pool needs it
+        (OverlaySettings(vxlan=False), 1500),
+        (OverlaySettings(vxlan=False, ipip=True, ipip_mtu_bytes=1440), 1440),
+        (OverlaySettings(ipip=True), 1450),  # the smaller counts
+    ],
+)
+def test_the_configuration_may_say_otherwise(settings: OverlaySettings, mtu_bytes: int) -> None:
+    assert pod_mtu_bytes(1500, [Pool(cidr="10.0.0.0/16", vxlan_mode="Always")], settings) == mtu_bytes

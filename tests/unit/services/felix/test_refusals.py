@@ -11,13 +11,13 @@ import msgspec
 import pytest
 
 from libs.bus import wire
+from libs.feed.delta import Delta
+from libs.feed.feed import Apply
 from libs.nftables.fake import FakeRuleset
 from libs.nftables.model import Table
 from libs.nftables.ops import AddElements, AddRules, Committed, Failure, NewChain, Op, TransactionRefused
 from libs.nftables.reconcile import TableReconciler
 from libs.policy.output import Action, Host, IPSet, IPSetType, Policy, Profile, Qos, Rule, Tier
-from services.felix.core.delta import Delta
-from services.felix.core.feed import Apply
 from services.felix.core.routing import Routing
 from services.felix.core.ruleset import RulesetBuilder
 from services.felix.shell.dataplane import Dataplane
@@ -70,6 +70,16 @@ class NoBandwidth:
         return {}
 
 
+class NoOverlays:
+    def resync(self) -> None: ...
+
+    async def prepare(self, *_: object) -> tuple[bool, dict[str, str]]:
+        return False, {}
+
+    async def finish(self, *_: object) -> dict[str, str]:
+        return {}
+
+
 class Node:
     def __init__(self) -> None:
         self.kernel = PickyKernel()
@@ -77,8 +87,8 @@ class Node:
         first, second = (TableReconciler(self.kernel, table) for table in RulesetBuilder.tables())
         first.in_sync = second.in_sync = True
         self.plane = Dataplane(
-            self.builder, (first, second), Routing("n1", program_cluster_routes=True), NoRoutes(), NoBandwidth(),
-            on_progress=lambda progress: None, random=Random(1),
+            self.builder, (first, second), Routing("n1"), NoRoutes(), NoBandwidth(),
+            NoOverlays(), on_progress=lambda progress: None, random=Random(1),
         )  # fmt: skip
         self.rev = 0
 

@@ -9,7 +9,8 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from libs.policy.output import Block, NodeInfo, Pool, Workload, WorkloadKey
-from services.felix.core.routing import Network, Routing, WantedRoute
+from services.felix.core.overlay import ClusterRoutes, OverlaySettings
+from services.felix.core.routing import Network, RouteClass, Routing, WantedRoute
 
 NODES = {
     "n1": NodeInfo(ipv4="192.0.2.1/24", ipv6="2001:db8::1/64"),
@@ -20,8 +21,8 @@ POOLS = {"10.0.0.0/16": Pool(cidr="10.0.0.0/16"), "fd00::/48": Pool(cidr="fd00::
 WEB = WorkloadKey("k8s", "ns1/web", "eth0")
 
 
-def routing(*, cluster: bool = True, pools: dict[str, Pool] | None = None) -> Routing:
-    made = Routing("n1", program_cluster_routes=cluster)
+def routing(*, owner: ClusterRoutes = ClusterRoutes.ENABLED, pools: dict[str, Pool] | None = None) -> Routing:
+    made = Routing("n1", owner)
     for cidr, pool in (POOLS if pools is None else pools).items():
         made.put_pool(cidr, pool)
     for name, info in NODES.items():
@@ -34,8 +35,12 @@ def block(cidr: str, node: str, **borrowed: str) -> tuple[str, Block]:
     return cidr, Block(cidr=cidr, node=node, borrowed=borrowed)
 
 
-def route(**wanted: str) -> WantedRoute:
-    return WantedRoute(wanted.get("interface", ""), ip_address(wanted["via"]) if "via" in wanted else None)
+def route(kind: RouteClass | None = None, **wanted: str) -> WantedRoute:
+    """By default as in a pool without encapsulation."""
+    interface, via = wanted.get("interface", ""), wanted.get("via")
+    if kind is None:
+        kind = RouteClass.LOCAL_WORKLOAD if interface else RouteClass.NO_ENCAP if via else RouteClass.BLACKHOLE_NO_ENCAP
+    return WantedRoute(kind, interface, ip_address(via) if via else None)
 
 
 @pytest.mark.parametrize(
@@ -62,16 +67,147 @@ def test_blocks(cidr: str, node: str, wanted: WantedRoute | None) -> None:
     assert made.wanted == {}
 
 
-def test_encapsulated_pools_are_others_business_except_across_one_subnet() -> None:
-    for mode, wanted in (("Always", None), ("CrossSubnet", route(via="192.0.2.2"))):
-        made = routing(pools={"10.0.0.0/16": Pool(cidr="10.0.0.0/16", vxlan_mode=mode)})
-        made.put_block(*block("10.0.2.0/26", "n2"))
+WITH_TUNNELS = {
+    "n1": NodeInfo(ipv4="192.0.2.1/24", ipv6="2001:db8::1/64", vxlan_ipv4="10.0.1.0", vxlan_ipv6="fd00::40"),
+    "n2": NodeInfo(
+        ipv4="192.0.2.2/24", ipv6="2001:db8::2/64", vxlan_ipv4="10.0.2.0", vxlan_ipv6="fd00::80", ipip_ipv4="10.0.2.1"
+    ),
+    "far": NodeInfo(
+        ipv4="198.51.100.3/24", ipv6="2001:db8:1::3/64", vxlan_ipv4="10.0.3.0", vxlan_ipv6="fd00::c0",
+        ipip_ipv4="10.0.3.1",
+    ),
+}  # fmt: skip
+NEAR_BLOCK, FAR_BLOCK, OWN_BLOCK = "10.0.2.0/26", "10.0.3.0/26", "10.0.1.0/26"
+VX, IP = "vxlan_mode", "ipip_mode"
+E, D, T, N = ClusterRoutes.ENABLED, ClusterRoutes.DISABLED, ClusterRoutes.IPIP_ONLY, ClusterRoutes.NO_ENCAP_ONLY
+C = RouteClass
+
+
+@pytest.mark.parametrize(
+    ("mode", "owners", "near", "far", "own"),
+    [
+        ({VX: "Always"}, (E, D, T, N),
+         route(C.VXLAN_TUNNEL, interface="vxlan.calico", via="10.0.2.0"),
+         route(C.VXLAN_TUNNEL, interface="vxlan.calico", via="10.0.3.0"), route(C.BLACKHOLE_VXLAN)),
+        ({VX: "CrossSubnet"}, (E, D, T, N),
+         route(C.VXLAN_SAME_SUBNET, via="192.0.2.2"),
+         route(C.VXLAN_TUNNEL, interface="vxlan.calico", via="10.0.3.0"), route(C.BLACKHOLE_VXLAN)),
+        ({IP: "Always"}, (E, T),
+         route(C.IPIP_TUNNEL, interface="tunl0", via="192.0.2.2"),
+         route(C.IPIP_TUNNEL, interface="tunl0", via="198.51.100.3"), route(C.BLACKHOLE_IPIP)),
+        ({IP: "CrossSubnet"}, (E, T),
+         route(C.IPIP_SAME_SUBNET, via="192.0.2.2"),
+         route(C.IPIP_TUNNEL, interface="tunl0", via="198.51.100.3"), route(C.BLACKHOLE_IPIP)),
+        ({IP: "Always"}, (D, N), None, None, None),
+        ({IP: "CrossSubnet"}, (D, N), None, None, None),
+        ({}, (E, N), route(C.NO_ENCAP, via="192.0.2.2"), None, route(C.BLACKHOLE_NO_ENCAP)),
+        ({}, (D, T), None, None, None),
+    ],
+)  # fmt: skip
+def test_who_owns_which_route_and_where_it_leads(
+    mode: dict[str, str],
+    owners: tuple[ClusterRoutes, ...],
+    near: WantedRoute | None,
+    far: WantedRoute | None,
+    own: WantedRoute | None,
+) -> None:
+    for owner in owners:
+        made = routing(owner=owner, pools={"10.0.0.0/16": Pool(cidr="10.0.0.0/16", **mode)})  # type: ignore[arg-type]
+        for name, info in WITH_TUNNELS.items():
+            made.put_node(name, info)
+        for cidr, node in ((NEAR_BLOCK, "n2"), (FAR_BLOCK, "far"), (OWN_BLOCK, "n1")):
+            made.put_block(*block(cidr, node))
         made.flush()
-        assert made.wanted.get(ip_network("10.0.2.0/26")) == wanted, mode
+        wanted = {
+            ip_network(cidr): one for cidr, one in ((NEAR_BLOCK, near), (FAR_BLOCK, far), (OWN_BLOCK, own)) if one
+        }
+        assert made.wanted == wanted, owner
+
+
+def test_vxlan_for_ipv6_leads_to_the_other_nodes_ipv6_end() -> None:
+    made = routing(pools={"fd00::/48": Pool(cidr="fd00::/48", vxlan_mode="Always")})
+    for name, info in WITH_TUNNELS.items():
+        made.put_node(name, info)
+    made.put_block(*block("fd00::80/122", "n2"))
+    made.flush()
+    ends = {ip_network(f"{address}/128") for address in ("fd00::80", "fd00::c0")}
+    assert made.wanted == {
+        ip_network("fd00::80/122"): route(C.VXLAN_TUNNEL, interface="vxlan-v6.calico", via="fd00::80"),
+        **dict.fromkeys(ends, route(C.VXLAN_TUNNEL, interface="vxlan-v6.calico")),
+    }
+
+
+def test_a_route_waits_for_the_other_end_and_follows_it() -> None:
+    made = routing(pools={"10.0.0.0/16": Pool(cidr="10.0.0.0/16", vxlan_mode="Always")})
+    made.put_block(*block(NEAR_BLOCK, "n2"))
+    made.flush()
+    assert made.wanted == {}
+    network = ip_network(NEAR_BLOCK)
+    for address in ("10.0.2.0", "10.0.2.9"):
+        made.put_node("n2", NodeInfo(ipv4="192.0.2.2/24", vxlan_ipv4=address))
+        assert made.flush()[network] == route(C.VXLAN_TUNNEL, interface="vxlan.calico", via=address)
+    made.put_node("n2", NODES["n2"])
+    assert made.flush()[network] is None
+
+
+def test_a_borrowed_tunnel_address_and_one_that_is_a_block_are_directly_on_the_device() -> None:
+    made = routing(pools={"10.0.0.0/16": Pool(cidr="10.0.0.0/16", vxlan_mode="Always")})
+    there = route(C.VXLAN_TUNNEL, interface="vxlan.calico")
+    made.put_node("far", WITH_TUNNELS["far"])
+    made.put_block(*block("10.0.3.0/26", "n2", **{"10.0.3.0": "far"}))  # far's own end, borrowed from n2's block
+    made.flush()
+    assert made.wanted[ip_network("10.0.3.0/32")] == there
+    made.put_block("10.0.3.0/26", None)
+    made.put_block(*block("10.0.3.0/32", "far"))
+    made.flush()
+    assert made.wanted == {ip_network("10.0.3.0/32"): there}
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "wanted"),
+    [
+        ({VX: "Always"}, D, route(C.VXLAN_TUNNEL, interface="vxlan.calico", via="10.0.2.0")),
+        ({VX: "CrossSubnet"}, D, route(C.VXLAN_SAME_SUBNET, via="192.0.2.2")),
+        ({IP: "Always"}, T, route(C.IPIP_TUNNEL, interface="tunl0", via="192.0.2.2")),
+        ({IP: "CrossSubnet"}, T, route(C.IPIP_SAME_SUBNET, via="192.0.2.2")),
+        ({}, N, route(C.NO_ENCAP, via="192.0.2.2")),
+    ],
+)
+def test_a_borrowed_address_is_reached_in_every_mode(
+    mode: dict[str, str], owner: ClusterRoutes, wanted: WantedRoute
+) -> None:
+    made = routing(owner=owner, pools={"10.0.0.0/16": Pool(cidr="10.0.0.0/16", **mode)})  # type: ignore[arg-type]
+    for name, info in WITH_TUNNELS.items():
+        made.put_node(name, info)
+    made.put_block(*block("10.0.1.0/26", "n1", **{"10.0.1.5": "n2"}))
+    made.flush()
+    assert made.wanted[ip_network("10.0.1.5/32")] == wanted
+
+
+def test_settings_may_change_while_running() -> None:
+    made = routing(owner=D)
+    made.put_block(*block("10.0.2.0/26", "n2"))
+    assert made.flush() == {}
+    assert made.configure(E, OverlaySettings())
+    assert made.flush() == {ip_network("10.0.2.0/26"): route(via="192.0.2.2")}
+    assert not made.configure(E, OverlaySettings())
+    assert made.flush() == {}
+    assert made.configure(T, OverlaySettings())
+    assert made.flush() == {ip_network("10.0.2.0/26"): None}
+
+
+def test_vxlan_that_is_switched_off_has_no_routes_whatever_pools_say() -> None:
+    made = routing(pools={"10.0.0.0/16": Pool(cidr="10.0.0.0/16", vxlan_mode="Always")})
+    made.put_node("n2", WITH_TUNNELS["n2"])
+    made.put_block(*block(NEAR_BLOCK, "n2"))
+    made.flush()
+    assert made.wanted
+    made.configure(E, OverlaySettings(vxlan=False))
+    assert made.flush() == {ip_network(NEAR_BLOCK): None}
 
 
 def test_cluster_routes_can_be_switched_off_and_pods_keep_theirs() -> None:
-    made = routing(cluster=False)
+    made = routing(owner=D)
     made.put_block(*block("10.0.2.0/26", "n2"))
     made.put_workload(WEB, Workload(name="cali1", nets4=("10.0.1.7/32",)))
     made.flush()
@@ -137,7 +273,7 @@ def test_any_order_of_telling_ends_in_the_same_routes() -> None:
     ]
     ends: list[dict[Network, WantedRoute]] = []
     for order in itertools.permutations(steps):
-        made = Routing("n1", program_cluster_routes=True)
+        made = Routing("n1", ClusterRoutes.ENABLED)
         told: dict[Network, WantedRoute] = {}
         for step in order:
             step(made)

@@ -1,5 +1,5 @@
 """What changed for this node between two revisions, in the calculation's own values; and the state that such changes
-add up to.
+add up to. A reader holds what its role follows; the other tables stay empty.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from libs.policy.bgp_output import BgpEntry, LocalEntry, ServiceRoutes
 from libs.policy.output import (
     Block,
     Host,
@@ -40,12 +41,15 @@ class Delta:
     nodes: dict[str, NodeInfo | None] = field(default_factory=dict)
     pools: dict[str, Pool | None] = field(default_factory=dict)
     config: dict[str, msgspec.Raw | None] = field(default_factory=dict)
+    bgp: dict[str, BgpEntry | None] = field(default_factory=dict)
+    services: dict[str, ServiceRoutes | None] = field(default_factory=dict)
+    local: dict[str, LocalEntry | None] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return any(
             (
                 self.policies, self.profiles, self.sets, self.set_changes, self.workloads,
-                self.hosts, self.blocks, self.nodes, self.pools, self.config,
+                self.hosts, self.blocks, self.nodes, self.pools, self.config, self.bgp, self.services, self.local,
             )
         )  # fmt: skip
 
@@ -85,3 +89,6 @@ class NodeState:
     nodes: dict[str, NodeInfo] = field(default_factory=dict)
     pools: dict[str, Pool] = field(default_factory=dict)
     config: dict[str, msgspec.Raw] = field(default_factory=dict)
+    bgp: dict[str, BgpEntry] = field(default_factory=dict)
+    services: dict[str, ServiceRoutes] = field(default_factory=dict)
+    local: dict[str, LocalEntry] = field(default_factory=dict)

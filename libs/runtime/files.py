@@ -1,4 +1,6 @@
-"""Files that a container runtime reads: replaced as a whole, checked after writing, told apart by a cheap look."""
+"""Files that others read, or that a restart depends on: replaced as a whole, checked after writing, told apart by a
+cheap look.
+"""
 
 from __future__ import annotations
 

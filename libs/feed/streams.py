@@ -7,9 +7,9 @@ from typing import TypeVar
 
 import msgspec
 
-from libs.bus import wire
+from libs.bus import subjects, wire
+from libs.feed.delta import Delta, MutableSet, NodeState
 from libs.policy.output import IPSet, Policy, PolicyKey, Profile
-from services.felix.core.delta import Delta, MutableSet, NodeState
 
 V = TypeVar("V")
 PROFILE_PREFIX = "pro/"
@@ -31,7 +31,10 @@ def apply_content(state: NodeState, stream: str, raw: msgspec.Raw, delta: Delta)
             _replace_table(state.nodes, content.nodes, delta.nodes, owned=stream == "route.nodes")
             _replace_table(state.pools, content.pools, delta.pools, owned=stream == "route.pools")
             config = {key: raw.copy() for key, raw in content.config.items()}  # not views that keep a whole snapshot
-            _replace_table(state.config, config, delta.config, owned=family == "config")
+            _replace_table(state.config, config, delta.config, owned=stream == subjects.CONFIG_STREAM)
+            _replace_table(state.bgp, content.bgp, delta.bgp, owned=stream == subjects.BGP_STREAM)
+            _replace_table(state.services, content.services, delta.services, owned=stream == subjects.SERVICE_STREAM)
+            _replace_table(state.local, content.local, delta.local, owned=family == "local")
 
 
 def apply_message(state: NodeState, stream: str, message: wire.StreamMessage, delta: Delta) -> None:
@@ -59,6 +62,9 @@ def apply_message(state: NodeState, stream: str, message: wire.StreamMessage, de
             _merge_table(state.pools, message.pools, delta.pools)
             config = {key: None if raw == wire.NULL else raw.copy() for key, raw in message.config.items()}
             _merge_table(state.config, config, delta.config)
+            _merge_table(state.bgp, message.bgp, delta.bgp)
+            _merge_table(state.services, message.services, delta.services)
+            _merge_table(state.local, message.local, delta.local)
 
 
 def remove_stream(state: NodeState, stream: str, delta: Delta) -> None:

@@ -1,5 +1,5 @@
 """Runs the Feed on a bus: subscriptions, requests with their chunks, time. All decisions are in
-services/felix/core/feed.py.
+libs/feed/feed.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import msgspec
 
 from libs.bus import subjects, wire
 from libs.bus.api import Bus, BusError, Msg, Subscription
-from services.felix.core.feed import Action, Apply, Ask, Feed, Phase, Subscribe, Unsubscribe
+from libs.bus.subjects import Role
+from libs.feed.feed import Action, Apply, Ask, Feed, Phase, Subscribe, Unsubscribe
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +30,15 @@ class FeedRunner:
     it.
     """
 
-    def __init__(self, bus: Bus, node: str, on_apply: Callable[[Apply, str | None], None], random: Random) -> None:
-        self.feed = Feed(node, random)
+    def __init__(
+        self,
+        bus: Bus,
+        node: str,
+        on_apply: Callable[[Apply, str | None], None],
+        random: Random,
+        role: Role = Role.FELIX,
+    ) -> None:
+        self.feed = Feed(node, random, role)
         self.received_bytes = 0
         self.received_messages = 0
         self._bus = bus
@@ -121,7 +129,7 @@ class FeedRunner:
         unpack = zlib.decompressobj()
         raw = [unpack.decompress(first.data, SNAPSHOT_MAX_BYTES)]
         for chunk in range(1, first.chunks):
-            part = wire.SnapshotRequest(node=request.node, id=first.id, chunk=chunk)
+            part = wire.SnapshotRequest(node=request.node, role=request.role, id=first.id, chunk=chunk)
             raw.append(unpack.decompress((await self._request(subject, part)).data, SNAPSHOT_MAX_BYTES))
         snapshot: wire.Snapshot = wire.decoder(wire.Snapshot).decode(b"".join(raw))
         return first, snapshot
@@ -132,7 +140,7 @@ class FeedRunner:
         family = subject.split(".", 4)[3]
         if family == "beat":
             return lambda msg: self._take(msg, wire.Beat, lambda m: self.feed.beat(m, time.monotonic()))
-        if family == "node":
+        if family in subjects.COMMIT_FAMILIES:
             return lambda msg: self._take(msg, wire.NodeMessage, lambda m: self.feed.node_message(m, time.monotonic()))
         stream = subjects.stream_of(subject)
         return lambda msg: self._take(

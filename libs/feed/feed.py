@@ -1,4 +1,4 @@
-"""How a node follows typha: a sans-IO state machine. Messages and time in, actions out.
+"""How a service of a node follows typha: a sans-IO state machine. Messages and time in, actions out.
 
 What flows in: commits and marks on the node's own subject, contents on shared streams, beats, answers to requests. What
 flows out: subscriptions to keep, requests to make, and `Apply`: one atomic change of the node's desired state with the
@@ -25,9 +25,10 @@ from random import Random
 import msgspec
 
 from libs.bus import subjects, wire
+from libs.bus.subjects import Role
+from libs.feed.delta import Delta, NodeState
+from libs.feed.streams import apply_content, apply_message, remove_stream
 from libs.policy.output import Host, Workload, WorkloadKey
-from services.felix.core.delta import Delta, NodeState
-from services.felix.core.streams import apply_content, apply_message, remove_stream
 
 MISSED_BEATS_S = 3.5
 STALE_ETCD_S = 15.0
@@ -100,8 +101,9 @@ class Stream:
 
 
 class Feed:
-    def __init__(self, node: str, random: Random) -> None:
+    def __init__(self, node: str, random: Random, role: Role = Role.FELIX) -> None:
         self.node = node
+        self.role = role
         self.state = NodeState()
         self.phase = Phase.DISCOVERING
         self.instance = ""
@@ -113,6 +115,7 @@ class Feed:
         self.snapshots = 0
         self.etcd_age_s = 0.0
         self._random = random
+        self._standing = subjects.standing_streams(role, node)
         self._streams: dict[str, Stream] = {}
         self._commits: deque[wire.Commit] = deque()
         self._early: dict[int, wire.Commit] = {}  # arrived while a snapshot is on its way
@@ -235,7 +238,7 @@ class Feed:
             return []
         if self.etcd_age_s > STALE_ETCD_S and now >= self._next_look and not self._asking:
             self._next_look = now + self._random.uniform(*RETRY_S) + STALE_ETCD_S
-            return self._ask("", wire.SnapshotRequest(node=self.node, hello=True), now)
+            return self._ask("", wire.SnapshotRequest(node=self.node, role=self.role, hello=True), now)
         if self._waiting_since is not None:
             if now - self._waiting_since > STUCK_S:
                 self._waiting_since = now
@@ -255,13 +258,13 @@ class Feed:
 
     def _discover(self, now: float) -> list[Action]:
         self.phase = Phase.DISCOVERING
-        return self._ask("", wire.SnapshotRequest(node=self.node, hello=True), now)
+        return self._ask("", wire.SnapshotRequest(node=self.node, role=self.role, hello=True), now)
 
     def _ask_snapshot(self, now: float) -> list[Action]:
         self.phase = Phase.SYNCING
         if self._asking or now < self._next_try:
             return []
-        return self._ask(self.instance, wire.SnapshotRequest(node=self.node), now)
+        return self._ask(self.instance, wire.SnapshotRequest(node=self.node, role=self.role), now)
 
     def _back_off(self, now: float) -> list[Action]:
         self._failures += 1
@@ -291,15 +294,18 @@ class Feed:
         """Follow this instance: subscribe first, the snapshot comes after."""
         actions: list[Action] = []
         if epoch.instance != self.instance:
-            names = {*self._streams, *subjects.SHARED_BY_ALL}
+            names = {*self._streams, *self._standing}
             if self.instance:
                 old = self.instance
-                actions += [Unsubscribe(subjects.node_stream(old, self.node)), Unsubscribe(subjects.beat(old))]
+                actions += [
+                    Unsubscribe(subjects.node_stream(old, self.node, self.role)),
+                    Unsubscribe(subjects.beat(old)),
+                ]
                 actions += [Unsubscribe(subjects.of_stream(old, name)) for name in sorted(names)]
             self.instance = epoch.instance
             actions += [
                 Subscribe(subjects.beat(epoch.instance)),
-                Subscribe(subjects.node_stream(epoch.instance, self.node)),
+                Subscribe(subjects.node_stream(epoch.instance, self.node, self.role)),
             ]
             actions += [Subscribe(subjects.of_stream(epoch.instance, name)) for name in sorted(names)]
         self._streams_forget()
@@ -320,7 +326,7 @@ class Feed:
             stream = self._streams.get(name)
             if stream is None:
                 stream = self._streams[name] = Stream()
-                if name not in subjects.SHARED_BY_ALL:
+                if name not in self._standing:
                     actions.append(Subscribe(subjects.of_stream(self.instance, name)))
             stream.seq, stream.fetched = stated.seq, None
             stream.queue = _chain_on(stated.seq, stream.queue, reply.epoch)
@@ -418,7 +424,7 @@ class Feed:
                 wanted[name] = stream.received()
         if not wanted:
             return []
-        return [Ask(self.instance, wire.SnapshotRequest(node=self.node, streams=wanted))]
+        return [Ask(self.instance, wire.SnapshotRequest(node=self.node, role=self.role, streams=wanted))]
 
     def _ready(self) -> int:
         """How many commits can be applied now, as one change."""

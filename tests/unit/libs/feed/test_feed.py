@@ -9,10 +9,8 @@ import msgspec
 import pytest
 
 from libs.bus import subjects, wire
-from libs.policy.output import Action as Verdict
-from libs.policy.output import IPSetType, Policy, PolicyKey, Rule, Workload, WorkloadKey
-from services.felix.core.delta import Delta
-from services.felix.core.feed import (
+from libs.feed.delta import Delta
+from libs.feed.feed import (
     ASK_AGAIN_S,
     MISSED_BEATS_S,
     NEED_GRACE_S,
@@ -26,6 +24,8 @@ from services.felix.core.feed import (
     Subscribe,
     Unsubscribe,
 )
+from libs.policy.output import Action as Verdict
+from libs.policy.output import IPSetType, Policy, PolicyKey, Rule, Workload, WorkloadKey
 
 A, B = wire.Epoch("a", 1, 7), wire.Epoch("b", 2, 7)
 POLICY, SET = "policy.gnp/web", "ipset.s:1"
