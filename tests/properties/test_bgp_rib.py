@@ -346,6 +346,26 @@ class World:
         if (name := self._up()) is not None:
             self.rib.refresh(name, self._family())
 
+    def told_again(self) -> None:
+        """A peer answers our refresh between marks (RFC 7313), and leaves some out."""
+        family = self._family()
+        if (name := self._up()) is None or name == ADD_PATH:
+            return
+        self.rib.begin_refresh(name, family)
+        for (f, prefix, _), told in list(self.plain.peers[name].told.items()):
+            if f is family and self.random.random() < 0.6:
+                self.rib.receive(name, [Reach(family, told.attributes, [prefix])], self.now)
+                self.plain.reach(name, family, prefix, 0, told.attributes)
+            elif f is family:
+                self.plain.unreach(name, family, prefix, 0)
+        self.rib.end_refresh(name, family)
+
+    def forget(self) -> None:
+        name = self.random.choice(sorted(PEERS))
+        self.views.pop(name, None)
+        self.rib.forget(name)
+        self.plain.peers.pop(name, None)
+
     def take_some(self) -> None:
         """One member of a group goes on, the others stay where they are."""
         if (name := self._up()) is not None:
@@ -419,6 +439,8 @@ ANYTHING = {
     "configure": 4,
     "time_passes": 2,
     "refresh": 1,
+    "told_again": 2,
+    "forget": 1,
     "take_some": 15,
     "take_fib": 4,
     "explain": 5,

@@ -315,6 +315,22 @@ def test_budget_takes_up_where_it_stopped() -> None:
     assert speaker.read("Global_2").keys() == set(prefixes)
 
 
+def test_withdrawals_that_are_on_their_way_survive_a_change_of_group() -> None:
+    """The member is in the midst of a batch when its settings change: what it has not read of it still goes."""
+    speaker = Speaker(client(1), client(2), cluster_id=7)
+    speaker.up("Global_1")
+    speaker.up("Global_2", context=Context(internal=True, max_message=200))
+    prefixes = [f"10.{n}.0.0/24" for n in range(200)]
+    speaker.tell("Global_1", internal(), *prefixes)
+    assert speaker.read("Global_2").keys() == set(prefixes)
+    speaker.withdraw("Global_1", *prefixes)
+    speaker.views["Global_2"].feed(speaker.rib.take_messages("Global_2", 1))
+    assert 0 < len(speaker.views["Global_2"].routes) < 200
+    changed = (client(1), replace(client(2), next_hop_mode=NextHopMode.SELF))
+    speaker.rib.configure(replace(speaker.settings, peers=changed))
+    assert speaker.read("Global_2") == {}
+
+
 def test_refresh_tells_everything_again() -> None:
     """RFC 2918."""
     speaker = reflector(client(1), client(2))
