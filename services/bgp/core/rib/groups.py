@@ -122,7 +122,10 @@ class Group:
             else:
                 news = [export.out if export is not None else None] * len(prefixes)
             if told.keys().isdisjoint(prefixes) and changes.keys().isdisjoint(prefixes):  # nearly always at first
-                fresh = {prefix: new for prefix, new in zip(prefixes, news, strict=True) if new is not None}
+                if news.count(news[0]) == len(news):
+                    fresh = dict.fromkeys(prefixes, news[0]) if news[0] is not None else {}
+                else:
+                    fresh = {prefix: new for prefix, new in zip(prefixes, news, strict=True) if new is not None}
                 if fresh:
                     told.update(fresh)
                     changes.update(fresh)

@@ -331,7 +331,6 @@ class Rib:
     def _reach(self, peer: Peer, change: Reach) -> None:
         family, prefixes = change.family, change.prefixes
         table = self._tables[family]
-        fresh = dict.fromkeys(prefixes)
         if (unrepeated := peer.unrepeated.get(family)) is not None:
             unrepeated.difference_update(prefixes)
         if change.path_ids is not None:
@@ -347,13 +346,13 @@ class Rib:
             if path is None:
                 for prefix in prefixes:
                     insert(table, prefix, admitted.judge(prefix))
-            elif table.keys().isdisjoint(fresh):
+            elif table.keys().isdisjoint(prefixes):
                 table.update(dict.fromkeys(prefixes, path))
             else:
                 for prefix in prefixes:
                     insert(table, prefix, path)
-        peer.prefixes[family].update(fresh)
-        self._dirty[family].update(fresh)
+        peer.prefixes[family].update(prefixes)
+        self._dirty[family].update(dict.fromkeys(prefixes))
 
     def _unreach(self, peer: Peer, change: Unreach) -> None:
         table, mine, dirty = self._tables[change.family], peer.prefixes[change.family], self._dirty[change.family]
