@@ -137,6 +137,8 @@ class PlainRib:
                                 del peer.told[key]
                 else:
                     self._drop(peer, family)
+            if not peer.up and not peer.told:
+                peer.until.clear()  # nothing of it is left
 
     def _has(self, peer: PlainPeer, family: Family) -> bool:
         return any(key[0] is family for key in peer.told)

@@ -100,13 +100,12 @@ class Peer(Source):
         self._resolve = resolve
 
     def begin(self, settings: PeerSettings, session: Session) -> None:
-        """A new session: what is there already becomes stale."""
+        """A new session: what is there already is stale, of an earlier generation."""
         self.settings, self.session = settings, session
         self.up = True
         self.internal = session.remote_as == settings.local_as
         self.router_id = session.remote_id
         self.address_key = (settings.address.version, settings.address.packed)
-        self.generation += 1
         self.end_of_rib.clear()
         self.unrepeated.clear()
         self._imports.clear()
