@@ -233,6 +233,7 @@ class Speaker:
         self.wake()
 
     def refresh_requested(self, peer: Peer, family: Family) -> None:
+        peer.answer_refresh(family)
         self.rib.refresh(peer.name, family)
         self.wake()
 
@@ -266,6 +267,8 @@ class Speaker:
                 if messages:
                     peer.send(messages)
                     more = True
+                else:
+                    peer.told_everything()
         if self._restart.restarting and all(self.rib.sweep_allowed(family) for family in Family):
             self._restart = Restart()
             for peer in self.all_peers():
