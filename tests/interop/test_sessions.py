@@ -56,9 +56,11 @@ def test_ipv6_routes_over_ipv4_session(pairing: Pairing, kind: type[Peer]) -> No
 @feature("IPv4 routes over an IPv6 session (RFC 8950)")
 @needs("ext-nh")
 def test_ipv4_routes_with_ipv6_next_hops(pairing: Pairing, kind: type[Peer]) -> None:
+    """A node without an IPv4 address of its own: its IPv4 routes have its IPv6 address as next hop."""
     pair = pairing.pair(
         kind, families=("ipv6",), session={"families": ("ipv4", "ipv6"), "next_hop_extended": True},
         routes=(Route("10.1.0.0/24", next_hop="fd09::1"),), their_routes=(Route("10.2.0.0/24", next_hop="fd09::2"),),
+        our_router={"addresses": ("fd09::1",)},
     )  # fmt: skip
     assert pair.ours.wait_route("10.2.0.0/24").next_hop == "fd09::2"
     assert pair.theirs.wait_route("10.1.0.0/24").next_hop == "fd09::1"
