@@ -121,7 +121,9 @@ class Bird(Peer):
 def render(router: Router) -> str:
     """bird.conf of a router; tables master4 and master6."""
     lines = [
-        f"router id {router.router_id};", "log stderr all;", "" if router.lean else "debug protocols { states, events };",
+        f"router id {router.router_id};",
+        "log stderr all;",
+        "" if router.lean else "debug protocols { states, events };",
         # BIRD 2.0.12 waits as long as this for its neighbours when it was started with -R.
         "graceful restart wait 20;",
         "protocol device { scan time 2; }",
