@@ -51,7 +51,7 @@ _DST = 1
 @lru_cache(maxsize=8192)
 def _put_parts(af: int, length: int, hops: Hops, metric: int, protocol: int) -> tuple[int, bytes, bytes]:
     """(octets of the message, what stands before the destination's octets, what after them)."""
-    tail, flags = encode_tail(hops, metric, TABLE_MAIN, 0, None)
+    tail, flags = encode_tail(4 if af == 2 else 6, hops, metric, TABLE_MAIN, 0, None)
     direct = len(hops) == 1 and hops[0].gateway is None and af == 2
     scope = SCOPE_LINK if direct else SCOPE_GLOBAL
     kind = UNICAST if hops else BLACKHOLE

@@ -235,6 +235,7 @@ class Speaker:
         self.wake()
 
     def refresh_requested(self, peer: Peer, family: Family) -> None:
+        peer.answer_refresh(family)
         self.rib.refresh(peer.name, family)
         self.wake()
 
@@ -268,6 +269,8 @@ class Speaker:
                 if messages:
                     peer.send(messages)
                     more = True
+                else:
+                    peer.told_everything()
         if more:
             self._told_at = time.monotonic()
         if self._restart.restarting and all(self.rib.sweep_allowed(family) for family in Family):
