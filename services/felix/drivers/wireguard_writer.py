@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_interface
 from pathlib import Path
 
@@ -148,9 +148,20 @@ class FamilyWriter:
             requests.insert(0, link_change(link.index, up=True, mtu_bytes=mtu_bytes))
         for error in netlink.batch(requests).values():
             raise error
+        self._greet(wanted, device)
         if wanted.threading:
             self._thread(wanted.interface)
         return tuple(todo.drop)
+
+    def _greet(self, wanted: Wanted, before: WgDevice) -> None:
+        """Begin a handshake with each new peer. It may have tried before it was one of ours, and would not try again
+        for five seconds; whoever of two comes second begins one that the other understands. A device does so when a
+        peer's keepalive is switched on.
+        """
+        new = [peer for key, peer in wanted.peers.items() if key not in before.peers and not peer.keepalive_s]
+        if new:
+            self._devices.change(wanted.interface, WgChange(put=tuple(replace(one, keepalive_s=1) for one in new)))
+            self._devices.change(wanted.interface, WgChange(put=tuple(new)))
 
     def _thread(self, name: str) -> None:
         """NAPI in threads of its own, so that a core that decrypts does not starve others (net/core/net-sysfs.c)."""
