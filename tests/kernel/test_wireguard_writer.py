@@ -144,6 +144,7 @@ def test_what_others_broke_is_mended_and_what_is_theirs_stays(stage: Stage) -> N
     stage.run("ip", family, "route", "del", theirs, "table", "1")
     stage.run("ip", family, "route", "add", "throw", alien, "table", "1", "proto", "80")  # an older one of ours
     stage.run("ip", family, "route", "add", "blackhole", alien, "metric", "7", "table", "1")  # somebody's
+    stage.run("ip", family, "rule", "add", "not", "fwmark", "0x4/0x4", "lookup", "1", "priority", "98")  # ours, older
     stage.run("ip", family, "rule", "add", "fwmark", "0x1", "lookup", "1", "priority", "500")
     stage.run("ip", family, "rule", "add", "from", alien, "lookup", "7", "priority", "501")
     stage.run("ip", family, "rule", "del", "priority", "99")
@@ -151,7 +152,7 @@ def test_what_others_broke_is_mended_and_what_is_theirs_stays(stage: Stage) -> N
     stage.run("ip", family, "addr", "add", "10.99.0.1/32" if stage.version == 4 else "fd99::1/128", "dev", stage.name)
     stage.run("ip", "link", "set", stage.name, "mtu", "1300")
     assert stage.apply(stage.wanted()) == {}
-    assert stage.rules() == ["99: not from all fwmark 0x200000/0x200000 lookup 1"]
+    assert stage.rules() == ["99: not from all fwmark 0x200000/0x200000 lookup 1", "500: from all fwmark 0x1 lookup 1"]
     assert "lookup 7" in stage.run("ip", family, "rule")
     shown = stage.run("ip", "addr", "show", "dev", stage.name)
     assert f"{address}/{length} " in shown

@@ -190,7 +190,7 @@ class FamilyWriter:
         return failed
 
     def _write_rules(self, netlink: NetlinkSocket, wanted: MarkRule | None) -> None:
-        present = list_mark_rules(netlink, TABLE, self._version)
+        present = [rule for rule in list_mark_rules(netlink, TABLE, self._version) if _is_ours(rule)]
         if wanted is not None and wanted not in present:
             for error in netlink.batch([mark_rule_request(wanted)]).values():
                 if not isinstance(error, ObjectExists):
@@ -199,6 +199,11 @@ class FamilyWriter:
         for error in netlink.batch(surplus).values():
             if not isinstance(error, ObjectNotFound):
                 raise error
+
+
+def _is_ours(rule: MarkRule) -> bool:
+    """`not fwmark M/M lookup 1`, of whatever mark and priority: settings may have been others."""
+    return rule.negate and rule.mark == rule.mask
 
 
 def _rule(version: int, wanted: Wanted) -> MarkRule:
