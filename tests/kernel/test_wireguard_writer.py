@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from libs.netlink.wireguard import WgPeer
+from libs.netlink.wireguard import WgChange, WgPeer
 from libs.netlink.wireguard_keys import clamp, public_key
 from libs.testkit.netns import call_in, can_make_namespaces
 from libs.testkit.netns import run as run_in
@@ -40,14 +40,20 @@ NETS = {
 
 
 class Counting(UserspaceDevices):
-    """Notes what is written to devices."""
+    """Notes what is written to devices, and what the routes were at that moment."""
 
-    def __init__(self, program: str) -> None:
+    def __init__(self, program: str, routes: Callable[[], dict[str, str]]) -> None:
         super().__init__(program)
         self.changes = 0
+        self.puts: list[dict[str, str]] = []
+        self.drops: list[dict[str, str]] = []
+        self._routes = routes
 
-    def change(self, name, change) -> None:  # type: ignore[no-untyped-def]
+    def change(self, name: str, change: WgChange) -> None:
         self.changes += bool(change)
+        for peers, noted in ((change.put, self.puts), (change.drop, self.drops)):
+            if peers:
+                noted.append(self._routes())
         super().change(name, change)
 
 
@@ -55,7 +61,7 @@ class Stage:
     def __init__(self, space: Namespace, version: int) -> None:
         self.space, self.version = space, version
         self.name = f"wg{uuid.uuid4().hex[:10]}"
-        self.devices = Counting("wireguard-go")
+        self.devices = Counting("wireguard-go", self.routes)
         self.restart()
 
     def restart(self) -> None:
@@ -90,7 +96,8 @@ class Stage:
     def routes(self) -> dict[str, str]:
         """Range → type of route, or device; of those that we could have made."""
         found = {}
-        for line in self.run("ip", f"-{self.version}", "route", "show", "table", "1").splitlines():
+        command = ("ip", f"-{self.version}", "route", "show", "table", "1")
+        for line in run_in(self.space, command, check=False).splitlines():  # type: ignore[arg-type]  # or no table yet
             words = line.split()
             if words[0] in ("throw", "unreachable"):
                 found[words[1]] = words[0]
@@ -118,6 +125,7 @@ def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
 def test_device_peers_routes_and_rule_are_as_wanted_and_a_restart_writes_nothing(stage: Stage) -> None:
     key = stage.ensure()
     assert stage.apply(stage.wanted()) == {}
+    assert stage.devices.puts[0] == {}  # before anything led to it
     own, theirs, pool, address, _ = NETS[stage.version]
     assert stage.routes() == {own: "throw", theirs: stage.name, pool: "unreachable"}
     assert stage.rules() == ["99: not from all fwmark 0x200000/0x200000 lookup 1"]
@@ -196,7 +204,9 @@ def test_peers_change_hands_and_leave(stage: Stage) -> None:
     moved = replace(wanted.peers[PEER], public_key=OTHER)
     stage.apply(replace(wanted, peers={OTHER: moved}))
     assert stage.devices.read(stage.name).peers == {OTHER: moved}
+    stage.devices.drops.clear()
     stage.apply(replace(wanted, peers={}, routes={network: THROW}))
+    assert stage.devices.drops == [{NETS[stage.version][1]: "throw"}]  # only when nothing leads to it any more
     assert stage.devices.read(stage.name).peers == {}
     assert stage.routes() == {NETS[stage.version][1]: "throw"}
 
@@ -236,3 +246,31 @@ def test_routes_that_shut_are_written_where_no_device_can_be(stage: Stage) -> No
     assert stage.apply(wanted) == {}
     assert stage.routes() == {NETS[stage.version][2]: "unreachable"}
     assert len(stage.rules()) == 1
+
+
+def test_a_new_peer_is_greeted_without_any_traffic(stage: Stage) -> None:
+    """Each of two is told of the other, one after the other; the first attempt of the first meets nobody."""
+    other_space = Namespace(f"t-wgw-{uuid.uuid4().hex[:8]}")
+    other_space.create()
+    other = Stage(other_space, stage.version)
+    addresses = ("192.0.2.1", "192.0.2.2") if stage.version == 4 else ("2001:db8::1", "2001:db8::2")
+    length = 24 if stage.version == 4 else 64
+    try:
+        stage.run("ip", "link", "add", "e0", "type", "veth", "peer", "name", "e0", "netns", other_space.name)
+        for one, address in ((stage, addresses[0]), (other, addresses[1])):
+            one.run("ip", "addr", "add", f"{address}/{length}", "dev", "e0", *(("nodad",) if one.version == 6 else ()))
+            one.run("ip", "link", "set", "e0", "up")
+        keys = {stage: stage.ensure(), other: other.ensure()}
+        for one, peer, address in ((stage, other, addresses[1]), (other, stage, addresses[0])):
+            where = (ip_address(address), 51833)
+            there = WgPeer(keys[peer], where, frozenset({ip_network(NETS[stage.version][1])}))
+            assert one.apply(replace(one.wanted(), peers={keys[peer]: there})) == {}
+        deadline = time.monotonic() + 60
+        for one, peer in ((stage, other), (other, stage)):
+            while not one.devices.read(one.name).stats[keys[peer]].handshake_s:
+                assert time.monotonic() < deadline, "no handshake"
+                time.sleep(0.02)
+            assert one.devices.read(one.name).peers[keys[peer]].keepalive_s == 0
+    finally:
+        remove([other_space])
+        Path(f"/var/run/wireguard/{other.name}.sock").unlink(missing_ok=True)
