@@ -122,9 +122,9 @@ class WireguardReconciler:
             else:
                 self._made[version] = mine.interface
                 mtu_bytes = self._underlay() - OVERHEAD_BYTES[version]
+                failures |= await self._run(lambda: writer.apply(wanted, mtu_bytes))
                 if mine.enabled and self.settings.host_encryption and version == 4:
                     await self._run(allow_marked_sources)
-                failures |= await self._run(lambda: writer.apply(wanted, mtu_bytes))
                 self.problems |= wanted.problems
         except FAILED as error:
             failures.setdefault(name, str(error))
