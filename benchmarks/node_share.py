@@ -40,11 +40,11 @@ from benchmarks.common import Row, cpu_s, machine, parser, report, rss_mb
 from benchmarks.policies import Entry
 from libs.bus.config import BusConfig
 from libs.bus.nats import NatsBus
+from libs.feed.runner import FeedRunner
 from libs.model import keys
 from libs.store.config import StoreConfig
 from libs.store.etcd import EtcdStore
 from libs.testkit.servers import EtcdServer, NatsServer, free_port
-from services.felix.shell.feed import FeedRunner
 
 NODES, NAMESPACES, APPS, POLICIES = 100, 100, 20, 1_000
 NODE, OWN = "node-own", "ns-own"

@@ -11,10 +11,12 @@ import asyncio
 from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
 
 from libs.bus import Bus, BusError, BusNoResponders, BusUnavailable, Msg, subjects, wire
+from libs.bus.subjects import Role
 
 NO_ANSWER_S = 5.0
 
@@ -25,21 +27,25 @@ class WaitProblem(Exception):
 
 @dataclass(slots=True)
 class Progress:
-    """Who has to reach which revision, and how far each has come. Pure: fed with reports in any order."""
+    """Who has to reach which revision, and how far each has come. Pure: fed with reports in any order. A speaker counts
+    apart from its node's felix, as `node1 (bgp)`.
+    """
 
     wanted: dict[str, int] = field(default_factory=dict)
     reached: dict[str, int] = field(default_factory=dict)
     failures: dict[str, dict[str, str]] = field(default_factory=dict)
 
-    def concern(self, nodes: Iterable[str], revision: int) -> None:
+    def concern(self, nodes: Iterable[str], revision: int, role: Role = Role.FELIX) -> None:
         for node in nodes:
-            self.wanted[node] = max(revision, self.wanted.get(node, 0))
+            name = _party(node, role)
+            self.wanted[name] = max(revision, self.wanted.get(name, 0))
 
-    def heard(self, report: wire.Applied) -> None:
+    def heard(self, report: wire.Applied, role: Role = Role.FELIX) -> None:
         """An older report that arrives late changes nothing."""
-        if report.rev >= self.reached.get(report.node, 0):
-            self.reached[report.node] = report.rev
-            self.failures[report.node] = report.failures
+        name = _party(report.node, role)
+        if report.rev >= self.reached.get(name, 0):
+            self.reached[name] = report.rev
+            self.failures[name] = report.failures
 
     def missing(self) -> list[str]:
         return sorted(node for node, revision in self.wanted.items() if self.reached.get(node, 0) < revision)
@@ -53,6 +59,10 @@ class Progress:
         ]
 
 
+def _party(node: str, role: Role) -> str:
+    return node if role is Role.FELIX else f"{node} ({role})"
+
+
 class Waiter:
     """Open from before the first write until all nodes have reported. Made by `listening`."""
 
@@ -62,39 +72,47 @@ class Waiter:
         self._deadline = deadline
         self._news = asyncio.Event()
 
-    def heard(self, message: Msg) -> None:
+    def heard(self, message: Msg, role: Role = Role.FELIX) -> None:
         try:
             report = wire.decoder(wire.Applied).decode(message.data)
         except msgspec.MsgspecError:
             return  # a report of another version must not end the wait; that node will be named if it matters
-        self.progress.heard(report)
+        self.progress.heard(report, role)
         self._news.set()
 
     def ask_again(self) -> None:
         """Reports may have been missed while the bus was away: let typha mark those nodes, which makes them report."""
         if missing := self.progress.missing():
-            highest = max(self.progress.wanted[node] for node in missing)
-            self._bus.publish(subjects.TYPHA_MARK, wire.encode(wire.MarkRequest(rev=highest, nodes=missing)))
+            highest = max(self.progress.wanted[name] for name in missing)
+            nodes = sorted({name.partition(" ")[0] for name in missing})
+            self._bus.publish(subjects.TYPHA_MARK, wire.encode(wire.MarkRequest(rev=highest, nodes=nodes)))
 
     async def until_applied(self, revisions: Iterable[int]) -> list[str]:
         """Wait for every node that these revisions concern; returns their names. A node that reports failures of
         objects is done, but the change may not be enforced there: that, too, raises WaitProblem.
         """
-        await self.until_reached(revisions)
+        await self.until_reached(revisions, speakers=True)
         if failed := self.progress.failed():
             raise WaitProblem("not everything could be programmed:\n  " + "\n  ".join(failed))
-        return sorted(self.progress.wanted)
+        return sorted({name.partition(" ")[0] for name in self.progress.wanted})
 
     async def until_reached(
-        self, revisions: Iterable[int], *, leave_out: Collection[str] = (), only_alive: bool = False
+        self,
+        revisions: Iterable[int],
+        *,
+        leave_out: Collection[str] = (),
+        only_alive: bool = False,
+        speakers: bool = False,
     ) -> None:
         """leave_out: nodes that are not waited for. only_alive: nor are those that typha has not heard of lately.
-        Raises WaitProblem.
+        speakers: those that live must have the revision as well. Raises WaitProblem.
         """
         for revision in sorted(set(revisions)):
             reply = await self._concerned(revision)
             skipped = {*leave_out, *(reply.silent if only_alive else ())}
             self.progress.concern((node for node in reply.nodes if node not in skipped), revision)
+            if speakers:
+                self.progress.concern(reply.speakers, revision, Role.BGP)
         try:
             self.ask_again()
             async with asyncio.timeout_at(self._deadline):
@@ -148,11 +166,12 @@ class Waiter:
 async def listening(bus: Bus, timeout_s: float) -> AsyncIterator[Waiter]:
     """Subscribed to all reports, as the server has confirmed; the time limit runs from here. Raises BusError."""
     waiter = Waiter(bus, asyncio.get_running_loop().time() + timeout_s)
-    subscription = bus.subscribe(subjects.ALL_APPLIED, waiter.heard)
+    subscriptions = [bus.subscribe(subjects.all_applied(role), partial(waiter.heard, role=role)) for role in Role]
     bus.on_reconnect.append(waiter.ask_again)
     try:
         await bus.barrier(min(timeout_s, 10.0))
         yield waiter
     finally:
         bus.on_reconnect.remove(waiter.ask_again)
-        subscription.unsubscribe()
+        for subscription in subscriptions:
+            subscription.unsubscribe()

@@ -8,6 +8,8 @@ the part after `calico.typha.<instance>.`: it names one sequence of messages and
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 from libs.bus.tokens import decode_token, encode_token
 
 TYPHA_SNAPSHOT = "calico.typha.snapshot"
@@ -18,8 +20,28 @@ ALL_APPLIED = "calico.felix.*.applied"
 
 ROUTE_STREAMS = ("route.blocks", "route.nodes", "route.pools")
 CONFIG_STREAM = "config.felix"
+BGP_STREAM = "config.bgp"
+SERVICE_STREAM = "route.services"
 SHARED_BY_ALL = (*ROUTE_STREAMS, CONFIG_STREAM)
-"""Streams that every node follows from its first snapshot on."""
+"""Streams that every felix follows from its first snapshot on."""
+
+
+class Role(StrEnum):
+    """Which service of a node follows typha. A node's readers are told apart by it in everything: their commits have
+    subjects of their own, and none keeps another one alive.
+    """
+
+    FELIX = "felix"
+    BGP = "bgp"
+
+
+SHARED: dict[Role, tuple[str, ...]] = {
+    Role.FELIX: SHARED_BY_ALL,
+    Role.BGP: ("route.nodes", "route.pools", BGP_STREAM, SERVICE_STREAM),
+}
+"""Streams that every reader of a role follows."""
+_COMMITS = {Role.FELIX: "node", Role.BGP: "bgp"}
+COMMIT_FAMILIES = frozenset(_COMMITS.values())
 
 
 def policy_stream(policy_id: str) -> str:
@@ -29,6 +51,16 @@ def policy_stream(policy_id: str) -> str:
 
 def ipset_stream(set_id: str) -> str:
     return f"ipset.{set_id}"
+
+
+def local_stream(node: str) -> str:
+    """What concerns the speaker of that node alone."""
+    return f"local.{node}"
+
+
+def standing_streams(role: Role, node: str) -> tuple[str, ...]:
+    """Those that a reader follows from its first snapshot on, to its end."""
+    return (*SHARED[role], local_stream(node)) if role is Role.BGP else SHARED[role]
 
 
 def of_stream(instance: str, stream: str) -> str:
@@ -43,8 +75,9 @@ def stream_of(subject: str) -> str:
     return f"{family}.{decode_token(rest)}"
 
 
-def node_stream(instance: str, node: str) -> str:
-    return f"calico.typha.{encode_token(instance)}.node.{encode_token(node)}"
+def node_stream(instance: str, node: str, role: Role = Role.FELIX) -> str:
+    """Subject of a reader's commits."""
+    return f"calico.typha.{encode_token(instance)}.{_COMMITS[role]}.{encode_token(node)}"
 
 
 def beat(instance: str) -> str:
@@ -70,12 +103,27 @@ def own_snapshots(instance: str) -> str:
     return f"calico.typha.{encode_token(instance)}.snapshot.*"
 
 
-def applied(node: str) -> str:
-    return f"calico.felix.{encode_token(node)}.applied"
+def applied(node: str, role: Role = Role.FELIX) -> str:
+    return f"calico.{role}.{encode_token(node)}.applied"
+
+
+def all_applied(role: Role) -> str:
+    """Wildcard over `applied` of all nodes."""
+    return f"calico.{role}.*.applied"
 
 
 def endpoint_status(node: str, endpoint: str) -> str:
     return f"calico.felix.{encode_token(node)}.status.{encode_token(endpoint)}"
+
+
+def bgp_peer(node: str, peer: str) -> str:
+    """Sessions of a node that come and go (libs/bus/bgp.py, Peer)."""
+    return f"calico.bgp.{encode_token(node)}.peer.{encode_token(peer)}"
+
+
+def bgp_route(node: str) -> str:
+    """Learned routes that come and go (libs/bus/bgp.py, RoutesChanged)."""
+    return f"calico.bgp.{encode_token(node)}.route"
 
 
 def rpc(service: str, node: str, verb: str) -> str:

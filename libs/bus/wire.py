@@ -15,6 +15,8 @@ from typing import Any
 
 import msgspec
 
+from libs.bus.subjects import Role
+from libs.policy.bgp_output import BgpEntry, LocalEntry, ServiceRoutes
 from libs.policy.output import Block, Host, IPSetType, NodeInfo, Policy, Pool, Profile, Workload
 
 
@@ -75,13 +77,16 @@ class SetContent(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="kin
 
 class TableContent(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="kind", tag="table"):
     """A keyed table that all nodes share: blocks by CIDR, nodes by name, pools by CIDR, configuration resources by
-    key.
+    key; and those of speakers (`libs/policy/bgp_output.py`).
     """
 
     blocks: dict[str, BlockRow] = {}
     nodes: dict[str, NodeInfo] = {}
     pools: dict[str, Pool] = {}
     config: dict[str, msgspec.Raw] = {}
+    bgp: dict[str, BgpEntry] = {}
+    services: dict[str, ServiceRoutes] = {}
+    local: dict[str, LocalEntry] = {}
 
 
 Content = PolicyContent | ProfileContent | SetContent | TableContent
@@ -112,16 +117,21 @@ class SetMsg(Envelope, tag_field="kind", tag="ipset"):
 
 
 class TableMsg(Envelope, tag_field="kind", tag="table"):
-    """On `route.<scope>` and `config.<scope>`: changed entries, None (of `config`: NULL) for a removed one."""
+    """On `route.<scope>`, `config.<scope>` and `local.<node>`: changed entries, None (of `config`: NULL) for a removed
+    one.
+    """
 
     blocks: dict[str, BlockRow | None] = {}
     nodes: dict[str, NodeInfo | None] = {}
     pools: dict[str, Pool | None] = {}
     config: dict[str, msgspec.Raw] = {}
+    bgp: dict[str, BgpEntry | None] = {}
+    services: dict[str, ServiceRoutes | None] = {}
+    local: dict[str, LocalEntry | None] = {}
 
 
 class Commit(Envelope, tag_field="kind", tag="commit"):
-    """On `node.<node>`: everything up to `rev` that concerns the node, as one change.
+    """On `node.<node>` (of a speaker: `bgp.<node>`): everything up to `rev` that concerns the node, as one change.
 
     needs: stream -> seq that must have arrived. add/remove: streams that the node starts or stops to follow; an added
     one is inlined when small, else the reader fetches it. workloads, hosts: changed endpoints, None for a removed one.
@@ -135,7 +145,7 @@ class Commit(Envelope, tag_field="kind", tag="commit"):
 
 
 class Mark(msgspec.Struct, kw_only=True, tag_field="kind", tag="mark"):
-    """On `node.<node>`, outside the sequence: the stream stands at `seq`, and everything up to `rev` is in it.
+    """Where commits go, outside the sequence: the stream stands at `seq`, and everything up to `rev` is in it.
 
     Finds lost tails, and proves a revision to a node that it did not change. A span of the trace may hang on it.
     """
@@ -181,6 +191,7 @@ class SnapshotRequest(msgspec.Struct, kw_only=True, omit_defaults=True):
     """
 
     node: str
+    role: Role = Role.FELIX
     hello: bool = False
     streams: dict[str, int] = {}
     id: str = ""
@@ -231,12 +242,13 @@ class ConcernsRequest(msgspec.Struct, kw_only=True):
 
 
 class ConcernsReply(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """unknown: the revision is older than what is remembered; then `nodes` is every node. silent: those of `nodes` that
-    have not reported lately.
+    """nodes: whose felix it concerns. speakers: those with a living speaker that it concerns. unknown: the revision is
+    older than what is remembered; then they are all of them. silent: those of `nodes` that have not reported lately.
     """
 
     rev: int
     nodes: list[str] = []
+    speakers: list[str] = []
     silent: list[str] = []
     unknown: bool = False
     error: str = ""
@@ -246,7 +258,8 @@ class ConcernsReply(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class Applied(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """What a node's kernel holds: every change up to `rev` that concerns it, but for `failures` (object -> reason).
+    """What a node's kernel (of a speaker: its sessions) holds: every change up to `rev` that concerns it, but for
+    `failures` (object -> reason).
 
     seq: place in the node stream of `epoch`. On change, and each ten seconds so that a new typha learns of the node.
     warnings: parts of the configuration that have no effect on it, as text.

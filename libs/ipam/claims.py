@@ -170,13 +170,13 @@ class Claims:
         for tries in range(MAX_TRIES):
             affinity, block = await self.read(owner, cidr)
             key = keys.affinity(owner, cidr)
-            compares = [Compare(key, affinity.revision)]
+            # The block is compared also when it is not the owner's: he may have claimed it between the two reads.
+            compares = [Compare(key, affinity.revision), Compare(keys.block(cidr), block.revision)]
             ops: list[Op] = [Delete(key)] if affinity.revision else []
             if block.value is not None and block.value.owner == owner:
                 present = collect(block.value, self._shell.now(), cooldown_s)
                 if must_be_empty and not present.empty:
                     raise BlockNotEmpty(cidr)
-                compares.append(Compare(keys.block(cidr), block.revision))
                 if present.empty:
                     ops.append(Delete(keys.block(cidr)))
                 else:

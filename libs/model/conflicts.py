@@ -5,7 +5,7 @@ All are functions of given lists and find problems; none reads anything. Names a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from libs.model.bgp import BGPPeer
 from libs.model.pools import IPPool
@@ -46,6 +46,35 @@ def missing_filters(peer: BGPPeer, filters: Collection[str]) -> list[Problem]:
         for index, name in enumerate(peer.spec.filters)
         if name not in filters
     ]
+
+
+FELIX_ROUTES = "EnabledIPIPOnly"
+"""What felix programs when nothing is said."""
+OTHER_OWNER = {
+    "EnabledIPIPOnly": "EnabledNoEncapOnly",
+    "EnabledNoEncapOnly": "EnabledIPIPOnly",
+    "Enabled": "Disabled",
+    "Disabled": "Enabled",
+}
+"""programClusterRoutes of one of felix and bgp -> that of the other: each route to a block has one owner."""
+
+
+def route_owners(felix: Mapping[str, str], bgp: Mapping[str, str]) -> list[str]:
+    """Pairs of which both would program a route, or none. felix, bgp: programClusterRoutes by name of the resource
+    (`default`, `node.<name>`), those that are set. Where bgp's is not set it follows felix's, so the pair can be
+    changed one resource at a time, felix's first, and is right at each step.
+    """
+    wrong = []
+    for name in sorted({*felix, *bgp, "default"}):
+        theirs = felix.get(name) or felix.get("default") or FELIX_ROUTES
+        ours = bgp.get(name) or bgp.get("default")
+        if ours and ours != OTHER_OWNER.get(theirs):
+            said = "" if felix.get(name) or felix.get("default") else ", which is its default"
+            wrong.append(
+                f"programClusterRoutes of FelixConfiguration({name}) is {theirs}{said}, and of BGPConfiguration({name})"
+                f" {ours}: the latter must be {OTHER_OWNER.get(theirs)}, or not be set"
+            )
+    return wrong
 
 
 def overlaps(one: Network, other: Network) -> bool:

@@ -144,6 +144,8 @@ _STORED_ONLY = (
         "KubernetesClusterNetworkPolicy", "kubernetesclusternetworkpolicies", kubernetes.KubernetesClusterNetworkPolicy
     ),
     Kind("KubernetesEndpointSlice", "kubernetesendpointslices", kubernetes.KubernetesEndpointSlice, namespaced=True),
+    # Singular, as Calico has registered it (facts/etcd-layout.md section 2).
+    Kind("KubernetesService", "kubernetesservice", kubernetes.KubernetesService, namespaced=True),
 )
 
 KINDS: dict[str, Kind] = {kind.kind: kind for kind in _ALL}

@@ -1,4 +1,5 @@
-"""Kubernetes objects that policy needs and that the v3 API has no counterpart for: cluster network policies, slices.
+"""Kubernetes objects that are needed and that the v3 API has no counterpart for: cluster network policies, services,
+slices.
 
 They lie in the datastore under the plurals that Calico's key table has for them (facts/etcd-layout.md section 2), in
 Kubernetes' own shape; a controller brings them from the Kubernetes API. Users do not write them with calicoctl, so they
@@ -19,8 +20,16 @@ DISCOVERY_API = "discovery.k8s.io/v1"
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 
 
+class SliceConditions(V3Struct):
+    """ready: None counts as true."""
+
+    ready: bool | None = None
+
+
 class SliceEndpoint(V3Struct):
     addresses: list[str] = field(default_factory=list)
+    conditions: SliceConditions = field(default_factory=SliceConditions)
+    node_name: str | None = None
 
 
 class SlicePort(V3Struct):
@@ -40,6 +49,36 @@ class KubernetesEndpointSlice(Resource):
     address_type: str = ""
     endpoints: list[SliceEndpoint] = field(default_factory=list)
     ports: list[SlicePort] = field(default_factory=list)
+
+
+class ServiceSpec(V3Struct):
+    """cluster_ips: one of each family, the first also as `cluster_ip`; "None" for a headless service."""
+
+    type: str = ""
+    cluster_ip: str = ""
+    cluster_ips: list[str] = field(default_factory=list)
+    external_ips: list[str] = field(default_factory=list)
+    external_traffic_policy: str = ""
+
+
+class LoadBalancerIngress(V3Struct):
+    ip: str = ""
+
+
+class LoadBalancerStatus(V3Struct):
+    ingress: list[LoadBalancerIngress] = field(default_factory=list)
+
+
+class ServiceStatus(V3Struct):
+    load_balancer: LoadBalancerStatus = field(default_factory=LoadBalancerStatus)
+
+
+class KubernetesService(Resource):
+    kind: ClassVar[str] = "KubernetesService"
+    api_version: ClassVar[str] = "v1"
+
+    spec: ServiceSpec = field(default_factory=ServiceSpec)
+    status: ServiceStatus = field(default_factory=ServiceStatus)
 
 
 class NamespacedPods(V3Struct):

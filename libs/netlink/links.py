@@ -200,6 +200,14 @@ def new_ifb(name: str, mtu_bytes: int) -> tuple[int, int, bytes]:
     return RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body + nest(_LINKINFO, text(_INFO_KIND, "ifb"))
 
 
+def create_wireguard(netlink: NetlinkSocket, name: str) -> None:
+    """A device that is down and has no key. Raises NetlinkError with EOPNOTSUPP on a kernel that has none,
+    ObjectExists when the name is taken.
+    """
+    body = _IFINFO.pack(0, 0, 0, 0, 0) + text(_NAME, name) + nest(_LINKINFO, text(_INFO_KIND, "wireguard"))
+    netlink.request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body, f"link {name}")
+
+
 def no_link_local(index: int) -> tuple[int, int, bytes]:
     """A request: the device makes itself no IPv6 address. To be sent before it comes up: one message with both comes
     too late.

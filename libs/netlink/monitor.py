@@ -7,7 +7,10 @@ again.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
+import socket
+import struct
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -73,16 +76,50 @@ def decode_event(kind: int, body: bytes) -> Changed | None:
     return None if found is None else Changed(found, kind in _GONE)
 
 
+_SO_ATTACH_FILTER = 26  # asm-generic/socket.h
+_SOCK_FILTER = struct.Struct("=HBBI")  # struct sock_filter: code, jump if true, jump if false, k
+_SOCK_FPROG = struct.Struct("@HP")  # struct sock_fprog: length, pointer
+_LOAD_WORD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06  # BPF_LD|BPF_W|BPF_ABS, BPF_JMP|BPF_JEQ|BPF_K, BPF_RET|BPF_K
+_OFFSET_PORT = 12  # of nlmsg_pid in struct nlmsghdr: in a notification, the port of who asked for the change
+
+
+def ignore_changes_by(channel: socket.socket, port: int) -> None:
+    """Have the kernel leave out what the netlink socket with this port changes: a classic BPF filter on the monitoring
+    socket. Who writes a hundred thousand routes does not want to read about each."""
+    wanted = int.from_bytes(struct.pack("=I", port), "big")  # BPF loads words in network order
+    program = b"".join(
+        (
+            _SOCK_FILTER.pack(_LOAD_WORD, 0, 0, _OFFSET_PORT),
+            _SOCK_FILTER.pack(_JUMP_IF_EQUAL, 0, 1, wanted),
+            _SOCK_FILTER.pack(_RETURN, 0, 0, 0),
+            _SOCK_FILTER.pack(_RETURN, 0, 0, 0xFFFFFFFF),
+        )
+    )
+    memory = ctypes.create_string_buffer(program)
+    channel.setsockopt(
+        socket.SOL_SOCKET,
+        _SO_ATTACH_FILTER,
+        _SOCK_FPROG.pack(len(program) // _SOCK_FILTER.size, ctypes.addressof(memory)),
+    )
+
+
 class Monitor:
     """Calls back from the event loop. Subscribes at once, so list after creating it and before start(): nothing is
-    missed.
+    missed. ignore_port: of a netlink socket of our own, whose changes are no news.
     """
 
     def __init__(
-        self, event: Callable[[Event], None], groups: Iterable[Group], netns: int | str | Path | None = None
+        self,
+        event: Callable[[Event], None],
+        groups: Iterable[Group],
+        netns: int | str | Path | None = None,
+        *,
+        ignore_port: int = 0,
     ) -> None:
         self._event = event
         self._netlink = NetlinkSocket(NETLINK_ROUTE, netns)
+        if ignore_port:
+            ignore_changes_by(self._netlink.socket, ignore_port)
         for group in groups:
             self._netlink.socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
         self._netlink.socket.setblocking(False)

@@ -37,7 +37,7 @@ IPNetwork: TypeAlias = IPv4Network | IPv6Network
 Request: TypeAlias = tuple[int, int, bytes]
 
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
-_RTMSG = struct.Struct("=BBBBBBBBI")  # struct rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags
+RTMSG = struct.Struct("=BBBBBBBBI")  # struct rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags
 _DST, _OIF, _GATEWAY, _PRIORITY, _PREFSRC, _METRICS, _MULTIPATH, _TABLE = 1, 4, 5, 6, 7, 8, 9, 15
 _RTAX_MTU = 2
 _NEXTHOP = struct.Struct("=HBBi")  # struct rtnexthop: length, flags, weight - 1, interface
@@ -50,7 +50,7 @@ TABLE_LOCAL = 255
 PROTOCOL_FELIX = 80
 PROTOCOL_BGP = 81
 SCOPE_GLOBAL, SCOPE_LINK, SCOPE_NOWHERE = 0, 253, 255
-UNICAST, LOCAL, BLACKHOLE, UNREACHABLE, PROHIBIT = 1, 2, 6, 7, 8
+UNICAST, LOCAL, BLACKHOLE, UNREACHABLE, PROHIBIT, THROW = 1, 2, 6, 7, 8, 9
 IPV6_DEFAULT_METRIC = 1024  # what the kernel makes of metric 0
 SLICE = 2000
 
@@ -134,7 +134,7 @@ def blackhole_route(dst: IPNetwork, *, protocol: int = PROTOCOL_FELIX, metric: i
 
 
 @lru_cache(maxsize=4096)
-def _tail(
+def encode_tail(
     hops: tuple[NextHop, ...], metric: int, table: int, mtu_bytes: int, source: IPAddress | None
 ) -> tuple[bytes, int]:
     """(attributes that do not depend on the destination, flags)."""
@@ -164,9 +164,9 @@ def _encode_hop(hop: NextHop) -> bytes:
 
 def put_request(route: Route, *, exclusive: bool = False) -> Request:
     """Create or overwrite; exclusive: refuse with ObjectExists when the key is taken."""
-    tail, flags = _tail(route.hops, route.metric, route.table, route.mtu_bytes, route.source)
+    tail, flags = encode_tail(route.hops, route.metric, route.table, route.mtu_bytes, route.source)
     dst = route.dst
-    body = _RTMSG.pack(
+    body = RTMSG.pack(
         FAMILIES[dst.version],
         dst.prefixlen,
         0,
@@ -183,7 +183,7 @@ def put_request(route: Route, *, exclusive: bool = False) -> Request:
 
 def delete_request(key: RouteKey, protocol: int) -> Request:
     dst, table, metric = key
-    body = _RTMSG.pack(FAMILIES[dst.version], dst.prefixlen, 0, 0, min(table, 255), protocol, SCOPE_NOWHERE, 0, 0)
+    body = RTMSG.pack(FAMILIES[dst.version], dst.prefixlen, 0, 0, min(table, 255), protocol, SCOPE_NOWHERE, 0, 0)
     body += attr(_DST, dst.network_address.packed) + u32(_TABLE, table)
     return RTM_DELROUTE, 0, body + (u32(_PRIORITY, metric) if metric else b"")
 
@@ -193,8 +193,8 @@ def delete_request(key: RouteKey, protocol: int) -> Request:
 
 def decode_route(body: bytes) -> Route:
     """Body of RTM_NEWROUTE or RTM_DELROUTE."""
-    family, length, _, _, table, protocol, scope, kind, flags = _RTMSG.unpack_from(body)
-    found = attrs(body, _RTMSG.size)
+    family, length, _, _, table, protocol, scope, kind, flags = RTMSG.unpack_from(body)
+    found = attrs(body, RTMSG.size)
     zero = bytes(4 if family == socket.AF_INET else 16)
     metrics = attrs(found.get(_METRICS, b""))
     hops: tuple[NextHop, ...] = ()
@@ -238,13 +238,13 @@ def list_routes(
     """Routes of one table; protocol 0: of all protocols. The kernel filters where it can: that makes it fast."""
     found = []
     for version in families:
-        body = _RTMSG.pack(FAMILIES[version], 0, 0, 0, min(table, 255), protocol, 0, 0, 0) + u32(_TABLE, table)
+        body = RTMSG.pack(FAMILIES[version], 0, 0, 0, min(table, 255), protocol, 0, 0, 0) + u32(_TABLE, table)
         try:
             replies = netlink.dump(RTM_GETROUTE, body, f"routes of table {table}")
         except ObjectNotFound:  # a table that nobody has put a route in yet
             continue
         for kind, reply in replies:
-            if kind != RTM_NEWROUTE or _RTMSG.unpack_from(reply)[8] & RTM_F_CLONED:
+            if kind != RTM_NEWROUTE or RTMSG.unpack_from(reply)[8] & RTM_F_CLONED:
                 continue
             route = decode_route(reply)
             if route.table == table and protocol in (0, route.protocol):
@@ -254,7 +254,7 @@ def list_routes(
 
 def lookup(netlink: NetlinkSocket, address: IPAddress) -> Route | None:
     """The route that a packet to this address would take, as it stands in the table; None when there is none."""
-    body = _RTMSG.pack(FAMILIES[address.version], address.max_prefixlen, 0, 0, 0, 0, 0, 0, RTM_F_FIB_MATCH)
+    body = RTMSG.pack(FAMILIES[address.version], address.max_prefixlen, 0, 0, 0, 0, 0, 0, RTM_F_FIB_MATCH)
     try:
         (_, reply), *_ = netlink.request(RTM_GETROUTE, 0, body + attr(_DST, address.packed), f"route to {address}")
     except NetlinkError as error:

@@ -1,4 +1,4 @@
-"""Policy routing rules (linux/fib_rules.h) of the form `from ADDRESS lookup TABLE`."""
+"""Policy routing rules (linux/fib_rules.h): `from ADDRESS lookup TABLE` and `[not] fwmark MARK lookup TABLE`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from libs.netlink.socket import NetlinkSocket
 
 RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
 _HEADER = struct.Struct("=BBBBBBBBI")  # struct fib_rule_hdr: family, dst_len, src_len, tos, table, 0, 0, action, flags
-_SRC, _PRIORITY, _TABLE = 2, 6, 15
+_SRC, _PRIORITY, _MARK, _TABLE, _MASK = 2, 6, 10, 15, 16
 _TO_TABLE = 1  # FR_ACT_TO_TBL
+_INVERT = 0x2  # FIB_RULE_INVERT
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,4 +49,42 @@ def list_source_rules(netlink: NetlinkSocket, table: int, families: Iterable[int
             if action == _TO_TABLE and leads_to == table and _SRC in parts:
                 source = ip_network((parts[_SRC], length))
                 found.append(SourceRule(source, table, to_u32(parts.get(_PRIORITY, bytes(4)))))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class MarkRule:
+    """`[not] fwmark mark/mask lookup table` of one family."""
+
+    version: int
+    mark: int
+    mask: int
+    table: int
+    priority: int
+    negate: bool = False
+
+
+def mark_rule_request(rule: MarkRule, *, delete: bool = False) -> tuple[int, int, bytes]:
+    """For NetlinkSocket.batch. A rule that is there already is refused with ObjectExists."""
+    flags = _INVERT if rule.negate else 0
+    body = _HEADER.pack(FAMILIES[rule.version], 0, 0, 0, min(rule.table, 255), 0, 0, _TO_TABLE, flags)
+    body += u32(_PRIORITY, rule.priority) + u32(_MARK, rule.mark) + u32(_MASK, rule.mask) + u32(_TABLE, rule.table)
+    return (RTM_DELRULE, 0, body) if delete else (RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, body)
+
+
+def list_mark_rules(netlink: NetlinkSocket, table: int, version: int) -> list[MarkRule]:
+    """Those of one family that look at the mark alone and lead to the table."""
+    body = _HEADER.pack(FAMILIES[version], 0, 0, 0, 0, 0, 0, 0, 0)
+    found = []
+    for kind, reply in netlink.dump(RTM_GETRULE, body, "rules"):
+        if kind != RTM_NEWRULE:
+            continue
+        _, to_length, from_length, _, short, _, _, action, flags = _HEADER.unpack_from(reply)
+        parts = attrs(reply, _HEADER.size)
+        leads_to = to_u32(parts[_TABLE]) if _TABLE in parts else short
+        if action != _TO_TABLE or leads_to != table or _MARK not in parts or to_length or from_length:
+            continue
+        mark, mask = to_u32(parts[_MARK]), to_u32(parts.get(_MASK, b"\xff\xff\xff\xff"))
+        priority = to_u32(parts.get(_PRIORITY, bytes(4)))
+        found.append(MarkRule(version, mark, mask, table, priority, bool(flags & _INVERT)))
     return found

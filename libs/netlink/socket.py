@@ -184,16 +184,27 @@ class NetlinkSocket:
         """
         if not requests:
             return {}
-        first = self.next_seq()
+        first = self.reserve(len(requests))
         last = first + len(requests) - 1
-        for _ in range(len(requests) - 1):
-            self.next_seq()
         parts = [
             message(kind, NLM_F_REQUEST | flags, first + i, body) for i, (kind, flags, body) in enumerate(requests)
         ]
         kind, flags, body = requests[-1]
         parts[-1] = message(kind, NLM_F_REQUEST | NLM_F_ACK | flags, last, body)
-        self.send(b"".join(parts))
+        return self.exchange(b"".join(parts), first, last)
+
+    def reserve(self, number: int) -> int:
+        """So many sequence numbers, one after the other; the first of them."""
+        first = self.next_seq()
+        if first + number > 0xFFFFFFFF:
+            self._seq = count(1)
+            first = self.next_seq()
+        self._seq = count(first + max(number, 1))
+        return first
+
+    def exchange(self, data: bytes, first: int, last: int) -> dict[int, NetlinkError]:
+        """Send requests numbered first to last, of which the last one asks for an acknowledgement; as `batch`."""
+        self.send(data)
         failed: dict[int, NetlinkError] = {}
         while True:
             for got, got_flags, seq, _, payload in split_messages(self.receive()):

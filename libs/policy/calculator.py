@@ -20,10 +20,13 @@ from pyroaring import BitMap
 
 from libs import model
 from libs.policy import inputs, rules
+from libs.policy.bgp import BgpCalculation, BgpTables
+from libs.policy.bgp_inputs import BGP_KINDS
 from libs.policy.changes import Changes, Encapsulation, NodeView
 from libs.policy.claims import Claims
 from libs.policy.index import Entry, LabelIndex
 from libs.policy.inputs import (
+    AffinityInput,
     BlockInput,
     EndpointInput,
     Input,
@@ -33,6 +36,7 @@ from libs.policy.inputs import (
     PolicyInput,
     PoolInput,
     ProfileInput,
+    ServiceInput,
     SliceInput,
     TierInput,
 )
@@ -92,6 +96,7 @@ class Calculator:
 
     def __init__(self) -> None:
         self._pending: dict[str, model.Resource | None] = {}
+        self._problems: dict[str, str] = {}  # of those that are None
         self._inputs: dict[str, Input] = {}
         self._claims: dict[Any, Claims[Any]] = {kind: Claims() for kind in _APPLY_ORDER}
         self._index = LabelIndex()
@@ -123,13 +128,18 @@ class Calculator:
         self._known: dict[str, int] = {}  # node -> reasons to know it
         self._asked_for: set[str] = set()
         self._tables = SharedTables()
+        self._bgp = BgpCalculation(self._index)
         self._report = Report()
 
     # --- input --------------------------------------------------------------------------------------------------------
 
-    def update(self, key: str, resource: model.Resource | None) -> None:
-        """Note the newest value under a datastore key; None: gone. Calculated at the next `flush`."""
+    def update(self, key: str, resource: model.Resource | None, problem: str = "") -> None:
+        """Note the newest value under a datastore key; None: gone, or it cannot be read, for `problem`. Calculated at
+        the next `flush`.
+        """
         self._pending[key] = resource
+        if resource is None:
+            self._problems[key] = problem
 
     def know_node(self, node: str) -> None:
         """Policies assumed needed on every node are then active on this one too, endpoints or not. Idempotent."""
@@ -186,6 +196,11 @@ class Calculator:
         return self._tables.encapsulation
 
     @property
+    def bgp(self) -> BgpTables:
+        """What speakers are told."""
+        return self._bgp
+
+    @property
     def nodes(self) -> frozenset[str]:
         """Every node known: by a Node, by an endpoint, or asked for."""
         return frozenset(self._known)
@@ -228,9 +243,12 @@ class Calculator:
         self._apply_policies()
         self._evaluate_endpoints()
         deltas = self._table.refresh(changed_entries)
+        for key, problem in self._bgp.flush(changed_entries).items():
+            self._report.refused(key, problem)
         for entry in changed_entries:
             entry.flipped.clear()
-        changes = self._report.finish(self._policy_book, self._profile_book, self._uses, deltas, self._tables.take())
+        tables = self._tables.take() | self._bgp.take()
+        changes = self._report.finish(self._policy_book, self._profile_book, self._uses, deltas, tables)
         self._report = Report()
         return changes
 
@@ -238,6 +256,7 @@ class Calculator:
         """Reduce what was updated, settle who holds which identity, and apply everything but policies."""
         dirty: dict[Any, set[Hashable]] = {kind: set() for kind in _APPLY_ORDER}
         for key, resource in self._pending.items():
+            self._bgp.put_problem(key, self._problems.get(key, "") if resource is None else "")
             new: Input | None = None
             if resource is not None:
                 try:
@@ -256,6 +275,7 @@ class Calculator:
                 dirty[type(new)].add(new.identity)
                 self._inputs[key] = new
         self._pending.clear()
+        self._problems.clear()
         for kind in _APPLY_ORDER:
             claims, apply = self._claims[kind], _APPLY_ORDER[kind]
             for identity in dirty[kind]:
@@ -300,6 +320,8 @@ class Calculator:
             self._forget(old.node)
         if new is None:
             if number is not None:
+                if isinstance(old, EndpointInput) and isinstance(old.base, Workload):
+                    self._bgp.workloads.drop_endpoint(number)
                 self._drop_item(item)
                 del self._endpoint_inputs[number]
                 self._endpoints.pop(number, None)
@@ -314,6 +336,8 @@ class Calculator:
         self._dirty.add(number)
         self._index.put_item(number, new.labels, new.profiles)
         self._table.put_item(number, new.contributor)
+        if isinstance(new.key, WorkloadKey) and isinstance(new.base, Workload):
+            self._bgp.workloads.put_endpoint(number, new.node, new.key, new.base)
 
     def _apply_profile(self, identity: Hashable, new: ProfileInput | None) -> None:
         name = str(identity)
@@ -332,6 +356,10 @@ class Calculator:
         name = str(identity)
         known = name in self._tables.node_infos
         self._tables.apply_node(name, None if new is None else new.info)
+        if new is None:
+            self._bgp.put_node(name, None)
+        else:
+            self._bgp.put_node(name, new.info.labels, new.cluster_id, new.kubernetes_name)
         if new is not None and not known:
             self._learn(name)
         elif new is None and known:
@@ -356,8 +384,17 @@ class Calculator:
 
     def _apply_block(self, identity: Hashable, new: BlockInput | None) -> None:
         self._tables.apply_block(identity, new)
+        self._bgp.blocks.put_block(str(identity), None if new is None else new.block)
+
+    def _apply_affinity(self, identity: tuple[str, str], new: AffinityInput | None) -> None:
+        node, cidr = identity
+        self._bgp.blocks.put_affinity(node, cidr, confirmed=new is not None)
+
+    def _apply_service(self, identity: Hashable, new: ServiceInput | None) -> None:
+        self._bgp.service_table.put_service(str(identity), None if new is None else new.service)
 
     def _apply_slice(self, identity: Hashable, new: SliceInput | None) -> None:
+        self._bgp.service_table.put_slice(str(identity), None if new is None else new.endpoints)
         if new is None:
             self._table.drop_slice(str(identity))
         else:
@@ -365,6 +402,9 @@ class Calculator:
 
     def _apply_passthrough(self, identity: Hashable, new: PassthroughInput | None) -> None:
         self._tables.apply_passthrough(identity, new)
+        resource = None if new is None else new.resource
+        if resource is None or resource.kind in (*BGP_KINDS, model.FelixConfiguration.kind):
+            self._bgp.put_resource(str(identity), resource)
 
     # --- tiers and policies -------------------------------------------------------------------------------------------
 
@@ -545,6 +585,8 @@ _APPLY_ORDER: dict[Any, Any] = {
     NodeInput: Calculator._apply_node,
     PoolInput: Calculator._apply_pool,
     BlockInput: Calculator._apply_block,
+    AffinityInput: Calculator._apply_affinity,
+    ServiceInput: Calculator._apply_service,
     SliceInput: Calculator._apply_slice,
     PassthroughInput: Calculator._apply_passthrough,
 }

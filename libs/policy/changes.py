@@ -7,6 +7,7 @@ from __future__ import annotations
 import msgspec
 
 from libs import model
+from libs.policy.bgp_output import BgpEntry, LocalEntry, ServiceRoutes
 from libs.policy.output import Block, Host, IPSet, NodeInfo, Policy, PolicyKey, Pool, Profile, Workload, WorkloadKey
 
 
@@ -52,7 +53,7 @@ class Changes(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
     policies, profiles, ipsets: those active on any node. pools and blocks are keyed by CIDR, service accounts by
     (namespace, name), passthrough by the key given to `update`. refused: inputs that are treated as absent, with the
-    reason.
+    reason. bgp, services, local (by node): for speakers, keyed as `bgp_output` says.
     """
 
     policies: dict[PolicyKey, Policy | None] = {}
@@ -67,6 +68,9 @@ class Changes(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     encapsulation: Encapsulation | None = None
     passthrough: dict[str, model.Resource | None] = {}
     refused: dict[str, str] = {}
+    bgp: dict[str, BgpEntry | None] = {}
+    services: dict[str, ServiceRoutes | None] = {}
+    local: dict[str, dict[str, LocalEntry | None]] = {}
 
     def concerned(self) -> frozenset[str]:
         """Nodes whose endpoints, policies, profiles or sets are different now, those that lose something included."""

@@ -16,10 +16,15 @@ from collections.abc import Hashable, Sequence
 import msgspec
 
 from libs import model
-from libs.model.kubernetes import SERVICE_NAME_LABEL, KubernetesClusterNetworkPolicy, KubernetesEndpointSlice
+from libs.model.kubernetes import (
+    SERVICE_NAME_LABEL,
+    KubernetesClusterNetworkPolicy,
+    KubernetesEndpointSlice,
+    KubernetesService,
+)
 from libs.model.selector import NAMESPACE_PREFIX, SERVICE_ACCOUNT_PREFIX, Selector
 from libs.model.validation.endpoints import DSCP_ANNOTATION
-from libs.policy import kubernetes, nets, rules
+from libs.policy import bgp_services, kubernetes, nets, rules
 from libs.policy.order import PolicyOrder, TierSpec
 from libs.policy.output import Block, Host, Nat, NodeInfo, PolicyKey, Pool, Qos, Workload, WorkloadKey
 from libs.policy.sets import Contributor, NamedPort
@@ -28,6 +33,7 @@ EVERY_NODE_HINT = "AssumeNeededOnEveryNode"
 DEFAULT_TIER = "default"
 PASSTHROUGH_KINDS = frozenset({"BGPConfiguration", "BGPFilter", "BGPPeer", "ClusterInformation", "FelixConfiguration"})
 NAMESPACE_PROFILE = "kns."
+IPAM = "/calico/ipam/"
 SERVICE_ACCOUNT_PROFILE = "ksa."
 _INTERFACE = re.compile(r"[a-zA-Z0-9_.-]{1,15}")  # what the API admits; the kernel has room for no more
 
@@ -81,8 +87,12 @@ class TierInput(msgspec.Struct, frozen=True):
 
 
 class NodeInput(msgspec.Struct, frozen=True):
+    """cluster_id: of a route reflector. kubernetes_name: when it differs."""
+
     identity: str
     info: NodeInfo
+    cluster_id: str = ""
+    kubernetes_name: str = ""
 
 
 class PoolInput(msgspec.Struct, frozen=True):
@@ -95,13 +105,32 @@ class BlockInput(msgspec.Struct, frozen=True):
     block: Block
 
 
+class AffinityInput(msgspec.Struct, frozen=True):
+    """A node's claim to a block that holds."""
+
+    node: str
+    cidr: str
+
+    @property
+    def identity(self) -> Hashable:
+        return self.node, self.cidr
+
+
+class ServiceInput(msgspec.Struct, frozen=True):
+    identity: str  # namespace/name
+    service: bgp_services.Service
+
+
 class SliceInput(msgspec.Struct, frozen=True):
-    """An endpoint slice: addresses and ports of a service. Which of its endpoints are ready does not matter here."""
+    """An endpoint slice: addresses and ports of a service, and where its ready endpoints are. Policies ask for the
+    former, whether ready or not.
+    """
 
     identity: str  # namespace/name
     service: str  # namespace/name
     members: frozenset[str]  # "10.0.0.1,tcp:80"
     addresses: frozenset[str]  # "10.0.0.1/32"
+    endpoints: bgp_services.Endpoints
 
 
 class PassthroughInput(msgspec.Struct, frozen=True):
@@ -120,6 +149,8 @@ Input = (
     | NodeInput
     | PoolInput
     | BlockInput
+    | AffinityInput
+    | ServiceInput
     | SliceInput
     | PassthroughInput
 )
@@ -147,6 +178,8 @@ def reduce(key: str, resource: model.Resource) -> Input | None:
             return _policy(resource, kubernetes.cluster_network_policy(resource.spec).spec)
         case KubernetesEndpointSlice():
             return _slice(resource)
+        case KubernetesService():
+            return _service(resource)
         case model.NetworkSet() | model.GlobalNetworkSet():
             return _network_set(resource)
         case model.Profile():
@@ -155,11 +188,13 @@ def reduce(key: str, resource: model.Resource) -> Input | None:
         case model.Tier():
             return TierInput(_name(resource), TierSpec(resource.spec.order, resource.spec.default_action or "Deny"))
         case model.Node():
-            return NodeInput(_name(resource), _node(resource))
+            return _node_input(resource)
         case model.IPPool():
             return _pool(resource)
         case model.IPAMBlock():
             return _block(resource)
+        case model.BlockAffinity():
+            return _affinity(key, resource)
         case _:
             return PassthroughInput(key, resource) if resource.kind in PASSTHROUGH_KINDS else None
 
@@ -325,6 +360,12 @@ def _policy(resource: model.Resource, spec: PolicySpec) -> PolicyInput:
     return PolicyInput(order, selector, ingress, egress, tuple(spec.performance_hints))
 
 
+def _node_input(resource: model.Node) -> NodeInput:
+    name, bgp = _name(resource), resource.spec.bgp or model.NodeBGPSpec()
+    known_as = next((ref.node_name for ref in resource.spec.orch_refs if ref.orchestrator == "k8s"), "")
+    return NodeInput(name, _node(resource), bgp.route_reflector_cluster_id, known_as if known_as != name else "")
+
+
 def _node(resource: model.Node) -> NodeInfo:
     """What cannot be read as an address counts as not there, as every node would stumble over it."""
     spec, status = resource.spec, resource.status
@@ -359,6 +400,7 @@ def _pool(resource: model.IPPool) -> PoolInput:
             vxlan_mode=spec.vxlan_mode or "Never",
             allowed_uses=tuple(spec.allowed_uses),
             disabled=bool(spec.disabled),
+            disable_bgp_export=bool(spec.disable_bgp_export),
         ),
     )
 
@@ -380,6 +422,34 @@ def _block(resource: model.IPAMBlock) -> BlockInput:
     return BlockInput(cidr, Block(cidr=cidr, node=node, borrowed=borrowed))
 
 
+def _affinity(key: str, resource: model.BlockAffinity) -> AffinityInput | None:
+    """None for a claim that does not hold, or not yet; of a service; or written by users, which means nothing."""
+    spec = resource.spec
+    if not key.startswith(IPAM) or spec.type not in ("", "host") or spec.state != "confirmed" or spec.deleted:
+        return None
+    return AffinityInput(spec.node, nets.canonical(spec.cidr))
+
+
+def _service(resource: KubernetesService) -> ServiceInput | None:
+    """None for one that has no addresses of its own. An address that is none counts as not there."""
+    spec = resource.spec
+    cluster = _addresses(spec.cluster_ips or [spec.cluster_ip])  # a headless service has the address None
+    if spec.type not in bgp_services.TYPES or not cluster:
+        return None
+    ingress = [entry.ip for entry in resource.status.load_balancer.ingress]
+    made = bgp_services.Service(
+        local=spec.external_traffic_policy == "Local",
+        cluster=cluster,
+        external=_addresses(spec.external_ips),
+        balanced=_addresses(ingress),
+    )
+    return ServiceInput(f"{resource.metadata.namespace}/{_name(resource)}", made)
+
+
+def _addresses(texts: Sequence[str]) -> tuple[str, ...]:
+    return tuple(nets.canonical_address(text) for text in texts if nets.valid_address(text) and "/" not in text)
+
+
 def _slice(resource: KubernetesEndpointSlice) -> SliceInput | None:
     """None for one that belongs to no service; ports of a protocol without any are left out. Raises ValueError for an
     address or a port that is none.
@@ -391,6 +461,9 @@ def _slice(resource: KubernetesEndpointSlice) -> SliceInput | None:
     ports = [(rules.port_protocol((port.protocol or "TCP").lower()), port.port) for port in resource.ports]
     for _, number in ports:
         _check_port(number or 0)
+    ready = frozenset(
+        one.node_name or "" for one in resource.endpoints if one.addresses and one.conditions.ready is not False
+    )
     return SliceInput(
         identity=f"{namespace}/{_name(resource)}",
         service=f"{namespace}/{service}",
@@ -401,6 +474,7 @@ def _slice(resource: KubernetesEndpointSlice) -> SliceInput | None:
             if protocol is not None and number is not None
         ),
         addresses=frozenset(map(nets.canonical, found)),
+        endpoints=bgp_services.Endpoints(f"{namespace}/{service}", 6 if resource.address_type == "IPv6" else 4, ready),
     )
 
 

@@ -304,6 +304,7 @@ class Pool(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     vxlan_mode: str = "Never"
     allowed_uses: tuple[str, ...] = ()
     disabled: bool = False
+    disable_bgp_export: bool = False
 
 
 class Block(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):

@@ -38,6 +38,8 @@ class Mirror:
         self.kinds = frozenset(kinds)
         self.revision = 0  # up to which everything is in; 0 before the first listing
         self._store = store
+        (only,) = self.kinds if len(self.kinds) == 1 else ("",)
+        self._prefix = keys.resource_prefix(only) if only else keys.RESOURCES  # one watch for all: one revision
         self._changed = changed
         self._backoff = Backoff(random, first_s=0.2, cap_s=5.0)
         self._held: dict[str, dict[keys.ResourceKey, Resource]] = {kind: {} for kind in self.kinds}
@@ -96,7 +98,7 @@ class Mirror:
         await self._told(revision, self.kinds)
 
     async def _follow(self) -> None:
-        async with aclosing(self._store.watch(keys.RESOURCES, revision=self.revision + 1)) as batches:
+        async with aclosing(self._store.watch(self._prefix, revision=self.revision + 1)) as batches:
             async for batch in batches:
                 touched = {kind for event in batch.events if (kind := self._take(event.key, event.kv))}
                 await self._told(batch.revision, frozenset(touched))

@@ -12,9 +12,10 @@ import msgspec
 
 from libs.model import conflicts, keys, validation
 from libs.model.base import ObjectMeta, Resource
-from libs.model.bgp import BGPPeer
+from libs.model.bgp import BGPConfiguration, BGPPeer
 from libs.model.cluster import ClusterInformation
 from libs.model.endpoints import HostEndpoint, WorkloadEndpoint
+from libs.model.felixconfig import FelixConfiguration
 from libs.model.policy import (
     GlobalNetworkPolicy,
     NetworkPolicy,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 CLUSTER_INFORMATION = Identity("ClusterInformation", "default")
 DEFAULT_ALLOW = "projectcalico-default-allow"
+ROUTE_OWNERS = (FelixConfiguration, BGPConfiguration)
 TIERED = (NetworkPolicy, GlobalNetworkPolicy, StagedNetworkPolicy, StagedGlobalNetworkPolicy)
 _BLOCKS = "/calico/ipam/v2/assignment/ipv{}/block/"
 
@@ -99,6 +101,8 @@ async def before_create(client: ResourceClient, resource: Resource) -> list[Comp
         await _check_new_pool(client, resource)
     if isinstance(resource, BGPPeer):
         await _check_filters(client, resource)
+    if isinstance(resource, ROUTE_OWNERS):
+        await _check_route_owners(client, resource)
     return []
 
 
@@ -108,10 +112,18 @@ async def before_update(client: ResourceClient, resource: Resource, current: Res
         raise ValidationError(codec.identity(resource), problems)
     if isinstance(resource, BGPPeer):
         await _check_filters(client, resource)
+    if isinstance(resource, ROUTE_OWNERS):
+        await _check_route_owners(client, resource)
 
 
 async def before_delete(client: ResourceClient, identity: Identity) -> None:
-    """Raises NotSupported for a built-in tier or one that still has policies."""
+    """Raises NotSupported for a built-in tier or one that still has policies, and for a configuration without which
+    some routes would have two owners or none.
+    """
+    if identity.kind == "FelixConfiguration":
+        if problems := await _route_owners(client, identity, ""):
+            raise NotSupported("delete", identity, "; ".join(problems))
+        return
     if identity.kind != "Tier":
         return
     if identity.name in BUILT_IN_TIERS:
@@ -126,6 +138,30 @@ async def _check_filters(client: ResourceClient, peer: BGPPeer) -> None:
     filters = {item.metadata.name for item in (await client.list("BGPFilter")).items} if peer.spec.filters else set()
     if problems := conflicts.missing_filters(peer, filters):
         raise ValidationError(codec.identity(peer), problems)
+
+
+# --- who programs routes to other nodes' blocks ----------------------------------------------------------------------
+
+
+async def _check_route_owners(client: ResourceClient, resource: FelixConfiguration | BGPConfiguration) -> None:
+    identity = codec.identity(resource)
+    if problems := await _route_owners(client, identity, resource.spec.program_cluster_routes or ""):
+        raise ValidationError(identity, [FieldProblem("spec.programClusterRoutes", text) for text in problems])
+
+
+async def _route_owners(client: ResourceClient, changed: Identity, value: str) -> list[str]:
+    """Problems there would be if `changed` had this value, that are not there now: what was wrong before must not keep
+    other fields from being changed.
+    """
+    felix: dict[str, str] = {}
+    bgp: dict[str, str] = {}
+    for item in (*(await client.list("FelixConfiguration")).items, *(await client.list("BGPConfiguration")).items):
+        if isinstance(item, ROUTE_OWNERS) and item.spec.program_cluster_routes:
+            found = felix if isinstance(item, FelixConfiguration) else bgp
+            found[item.metadata.name] = item.spec.program_cluster_routes
+    before = set(conflicts.route_owners(felix, bgp))
+    (felix if changed.kind == "FelixConfiguration" else bgp)[changed.name] = value
+    return [problem for problem in conflicts.route_owners(felix, bgp) if problem not in before]
 
 
 # --- pools -----------------------------------------------------------------------------------------------------------

@@ -53,6 +53,8 @@ __all__ = ["Cluster", "CniError", "Node", "Pod", "sweep_stale"]
 PROJECT = Path(__file__).resolve().parents[2]
 SHIM = PROJECT / "services" / "cni" / "shim.c"
 FELIX_PORT, TYPHA_PORT = 9099, 9098  # health and metrics
+DAEMONS = {"bgp": ("services.bgp", "CALICO_BGP_", 9097), "node": ("services.node", "CALICO_NODE_", 9096)}
+"""What may run on every node beside felix: module, prefix of its environment, port of health and metrics."""
 _OURS = ("ETCD", "NATS", "FELIX", "TYPHA", "CALICO", "CNI", "NODENAME", "LOG_", "HEALTH")
 
 Address = IPv4Address | IPv6Address
@@ -62,7 +64,9 @@ Question = tuple[Pod, Target, int, Protocol]
 
 @dataclass
 class Node:
-    """A pretend host. `felix` is its process; `env` what that is started with (change it before a restart)."""
+    """A pretend host. `felix` is its process; `env` what that is started with (change it before a restart). daemons:
+    those of `DAEMONS` that the cluster was asked for.
+    """
 
     name: str
     namespace: Namespace
@@ -71,6 +75,7 @@ class Node:
     directory: Path
     env: dict[str, str]
     felix: Process
+    daemons: dict[str, Process] = field(default_factory=dict)
     pods: dict[str, Pod] = field(default_factory=dict)
 
     @property
@@ -99,6 +104,7 @@ class Cluster:
         run_dir: Path = RUN_DIR,
         etcd_binary: str | Path | None = None,
         far: Sequence[str] = (),
+        daemons: Sequence[str] = (),
     ) -> Cluster:
         """Nothing runs before `start`.
 
@@ -106,19 +112,19 @@ class Cluster:
         environment.
         fill: fills etcd before the services start; by default Node resources, tiers, pools and ClusterInformation.
         etcd_binary: for tests that crash etcd (it then syncs its writes).
-        far: names of the nodes in the second subnet. tcp_ports, udp_ports: what every pod serves. keep: leave logs and
-        data in `directory` after `stop`.
+        far: names of the nodes in the second subnet. daemons: of `DAEMONS`, on every node. tcp_ports, udp_ports: what
+        every pod serves. keep: leave logs and data in `directory` after `stop`.
         """
         return cls(
             nodes, typhas, tuple(felix), tuple(typha), services, dict(env or {}), fill, tuple(tcp_ports),
-            tuple(udp_ports), log_level, keep, run_dir, etcd_binary, frozenset(far),
+            tuple(udp_ports), log_level, keep, run_dir, etcd_binary, frozenset(far), tuple(daemons),
         )  # fmt: skip
 
     def __init__(
         self, nodes: int, typhas: int, felix: tuple[str, ...], typha: tuple[str, ...], services: bool,
         env: dict[str, str], fill: Callable[[EtcdStore, Cluster], Awaitable[None]] | None, tcp_ports: tuple[int, ...],
         udp_ports: tuple[int, ...], log_level: str, keep: bool, run_dir: Path,
-        etcd_binary: str | Path | None, far: frozenset[str],
+        etcd_binary: str | Path | None, far: frozenset[str], daemons: tuple[str, ...],
     ) -> None:  # fmt: skip
         if not 1 <= nodes <= 200:
             raise ValueError("a cluster has 1 to 200 nodes")
@@ -136,8 +142,9 @@ class Cluster:
         self._tcp_ports, self._udp_ports = tcp_ports, udp_ports
         self._relay: NetnsRelay | None = None
         self._namespaces: list[Namespace] = [self.fabric]
-        # There is no routing daemon: plain routes to other nodes are felix's, unless a test says otherwise.
-        routes = {"FELIX_PROGRAMCLUSTERROUTES": "Enabled"}
+        # Without a routing daemon plain routes to other nodes are felix's, unless a test says otherwise.
+        routes = {} if "bgp" in daemons else {"FELIX_PROGRAMCLUSTERROUTES": "Enabled"}
+        self._daemons = daemons
         self.env = self._base_env() | {"LOG_LEVEL": log_level, "LOG_FORMAT": "json"} | routes | env
         self.nodes = [self._make_node(i, felix) for i in range(1, nodes + 1)]
         self.typhas = [self._make_typha(i, typha) for i in range(typhas)]
@@ -170,7 +177,21 @@ class Cluster:
         process = Process(
             f"felix on {name}", felix, netns=namespace, log_path=directory / "felix.log", env=env, cwd=PROJECT
         )
-        return Node(name, namespace, ipv4, ipv6, directory, process.env, process)
+        node = Node(name, namespace, ipv4, ipv6, directory, process.env, process)
+        for daemon in self._daemons:
+            module, prefix, port = DAEMONS[daemon]
+            node.daemons[daemon] = Process(
+                f"{daemon} on {name}", (sys.executable, "-m", module), netns=namespace,
+                log_path=directory / f"{daemon}.log", cwd=PROJECT,
+                env=env | {
+                    f"{prefix}HEALTHHOST": str(ipv4.ip),
+                    f"{prefix}HEALTHPORT": str(port),
+                    f"{prefix}STATE_DIR": str(directory / daemon),
+                    f"{prefix}CONTROL_SOCKET": str(directory / f"{daemon}.sock"),
+                    f"{prefix}SECRETS_DIR": str(directory / "secrets"),
+                },
+            )  # fmt: skip
+        return node
 
     def _gateways(self, node: str) -> tuple[IPv4Interface, IPv6Interface]:
         return self._far_gateways if node in self._far else (self.ipv4, self.ipv6)
@@ -195,7 +216,7 @@ class Cluster:
         async with self.store() as store:
             await self._fill(store, self)
         if self._services:
-            for process in (*self.typhas, *(node.felix for node in self.nodes)):
+            for process in self._processes():
                 process.start()
             await self.wait_ready(timeout_s=ready_timeout_s)
         return self
@@ -237,11 +258,14 @@ class Cluster:
             ])  # fmt: skip
 
     async def wait_ready(self, *, timeout_s: float = 60.0, nodes: Sequence[Node] | None = None) -> None:
-        """Until every typha and felix (or the felixes of `nodes`) answers /readiness well. Raises ProcessError."""
-        waits = [
-            self._wait_ready(node.felix, str(node.ipv4.ip), FELIX_PORT, timeout_s)
-            for node in (self.nodes if nodes is None else nodes)
-        ]
+        """Until every typha and all that runs on nodes (or on `nodes` alone) answers /readiness well. Raises
+        ProcessError.
+        """
+        waits = []
+        for node in self.nodes if nodes is None else nodes:
+            waits.append(self._wait_ready(node.felix, str(node.ipv4.ip), FELIX_PORT, timeout_s))
+            for name, daemon in node.daemons.items():
+                waits.append(self._wait_ready(daemon, str(node.ipv4.ip), DAEMONS[name][2], timeout_s))
         if nodes is None:
             waits += [
                 self._wait_ready(typha, str(self.ipv4.ip), int(typha.env["TYPHA_HEALTHPORT"]), timeout_s)
@@ -267,7 +291,7 @@ class Cluster:
 
     async def stop(self) -> None:
         """End every process, remove every namespace and, unless told to keep it, the directory. May be called twice."""
-        running = [p for p in (*(n.felix for n in self.nodes), *self.typhas) if p.running]
+        running = [process for process in self._processes() if process.running]
         await asyncio.gather(*(asyncio.to_thread(p.stop, 3.0) for p in running))
         await asyncio.to_thread(self._remove)
 
@@ -276,7 +300,7 @@ class Cluster:
         for pod in self.pods():
             if pod.probe is not None:
                 pod.probe.stop()
-        for process in (*(n.felix for n in self.nodes), *self.typhas):
+        for process in self._processes():
             process.kill()
         if self._relay is not None:
             self._relay.close()
@@ -326,6 +350,17 @@ class Cluster:
             yield store
         finally:
             await store.close()
+
+    def _processes(self) -> list[Process]:
+        daemons = [daemon for node in self.nodes for daemon in node.daemons.values()]
+        return [*self.typhas, *(node.felix for node in self.nodes), *daemons]
+
+    async def restart_daemon(self, node: str, daemon: str, *, timeout_s: float = 60.0) -> None:
+        """SIGKILL, then a new one, until it is ready."""
+        process = self.node(node).daemons[daemon]
+        process.kill()
+        process.start()
+        await self._wait_ready(process, str(self.node(node).ipv4.ip), DAEMONS[daemon][2], timeout_s)
 
     def kill_felix(self, node: str) -> None:
         """SIGKILL."""

@@ -11,9 +11,9 @@ import logging
 from pathlib import Path
 
 from libs.runtime.compile_c import CompileError
+from libs.runtime.files import write_atomically
 from services.cni.build import build
 from services.cni.config import InstallConfig
-from services.cni.files import write_atomically
 from services.cni.network import TLS_DIR, TLS_FILES, InstallError, kubeconfig, network_config
 
 PROGRAMS = ("calico", "calico-ipam")  # one binary, which goes by its name

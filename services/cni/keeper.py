@@ -13,9 +13,9 @@ import time
 from random import Random
 
 from libs.runtime.backoff import Backoff
+from libs.runtime.files import Signature, signature
 from libs.runtime.service import Service
 from services.cni.config import InstallConfig
-from services.cni.files import Signature, signature
 from services.cni.install import inputs, install, outputs
 from services.cni.network import InstallError
 from services.cni.token import MIN_WAIT_S, Token, TokenError, request_token, wait_s

@@ -13,6 +13,8 @@ from random import Random
 
 from libs.bus import subjects, wire
 from libs.bus.api import Bus, BusError
+from libs.feed.feed import Apply, Phase
+from libs.feed.runner import FeedRunner
 from libs.ipam.client import IpamClient
 from libs.policy.output import WorkloadKey
 from libs.resources.client import ResourceClient
@@ -22,7 +24,6 @@ from libs.runtime.service import Service
 from libs.store.api import Store
 from services.felix.config import FelixConfig
 from services.felix.core import status
-from services.felix.core.feed import Apply, Phase
 from services.felix.core.live import LiveSettings, effective, environment_settings
 from services.felix.core.mtu import pod_mtu_bytes
 from services.felix.core.options import RulesetOptions
@@ -42,9 +43,10 @@ from services.felix.shell.cni.peers import Peers
 from services.felix.shell.cni.plugin import Plugin
 from services.felix.shell.cni.server import CniServer
 from services.felix.shell.dataplane import TABLES, Dataplane, Progress
-from services.felix.shell.feed import FeedRunner
 from services.felix.shell.journal import Journal
 from services.felix.shell.status import StatusReporter
+from services.felix.shell.wireguard import KeyPublisher, WireguardReconciler
+from services.felix.wireguard_metrics import WireguardCollector
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +77,15 @@ class Felix:
         self._environment = environment_settings(os.environ)
         self.routing = Routing(self.node)
         self.builder = RulesetBuilder(self._start)
+        self.key_publisher = KeyPublisher(ResourceClient(store), self.node, random)
+        self.wireguard = WireguardReconciler(
+            self.node,
+            config.wireguard_program,
+            kernel.interfaces.underlay_mtu_bytes,
+            ipv6=config.ipv6_support,
+            on_keys=self.key_publisher.want,
+        )
+        service.registry.register(WireguardCollector(self.node, lambda: self.wireguard.states))
         self.dataplane = Dataplane(
             self.builder,
             kernel.tables.pair,
@@ -86,6 +97,7 @@ class Felix:
             random=random,
             observe=metrics.observe_pass,
             on_pass=self._after_pass,
+            encryption=self.wireguard,
         )
         self.feed = FeedRunner(bus, self.node, self.on_apply, random)
         self.settings = LiveSettings(options=self._start)
@@ -127,6 +139,10 @@ class Felix:
             if problem not in self.settings.problems:
                 log.warning("part of the configuration is ignored", extra={"problem": problem})
         before, self.settings = self.settings, settings
+        encryption = settings.wireguard, settings.options.mark_mask
+        if not self._configured or encryption != (before.wireguard, before.options.mark_mask):
+            self.wireguard.configure(settings.wireguard, settings.options.mark_mask)
+            self.dataplane.interfaces_changed()
         if (settings.options, settings.service_cidrs) != (before.options, before.service_cidrs):
             self.dataplane.configure(settings.options, settings.service_cidrs)
         self.dataplane.configure_routes(settings.cluster_routes, settings.options.overlay)
@@ -192,8 +208,12 @@ class Felix:
     def mtu_bytes(self) -> int:
         """Of new pods."""
         pools = self.feed.feed.state.pools.values()
-        return self.config.mtu_bytes or pod_mtu_bytes(
-            self.kernel.interfaces.underlay_mtu_bytes(), pools, self.settings.options.overlay
+        underlay_bytes = self.kernel.interfaces.underlay_mtu_bytes()
+        of_overlays = pod_mtu_bytes(underlay_bytes, pools, self.settings.options.overlay)
+        return self.config.mtu_bytes or min(
+            of_overlays,
+            *self.wireguard.mtu_bytes(),
+            underlay_bytes,
         )
 
     def pod_mtu_bytes(self) -> int:
@@ -370,6 +390,8 @@ async def run(config: FelixConfig, service: Service) -> None:
             ("overlay events", kernel.overlays.watch(felix.dataplane.interfaces_changed)),
             ("statuses", felix.statuses.run()),
             ("report", felix.report_forever()),
+            ("WireGuard keys", felix.key_publisher.run()),
+            ("WireGuard devices", felix.wireguard.read_forever()),
             ("refresh", felix.refresh_forever()),
         ):
             service.spawn(work, name=name)

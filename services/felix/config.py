@@ -4,14 +4,12 @@ setting.
 
 from __future__ import annotations
 
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from libs.runtime.config import RuntimeConfig, setting
-
-NODENAME_FILE = Path("/var/lib/calico/nodename")
+from libs.runtime.nodename import node_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +53,11 @@ class FelixConfig(RuntimeConfig):
     mtu_bytes: int = setting(0, "MTU of pods; 0: found from interfaces and pools.", unit="bytes", minimum=0)
     mtu_file: Path = setting(Path("/var/lib/calico/mtu"), "File that receives the MTU of pods.")
 
+    wireguard_program: str = setting(
+        "wireguard-go",
+        "Makes WireGuard devices where the kernel cannot: name or path; empty: nobody does.",
+        env=("FELIX_WIREGUARDPROGRAM",),
+    )
+
     def node_name(self) -> str:
-        if self.node:
-            return self.node
-        if NODENAME_FILE.is_file():
-            return NODENAME_FILE.read_text().strip()
-        return socket.gethostname().lower()
+        return node_name(self.node)

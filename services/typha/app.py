@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from libs.bus import subjects, wire
 from libs.bus.api import Bus, BusError
+from libs.bus.subjects import Role
 from libs.model import keys
 from libs.policy.calculator import Calculator
 from libs.runtime import garbage, tracing
@@ -71,10 +72,13 @@ class Typha:
             self._events += events
         self._dirty.set()
 
-    def flush_for(self, node: str) -> None:
-        """Before a snapshot for `node`: everything is published, and policies that all nodes need are active there."""
-        known = node in self.calculator.nodes
-        self.calculator.know_node(node)
+    def flush_for(self, node: str | None) -> None:
+        """Before a snapshot: everything is published, and policies that all nodes need are active on `node`, when it
+        is for a felix.
+        """
+        known = node is None or node in self.calculator.nodes
+        if node is not None:
+            self.calculator.know_node(node)
         self.flush(force=not known)
 
     def flush(self, *, force: bool = False) -> bool:
@@ -183,9 +187,10 @@ class Typha:
             beat = wire.Beat(epoch=publisher.epoch, rev=publisher.rev, etcd_age_s=age, head=self.contact.head)
             if publisher.rev:
                 self._publish(subjects.beat(publisher.epoch.instance), wire.encode(beat))
-            before = len(publisher.readers)
+            before = {role: len(publisher.readers_of(role)) for role in Role}
             self.send(publisher.remind(now))
-            self.metrics.dropped.labels(SYNCER).inc(before - len(publisher.readers))
+            for role in Role:
+                self.metrics.dropped.labels(role).inc(before[role] - len(publisher.readers_of(role)))
             self.server.tick()
             self._report_health(age)
             await asyncio.sleep(1.0)
@@ -194,10 +199,11 @@ class Typha:
         detail = f"revision {self.sync.rev}, etcd answered {age_s:.1f} s ago" if self.sync.in_sync else WAITING
         self._watching.report(ready=self.sync.in_sync, detail=detail)
         self._bus_health.report(ready=self.bus.connected, detail="" if self.bus.connected else "not connected")
-        readers = self.publisher.readers.values()
         metrics = self.metrics
-        metrics.active.labels(SYNCER).set(len(readers))
-        metrics.streaming.labels(SYNCER).set(sum(reader.applied_seq >= reader.seq for reader in readers))
+        for role in Role:
+            readers = self.publisher.readers_of(role).values()
+            metrics.active.labels(role).set(len(readers))
+            metrics.streaming.labels(role).set(sum(reader.applied_seq >= reader.seq for reader in readers))
         metrics.cache_size.labels(SYNCER).set(self.sync.size)
         metrics.accepted.labels(SYNCER).inc(self.publisher.registered - self._seen.registered)
         metrics.snapshots_reused.labels(SYNCER).inc(self.publisher.reused - self._seen.reused)

@@ -1,7 +1,7 @@
 """Typha's metrics under Calico's names (facts/cni-typha-node-bgp-ctl.md section 2.7), each with what it means here.
 
-A breadcrumb is one flush: the changes of one or more etcd revisions, published together. A connection is a felix that
-follows us.
+A breadcrumb is one flush: the changes of one or more etcd revisions, published together. A connection is a reader that
+follows us, `syncer` its role: felix or bgp.
 """
 
 from __future__ import annotations

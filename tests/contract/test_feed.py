@@ -17,10 +17,10 @@ from libs.bus.api import Bus, Msg
 from libs.bus.config import BusConfig
 from libs.bus.memory import MemoryBroker
 from libs.bus.nats import connect
+from libs.feed import runner as shell
+from libs.feed.feed import Apply, Phase
+from libs.feed.runner import FeedRunner
 from libs.testkit.servers import NatsServer
-from services.felix.core.feed import Apply, Phase
-from services.felix.shell import feed as shell
-from services.felix.shell.feed import FeedRunner
 from services.typha.metrics import Metrics
 from services.typha.shell import serve
 from services.typha.shell.serve import Contact, Server

@@ -25,12 +25,12 @@ import aiohttp
 from libs.bus import subjects, wire
 from libs.bus.config import BusConfig
 from libs.bus.nats import NatsBus, connect
+from libs.feed.feed import Apply
+from libs.feed.runner import FeedRunner
 from libs.store.config import StoreConfig
 from libs.store.etcd import EtcdStore
 from libs.testkit.processes import nsrun
 from libs.testkit.servers import EtcdServer, NatsServer, free_port
-from services.felix.core.feed import Apply
-from services.felix.shell.feed import FeedRunner
 
 PROJECT = Path(__file__).resolve().parents[2]
 _OURS = ("ETCD", "NATS", "FELIX", "TYPHA", "CALICO", "NODENAME", "LOG_", "HEALTH")

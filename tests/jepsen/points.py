@@ -43,10 +43,9 @@ KINDS: dict[str, int] = {
     "create block": 2,  # and confirm
     "confirm claim": 1,  # block unchanged
     "take over block": 1,  # another host's idle one
-    "remove stale affinity": 1,
+    "remove stale affinity": 2,  # the block is not the owner's
     "give up empty block": 2,  # block and affinity deleted
     "give up used block": 1,  # it stays without an owner
-    "drop affinity": 1,  # of a block that is not the owner's
     "write settings": 1,
     "delete host": 1,
 }
@@ -197,7 +196,7 @@ def kind_of_txn(compares: Sequence[Compare], ops: Sequence[Op]) -> str:
         return "take over block" if sum(_sort(key) == "affinity" for key in conditions) > 1 else "confirm claim"
     if "block" in written:
         return "give up empty block" if "block" in gone else "give up used block"
-    return "remove stale affinity" if any(_sort(key) == "block" for key in conditions) else "drop affinity"
+    return "remove stale affinity"
 
 
 def _sort(key: str) -> str:

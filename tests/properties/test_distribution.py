@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from libs import model
 from libs.bus import subjects, wire
+from libs.feed.feed import Apply, Ask, Feed, Phase, Subscribe, Unsubscribe
 from libs.model import keys
 from libs.policy.calculator import Calculator
-from services.felix.core.feed import Apply, Ask, Feed, Phase, Subscribe, Unsubscribe
 from services.typha.core.publisher import Publisher
 
 NODES = ("node1", "node2")

@@ -21,7 +21,7 @@ IMPURE = {
     "libs.netlink.socket", "libs.netlink.drivers", "libs.nftables.kernel", "libs.runtime", "libs.bus.nats",
     "libs.bus.memory", "libs.store.etcd", "libs.store.memory", "libs.testkit",
 }  # fmt: skip
-PURE_LIBS = ("libs.model", "libs.policy")
+PURE_LIBS = ("libs.model", "libs.policy", "libs.feed.feed", "libs.feed.delta", "libs.feed.streams")
 LAYERS = {"model": 0, "core": 1, "calc": 1, "drivers": 2, "shell": 3}
 
 

@@ -148,16 +148,20 @@ def check_community(at: At, text: str, names: Collection[str] = ()) -> None:
 # --- BGPPeer ----------------------------------------------------------------------------------------------------------
 
 
-def peer_address(text: str) -> checks.Address | None:
-    """The address of `192.0.2.1`, `192.0.2.1:179`, `2001:db8::1` or `[2001:db8::1]:179`; None for anything else."""
+def peer_address(text: str) -> tuple[checks.Address, int] | None:
+    """Address and port of `192.0.2.1`, `192.0.2.1:179`, `2001:db8::1` or `[2001:db8::1]:179`; port 0 when none is
+    given. None for anything else.
+    """
     if (address := checks.parse_ip(text)) is not None:
-        return address
+        return address, 0
     match = _PEER_IP.fullmatch(text)
     if match is None or len(match[3]) > 5 or not 1 <= int(match[3]) <= 65535:
         return None
     address = checks.parse_ip(match[1] or match[2] or "")
     # Brackets are for IPv6 and for nothing else.
-    return address if address is not None and (address.version == 6) == (match[1] is not None) else None
+    return (
+        (address, int(match[3])) if address is not None and (address.version == 6) == (match[1] is not None) else None
+    )
 
 
 def check_peer_spec(at: At, spec: BGPPeerSpec) -> None:
@@ -171,7 +175,8 @@ def check_peer_spec(at: At, spec: BGPPeerSpec) -> None:
         ("localWorkloadSelector", spec.local_workload_selector),
     ):
         checks.selector(at.field(name), text)
-    address = peer_address(spec.peer_ip) if spec.peer_ip else None
+    parsed = peer_address(spec.peer_ip) if spec.peer_ip else None
+    address = None if parsed is None else parsed[0]
     if spec.peer_ip and (address is None or len(spec.peer_ip) > MAX_PEER_IP_CHARS):
         at.field("peerIP").refuse(
             "must be an address, or one with a port: 192.0.2.1:179 or [2001:db8::1]:179", spec.peer_ip

@@ -68,7 +68,8 @@ class Attributes:
 
     next_hop: packed, 4 or 16 octets; link_local: the second one of RFC 2545, or nothing. communities: as 32-bit
     numbers; extended: 8 octets each; large: three 32-bit numbers each. unknown: (flags, type, value) of optional
-    transitive ones that are passed on as they are.
+    transitive ones that are passed on as they are. partial: types of known ones that someone passed on without knowing
+    them (the Partial bit, which stays set).
     """
 
     origin: Origin = Origin.IGP
@@ -85,6 +86,7 @@ class Attributes:
     originator_id: int | None = None
     cluster_list: tuple[int, ...] = ()
     unknown: tuple[tuple[int, int, bytes], ...] = ()
+    partial: tuple[int, ...] = ()
 
     @cached_property
     def path_length(self) -> int:

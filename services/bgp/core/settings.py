@@ -43,7 +43,8 @@ class PeerSettings:
     choose. ttl_security: number of hops (RFC 5082), None is off. restart_time_s: advertised (RFC 4724), None turns
     graceful restart off for it. hold_time_s: 0 means no keepalives. rr_client_cluster: set when the peer is a
     route-reflector client. allowed_local_as: how often our own AS may stand in what it sends. filters: names, in order.
-    gateway: reached by way of it (`reachableBy`). interface: of a local workload.
+    gateway: reached by way of it (`reachableBy`). interface: of a local workload. add_path_receive: take several paths
+    of a prefix (RFC 7911), as Calico's BIRD does. long_lived_time_s: advertised (RFC 9494), None is off.
     """
 
     name: str
@@ -67,7 +68,12 @@ class PeerSettings:
     filters: tuple[str, ...] = ()
     gateway: IPAddress | None = None
     interface: str = ""
+    resource: str = ""  # name of the BGPPeer that it comes from; none: the mesh
     families: tuple[Family, ...] = ()  # empty: that of the address
+    add_path_receive: bool = True
+    add_path_send: bool = False
+    long_lived_time_s: int | None = None
+    delay_open_s: float = 0  # wait that long for the peer's OPEN before ours (RFC 4271 section 8.1.1, DelayOpen)
 
     @property
     def internal(self) -> bool:
@@ -104,9 +110,10 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class Originated:
-    """A prefix that this node announces by itself. cluster: comes from pools and blocks (else: a service or static).
+    """A prefix that this node announces by itself: a block, a service, or a route of the kernel (of a local workload).
 
-    attributes: communities and the like; the next hop is filled in for each peer.
+    attributes: communities and the like; the next hop is filled in for each peer. priority: metric of the route in the
+    kernel, None is the normal one. interface: where the kernel's route goes out; empty for blocks and services.
     """
 
     family: Family
@@ -114,14 +121,22 @@ class Originated:
     attributes: Attributes
     block: bool = False
     service: bool = False
+    priority: int | None = None
+    interface: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class PoolExport:
-    """A pool as exports see it: what lies inside is ours to tell, or is not to leave (`disableBGPExport`)."""
+    """A pool: what lies inside is ours to tell, or is not to leave (`disableBGPExport`); its overlay says who routes
+    it.
+
+    ipip_mode: Never | Always | CrossSubnet. vxlan: in any of its modes.
+    """
 
     network: IPNetwork
     export: bool = True
+    ipip_mode: str = "Never"
+    vxlan: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +154,12 @@ class SpeakerSettings:
     originated: tuple[Originated, ...] = ()
     pools: tuple[PoolExport, ...] = ()
     own_blocks: tuple[IPNetwork, ...] = ()
+    subnets: tuple[IPNetwork, ...] = ()  # of this node's own addresses: IPIP across subnets only
     reject: tuple[IPNetwork, ...] = ()  # never into the kernel: ranges of services
+    reflect: tuple[IPNetwork, ...] = ()  # a reflector passes these on: external and load balancer ranges of services
+    encrypted: tuple[IPAddress, ...] = ()  # next hops that WireGuard serves on both ends: not into the kernel
     advertisements: tuple[tuple[IPNetwork, tuple[tuple[int, ...], ...]], ...] = ()  # communities for what lies inside
+    local_peering: tuple[IPAddress, ...] = ()  # where workloads find their node; on their interfaces by Felix
     ignored_interfaces: tuple[str, ...] = ()
     normal_priority: dict[Family, int] = field(default_factory=lambda: {Family.IPV4: 1024, Family.IPV6: 1024})
     route_reflector: bool = False

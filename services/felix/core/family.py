@@ -21,6 +21,7 @@ from services.felix.core.service_loop import ServiceLoop
 from services.felix.core.sink import Section, TableSink
 from services.felix.core.state import Culprits, Dirty, Owner, State
 from services.felix.core.tunnel_rules import TunnelRules
+from services.felix.core.wireguard_rules import mark_chains
 
 
 def change_elements(sink: TableSink, name: str, add: Collection[str], remove: Collection[str]) -> None:
@@ -76,6 +77,8 @@ class FamilyRuleset:
                 sink.put_set(value)
             for name in (dispatch.FROM_WL, dispatch.TO_WL):
                 sink.put_map(Map(name, (nft.DataType.IFNAME,)))
+            for chain in mark_chains(self._options, self._family.version):
+                sink.set_chain(chain)
         owners = set(dirty.owners)
         for set_id in self.ip_sets.reshaped:
             owners |= state.set_users.get(set_id, set())

@@ -25,6 +25,7 @@ from services.felix.core.failsafe import FailsafePort
 from services.felix.core.mtu import PATTERN
 from services.felix.core.options import RulesetOptions
 from services.felix.core.overlay import ClusterRoutes
+from services.felix.core.wireguard import WireguardSettings, mark_of
 
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -38,10 +39,14 @@ _ENCODED = {one.name: one.encode_name for one in msgspec.structs.fields(FelixCon
 _DECODED = {encoded: name for name, encoded in _ENCODED.items()}
 ENVIRONMENT = "environment"
 DEFAULT_STATUS_PATH = "/var/run/calico"
+ANY_NET = {4: "0.0.0.0/0", 6: "::/0"}
+OURS = {"felix.calico-py/wireguardEncryptOrDrop": "wireguard_encrypt_or_drop"}
+"""Annotation of a FelixConfiguration -> field; in the environment FELIX_WIREGUARDENCRYPTORDROP."""
 
 
 class _Metadata(msgspec.Struct, frozen=True, rename="camel"):
     creation_timestamp: str = ""
+    annotations: dict[str, str] | None = None
 
 
 class _Stored(msgspec.Struct, frozen=True):
@@ -88,6 +93,7 @@ class LiveSettings:
     status_delay_s: float = 1.0  # EndpointReportingDelay
     cluster_routes: ClusterRoutes = ClusterRoutes.IPIP_ONLY  # ProgramClusterRoutes
     route_sources: Mapping[int, str] = field(default_factory=dict)  # DeviceRouteSourceAddress, …IPv6: by family
+    wireguard: WireguardSettings = field(default_factory=WireguardSettings)
     options: RulesetOptions = field(default_factory=RulesetOptions)
     service_cidrs: tuple[str, ...] = ()  # BGPConfiguration `default`: what services are announced from
     problems: tuple[str, ...] = ()
@@ -99,13 +105,14 @@ _OTHER_NAMES = {
     "ipip_enabled": "IPINIPENABLED",
     "ipip_mtu": "IPINIPMTU",
     "external_nodes_list": "EXTERNALNODESCIDRLIST",
+    "wireguard_keep_alive": "WIREGUARDPERSISTENTKEEPALIVE",
 }
 
 
 def environment_settings(environment: Mapping[str, str]) -> dict[str, str]:
     """FELIX_LOGPREFIX and the like, by the field's name in the resource: {"log_prefix": …}."""
     out = {}
-    for name in FelixConfigurationSpec.__struct_fields__:
+    for name in (*FelixConfigurationSpec.__struct_fields__, *OURS.values()):
         text = environment.get("FELIX_" + _OTHER_NAMES.get(name, name.replace("_", "").upper()), "")
         if text:
             out[name] = text
@@ -135,17 +142,18 @@ def effective(
         try:
             resource = msgspec.json.decode(raw, type=_Stored)
             text = resource.spec.pop("nodeSelector", "")
+            ours = _our_layer(name, resource.metadata.annotations or {})
             matches = bool(text) and selector.parse(text).matches(labels)
         except (msgspec.DecodeError, SelectorError) as error:
             problems.append(f"{name}: {error}")
             continue
         created = resource.metadata.creation_timestamp
         if name == "default":
-            default = _layer(name, resource.spec, problems)
+            default = _layer(name, resource.spec, problems) | ours
         elif name == f"node.{node}":
-            own = _layer(name, resource.spec, problems)
+            own = _layer(name, resource.spec, problems) | ours
         elif matches and (oldest is None or (created, name) < oldest):
-            oldest, selected = (created, name), _layer(name, resource.spec, problems)
+            oldest, selected = (created, name), _layer(name, resource.spec, problems) | ours
     from_environment = {name: Setting(text, ENVIRONMENT) for name, text in (environment or {}).items()}
     settings = _merge([default, selected, own, from_environment], start or RulesetOptions(), problems)
     return replace(settings, service_cidrs=_service_cidrs(stored, problems), problems=tuple(problems))
@@ -169,6 +177,11 @@ def _layer(source: str, spec: dict[str, Any], problems: list[str]) -> dict[str, 
     return out
 
 
+def _our_layer(source: str, annotations: Mapping[str, str]) -> dict[str, Setting]:
+    """Settings that Calico does not have: annotations, so that what is stored stays what Calico can read."""
+    return {name: Setting(annotations[key], source) for key, name in OURS.items() if annotations.get(key)}
+
+
 def _merge(layers: list[dict[str, Setting]], options: RulesetOptions, problems: list[str]) -> LiveSettings:
     """Layer over layer, field by field, so that a bad value leaves the one below it."""
     draft = _Draft(options)
@@ -190,6 +203,7 @@ def _merge(layers: list[dict[str, Setting]], options: RulesetOptions, problems: 
             else:
                 sources[name] = setting.source
     problems += [f"{camel(name)}: has no effect in this version" for name in sorted(unused)]
+    draft.options = _with_wireguard(draft.options, draft.wireguard)
     return LiveSettings(
         log_levels=draft.levels,
         nftables_refresh_s=draft.nftables_refresh_s,
@@ -202,8 +216,26 @@ def _merge(layers: list[dict[str, Setting]], options: RulesetOptions, problems: 
         status_delay_s=draft.status_delay_s,
         cluster_routes=draft.cluster_routes,
         route_sources=draft.route_sources,
+        wireguard=draft.wireguard,
         options=draft.options,
         sources=sources,
+    )
+
+
+def _with_wireguard(options: RulesetOptions, wireguard: WireguardSettings) -> RulesetOptions:
+    """What the ruleset has to know. The ports are open at host endpoints whatever their policy: a host that closes them
+    loses its pods, and WireGuard does not answer strangers.
+    """
+    ports = {version: port for version in (4, 6) for port in wireguard.ports(version)}
+    if not ports:
+        return options
+    opened = tuple(FailsafePort("udp", port, ANY_NET[version]) for version, port in ports.items())
+    return replace(
+        options,
+        wireguard_ports=ports,
+        wireguard_mark=mark_of(options.mark_mask) if wireguard.host_encryption else 0,
+        failsafe_in=options.failsafe_in + opened,
+        failsafe_out=options.failsafe_out + opened,
     )
 
 
@@ -223,6 +255,14 @@ class _Draft:
         self.status_delay_s = 1.0
         self.cluster_routes = ClusterRoutes.IPIP_ONLY
         self.route_sources: dict[int, str] = {}
+        self.wireguard = WireguardSettings()
+
+    def wg(self, **values: Any) -> None:
+        self.wireguard = replace(self.wireguard, **values)
+
+    def wg_family(self, version: int, **values: Any) -> None:
+        family = replace(self.wireguard.family(version), **values)
+        self.wg(v4=family) if version == 4 else self.wg(v6=family)
 
     def option(self, **values: Any) -> None:
         self.options = replace(self.options, **values)
@@ -236,7 +276,7 @@ class _Draft:
 
 def camel(name: str) -> str:
     """The field as users write it."""
-    return _ENCODED[name]
+    return _ENCODED.get(name) or next(key for key, field_name in OURS.items() if field_name == name)
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
@@ -251,6 +291,14 @@ def _choice(value: Any, *choices: str) -> str:
 
 def _bool(value: Any) -> bool:
     return value if isinstance(value, bool) else _choice(value, "true", "false") == "true"
+
+
+def _interface(value: Any) -> str:
+    """As the kernel takes it (net/core/dev.c, dev_valid_name)."""
+    name = str(value)
+    if not 1 <= len(name.encode()) <= 15 or name in (".", "..") or re.search(r"[\s/:]", name):
+        raise ValueError(f"{name!r} is no name of an interface")
+    return name
 
 
 def _number(value: Any, low: int, high: int) -> int:
@@ -425,6 +473,20 @@ _USES: dict[str, Use] = {
     ),
     "iptables_nat_outgoing_interface_filter": lambda d, v: d.nat(out_interface=re.sub(r"\+\Z", "*", str(v))),
     "floating_ips": lambda d, v: d.nat(floating_ips=_choice(v, "Disabled", "Enabled") == "Enabled"),
+    "wireguard_enabled": lambda d, v: d.wg_family(4, enabled=_bool(v)),
+    "wireguard_enabled_v6": lambda d, v: d.wg_family(6, enabled=_bool(v)),
+    "wireguard_listening_port": lambda d, v: d.wg_family(4, port=_number(v, 1, 65535)),
+    "wireguard_listening_port_v6": lambda d, v: d.wg_family(6, port=_number(v, 1, 65535)),
+    "wireguard_interface_name": lambda d, v: d.wg_family(4, interface=_interface(v)),
+    "wireguard_interface_name_v6": lambda d, v: d.wg_family(6, interface=_interface(v)),
+    "wireguard_mtu": lambda d, v: d.wg_family(4, mtu_bytes=_number(v, 0, 65535)),
+    "wireguard_mtu_v6": lambda d, v: d.wg_family(6, mtu_bytes=_number(v, 0, 65535)),
+    "wireguard_routing_rule_priority": lambda d, v: d.wg(priority=_number(v, 1, 32765)),
+    "wireguard_keep_alive": lambda d, v: d.wg(keepalive_s=min(65535, round(_duration(v)))),
+    "wireguard_threading_enabled": lambda d, v: d.wg(threading=_bool(v)),
+    "wireguard_host_encryption_enabled": lambda d, v: d.wg(host_encryption=_bool(v)),
+    "prometheus_wire_guard_metrics_enabled": lambda d, v: d.wg(metrics=_bool(v)),
+    "wireguard_encrypt_or_drop": lambda d, v: d.wg(encrypt_or_drop=_bool(v)),
 }  # fmt: skip
 # Read from the environment when the process starts (services/felix/config.py), where they may stand as well.
 _ELSEWHERE = frozenset({"interface_prefix", "ipv6_support", "health_enabled", "health_host", "health_port"})

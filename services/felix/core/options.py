@@ -100,6 +100,8 @@ class RulesetOptions:
     failsafe_out: tuple[FailsafePort, ...] = DEFAULT_OUT  # FailsafeOutboundHostPorts
     mark_mask: int = MARK_MASK  # NftablesMarkMask: the lowest two of its bits are used, as in Calico
     nat: NatOptions = field(default_factory=NatOptions)
+    wireguard_ports: dict[int, int] = field(default_factory=dict)  # IP version -> where encrypted packets come in
+    wireguard_mark: int = 0  # set on these when hosts' own traffic is encrypted; 0: not
     skip_blocks: bool = True  # no setting of Calico's: without them the benchmarks and proofs have what to compare with
 
     def __post_init__(self) -> None:

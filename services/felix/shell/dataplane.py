@@ -1,10 +1,10 @@
 """From applied changes to the kernel: the one task that writes nftables tables, routes and interface settings.
 
 `push` takes what the feed decided (cheap, no I/O). `run` folds everything pushed meanwhile into the desired state and
-reconciles, in this order: both nftables tables (each one transaction: sets, chains, dispatch), bandwidth limits, tunnel
-devices and what they know of other nodes, then routes, then what nothing leads to any more of the tunnels. So a
-workload's interface is policed and limited before packets can be routed to it, and a route never leads to a tunnel that
-is not there yet or not there any more. Nothing is written before the first snapshot.
+reconciles, in this order: both nftables tables (each one transaction: sets, chains, dispatch), bandwidth limits,
+WireGuard, tunnel devices and what they know of other nodes, then routes, then what nothing leads to any more of the
+tunnels. So a workload's interface is policed and limited before packets can be routed to it, and a route never leads to
+a tunnel that is not there yet or not there any more. Nothing is written before the first snapshot.
 
 What fails stays dirty and is tried again; it is reported by object together with the revision that everything else has
 reached. When the kernel refuses a transaction for something that belongs to a policy or an endpoint, that one is denied
@@ -24,11 +24,12 @@ from random import Random
 from typing import Protocol
 
 from libs.bus import wire
+from libs.feed.delta import Delta
+from libs.feed.feed import Apply
 from libs.nftables.ops import Failure, TransactionRefused
 from libs.nftables.state import TableState
 from libs.policy.output import Host, Workload, WorkloadKey
 from libs.runtime import tracing
-from services.felix.core.feed import Apply
 from services.felix.core.options import RulesetOptions
 from services.felix.core.overlay import ClusterRoutes, OverlaySettings, WantedOverlays
 from services.felix.core.routing import Routing
@@ -99,6 +100,20 @@ class OverlayWriter(Protocol):
         ...
 
 
+class Encryption(Protocol):
+    """WireGuard between nodes (services/felix/shell/wireguard.py)."""
+
+    def fold(self, delta: Delta) -> None: ...
+
+    def resync(self) -> None: ...
+
+    def interfaces_changed(self) -> None: ...
+
+    async def step(self) -> dict[str, str]:
+        """Make the kernel match; object -> reason for what could not be, or is not encrypted."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """Where the kernel stands. failures: object -> reason. unlimited: those of them that are about bandwidth, so that
@@ -132,6 +147,7 @@ class Dataplane:
         random: Random,
         observe: Callable[[float, int], None] = lambda seconds, failures: None,
         on_pass: Callable[[], None] = lambda: None,
+        encryption: Encryption | None = None,
     ) -> None:
         """on_progress: after a pass that changed anything that others should know. observe: duration and number of
         failures of every pass. on_pass: after every pass.
@@ -150,6 +166,7 @@ class Dataplane:
         self._routes = routes
         self._bandwidth = bandwidth
         self._overlays = overlays
+        self._encryption = encryption
         self._on_progress = on_progress
         self._observe = observe
         self._on_pass = on_pass
@@ -191,11 +208,15 @@ class Dataplane:
         """Compare routes, tunnels and interfaces' settings with the kernel."""
         self._routes.resync()
         self._overlays.resync()
+        if self._encryption is not None:
+            self._encryption.resync()
         self.interfaces_changed()
 
     def interfaces_changed(self) -> None:
         """The route writer has something to do, and knows what: interfaces, addresses or routes changed."""
         self._bandwidth.interfaces_changed()
+        if self._encryption is not None:
+            self._encryption.interfaces_changed()
         self._wake.set()
 
     def resync_bandwidth(self) -> None:
@@ -242,6 +263,8 @@ class Dataplane:
             failures |= await self._write_tables()
             unlimited = await self._bandwidth.step(self.wanted)
             failures |= unlimited
+            if self._encryption is not None:
+                failures |= await self._encryption.step()
             failures |= await self._write_routes()
             span.set("failures", len(failures))
         if not self._tables_work:
@@ -307,6 +330,8 @@ class Dataplane:
             routing.put_node(node, info)
         for cidr, block in delta.blocks.items():
             routing.put_block(cidr, block)
+        if self._encryption is not None:
+            self._encryption.fold(delta)
         if (
             delta.policies
             or delta.profiles

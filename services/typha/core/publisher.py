@@ -2,9 +2,12 @@
 
 Contents (rules, members, tables) go once to shared streams, whoever follows them. Then every reader that the change
 concerns gets one commit on its own subject, naming the seqs it needs and the endpoints that changed; contents it newly
-follows ride along when small. Only registered readers (felixes that took a snapshot and still report) get commits, so a
+follows ride along when small. Only registered readers (who took a snapshot and still report) get commits, so a
 cluster of pretend nodes costs nothing. Sequence numbers of a stream go on for the life of the process, also while
 nobody follows it.
+
+Readers of different roles on one node (felix, bgp) have nothing in common but the node's name: each has its own
+commits, its own place, its own life.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from typing import Any
 import msgspec
 
 from libs.bus import subjects, wire
+from libs.bus.subjects import Role
 from libs.policy.calculator import Calculator
 from libs.policy.changes import Changes, NodeChange
 from libs.policy.output import PolicyKey
@@ -41,8 +45,9 @@ Outgoing = tuple[str, bytes]
 
 @dataclass(slots=True)
 class Reader:
-    """A felix that follows this instance."""
+    """A service of a node that follows this instance."""
 
+    role: Role = Role.FELIX
     seq: int = 0
     streams: set[str] = field(default_factory=set)
     seen_at: float = 0.0
@@ -52,11 +57,21 @@ class Reader:
     remind_s: float = LAG_S
 
 
+@dataclass(frozen=True, slots=True)
+class Concern:
+    """Whom the revisions from `first` on concern. speakers: None stands for all."""
+
+    first: int
+    nodes: frozenset[str]
+    speakers: frozenset[str] | None
+
+
 class Publisher:
     def __init__(self, epoch: wire.Epoch, calculator: Calculator) -> None:
         self.epoch = epoch
         self.rev = 0
-        self.readers: dict[str, Reader] = {}
+        self.readers: dict[str, Reader] = {}  # felixes by node
+        self.speakers: dict[str, Reader] = {}
         self.config: dict[str, msgspec.Raw] = {}
         self.messages = 0
         self.bytes = 0
@@ -64,10 +79,10 @@ class Publisher:
         self.reused = 0  # contents that did not have to be encoded again
         self._calculator = calculator
         self._seqs: dict[str, int] = {}
-        self._node_seqs: dict[str, int] = {}  # of readers that were forgotten: their streams must not start again
+        self._node_seqs: dict[tuple[Role, str], int] = {}  # of forgotten readers: their streams must not start again
         self._encoded: dict[str, wire.StreamState] = {}
-        self._followers: dict[str, set[str]] = {}  # stream -> readers
-        self._concerned: OrderedDict[int, tuple[int, frozenset[str]]] = OrderedDict()  # last rev -> (first rev, nodes)
+        self._followers: dict[str, set[str]] = {}  # stream of one policy, set or node -> nodes
+        self._concerned: OrderedDict[int, Concern] = OrderedDict()  # by the last revision
         self._marks: list[tuple[int, tuple[str, ...]]] = []
 
     # --- publishing ---
@@ -86,13 +101,22 @@ class Publisher:
         out += self._policies(changes)
         out += self._sets(changes)
         tables = self._tables(changes, config, out)
-        concerned = frozenset(self.all_nodes() if tables else changes.nodes)
+        local = self._local(changes, out)
+        for_all = {stream: seq for stream, seq in tables.items() if stream in subjects.SHARED[Role.FELIX]}
+        concerned = frozenset(self.all_nodes() if for_all else changes.nodes)
         for node in concerned:
             reader = self.readers.get(node)
             if reader is not None:
-                out.append(self._commit(node, reader, changes.nodes.get(node), tables, now))
-        if concerned and rev >= first:  # not when only a node became known: that is nobody's change
-            self._concerned[rev] = (first, concerned)
+                out.append(self._commit(node, reader, changes.nodes.get(node), for_all, now))
+        for_speakers = {stream: seq for stream, seq in tables.items() if stream in subjects.SHARED[Role.BGP]}
+        speakers = None if for_speakers else frozenset(local)
+        for node in self.speakers if speakers is None else speakers:
+            reader = self.speakers.get(node)
+            if reader is not None:
+                out.append(self._commit(node, reader, None, for_speakers | local.get(node, {}), now))
+        if (concerned or speakers != frozenset()) and rev >= first:
+            # not when only a node became known: that is nobody's change
+            self._concerned[rev] = Concern(first, concerned, speakers)
             while len(self._concerned) > REMEMBERED_FLUSHES:
                 self._concerned.popitem(last=False)
         out += self._due_marks(now)
@@ -124,7 +148,7 @@ class Publisher:
                 yield from self._message(stream, message)
 
     def _tables(self, changes: Changes, config: dict[str, msgspec.Raw | None], out: list[Outgoing]) -> dict[str, int]:
-        """Publish changes of the tables that all nodes follow; stream -> seq."""
+        """Publish changes of the tables that all readers of a role follow; stream -> seq."""
         needs: dict[str, int] = {}
         for stream, column, entries in (
             ("route.blocks", "blocks", list(wire.block_rows(changes.blocks).items())),
@@ -135,12 +159,26 @@ class Publisher:
                 "config",
                 [(key, wire.NULL if raw is None else raw) for key, raw in config.items()],
             ),
+            (subjects.BGP_STREAM, "bgp", list(changes.bgp.items())),
+            (subjects.SERVICE_STREAM, "services", list(changes.services.items())),
         ):
+            heard = bool(self.speakers) or stream in subjects.SHARED[Role.FELIX]
             for start in range(0, len(entries), TABLE_CHUNK):
                 seq = needs[stream] = self._bump(stream)
                 message = wire.TableMsg(**self._envelope(seq))
                 setattr(message, column, dict(entries[start : start + TABLE_CHUNK]))
-                out += self._message(stream, message)
+                out += self._message(stream, message) if heard else ()
+        return needs
+
+    def _local(self, changes: Changes, out: list[Outgoing]) -> dict[str, dict[str, int]]:
+        """Publish what concerns the speaker of one node; node -> its stream -> seq."""
+        needs: dict[str, dict[str, int]] = {}
+        for node, entries in changes.local.items():
+            stream = subjects.local_stream(node)
+            seq = self._bump(stream)
+            needs[node] = {stream: seq}
+            if node in self.speakers:
+                out += self._message(stream, wire.TableMsg(**self._envelope(seq), local=dict(entries)))
         return needs
 
     def _commit(
@@ -184,7 +222,7 @@ class Publisher:
         data = wire.encode(commit)
         if len(data) > MESSAGE_BYTES:
             return self._mark(node, reader)  # a seq ahead of what it has: the reader takes a snapshot, in chunks
-        return subjects.node_stream(self.epoch.instance, node), data
+        return subjects.node_stream(self.epoch.instance, node, reader.role), data
 
     def _follow(self, node: str, reader: Reader, added: Iterable[str], removed: Iterable[str]) -> None:
         for stream in removed:
@@ -208,9 +246,9 @@ class Publisher:
     def remind(self, now: float) -> list[Outgoing]:
         """Marks for readers that have not confirmed what they were sent; forgets those that fell silent."""
         out: list[Outgoing] = []
-        for node, reader in list(self.readers.items()):
+        for node, reader in list(self.all_readers()):
             if now - reader.seen_at > READER_TIMEOUT_S:
-                self.forget(node)
+                self.forget(node, reader.role)
             elif reader.applied_seq < reader.seq and now - reader.sent_at > reader.remind_s:
                 reader.sent_at, reader.remind_s = now, min(LAG_MAX_S, reader.remind_s * 2)
                 out.append(self._mark(node, reader))
@@ -221,64 +259,78 @@ class Publisher:
         if not due:
             return []
         self._marks = [(rev, nodes) for rev, nodes in self._marks if rev > self.rev]
-        wanted = {node for nodes in due for node in (nodes or self.readers)}
-        return [self._mark(node, self.readers[node]) for node in sorted(wanted) if node in self.readers]
+        wanted = {node for nodes in due for node in nodes}
+        everyone = not all(due)
+        return [
+            self._mark(node, reader)
+            for node, reader in sorted(self.all_readers(), key=lambda item: item[0])
+            if everyone or node in wanted
+        ]
 
     def _mark(self, node: str, reader: Reader) -> Outgoing:
         mark = wire.Mark(epoch=self.epoch, rev=self.rev, seq=reader.seq)
-        return subjects.node_stream(self.epoch.instance, node), wire.encode(mark)
+        return subjects.node_stream(self.epoch.instance, node, reader.role), wire.encode(mark)
 
     # --- readers ---
 
-    def applied(self, report: wire.Applied, now: float) -> list[Outgoing]:
-        """Note what a felix says it holds. One that was forgotten meanwhile is told that it missed something."""
+    def readers_of(self, role: Role) -> dict[str, Reader]:
+        return self.speakers if role is Role.BGP else self.readers
+
+    def all_readers(self) -> Iterator[tuple[str, Reader]]:
+        for role in Role:
+            yield from self.readers_of(role).items()
+
+    def applied(self, report: wire.Applied, now: float, role: Role = Role.FELIX) -> list[Outgoing]:
+        """Note what a reader says it holds. One that was forgotten meanwhile is told that it missed something."""
         if report.epoch != self.epoch:
             return []
-        reader = self.readers.get(report.node)
+        reader = self.readers_of(role).get(report.node)
         if reader is None:
-            seq = self._node_seqs[report.node] = self._node_seqs.get(report.node, 0) + 1
-            return self._count([self._mark(report.node, Reader(seq=seq))])
+            place = (role, report.node)
+            seq = self._node_seqs[place] = self._node_seqs.get(place, 0) + 1
+            return self._count([self._mark(report.node, Reader(role, seq=seq))])
         reader.seen_at = now
         reader.applied_seq = max(reader.applied_seq, report.seq)
         reader.applied_rev = max(reader.applied_rev, report.rev)
         return []
 
-    def forget(self, node: str) -> None:
-        reader = self.readers.pop(node, None)
+    def forget(self, node: str, role: Role = Role.FELIX) -> None:
+        reader = self.readers_of(role).pop(node, None)
         if reader is not None:
-            self._node_seqs[node] = reader.seq
+            self._node_seqs[role, node] = reader.seq
             self._follow(node, reader, (), list(reader.streams))
 
-    def snapshot(self, node: str, now: float) -> wire.Snapshot:
-        """Everything `node` needs, and from now on it is a reader."""
-        view = self._calculator.view(node)
-        streams = {
-            *(subjects.policy_stream(str(key)) for key in view.policies),
-            *(subjects.policy_stream(f"pro/{name}") for name in view.profiles),
-            *(subjects.ipset_stream(set_id) for set_id in view.ipsets),
-        }
-        reader = self.readers.get(node)
+    def snapshot(self, node: str, now: float, role: Role = Role.FELIX) -> wire.Snapshot:
+        """Everything the reader of this role on `node` needs, and from now on it is one."""
+        readers = self.readers_of(role)
+        reader = readers.get(node)
         if reader is None:
-            reader = self.readers[node] = Reader(seq=self._node_seqs.get(node, 0))
+            reader = readers[node] = Reader(role, seq=self._node_seqs.get((role, node), 0))
             self.registered += 1
         reader.seen_at = now
+        snapshot = wire.Snapshot(rev=self.rev, seq=reader.seq, full=True)
+        streams: set[str] = set()
+        if role is Role.FELIX:
+            view = self._calculator.view(node)
+            streams = {
+                *(subjects.policy_stream(str(key)) for key in view.policies),
+                *(subjects.policy_stream(f"pro/{name}") for name in view.profiles),
+                *(subjects.ipset_stream(set_id) for set_id in view.ipsets),
+            }
+            snapshot.workloads = {str(key): workload for key, workload in view.workloads.items()}
+            snapshot.hosts = dict(view.hosts)
         self._follow(node, reader, streams - reader.streams, reader.streams - streams)
-        states = {name: self.state_of(name) for name in (*sorted(streams), *subjects.SHARED_BY_ALL)}
-        return wire.Snapshot(
-            rev=self.rev,
-            seq=reader.seq,
-            full=True,
-            workloads={str(key): workload for key, workload in view.workloads.items()},
-            hosts=dict(view.hosts),
-            streams={name: state for name, state in states.items() if state is not None},
-        )
+        states = {name: self.state_of(name) for name in (*sorted(streams), *subjects.standing_streams(role, node))}
+        snapshot.streams = {name: state for name, state in states.items() if state is not None}
+        return snapshot
 
     def some_streams(self, request: wire.SnapshotRequest) -> wire.Snapshot:
         """Contents of the streams asked for that are newer than what the reader has."""
-        reader = self.readers.get(request.node, Reader())
+        reader = self.readers_of(request.role).get(request.node, Reader(request.role))
+        standing = subjects.standing_streams(request.role, request.node)
         answer = wire.Snapshot(rev=self.rev, seq=reader.seq, full=False)
         for name, have in request.streams.items():
-            state = self.state_of(name) if name in reader.streams or name in subjects.SHARED_BY_ALL else None
+            state = self.state_of(name) if name in reader.streams or name in standing else None
             if state is None:
                 answer.gone.append(name)
             elif state.seq > have:
@@ -310,6 +362,12 @@ class Publisher:
             return wire.TableContent(pools=dict(calculator.pools))
         if stream == subjects.CONFIG_STREAM:
             return wire.TableContent(config=dict(self.config))
+        if stream == subjects.BGP_STREAM:
+            return wire.TableContent(bgp=dict(calculator.bgp.entries))
+        if stream == subjects.SERVICE_STREAM:
+            return wire.TableContent(services=dict(calculator.bgp.services))
+        if family == "local":
+            return wire.TableContent(local=dict(calculator.bgp.local.get(ident, {})))
         if family == "ipset":
             ipset = calculator.ipset(ident)
             return None if ipset is None else wire.SetContent(ipset.type, sorted(ipset.members))
@@ -324,16 +382,19 @@ class Publisher:
     def all_nodes(self) -> set[str]:
         return {*self._calculator.nodes, *self.readers}
 
-    def concerns(self, rev: int) -> wire.ConcernsReply:
-        """Nodes that revision `rev` concerns. Call only once `rev` is published."""
-        for last, (first, nodes) in reversed(self._concerned.items()):
-            if first <= rev <= last:
-                return wire.ConcernsReply(rev=rev, nodes=sorted(nodes))
+    def concerns(self, rev: int, speaking: Iterable[str] = ()) -> wire.ConcernsReply:
+        """Nodes that revision `rev` concerns. Call only once `rev` is published. speaking: nodes whose speaker is known
+        to live, whichever typha it follows.
+        """
+        for last, concern in reversed(self._concerned.items()):
+            if concern.first <= rev <= last:
+                speakers = [node for node in speaking if concern.speakers is None or node in concern.speakers]
+                return wire.ConcernsReply(rev=rev, nodes=sorted(concern.nodes), speakers=sorted(speakers))
             if last < rev:
                 return wire.ConcernsReply(rev=rev)
         if len(self._concerned) < REMEMBERED_FLUSHES:
             return wire.ConcernsReply(rev=rev)
-        return wire.ConcernsReply(rev=rev, nodes=sorted(self.all_nodes()), unknown=True)
+        return wire.ConcernsReply(rev=rev, nodes=sorted(self.all_nodes()), speakers=sorted(speaking), unknown=True)
 
     # --- small things ---
 

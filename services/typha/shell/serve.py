@@ -10,15 +10,17 @@ import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import msgspec
 
 from libs.bus import subjects, wire
 from libs.bus.api import Bus, BusError, Msg
+from libs.bus.subjects import Role
 from libs.bus.tokens import encode_token
 from services.typha.core.publisher import Outgoing, Publisher
-from services.typha.metrics import SYNCER, Metrics
+from services.typha.metrics import Metrics
 
 log = logging.getLogger(__name__)
 M = TypeVar("M", bound=msgspec.Struct)
@@ -26,7 +28,7 @@ M = TypeVar("M", bound=msgspec.Struct)
 CHUNK_BYTES = 512_000
 SMALL_BYTES = 1_000_000  # up to here the better compression costs a few milliseconds
 KEPT_S = 60.0
-SILENT_S = 25.0  # felix reports each ten
+SILENT_S = 25.0  # readers report each ten
 
 
 @dataclass(slots=True)
@@ -50,13 +52,15 @@ class Contact:
 
 
 class Server:
+    """flush: publish what was read, and for a felix see to it that its node is known."""
+
     def __init__(
         self,
         bus: Bus,
         publisher: Publisher,
         contact: Contact,
         metrics: Metrics,
-        flush: Callable[[str], object],
+        flush: Callable[[str | None], object],
         send: Callable[[list[Outgoing]], None],
     ) -> None:
         self._bus = bus
@@ -68,13 +72,15 @@ class Server:
         self._answers: dict[str, Answer] = {}
         self._waiting: list[tuple[float, wire.ConcernsRequest, Msg]] = []
         self._started_at = time.monotonic()
-        self._heard_at: dict[str, float] = {}  # nodes, whichever typha they follow
+        # nodes, whichever typha they follow
+        self._heard_at: dict[Role, dict[str, float]] = {role: {} for role in Role}
 
     def start(self) -> None:
         instance = self._publisher.epoch.instance
         self._bus.subscribe(f"{subjects.TYPHA_SNAPSHOT}.*", self._on_snapshot, queue=subjects.TYPHA_QUEUE)
         self._bus.subscribe(subjects.own_snapshots(instance), self._on_snapshot)
-        self._bus.subscribe(subjects.ALL_APPLIED, self._on_applied)
+        for role in Role:
+            self._bus.subscribe(subjects.all_applied(role), partial(self._on_applied, role=role))
         self._bus.subscribe(subjects.TYPHA_MARK, self._on_mark)
         self._bus.subscribe(subjects.TYPHA_CONCERNS, self._on_concerns, queue=subjects.TYPHA_QUEUE)
 
@@ -105,15 +111,15 @@ class Server:
         if request is not None and _is_from(msg, request.node, token=-1):
             _respond(msg, self._answer(request))
 
-    def _on_applied(self, msg: Msg) -> None:
+    def _on_applied(self, msg: Msg, role: Role) -> None:
         report = _decode(msg, wire.Applied)
         if report is None or not _is_from(msg, report.node, token=2):
             return
-        now = self._heard_at[report.node] = time.monotonic()
-        reader = self._publisher.readers.get(report.node)
+        now = self._heard_at[role][report.node] = time.monotonic()
+        reader = self._publisher.readers_of(role).get(report.node)
         if reader is not None and reader.applied_seq < reader.seq == report.seq:
-            self._metrics.client_latency.labels(SYNCER).observe(now - reader.sent_at)
-        self._send(self._publisher.applied(report, now))
+            self._metrics.client_latency.labels(role).observe(now - reader.sent_at)
+        self._send(self._publisher.applied(report, now, role))
 
     def _on_mark(self, msg: Msg) -> None:
         request = _decode(msg, wire.MarkRequest)
@@ -130,10 +136,12 @@ class Server:
             self._waiting.append((time.monotonic() + min(request.timeout_s, 60.0), request, msg))
 
     def _concerns(self, rev: int) -> wire.ConcernsReply:
-        reply = self._publisher.concerns(rev)
         since = time.monotonic() - SILENT_S
+        speaking = [node for node, at in self._heard_at[Role.BGP].items() if at >= since]
+        reply = self._publisher.concerns(rev, {*speaking, *self._publisher.speakers})
         if self._started_at < since:  # before, nobody can be said to be silent
-            reply.silent = [node for node in reply.nodes if self._heard_at.get(node, 0.0) < since]
+            heard_at = self._heard_at[Role.FELIX]
+            reply.silent = [node for node in reply.nodes if heard_at.get(node, 0.0) < since]
         return reply
 
     def _answer(self, request: wire.SnapshotRequest) -> wire.SnapshotReply:
@@ -157,16 +165,17 @@ class Server:
             else:
                 answer.expires_at = now + KEPT_S
             return msgspec.structs.replace(answer.reply, chunk=request.chunk, data=answer.chunks[request.chunk])
-        self._flush(request.node)  # what was read but not yet published belongs in
-        snapshot = publisher.some_streams(request) if request.streams else publisher.snapshot(request.node, now)
+        role = request.role
+        self._flush(request.node if role is Role.FELIX else None)  # what was read but not yet published belongs in
+        snapshot = publisher.some_streams(request) if request.streams else publisher.snapshot(request.node, now, role)
         reply.rev = publisher.rev
         raw = wire.encode(snapshot)
         packed = zlib.compress(raw, 6 if len(raw) < SMALL_BYTES else 1)
         metrics = self._metrics
-        metrics.snapshots.labels(SYNCER).inc()
-        metrics.snapshot_raw.labels(SYNCER).set(len(raw))
-        metrics.snapshot_packed.labels(SYNCER).set(len(packed))
-        metrics.client_snapshot.labels(SYNCER).observe(time.monotonic() - now)
+        metrics.snapshots.labels(role).inc()
+        metrics.snapshot_raw.labels(role).set(len(raw))
+        metrics.snapshot_packed.labels(role).set(len(packed))
+        metrics.client_snapshot.labels(role).observe(time.monotonic() - now)
         chunks = [packed[start : start + CHUNK_BYTES] for start in range(0, len(packed), CHUNK_BYTES)]
         reply.chunks, reply.data = len(chunks), chunks[0]
         if len(chunks) > 1:

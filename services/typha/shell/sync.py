@@ -120,7 +120,7 @@ class Sync:
             self.bad.pop(key, None)
         if isinstance(parsed, keys.ResourceKey) and parsed.kind in CONFIG_KINDS:
             self.config[key] = msgspec.Raw(value) if value is not None and not error else None
-        self._calculator.update(key, resource)
+        self._calculator.update(key, resource, error)
         return error
 
 

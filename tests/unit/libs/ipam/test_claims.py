@@ -1,13 +1,21 @@
 from __future__ import annotations
 
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
+from libs.ipam import keys
 from libs.ipam.affinity import AffinityState, Owner
 from libs.ipam.block import Block, allocate, with_owner
-from libs.ipam.claims import Step, claim_step, reclaimable
+from libs.ipam.claims import Claims, Shell, Step, claim_step, reclaimable
+from libs.ipam.draft import Cache
+from libs.store.api import KeyValue
+from libs.store.memory import MemoryEtcd, MemoryStore
 from tests.unit.libs.ipam.test_block import NOW, fresh
 
 ME = Owner.host("node-1")
@@ -48,3 +56,39 @@ def test_only_old_empty_blocks_of_other_hosts_may_be_taken() -> None:
     assert not reclaimable(MINE, ME, later)
     assert not reclaimable(OWNERLESS, ME, later)
     assert not reclaimable(with_owner(MINE, Owner.load_balancer(), NOW), ME, later)
+
+
+class Interleaved(MemoryStore):
+    """The affinity is read after the block; `between` happens in the meantime, once."""
+
+    between: Callable[[], Awaitable[object]] | None = None
+
+    def __init__(self, server: MemoryEtcd) -> None:
+        super().__init__(server)
+        self.read = asyncio.Event()
+
+    async def get(self, key: str, *, revision: int = 0) -> KeyValue | None:
+        if "/assignment/" in key:
+            found = await super().get(key, revision=revision)
+            self.read.set()
+            return found
+        if self.between is not None:
+            between, self.between = self.between, None
+            await self.read.wait()
+            await between()
+        return await super().get(key, revision=revision)
+
+
+async def test_giving_up_a_block_that_is_claimed_meanwhile_leaves_no_block_without_affinity() -> None:
+    server = MemoryEtcd()
+    store, other = Interleaved(server), MemoryStore(server)
+
+    def claims(of: MemoryStore) -> Claims:
+        return Claims(Shell(of, time.time_ns, random.Random(1), asyncio.sleep), Cache())
+
+    cidr = MINE.cidr
+    store.between = lambda: claims(other).claim(ME, cidr, cooldown_s=0)
+    await claims(store).release(ME, cidr, cooldown_s=0, must_be_empty=True)
+    assert store.between is None
+    assert await other.get(keys.block(cidr)) is None
+    assert await other.get(keys.affinity(ME, cidr)) is None

@@ -67,3 +67,29 @@ def test_identity_given_by_the_datastore_cannot_change() -> None:
     new = model.Tier(metadata=model.ObjectMeta(name="t", uid="2", creation_timestamp="2026-01-02T00:00:00Z"))
     assert paths(validate_update(old, new)) == ["metadata.uid", "metadata.creationTimestamp"]
     assert validate_update(old, model.Tier(metadata=model.ObjectMeta(name="t"))) == []
+
+
+@pytest.mark.parametrize(
+    ("felix", "bgp", "wrong"),
+    [
+        ({}, {}, 0),
+        ({}, {"default": "EnabledNoEncapOnly"}, 0),
+        ({"default": "EnabledIPIPOnly"}, {"default": "EnabledNoEncapOnly"}, 0),
+        ({"default": "Enabled"}, {"default": "Disabled"}, 0),
+        ({"default": "Disabled"}, {"default": "Enabled"}, 0),
+        ({"default": "EnabledNoEncapOnly"}, {"default": "EnabledIPIPOnly"}, 0),
+        ({"default": "Enabled"}, {}, 0),  # bgp follows
+        ({}, {"default": "Disabled"}, 1),
+        ({}, {"default": "Enabled"}, 1),
+        ({"default": "Enabled"}, {"default": "Enabled"}, 1),
+        ({"default": "Disabled"}, {"default": "Disabled"}, 1),
+        ({"default": "Enabled"}, {"default": "EnabledNoEncapOnly"}, 1),
+        ({"node.a": "Enabled"}, {"default": "EnabledNoEncapOnly"}, 1),
+        ({"node.a": "Enabled"}, {"default": "EnabledNoEncapOnly", "node.a": "Disabled"}, 0),
+        ({"node.a": "Enabled", "node.b": "Disabled"}, {"default": "EnabledNoEncapOnly"}, 2),
+    ],
+)
+def test_each_route_to_a_block_has_one_owner(felix: dict[str, str], bgp: dict[str, str], wrong: int) -> None:
+    problems = conflicts.route_owners(felix, bgp)
+    assert len(problems) == wrong
+    assert all("FelixConfiguration(" in text and "BGPConfiguration(" in text for text in problems)

@@ -133,6 +133,31 @@ def test_overlapping_pools_are_refused_in_both_families(ctl: Ctl) -> None:
     ctl.apply(pool("other", "192.168.0.0/16") + "---\n" + pool("other6", "fd01::/48"))
 
 
+def owner(kind: str, value: str, name: str = "default") -> str:
+    spec = f"spec: {{programClusterRoutes: {value}}}" if value else "spec: {}"
+    return f"apiVersion: projectcalico.org/v3\nkind: {kind}\nmetadata: {{name: {name}}}\n{spec}\n"
+
+
+def test_g22_a_pair_of_route_owners_with_holes_or_overlaps_is_refused(ctl: Ctl) -> None:
+    said = ctl.bad("create", "-f", "-", stdin=owner("BGPConfiguration", "Enabled"))
+    assert (
+        "spec.programClusterRoutes: programClusterRoutes of FelixConfiguration(default) is EnabledIPIPOnly, which is "
+        "its default, and of BGPConfiguration(default) Enabled: the latter must be EnabledNoEncapOnly, or not be set"
+    ) in said
+    ctl.apply(owner("BGPConfiguration", "EnabledNoEncapOnly"))
+    said = ctl.bad("apply", "-f", "-", stdin=owner("FelixConfiguration", "Enabled"))
+    assert "must be Disabled, or not be set" in said
+    # The way from one pair to another, right at each step.
+    ctl.apply(owner("BGPConfiguration", ""))
+    ctl.apply(owner("FelixConfiguration", "Enabled"))
+    ctl.apply(owner("BGPConfiguration", "Disabled"))
+    assert "FelixConfiguration(node.a) is Disabled" in ctl.bad(
+        "create", "-f", "-", stdin=owner("FelixConfiguration", "Disabled", "node.a")
+    )
+    assert "must be EnabledNoEncapOnly" in ctl.bad("delete", "felixconfig", "default")
+    ctl.apply(owner("FelixConfiguration", "Enabled").replace("spec: {", "spec: {logSeverityScreen: Debug, "))
+
+
 def test_cidr_and_block_size_of_a_pool_stay(ctl: Ctl) -> None:
     ctl.apply(pool("p", "10.0.0.0/16"))
     assert "spec.cidr: cannot change" in ctl.bad("apply", "-f", "-", stdin=pool("p", "10.1.0.0/16"))

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from libs.runtime.config import load
+from libs.runtime.files import write_atomically
 from services.cni.__main__ import main
 from services.cni.config import InstallConfig
-from services.cni.files import write_atomically
 from services.cni.install import install
 from services.cni.network import InstallError
 

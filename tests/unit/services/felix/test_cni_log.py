@@ -51,7 +51,7 @@ def test_lines_go_to_the_file_of_their_request_at_its_level(cni_log: CniLog, tmp
 
 def test_other_loggers_are_none_of_its_business(cni_log: CniLog, tmp_path: Path) -> None:
     with cni_log.request(LogSettings(tmp_path / "cni.log")):
-        logging.getLogger("services.felix.shell.feed").error("not about CNI")
+        logging.getLogger("libs.feed.runner").error("not about CNI")
         plugin.info("about CNI")
     assert lines(tmp_path / "cni.log") == ["about CNI"]
 

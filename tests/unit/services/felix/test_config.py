@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from libs.runtime import nodename as module
 from libs.runtime.config import ConfigError, load
-from services.felix import config as module
 from services.felix.config import FelixConfig
 
 

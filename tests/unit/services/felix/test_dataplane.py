@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Mapping
 from random import Random
 
+from libs.feed.delta import Delta
+from libs.feed.feed import Apply
 from libs.nftables.state import TableState
 from libs.policy.output import Pool, Qos, Workload, WorkloadKey
-from services.felix.core.delta import Delta
-from services.felix.core.feed import Apply
 from services.felix.core.overlay import OverlaySettings, WantedOverlays
 from services.felix.core.routing import Routing
 from services.felix.core.ruleset import RulesetBuilder

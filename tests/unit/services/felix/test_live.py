@@ -120,11 +120,11 @@ def test_a_bad_value_leaves_the_layer_below_it() -> None:
 
 
 def test_fields_without_effect_are_named() -> None:
-    found = effective(stored(("default", {"bpfEnabled": True, "wireguardMTU": 1400, "nonsense": 1})), "node1", {})
+    found = effective(stored(("default", {"bpfEnabled": True, "xdpEnabled": True, "nonsense": 1})), "node1", {})
     assert found.problems == (
         "nonsense (default): there is no such field",
         "bpfEnabled: has no effect in this version",
-        "wireguardMTU: has no effect in this version",
+        "xdpEnabled: has no effect in this version",
     )
 
 

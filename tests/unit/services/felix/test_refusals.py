@@ -11,13 +11,13 @@ import msgspec
 import pytest
 
 from libs.bus import wire
+from libs.feed.delta import Delta
+from libs.feed.feed import Apply
 from libs.nftables.fake import FakeRuleset
 from libs.nftables.model import Table
 from libs.nftables.ops import AddElements, AddRules, Committed, Failure, NewChain, Op, TransactionRefused
 from libs.nftables.reconcile import TableReconciler
 from libs.policy.output import Action, Host, IPSet, IPSetType, Policy, Profile, Qos, Rule, Tier
-from services.felix.core.delta import Delta
-from services.felix.core.feed import Apply
 from services.felix.core.routing import Routing
 from services.felix.core.ruleset import RulesetBuilder
 from services.felix.shell.dataplane import Dataplane

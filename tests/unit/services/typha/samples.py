@@ -67,10 +67,11 @@ class Writer:
 
     @staticmethod
     def decoded(out: list[Outgoing]) -> list[tuple[str, Any]]:
-        """(stream, message); the stream is `node.<name>` for what goes to one node."""
+        """(stream, message); the stream is `node.<name>` for what goes to one node, `bgp.<name>` to its speaker."""
         found: list[tuple[str, Any]] = []
         for subject, data in out:
             stream = subjects.stream_of(subject)
-            kind = wire.NodeMessage if stream.startswith("node.") else wire.StreamMessage
+            commits = stream.partition(".")[0] in subjects.COMMIT_FAMILIES
+            kind = wire.NodeMessage if commits else wire.StreamMessage
             found.append((stream, wire.decoder(kind).decode(data)))
         return found

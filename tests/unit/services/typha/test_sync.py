@@ -129,9 +129,9 @@ async def test_unchanged_keys_are_not_fed_again_by_a_second_listing(synced: Sync
     fed: list[str] = []
     update = synced.calculator.update
 
-    def noted(key: str, resource: model.Resource | None) -> None:
+    def noted(key: str, resource: model.Resource | None, problem: str = "") -> None:
         fed.append(key)
-        update(key, resource)
+        update(key, resource, problem)
 
     synced.calculator.update = noted  # type: ignore[method-assign]
     await synced.writer.put(*policy("web7", "web", "x"))

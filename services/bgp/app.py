@@ -1,0 +1,135 @@
+"""bgp: this node's speaker, by the cluster's resources or by a file."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from random import Random
+
+from libs.bus import bgp as told
+from libs.runtime.backends import open_bus
+from libs.runtime.service import Service, ServiceExit
+from services.bgp.config import BgpConfig
+from services.bgp.core.rib.fib import FibChange
+from services.bgp.core.settings import SpeakerSettings
+from services.bgp.core.settings_file import SettingsError, decode_settings
+from services.bgp.metrics import SpeakerCollector
+from services.bgp.shell import report
+from services.bgp.shell.cluster import Cluster
+from services.bgp.shell.control import Control
+from services.bgp.shell.kernel import Kernel
+from services.bgp.shell.peer import Peer
+from services.bgp.shell.secrets import SecretDirectory
+from services.bgp.shell.speaker import Speaker
+
+log = logging.getLogger(__name__)
+
+VERSION = "calico-bgp"
+
+
+class Bgp:
+    """speaker: None until there are settings."""
+
+    def __init__(self, config: BgpConfig, service: Service) -> None:
+        self.config = config
+        self.speaker: Speaker | None = None
+        self.started = datetime.now(UTC)
+        self.on_session: list[Callable[[told.Peer], None]] = []
+        self.on_routes: list[Callable[[list[FibChange]], None]] = []
+        self._health = service.health.register("Speaker")
+        self._health.report(ready=False, detail="no settings yet")
+        SpeakerCollector(lambda: self.speaker, service.registry)
+
+    def control(self) -> Control:
+        return Control(self.config.control_socket, lambda: self.speaker, started=self.started, version=VERSION)
+
+    async def take(self, settings: SpeakerSettings) -> None:
+        """The first time it starts the speaker, later it changes it."""
+        if self.speaker is None:
+            kernel = Kernel(interface_prefixes=self.config.interface_prefix)
+            speaker = Speaker(settings, kernel, SecretDirectory(self.config.secrets_dir), Random())
+            kernel.on_routes += self.on_routes
+            speaker.on_session.append(self._session_changed)
+            await speaker.start()
+            self.speaker = speaker
+        else:
+            await self.speaker.configure(settings)
+        self._health.report()
+
+    def state(self, request: told.StateRequest) -> told.State | None:
+        if self.speaker is None:
+            return None
+        return report.state(self.speaker, request, started=self.started, version=VERSION)
+
+    def _session_changed(self, peer: Peer) -> None:
+        if self.speaker is not None:
+            for tell in self.on_session:
+                tell(report.peer_state(self.speaker, peer))
+
+    async def stop(self) -> None:
+        if self.speaker is not None:
+            await self.speaker.stop()
+
+
+async def run(config: BgpConfig, service: Service) -> None:
+    app = Bgp(config, service)
+    async with app.control():
+        try:
+            if config.settings is None:
+                await _by_cluster(app, service)
+            else:
+                await _by_file(app, config.settings, service)
+        finally:
+            await app.stop()
+
+
+async def _by_cluster(app: Bgp, service: Service) -> None:
+    config, node = app.config, app.config.node_name()
+    async with open_bus(f"bgp-{node}") as bus:
+        cluster = Cluster(
+            bus,
+            node,
+            router_id=config.router_id,
+            state_dir=config.state_dir,
+            take=app.take,
+            state=app.state,
+            random=Random(),
+        )
+        app.on_session.append(cluster.session_changed)
+        app.on_routes.append(cluster.routes_changed)
+        await cluster.start_from_disk()
+        service.spawn(cluster.run(), name="cluster")
+        service.ready()
+        await service.stop.wait()
+
+
+async def _by_file(app: Bgp, path: Path, service: Service) -> None:
+    try:
+        await app.take(_read(path))
+    except (OSError, SettingsError) as error:
+        raise ServiceExit(2, f"{path}: {error}") from error
+    again = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, again.set)
+    service.ready()
+    stop = asyncio.create_task(service.stop.wait())
+    while not service.stop.is_set():
+        hup = asyncio.create_task(again.wait())
+        await asyncio.wait({stop, hup}, return_when=asyncio.FIRST_COMPLETED)
+        if again.is_set():
+            again.clear()
+            try:
+                await app.take(_read(path))
+            except (OSError, SettingsError) as error:
+                log.error("settings not taken, the last good ones stay", extra={"file": str(path), "error": str(error)})
+            else:
+                log.info("settings read again", extra={"file": str(path)})
+        hup.cancel()
+
+
+def _read(path: Path) -> SpeakerSettings:
+    return decode_settings(path.read_bytes())

@@ -1,0 +1,1 @@
+"""BGP messages as bytes: pure, no sockets, no clocks. Octets in, values or `BgpError` out, and back."""

@@ -1,0 +1,190 @@
+"""The speaker by the cluster's resources: typha's tables, the last good ones on disk, reports and events on the bus."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from ipaddress import ip_address
+from pathlib import Path
+from random import Random
+
+import msgspec
+
+from libs.bus import bgp as told
+from libs.bus import subjects
+from libs.bus.api import Bus, BusError, Msg
+from libs.feed.feed import Apply, Phase
+from libs.runtime.files import write_atomically
+from services.bgp.core.hold import hold
+from services.bgp.core.paths import network
+from services.bgp.core.plan import plan
+from services.bgp.core.rib.fib import FibChange, FibRoute
+from services.bgp.core.saved import SavedError, decode, encode
+from services.bgp.core.settings import SpeakerSettings
+from services.bgp.core.tables import Tables
+from services.bgp.shell.feed import TablesFeed
+
+log = logging.getLogger(__name__)
+
+REPORT_S = 10.0
+SAVE_PAUSE_S = 1.0  # in a storm of changes the disk is not written for each
+EVENT_ROUTES = 100
+FILE = "last-good.json"
+
+Take = Callable[[SpeakerSettings], Awaitable[None]]
+
+
+class Cluster:
+    """take: settings into force. state: what the speaker tells when asked, None before it has settings."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        node: str,
+        *,
+        router_id: str,
+        state_dir: Path,
+        take: Take,
+        state: Callable[[told.StateRequest], told.State | None],
+        random: Random,
+    ) -> None:
+        self.feed = TablesFeed(bus, node, self._on_tables, random)
+        self.rev = 0
+        self._bus, self._node, self._router_id = bus, node, router_id
+        self._file = state_dir / FILE
+        self._take, self._state = take, state
+        self._good: Tables | None = None
+        self._pending: tuple[Tables, dict[str, str], Apply] | None = None
+        self._reported: tuple[Apply, dict[str, str]] | None = None
+        self._news = asyncio.Event()
+        self._unsaved = asyncio.Event()
+
+    @property
+    def phase(self) -> Phase:
+        return self.feed.runner.feed.phase
+
+    async def start_from_disk(self) -> bool:
+        """False when nothing usable is saved: then there are no sessions before typha has been heard."""
+        try:
+            self.rev, tables = decode(self._node, await asyncio.to_thread(self._file.read_bytes))
+        except FileNotFoundError:
+            return False
+        except (OSError, SavedError) as error:
+            log.error("last good input not used", extra={"file": str(self._file), "error": str(error)})
+            return False
+        self._good = tables
+        await self._take(plan(self._node, tables, router_id=self._router_id))
+        log.info("started from the last good input", extra={"revision": self.rev})
+        return True
+
+    async def run(self) -> None:
+        subscription = self._bus.subscribe(told.state_subject(self._node), self._answer)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for name, work in (
+                    ("feed", self.feed.runner.run()),
+                    ("settings", self._apply_forever()),
+                    ("report", self._report_forever()),
+                    ("save", self._save_forever()),
+                ):
+                    tasks.create_task(work, name=name)
+        finally:
+            subscription.unsubscribe()
+
+    def _on_tables(self, tables: Tables, apply: Apply, _: str | None) -> None:
+        """The tables change under us at the next step: `hold` copies them."""
+        kept, problems = hold(tables, self._pending[0] if self._pending is not None else self._good)
+        self._pending = (kept, problems, apply)
+        self._news.set()
+
+    async def _apply_forever(self) -> None:
+        """Only the newest counts: what came while the last was put in force is skipped."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            if self._pending is None:
+                continue
+            (tables, held, apply), self._pending = self._pending, None
+            if tables != self._good:
+                self._good = tables
+                self._unsaved.set()
+                settings = plan(self._node, tables, router_id=self._router_id)
+                settings.problems.update(held)
+                await self._take(settings)
+                for name, problem in settings.problems.items():
+                    log.warning("not in force", extra={"resource": name, "problem": problem})
+                self._reported = (apply, settings.problems)
+            else:
+                self._reported = (apply, {**(self._reported[1] if self._reported else {}), **held})
+            self.rev = apply.rev
+            self._report()
+
+    def _report(self) -> None:
+        if self._reported is not None:
+            try:
+                self.feed.report(*self._reported)
+            except BusError as error:
+                log.debug("not reported", extra={"error": str(error)})
+
+    async def _report_forever(self) -> None:
+        while True:
+            await asyncio.sleep(REPORT_S)
+            self._report()
+
+    async def _save_forever(self) -> None:
+        while True:
+            await self._unsaved.wait()
+            self._unsaved.clear()
+            assert self._good is not None
+            data = encode(self._node, self.rev, self._good)
+            try:
+                await asyncio.to_thread(self._write, data)
+            except OSError as error:
+                log.error("last good input not saved", extra={"file": str(self._file), "error": str(error)})
+            await asyncio.sleep(SAVE_PAUSE_S)
+
+    def _write(self, data: bytes) -> None:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self._file, data, mode=0o600)
+
+    # --- what others may know ---
+
+    def _answer(self, message: Msg) -> None:
+        try:
+            request = msgspec.json.decode(message.data or b"{}", type=told.StateRequest)
+        except msgspec.MsgspecError as error:
+            log.warning("request not understood", extra={"subject": message.subject, "error": str(error)})
+            return
+        found = self._state(request) or told.State(node=self._node, ready=False, detail="typha has not been heard yet")
+        if message.reply:
+            message.respond(msgspec.json.encode(found))
+
+    def session_changed(self, peer: told.Peer) -> None:
+        """A session came up, went down or is not wanted any more (Close)."""
+        self._publish(subjects.bgp_peer(self._node, peer.name), peer)
+
+    def routes_changed(self, changes: Sequence[FibChange]) -> None:
+        """A slice of what the kernel got. Large ones are only counted: people read these, and there are rpcs."""
+        few = changes if len(changes) <= EVENT_ROUTES else ()
+        self._publish(
+            subjects.bgp_route(self._node),
+            told.RoutesChanged(
+                node=self._node,
+                count=len(changes),
+                put={str(network(c.family, c.prefix)): _gateways(c.route) for c in few if c.route is not None},
+                dropped=[str(network(c.family, c.prefix)) for c in few if c.route is None],
+            ),
+        )
+
+    def _publish(self, subject: str, event: msgspec.Struct) -> None:
+        if not self._bus.connected:
+            return  # events are news: nobody wants them late
+        try:
+            self._bus.publish(subject, msgspec.json.encode(event))
+        except BusError as error:
+            log.debug("event not published", extra={"error": str(error)})
+
+
+def _gateways(route: FibRoute) -> list[str]:
+    return [str(ip_address(hop.address)) for hop in route.hops]

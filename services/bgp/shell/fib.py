@@ -1,0 +1,164 @@
+"""The kernel's share of what was learned: routes with protocol number 81, written in slices from a worker thread.
+
+What is there at the start is adopted: a route that is still right is not touched, one that nobody tells any more goes
+only when the caller says so (after End-of-RIB). Where another program has a route of the same destination and metric,
+its route stays, ours waits, and that is reported.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from libs.netlink.codec import NetlinkError, ObjectExists
+from libs.netlink.fib import FibWriter
+from libs.netlink.routes import PROTOCOL_BGP, NextHop, RouteKey, list_routes
+from services.bgp.core.paths import Family, Nlri, network, nlri
+from services.bgp.core.rib.fib import FibChange, FibRoute, Hop
+
+log = logging.getLogger(__name__)
+
+AF = {Family.IPV4: 2, Family.IPV6: 10}
+T = TypeVar("T")
+
+
+class Written(NamedTuple):
+    """A route as the kernel has it from us."""
+
+    metric: int
+    hops: tuple[NextHop, ...]
+
+
+class KernelFib:
+    """kernel_hop: the way to a next hop, None while there is none (shell/nexthops.py)."""
+
+    def __init__(self, kernel_hop: Callable[[Hop], NextHop | None], netns: int | str | Path | None = None) -> None:
+        self.held: dict[Family, dict[Nlri, Written]] = {family: {} for family in Family}
+        self.blocked: dict[tuple[Family, Nlri], str] = {}  # wanted, and not there: why
+        self.writes = 0
+        self._kernel_hop = kernel_hop
+        self._writer = FibWriter(netns=netns)
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="fib")
+        self._shared: dict[FibRoute, Written | None] = {}
+
+    @property
+    def port(self) -> int:
+        """Of the socket that writes, for the monitor."""
+        return self._writer.port
+
+    async def adopt(self) -> None:
+        """Take what the kernel has of ours as written by us. At the start, and when in doubt what it has."""
+        found: dict[Family, dict[Nlri, Written]] = {family: {} for family in Family}
+        routes = await self._run(lambda: list_routes(self._writer.netlink, protocol=PROTOCOL_BGP))
+        for route in routes:
+            family = Family.IPV4 if route.dst.version == 4 else Family.IPV6
+            found[family][nlri(route.dst)] = Written(route.metric, route.hops)
+        self.held = found
+
+    def hops_changed(self) -> None:
+        """Next hops are reached in another way: what was worked out for routes does not hold any more."""
+        self._shared.clear()
+
+    async def apply(self, changes: Iterable[FibChange]) -> None:
+        """One slice. What the kernel refuses stands in `blocked`."""
+        fresh: dict[tuple[Family, int], list[tuple[Nlri, tuple[NextHop, ...]]]] = {}
+        again: dict[tuple[Family, int], list[tuple[Nlri, tuple[NextHop, ...]]]] = {}
+        gone: dict[tuple[Family, int], list[Nlri]] = {}
+        shared = self._shared
+        for family, prefix, route in ((c.family, c.prefix, c.route) for c in changes):
+            held = self.held[family]
+            has = held.get(prefix)
+            if self.blocked:
+                self.blocked.pop((family, prefix), None)
+            wants: Written | None = None
+            if route is not None:
+                if route in shared:
+                    wants = shared[route]
+                else:
+                    wants = shared[route] = self._written(route)
+                if wants is None:
+                    self.blocked[family, prefix] = "no way to its next hop"
+            if has == wants:
+                continue
+            if wants is not None:
+                same_place = has is not None and has.metric == wants.metric
+                (again if same_place else fresh).setdefault((family, wants.metric), []).append((prefix, wants.hops))
+                held[prefix] = wants
+            if has is not None and (wants is None or has.metric != wants.metric):
+                gone.setdefault((family, has.metric), []).append(prefix)
+                if wants is None:
+                    del held[prefix]
+        for (family, metric), routes in fresh.items():
+            await self._put(family, metric, routes, exclusive=True)
+        for (family, metric), routes in again.items():
+            await self._put(family, metric, routes, exclusive=False)
+        for (family, metric), prefixes in gone.items():
+            await self._drop(family, metric, prefixes)
+
+    async def sweep(self, family: Family, wanted: Mapping[Nlri, FibRoute]) -> int:
+        """Take out what is ours and not wanted; how many."""
+        left: dict[int, list[Nlri]] = {}
+        for prefix, has in list(self.held[family].items()):
+            if prefix not in wanted:
+                left.setdefault(has.metric, []).append(prefix)
+                del self.held[family][prefix]
+        for metric, prefixes in left.items():
+            await self._drop(family, metric, prefixes)
+        return sum(map(len, left.values()))
+
+    async def withdraw_all(self) -> None:
+        for family in Family:
+            await self.sweep(family, {})
+
+    async def _put(
+        self, family: Family, metric: int, routes: list[tuple[Nlri, tuple[NextHop, ...]]], *, exclusive: bool
+    ) -> None:
+        self.writes += len(routes)
+        failed = await self._run(lambda: self._writer.put(AF[family], routes, metric, exclusive=exclusive))
+        for index, error in failed.items():
+            prefix = routes[index][0]
+            self.held[family].pop(prefix, None)
+            self.blocked[family, prefix] = _reason(error)
+        if failed:
+            log.warning(
+                "routes not installed",
+                extra={"count": len(failed), "example": self._example(family, routes[next(iter(failed))][0])},
+            )
+
+    async def _drop(self, family: Family, metric: int, prefixes: list[Nlri]) -> None:
+        self.writes += len(prefixes)
+        failed = await self._run(lambda: self._writer.drop(AF[family], prefixes, metric))
+        for index, error in failed.items():
+            log.warning(
+                "route not removed", extra={"route": str(network(family, prefixes[index])), "error": str(error)}
+            )
+
+    def _written(self, route: FibRoute) -> Written | None:
+        """Next hops without a way are left out while there is another one; no next hops at all are a blackhole."""
+        hops = tuple(dict.fromkeys(hop for one in route.hops if (hop := self._kernel_hop(one)) is not None))
+        return Written(route.metric, hops) if hops or not route.hops else None
+
+    def _example(self, family: Family, prefix: Nlri) -> str:
+        return f"{network(family, prefix)}: {self.blocked[family, prefix]}"
+
+    async def _run(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._worker, call)
+
+    def close(self) -> None:
+        self._worker.shutdown(wait=True)
+        self._writer.close()
+
+
+def place(family: Family, prefix: Nlri, metric: int) -> RouteKey:
+    """Where in the kernel's table a route of ours stands."""
+    return RouteKey(network(family, prefix), 254, metric)
+
+
+def _reason(error: NetlinkError) -> str:
+    if isinstance(error, ObjectExists):
+        return "another program has a route of this destination and metric"
+    return str(error)

@@ -1,0 +1,240 @@
+"""The kernel beside the tables: routes out, next hops and local workloads in.
+
+Felix puts a local workload's route into the kernel when its policy is there, and takes it out when the workload goes.
+So what the kernel says is what is announced of workloads: never one that is not ready, and no second opinion.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from libs.netlink.links import Link
+from libs.netlink.monitor import ADDRESSES, LINKS, ROUTES, Event, Lost, Monitor
+from libs.netlink.routes import PROTOCOL_BGP, PROTOCOL_FELIX, TABLE_MAIN, UNICAST, Route, list_routes
+from libs.netlink.socket import NETLINK_ROUTE, NetlinkSocket
+from services.bgp.core.paths import Attributes, Family, Nlri, nlri
+from services.bgp.core.rib.fib import FibChange
+from services.bgp.core.rib.rib import Rib
+from services.bgp.core.settings import Originated, SpeakerSettings
+from services.bgp.shell.fib import KernelFib
+from services.bgp.shell.nexthops import NextHops
+
+log = logging.getLogger(__name__)
+
+SLICE = 2000  # routes in one request to the kernel
+SETTLE_S = 0.05  # changes in the kernel come in bursts
+RESYNC_S = 90.0  # as felix's route refresh
+RETRY_S = 10.0
+PROTOCOL_BOOT = 3  # linux/rtnetlink.h: what `ip route add` uses, and felix's default for workload routes in Calico
+
+
+class Owner(Protocol):
+    def wake(self) -> None: ...
+
+
+class Kernel:
+    """prefixes: how the names of workload interfaces begin."""
+
+    def __init__(
+        self, *, interface_prefixes: tuple[str, ...] = ("cali",), netns: int | str | Path | None = None
+    ) -> None:
+        self.next_hops = NextHops(netns)
+        self.fib = KernelFib(self.next_hops.kernel_hop, netns)
+        self.failures: dict[str, str] = {}
+        self.on_routes: list[Callable[[list[FibChange]], None]] = []  # slices that were written
+        self._prefixes = interface_prefixes
+        self._netlink = NetlinkSocket(NETLINK_ROUTE, netns)
+        self._monitor = Monitor(self._event, (*ROUTES, *LINKS, *ADDRESSES), netns, ignore_port=self.fib.port)
+        self._rib: Rib | None = None
+        self._owner: Owner | None = None
+        self._names: dict[int, str] = {}
+        self._workloads: dict[tuple[Family, Nlri], Originated] = {}
+        self._work = asyncio.Event()
+        self._settle: asyncio.TimerHandle | None = None
+        self._look = False  # at next hops
+        self._resync = False  # at everything of ours
+        self._relist = False  # at workloads
+        self._swept: set[Family] = set()
+        self._ignored: tuple[str, ...] = ()
+
+    async def start(self, owner: Owner) -> bool:
+        """True when routes of an earlier life are there."""
+        self._owner = owner
+        self._monitor.start()
+        await self.fib.adopt()
+        self._read_names()
+        return any(self.fib.held.values())
+
+    def attach(self, rib: Rib) -> None:
+        self._rib = rib
+        self.configure(rib.settings)
+        self._list_workloads()
+
+    def configure(self, settings: SpeakerSettings) -> None:
+        if settings.ignored_interfaces != self._ignored:
+            self._ignored = settings.ignored_interfaces
+            self._relist = True
+            self._later()
+
+    def wake(self) -> None:
+        self._work.set()
+
+    async def write_forever(self) -> None:
+        """The only task that writes. Slices, so that the loop and the tables' other work go on in between."""
+        while True:
+            try:
+                async with asyncio.timeout(RETRY_S if self.fib.blocked else RESYNC_S):
+                    await self._work.wait()
+            except TimeoutError:
+                if not self.fib.blocked:
+                    self._resync = True
+                await self._again([*self.fib.blocked])
+            self._work.clear()
+            assert self._rib is not None
+            if self._resync:
+                self._resync = False
+                await self._compare()
+            while changes := self._rib.take_fib(SLICE):
+                await self.fib.apply(changes)
+                for tell in self.on_routes:
+                    tell(changes)
+            for family in Family:
+                if family not in self._swept and self._rib.sweep_allowed(family) and not self._rib.fib_waiting():
+                    self._swept.add(family)
+                    gone = await self.fib.sweep(family, self._rib.fib(family))
+                    if gone:
+                        log.info("stale routes removed", extra={"family": family.name, "count": gone})
+            self._report()
+
+    async def stop(self) -> None:
+        if self._settle is not None:
+            self._settle.cancel()
+        self._monitor.stop()
+        self._netlink.close()
+        self.next_hops.close()
+        self.fib.close()
+
+    # --- what the kernel tells ---
+
+    def _event(self, event: Event) -> None:
+        if isinstance(event, Lost):
+            self._look = self._resync = self._relist = True
+        elif isinstance(event.object, Link):
+            if event.gone:
+                self._names.pop(event.object.index, None)
+            else:
+                self._names[event.object.index] = event.object.name
+            self._look = self._resync = True  # the kernel drops IPv4 routes of a link that goes down without a word
+        elif isinstance(event.object, Route):
+            self._route_changed(event.object, event.gone)
+        else:
+            self._look = True
+        self._later()
+
+    def _route_changed(self, route: Route, gone: bool) -> None:
+        if route.table != TABLE_MAIN:
+            return
+        if route.protocol == PROTOCOL_BGP:
+            self._resync |= gone  # somebody took a route of ours away
+            return
+        family = _family(route)
+        place = (family, nlri(route.dst))
+        if (workload := self._workload(route)) is not None:
+            if gone:
+                self._drop_workload(place)
+            elif self._workloads.get(place) != workload:
+                self._put_workload(place, workload)
+        else:
+            self._look = True
+        if place in self.fib.blocked or place[1] in self.fib.held[family]:
+            self._resync = True  # in the way of ours, or not any more
+
+    def _workload(self, route: Route) -> Originated | None:
+        """What is announced of a kernel route: that of a workload on this node."""
+        if route.protocol not in (PROTOCOL_FELIX, PROTOCOL_BOOT) or route.type != UNICAST or len(route.hops) != 1:
+            return None
+        name = self._names.get(route.hops[0].oif, "")
+        if not name.startswith(self._prefixes) or name in self._ignored:
+            return None
+        return Originated(_family(route), nlri(route.dst), Attributes(), priority=route.metric or None, interface=name)
+
+    def _put_workload(self, place: tuple[Family, Nlri], workload: Originated) -> None:
+        self._workloads[place] = workload
+        if self._rib is not None and self._owner is not None:
+            self._rib.originate([workload])
+            self._owner.wake()
+
+    def _drop_workload(self, place: tuple[Family, Nlri]) -> None:
+        if self._workloads.pop(place, None) is not None and self._rib is not None and self._owner is not None:
+            self._rib.withdraw_originated([place])
+            self._owner.wake()
+
+    def _list_workloads(self) -> None:
+        self._read_names()
+        found: dict[tuple[Family, Nlri], Originated] = {}
+        for protocol in (PROTOCOL_FELIX, PROTOCOL_BOOT):
+            for route in list_routes(self._netlink, protocol=protocol):
+                if (workload := self._workload(route)) is not None:
+                    found[workload.family, workload.prefix] = workload
+        for place in self._workloads.keys() - found.keys():
+            self._drop_workload(place)
+        for place, workload in found.items():
+            if self._workloads.get(place) != workload:
+                self._put_workload(place, workload)
+
+    def _read_names(self) -> None:
+        self.next_hops.links_changed()
+        self._names = self.next_hops.names
+
+    def _later(self) -> None:
+        if self._settle is None:
+            self._settle = asyncio.get_running_loop().call_later(SETTLE_S, self._settled)
+
+    def _settled(self) -> None:
+        self._settle = None
+        if self._relist:
+            self._relist = False
+            self._list_workloads()
+        if self._look and self._rib is not None and self._owner is not None:
+            self._look = False
+            self.next_hops.links_changed()
+            states, moved = self.next_hops.look_again(self._rib.next_hops())
+            if moved:
+                self.fib.hops_changed()
+                self._resync = True
+            if states:
+                self._rib.next_hops_changed(states)
+                self._owner.wake()
+        self._work.set()
+
+    # --- ours ---
+
+    async def _compare(self) -> None:
+        """Read what the kernel has of ours, and put right what differs from what was handed out."""
+        assert self._rib is not None
+        await self.fib.adopt()
+        for family in Family:
+            await self._again([(family, prefix) for prefix in self._rib.fib(family)])
+            if family in self._swept:
+                await self.fib.sweep(family, self._rib.fib(family))
+
+    async def _again(self, places: list[tuple[Family, Nlri]]) -> None:
+        assert self._rib is not None
+        for start in range(0, len(places), SLICE):
+            changes = [
+                FibChange(family, prefix, self._rib.fib(family).get(prefix), None)
+                for family, prefix in places[start : start + SLICE]
+            ]
+            await self.fib.apply(changes)
+
+    def _report(self) -> None:
+        blocked = self.fib.blocked
+        self.failures = {"kernel routes": f"{len(blocked)} not installed"} if blocked else {}
+
+
+def _family(route: Route) -> Family:
+    return Family.IPV4 if route.dst.version == 4 else Family.IPV6

@@ -1,0 +1,211 @@
+"""Brings one family's WireGuard to what is wanted: device, peers, our routing table, the rule that leads to it.
+
+Order: a peer is put in before a route leads to it, and leaves after it; the rule comes with the first route and goes
+with the last. Everything is read before it is written and only what differs is written, so a restart changes nothing:
+keys and sessions live on in the device. Ownership: the device by its name, routes by table and protocol, the rule by
+its table (docs/design/ownership.md).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import ip_interface
+from pathlib import Path
+
+from libs.netlink.addresses import address_request, list_addresses
+from libs.netlink.codec import NetlinkError, ObjectExists, ObjectNotFound
+from libs.netlink.links import Link, delete_link, get_link, link_change
+from libs.netlink.routes import (
+    PROTOCOL_FELIX,
+    SCOPE_LINK,
+    THROW,
+    UNREACHABLE,
+    NextHop,
+    Route,
+    RouteKey,
+    delete_routes,
+    list_routes,
+    replace_routes,
+    slices,
+)
+from libs.netlink.rules import MarkRule, list_mark_rules, mark_rule_request
+from libs.netlink.socket import NETLINK_ROUTE, NetlinkSocket
+from libs.netlink.sysctl import SysctlError, read_sysctl, write_sysctl
+from libs.netlink.wireguard import WgChange, WgDevice
+from libs.netlink.wireguard_keys import clamp
+from libs.reconcile import diff
+from services.felix.core.wireguard import TABLE, Network, Wanted, Way
+from services.felix.drivers.wireguard import FirstOf, WireguardError
+
+log = logging.getLogger(__name__)
+
+SRC_VALID_MARK = "net/ipv4/conf/all/src_valid_mark"
+NAPI_THREADS = Path("/sys/class/net")
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceState:
+    """A device as read, for metrics."""
+
+    interface: str
+    device: WgDevice
+
+
+class FamilyWriter:
+    """Of one family. Calls are synchronous, for one worker thread."""
+
+    def __init__(self, version: int, devices: FirstOf, *, random: Callable[[int], bytes] = os.urandom) -> None:
+        self._version = version
+        self._devices = devices
+        self._random = random
+
+    def ensure(self, name: str, *, make: bool) -> bytes | None:
+        """The public key of the device of that name; it is made when it is not there, and given a key when it has none.
+
+        make False: only if it is there. Raises WireguardError; NetlinkError, OSError.
+        """
+        with NetlinkSocket(NETLINK_ROUTE) as netlink:
+            link = get_link(netlink, name)
+        if link is not None and not self._devices.found(name, link.kind):
+            raise WireguardError(f"{name} is there already and is no WireGuard device but {link.kind or 'physical'}")
+        if link is None:
+            if not make:
+                return None
+            self._devices.create(name)
+            log.info("WireGuard device made", extra={"interface": name})
+        device = self._devices.read(name)
+        if device.public_key is None:
+            self._devices.change(name, WgChange(private_key=clamp(self._random(32))))
+            device = self._devices.read(name)
+            log.info("WireGuard key made", extra={"interface": name})
+        return device.public_key
+
+    def read(self, name: str) -> DeviceState | None:
+        """None when there is no such device. Raises as `ensure`."""
+        with NetlinkSocket(NETLINK_ROUTE) as netlink:
+            link = get_link(netlink, name)
+        if link is None or not self._devices.found(name, link.kind):
+            return None
+        return DeviceState(name, self._devices.read(name))
+
+    def remove(self, name: str) -> None:
+        """The device, routes and rule; one of another kind that has our name stays. Raises NetlinkError, OSError."""
+        with NetlinkSocket(NETLINK_ROUTE) as netlink:
+            self._write_rules(netlink, None)
+            self._write_routes(netlink, {}, None)
+            link = get_link(netlink, name)
+            if link is not None and self._devices.found(name, link.kind):
+                delete_link(netlink, link.index)
+                log.info("WireGuard device removed", extra={"interface": name})
+
+    def apply(self, wanted: Wanted, mtu_bytes: int) -> dict[str, str]:
+        """What could not be done, by object; the rest is. mtu_bytes: when `wanted` does not say. Routes that keep
+        traffic from leaving in clear text are written whether there is a device or not.
+        """
+        failures: dict[str, str] = {}
+        gone: tuple[bytes, ...] = ()
+        index: int | None = None
+        with NetlinkSocket(NETLINK_ROUTE) as netlink:
+            link = get_link(netlink, wanted.interface)
+            if link is not None and self._devices.found(wanted.interface, link.kind):
+                try:
+                    gone = self._write_device(netlink, link, wanted, wanted.mtu_bytes or mtu_bytes)
+                    index = link.index
+                except (WireguardError, NetlinkError, OSError) as error:
+                    failures[f"WireGuard {wanted.interface}"] = str(error)
+            refused = self._write_routes(netlink, wanted.routes, index)
+            failures |= {f"WireGuard route {key.dst}": str(error) for key, error in refused.items()}
+            rule = _rule(self._version, wanted) if wanted.routes else None
+            self._write_rules(netlink, rule)
+        if gone:
+            self._devices.change(wanted.interface, WgChange(drop=gone))
+        return failures
+
+    # --- inside ---
+
+    def _write_device(self, netlink: NetlinkSocket, link: Link, wanted: Wanted, mtu_bytes: int) -> tuple[bytes, ...]:
+        """Keys of peers that must go once no route leads to them."""
+        device = self._devices.read(wanted.interface)
+        todo = diff(wanted.peers, device.peers)
+        change = WgChange(
+            listen_port=wanted.listen_port if device.listen_port != wanted.listen_port else None,
+            fwmark=wanted.fwmark if device.fwmark != wanted.fwmark else None,
+            put=tuple(todo.put.values()),
+        )
+        if change:
+            self._devices.change(wanted.interface, change)
+        held = {one.interface.ip: one for one in list_addresses(netlink, link.index)}
+        requests = [
+            address_request(one.interface, link.index, delete=True)
+            for address, one in held.items()
+            if address not in wanted.addresses and not address.is_link_local and address.version == self._version
+        ]
+        requests += [address_request(ip_interface(one), link.index) for one in wanted.addresses if one not in held]
+        if link.mtu_bytes != mtu_bytes or not link.up:
+            requests.insert(0, link_change(link.index, up=True, mtu_bytes=mtu_bytes))
+        for error in netlink.batch(requests).values():
+            raise error
+        if wanted.threading:
+            self._thread(wanted.interface)
+        return tuple(todo.drop)
+
+    def _thread(self, name: str) -> None:
+        """NAPI in threads of its own, so that a core that decrypts does not starve others (net/core/net-sysfs.c)."""
+        path = NAPI_THREADS / name / "threaded"
+        try:
+            if path.read_text().strip() != "1":
+                path.write_text("1\n")
+        except OSError as error:
+            raise WireguardError(f"threads of {name} not switched on: {error}") from error
+
+    def _write_routes(
+        self, netlink: NetlinkSocket, wanted: dict[Network, Way], index: int | None
+    ) -> dict[RouteKey, NetlinkError]:
+        routes = {}
+        for network, way in wanted.items():
+            route = _route(network, way, index)
+            routes[route.key] = route
+        present = list_routes(netlink, protocol=PROTOCOL_FELIX, table=TABLE, families=(self._version,))
+        todo = diff(routes, {route.key: route for route in present})
+        failed: dict[RouteKey, NetlinkError] = {}
+        # What leads into the tunnel or stops comes before what throws back: no packet slips out in between.
+        for some in slices(sorted(todo.put.values(), key=lambda route: route.type == THROW)):
+            failed |= replace_routes(netlink, some)
+        for keys in slices(todo.drop):
+            failed |= delete_routes(netlink, keys, PROTOCOL_FELIX)
+        return failed
+
+    def _write_rules(self, netlink: NetlinkSocket, wanted: MarkRule | None) -> None:
+        present = list_mark_rules(netlink, TABLE, self._version)
+        if wanted is not None and wanted not in present:
+            for error in netlink.batch([mark_rule_request(wanted)]).values():
+                if not isinstance(error, ObjectExists):
+                    raise error
+        surplus = [mark_rule_request(rule, delete=True) for rule in present if rule != wanted]
+        for error in netlink.batch(surplus).values():
+            if not isinstance(error, ObjectNotFound):
+                raise error
+
+
+def _rule(version: int, wanted: Wanted) -> MarkRule:
+    return MarkRule(version, wanted.fwmark, wanted.fwmark, TABLE, wanted.priority, negate=True)
+
+
+def _route(network: Network, way: Way, index: int | None) -> Route:
+    if way is Way.TUNNEL and index is not None:
+        scope = SCOPE_LINK if network.version == 4 else 0
+        return Route(network, (NextHop(index),), table=TABLE, scope=scope)
+    # Without a device nothing is told to go there; should it have gone this moment, nothing leaves in clear text.
+    return Route(network, type=THROW if way is Way.THROW else UNREACHABLE, table=TABLE)
+
+
+def allow_marked_sources() -> None:
+    """The kernel's check of source addresses looks at marks (IPv4 has it, IPv6 has no such check). Raises OSError."""
+    try:
+        if read_sysctl(SRC_VALID_MARK) != "1":
+            write_sysctl(SRC_VALID_MARK, 1)
+    except SysctlError as error:
+        raise WireguardError(str(error)) from error
