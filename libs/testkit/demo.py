@@ -25,9 +25,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from libs.ipam.client import IpamClient
+from libs.model.node import Node
 from libs.resources.client import ResourceClient
-from libs.resources.tunnel_addresses import ensure_tunnel_addresses
 from libs.testkit import quickstart
 from libs.testkit.bootstrap import nodes_only
 from libs.testkit.cluster import Cluster, Pod
@@ -44,6 +43,7 @@ SAMPLES = 20  # changes timed for "apply to enforcement"
 NETWORKING = {"none": "Never", "vxlan": "Always", "vxlan-crosssubnet": "CrossSubnet"}
 FAR = ("node3",)
 KILLED = "node2"
+TUNNELS_S = 30.0
 
 say = Console(stderr=True, highlight=False)
 show = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
@@ -157,16 +157,17 @@ class Demo:
         return table
 
     async def _encapsulate(self, mode: str) -> None:
-        """All pools, and the tunnel addresses that the node service would give."""
+        """All pools; then the node services give tunnel addresses."""
         async with self.cluster.store() as store:
-            resources, ipam = ResourceClient(store), IpamClient(store)
+            resources = ResourceClient(store)
             for pool in (await resources.list("IPPool")).items:
                 spec = json.dumps({"spec": {"vxlanMode": mode}})
                 await calicoctl(self.cluster, "patch", "ippool", str(pool.metadata.name), "-p", spec)
-            for node in self.cluster.nodes:
-                given = await ensure_tunnel_addresses(resources, ipam, node.name)
-                if given.failures:
-                    raise Failure(f"{node.name} got no tunnel address: {given.failures}")
+            deadline = time.monotonic() + TUNNELS_S
+            while missing := [node.metadata.name for node in await _nodes(resources) if not _has_tunnels(node)]:
+                if time.monotonic() > deadline:
+                    raise Failure(f"no tunnel addresses within {TUNNELS_S:g} s: {', '.join(map(str, missing))}")
+                await asyncio.sleep(0.05)
 
     async def survive_a_kill(self) -> bool:
         """New connections between nodes while the agent of one of them is dead: True when none was lost."""
@@ -221,6 +222,14 @@ def _wait_for(load: Load, connections: int) -> None:
     wanted = load.snapshot().tcp_opened + connections
     while load.snapshot().tcp_opened < wanted:
         time.sleep(0.02)
+
+
+async def _nodes(resources: ResourceClient) -> list[Node]:
+    return [node for node in (await resources.list("Node")).items if isinstance(node, Node)]
+
+
+def _has_tunnels(node: Node) -> bool:
+    return bool(node.spec.ipv4_vxlan_tunnel_addr and node.spec.ipv6_vxlan_tunnel_addr)
 
 
 def _word(verdict: Verdict) -> str:
@@ -279,8 +288,10 @@ async def run(options: argparse.Namespace, ready: int | None) -> int:
     """The whole life of a cluster. ready: descriptor on which the exit status is written once it is left running."""
     sweep_stale()
     example = quickstart.load()
-    far = FAR if options.networking != "none" else ()
-    cluster = Cluster.create(nodes=options.nodes, tcp_ports=example.ports, udp_ports=(), fill=nodes_only, far=far)
+    far, daemons = (FAR, ("node",)) if options.networking != "none" else ((), ())
+    cluster = Cluster.create(
+        nodes=options.nodes, tcp_ports=example.ports, udp_ports=(), fill=nodes_only, far=far, daemons=daemons
+    )
     demo = Demo(cluster, example, options.networking)
     status = 1
     try:
