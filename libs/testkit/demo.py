@@ -25,16 +25,25 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from libs.model.node import Node
+from libs.resources.client import ResourceClient
 from libs.testkit import quickstart
 from libs.testkit.bootstrap import nodes_only
 from libs.testkit.cluster import Cluster, Pod
 from libs.testkit.quickstart import Quickstart, Stage
 from libs.testkit.reach import Verdict
 from libs.testkit.sweep import RUN_DIR, sweep_stale
+from libs.testkit.traffic import Load
 
 PROJECT = Path(__file__).resolve().parents[2]
 STATE = RUN_DIR / "dev.json"
 SAMPLES = 20  # changes timed for "apply to enforcement"
+# How pods of different nodes reach each other: vxlanMode of the pools. With an overlay the third node is in a subnet of
+# its own, behind a router that knows no pods.
+NETWORKING = {"none": "Never", "vxlan": "Always", "vxlan-crosssubnet": "CrossSubnet"}
+FAR = ("node3",)
+KILLED = "node2"
+TUNNELS_S = 30.0
 
 say = Console(stderr=True, highlight=False)
 show = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
@@ -58,8 +67,9 @@ async def calicoctl(cluster: Cluster, *arguments: str) -> str:
 
 
 class Demo:
-    def __init__(self, cluster: Cluster, example: Quickstart) -> None:
+    def __init__(self, cluster: Cluster, example: Quickstart, networking: str = "none") -> None:
         self.cluster = cluster
+        self.networking = networking
         self.example = example
         self.pods: dict[str, Pod] = {}
         self.times_ms: dict[str, float] = {}
@@ -69,6 +79,9 @@ class Demo:
         with self._timed("cluster up"):
             await self.cluster.start()
         await self._apply(self.example.stages[0])
+        if self.networking != "none":
+            with self._timed(f"networking {self.networking}"):
+                await self._encapsulate(NETWORKING[self.networking])
         with self._timed("nine pods"):
             for spec in self.example.pods:
                 pod = await self.cluster.add_pod(
@@ -143,6 +156,40 @@ class Demo:
             table.add_row(source, *row)
         return table
 
+    async def _encapsulate(self, mode: str) -> None:
+        """All pools; then the node services give tunnel addresses."""
+        async with self.cluster.store() as store:
+            resources = ResourceClient(store)
+            for pool in (await resources.list("IPPool")).items:
+                spec = json.dumps({"spec": {"vxlanMode": mode}})
+                await calicoctl(self.cluster, "patch", "ippool", str(pool.metadata.name), "-p", spec)
+            deadline = time.monotonic() + TUNNELS_S
+            while missing := [node.metadata.name for node in await _nodes(resources) if not _has_tunnels(node)]:
+                if time.monotonic() > deadline:
+                    raise Failure(f"no tunnel addresses within {TUNNELS_S:g} s: {', '.join(map(str, missing))}")
+                await asyncio.sleep(0.05)
+
+    async def survive_a_kill(self) -> bool:
+        """New connections between nodes while the agent of one of them is dead: True when none was lost."""
+        allowed = [key for key, verdict in self.example.stages[-1].expected.items() if verdict == "allow"]
+        across = [
+            self.cluster.flow(self.pods[a], self.pods[b], port, family=family)
+            for a, b, port in allowed
+            if KILLED in (self.pods[a].node, self.pods[b].node) and self.pods[a].node != self.pods[b].node
+            for family in self.example.families
+        ]
+        with self._timed(f"kill -9 of felix on {KILLED}"), Load(tcp=across, tcp_per_s=100) as load:
+            await asyncio.to_thread(_wait_for, load, 50)
+            self.cluster.kill_felix(KILLED)
+            await asyncio.to_thread(_wait_for, load, 150)
+            await self.cluster.start_felix(KILLED)
+            await asyncio.to_thread(_wait_for, load, 50)
+        result = load.result
+        show.print(
+            f"  kill -9 of felix: {result.tcp_ok} of {result.tcp_opened} connections between nodes came through\n"
+        )
+        return result.lost_nothing
+
     async def time_enforcement(self) -> None:
         """From handing a policy to etcd to the first packet treated the new way, on two nodes, many times."""
         from libs.testkit.enforcement import measure
@@ -168,6 +215,21 @@ class Demo:
 
     def report(self) -> dict[str, Any]:
         return {"matrices": self.matrices, "times_ms": self.times_ms}
+
+
+def _wait_for(load: Load, connections: int) -> None:
+    """Until so many more were opened; to be called in a thread."""
+    wanted = load.snapshot().tcp_opened + connections
+    while load.snapshot().tcp_opened < wanted:
+        time.sleep(0.02)
+
+
+async def _nodes(resources: ResourceClient) -> list[Node]:
+    return [node for node in (await resources.list("Node")).items if isinstance(node, Node)]
+
+
+def _has_tunnels(node: Node) -> bool:
+    return bool(node.spec.ipv4_vxlan_tunnel_addr and node.spec.ipv6_vxlan_tunnel_addr)
 
 
 def _word(verdict: Verdict) -> str:
@@ -226,13 +288,17 @@ async def run(options: argparse.Namespace, ready: int | None) -> int:
     """The whole life of a cluster. ready: descriptor on which the exit status is written once it is left running."""
     sweep_stale()
     example = quickstart.load()
-    cluster = Cluster.create(nodes=options.nodes, tcp_ports=example.ports, udp_ports=(), fill=nodes_only)
-    demo = Demo(cluster, example)
+    far, daemons = (FAR, ("node",)) if options.networking != "none" else ((), ())
+    cluster = Cluster.create(
+        nodes=options.nodes, tcp_ports=example.ports, udp_ports=(), fill=nodes_only, far=far, daemons=daemons
+    )
+    demo = Demo(cluster, example, options.networking)
     status = 1
     try:
         await demo.begin()
         if options.verb == "demo":
-            status = 0 if await demo.run_stages() else 1
+            good = await demo.run_stages()
+            status = 0 if await demo.survive_a_kill() and good else 1
             await demo.time_enforcement()
             _print_times(demo.times_ms)
             if options.json is not None:
@@ -328,6 +394,12 @@ def main() -> int:
     for verb, text in (("demo", "the whole demonstration"), ("up", "a cluster for development")):
         one = verbs.add_parser(verb, help=text)
         one.add_argument("--nodes", type=int, default=3, help="number of nodes (the quickstart needs three)")
+        one.add_argument(
+            "--networking",
+            choices=list(NETWORKING),
+            default="none",
+            help="how pods of different nodes reach each other",
+        )
         one.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
         one.add_argument("--json", type=Path, help="write matrices and times to this file")
         if verb == "demo":
