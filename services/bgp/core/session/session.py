@@ -446,7 +446,6 @@ class Session:
                 now,
                 "nothing came from the peer for the hold time",
                 sent=Notification(ErrorCode.HOLD_TIMER_EXPIRED),
-                hold_timer=True,
             )
         if connection.delay_open_at is not None and connection.delay_open_at <= now:
             connection.move(Event.DELAY_OPEN_TIMER_EXPIRES, State.OPEN_SENT)
@@ -513,7 +512,6 @@ class Session:
         sent: Notification | None = None,
         received: Notification | None = None,
         penalty: bool = False,
-        hold_timer: bool = False,
         replaced: bool = False,
     ) -> list[Action]:
         """replaced: by another connection of the same peer, for which graceful restart holds."""
@@ -526,7 +524,7 @@ class Session:
         if was_up and negotiated is not None:
             kept: tuple[Family, ...] = ()
             if self._running:
-                kept = kept_families(negotiated, hold_timer=hold_timer, sent=sent, received=received)
+                kept = kept_families(negotiated, sent=sent, received=received)
             actions.append(act.Down(reason, sent, received, kept))
         else:
             actions.append(act.Failed(reason, sent, received))

@@ -298,6 +298,18 @@ def test_without_capabilities_there_is_no_ipv6_session() -> None:
     assert made.state is State.IDLE
 
 
+def test_an_error_on_one_of_two_connections_does_not_stop_the_other() -> None:
+    """Nor does it make us idle, which would refuse what the peer begins next."""
+    made = session()
+    first = open_sent(made)
+    second, _ = made.accepted(10)
+    assert told(made.received(first, encode_open(replace(PEER_OPEN, asn=1, capabilities=None)), 10)) == (2, 2)
+    assert made.state is State.OPEN_SENT
+    assert made.status.next_attempt is not None
+    assert kinds(made.accepted(11)[1]) == ["NOTIFICATION", "OPEN"], "the newer of two that the peer began"
+    assert made.received(second, KEEPALIVE, 11) == []
+
+
 # --- messages at the wrong time: RFC 6608 ---
 
 
