@@ -58,12 +58,13 @@ class Batch:
 class Member:
     """A peer's place: the rest of what it is being sent, batches of its own, then the row from `at` on."""
 
-    __slots__ = ("at", "end_of_rib_due", "message", "messages", "own", "source")
+    __slots__ = ("at", "end_of_rib_due", "message", "messages", "own", "reading", "source")
 
     def __init__(self, source: Source, at: Batch) -> None:
         self.source = source
         self.at = at
         self.own: list[Batch] = []
+        self.reading: Batch | None = None  # where `messages` come from, until they are all taken
         self.messages: list[tuple[Source, bytes]] = []
         self.message = 0
         self.end_of_rib_due = False
@@ -121,7 +122,10 @@ class Group:
             else:
                 news = [export.out if export is not None else None] * len(prefixes)
             if told.keys().isdisjoint(prefixes) and changes.keys().isdisjoint(prefixes):  # nearly always at first
-                fresh = {prefix: new for prefix, new in zip(prefixes, news, strict=True) if new is not None}
+                if news.count(news[0]) == len(news):
+                    fresh = dict.fromkeys(prefixes, news[0]) if news[0] is not None else {}
+                else:
+                    fresh = {prefix: new for prefix, new in zip(prefixes, news, strict=True) if new is not None}
                 if fresh:
                     told.update(fresh)
                     changes.update(fresh)
@@ -173,8 +177,8 @@ class Group:
         """Returns every prefix that the member may have been told."""
         member = self.members.pop(name)
         had = set(self.out)
-        for batch in (*member.own, *self._row[self._row.index(member.at) :]):
-            had.update(batch.changes)
+        for batch in (member.reading, *member.own, *self._row[self._row.index(member.at) :]):
+            had.update(batch.changes if batch is not None else ())
         member.at.readers -= 1
         self._compact()
         return had
@@ -222,7 +226,7 @@ class Group:
             self._begin(member, member.own.pop(0))
         elif member.end_of_rib_due:
             member.end_of_rib_due = False
-            member.messages = [(NOBODY, encode_end_of_rib(self.terms.family))]
+            member.messages, member.message = [(NOBODY, encode_end_of_rib(self.terms.family))], 0
         else:
             if member.at is self._row[-1]:
                 if not member.at.changes:
@@ -241,7 +245,7 @@ class Group:
             batch.messages = self._pack(batch.changes)
         source = member.source
         gone = [prefix for prefix in batch.turned.get(source, ()) if batch.changes[prefix].source is source]
-        member.messages = batch.messages
+        member.messages, member.reading = batch.messages, batch
         if gone:
             family, context = self.terms.family, self.terms.context
             own = [(NOBODY, message) for message in encode_unreach(family, gone, context)]
@@ -258,7 +262,7 @@ class Group:
                 taken += len(message)
         member.message = at
         if at == len(messages):
-            member.messages, member.message = [], 0
+            member.messages, member.message, member.reading = [], 0, None
         return taken
 
     def _pack(self, changes: Mapping[Nlri, Out]) -> list[tuple[Source, bytes]]:

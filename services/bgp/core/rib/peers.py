@@ -37,6 +37,11 @@ class Session:
     def families(self) -> frozenset[Family]:
         return self.context.families
 
+    def next_hop(self, family: Family) -> bytes:
+        """What stands for us; IPv4 prefixes go by our IPv6 address where we have no other (RFC 8950). Empty: none."""
+        found = self.addresses.get(family, b"")
+        return found or (self.addresses.get(Family.IPV6, b"") if self.context.extended_next_hop else b"")
+
 
 @dataclass(frozen=True, slots=True)
 class Import:
@@ -100,13 +105,12 @@ class Peer(Source):
         self._resolve = resolve
 
     def begin(self, settings: PeerSettings, session: Session) -> None:
-        """A new session: what is there already becomes stale."""
+        """A new session: what is there already is stale, of an earlier generation."""
         self.settings, self.session = settings, session
         self.up = True
         self.internal = session.remote_as == settings.local_as
         self.router_id = session.remote_id
         self.address_key = (settings.address.version, settings.address.packed)
-        self.generation += 1
         self.end_of_rib.clear()
         self.unrepeated.clear()
         self._imports.clear()

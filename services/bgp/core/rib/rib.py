@@ -83,11 +83,9 @@ class Rib:
 
     def peer_up(self, settings: PeerSettings, session: Session, now: float) -> None:
         """A session is established. Its stale paths stay where the peer kept its forwarding state (RFC 4724 4.2)."""
-        peer = self._peers.get(settings.name)
-        if peer is None:
-            peer = self._peers[settings.name] = Peer(settings, self._next_hop)
-        elif peer.up:
-            self._leave(peer)
+        if settings.name in self._peers:
+            self.peer_down(settings.name, now, keep=session.preserved)
+        peer = self._peers.setdefault(settings.name, Peer(settings, self._next_hop))
         peer.begin(settings, session)
         peer.configure(settings, self.settings)
         for family, prefixes in peer.prefixes.items():
@@ -333,7 +331,6 @@ class Rib:
     def _reach(self, peer: Peer, change: Reach) -> None:
         family, prefixes = change.family, change.prefixes
         table = self._tables[family]
-        fresh = dict.fromkeys(prefixes)
         if (unrepeated := peer.unrepeated.get(family)) is not None:
             unrepeated.difference_update(prefixes)
         if change.path_ids is not None:
@@ -349,13 +346,13 @@ class Rib:
             if path is None:
                 for prefix in prefixes:
                     insert(table, prefix, admitted.judge(prefix))
-            elif table.keys().isdisjoint(fresh):
+            elif table.keys().isdisjoint(prefixes):
                 table.update(dict.fromkeys(prefixes, path))
             else:
                 for prefix in prefixes:
                     insert(table, prefix, path)
-        peer.prefixes[family].update(fresh)
-        self._dirty[family].update(fresh)
+        peer.prefixes[family].update(prefixes)
+        self._dirty[family].update(dict.fromkeys(prefixes))
 
     def _unreach(self, peer: Peer, change: Unreach) -> None:
         table, mine, dirty = self._tables[change.family], peer.prefixes[change.family], self._dirty[change.family]
@@ -530,7 +527,7 @@ class Rib:
             local_as=settings.local_as,
             client=peer.client,
             cluster_id=peer.cluster_id,
-            next_hop=session.addresses.get(family, b""),
+            next_hop=session.next_hop(family),
             keep_next_hop=keeps_next_hop(settings.next_hop_mode, settings.keep_ebgp_next_hop, peer.internal),
             long_lived=family in session.long_lived,
             rules=rules_of(settings.filters, self.settings.filters, family, export=True),
