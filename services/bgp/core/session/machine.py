@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from random import Random
 
-from services.bgp.core.paths import Family
+from services.bgp.core.paths import Change, Family
 from services.bgp.core.session import actions as act
 from services.bgp.core.session.actions import Action
-from services.bgp.core.session.collision import loser
+from services.bgp.core.session.collision import Verdict, judge
 from services.bgp.core.session.connection import Connection, Timing
 from services.bgp.core.session.graceful import kept_families
 from services.bgp.core.session.negotiation import (
@@ -29,6 +29,7 @@ from services.bgp.core.session.status import Counters
 from services.bgp.core.settings import PeerSettings
 from services.bgp.core.wire.codes import MessageType, RefreshSubtype
 from services.bgp.core.wire.errors import (
+    BgpError,
     Cease,
     ErrorCode,
     Notification,
@@ -50,6 +51,13 @@ _PROGRESS = (
     State.OPEN_CONFIRM,
     State.ESTABLISHED,
 )
+_BY_CODE = {
+    ErrorCode.MESSAGE_HEADER: Event.BGP_HEADER_ERR,
+    ErrorCode.OPEN: Event.BGP_OPEN_MSG_ERR,
+    ErrorCode.UPDATE: Event.UPDATE_MSG_ERR,
+    ErrorCode.FSM: Event.FSM_ERR,
+    ErrorCode.ROUTE_REFRESH: Event.UPDATE_MSG_ERR,
+}
 # Cease that says nothing against trying again soon.
 _NO_PENALTY = (
     Cease.ADMINISTRATIVE_RESET,
@@ -125,6 +133,35 @@ class Machine:
         )
         return [self._write(connection, MessageType.OPEN, encode_open(connection.ours))]
 
+    def _read(self, connection: Connection, now: float) -> list[Action]:
+        """All messages that are there; an error of the peer's ends the connection."""
+        actions: list[Action] = []
+        changes: list[Change] = []
+        error: BgpError | None = None
+        try:
+            while connection.number in self._connections and connection.offer is None:
+                message = connection.reader.next()
+                if message is None:
+                    break
+                kind, body = message
+                self._counters.received[kind.name] += 1
+                if kind is MessageType.UPDATE and connection.decoder is not None:
+                    changes += connection.decoder.decode(body)
+                    continue
+                if changes and kind is not MessageType.KEEPALIVE:
+                    actions.append(act.Received(changes))
+                    changes = []
+                actions += self._message(connection, kind, body, now)
+            connection.heard(now)
+        except BgpError as raised:
+            error = raised
+        if changes:
+            actions.append(act.Received(changes))
+        if error is not None:
+            event = _BY_CODE[ErrorCode(error.notification.code)]
+            actions += self._lose(connection, event, now, str(error), sent=error.notification, penalty=True)
+        return actions
+
     def _message(self, connection: Connection, kind: MessageType, body: bytes, now: float) -> list[Action]:
         """Anything but an UPDATE of an established session. Raises BgpError."""
         state = connection.state
@@ -148,16 +185,28 @@ class Machine:
         ours = connection.ours or our_open(
             self.settings, self._router_id, self.restart, plain=self._plain, hostname=self._hostname
         )
-        negotiated = negotiate(self.settings, ours, theirs)
+        connection.offer = negotiate(self.settings, ours, theirs)
+        actions: list[Action] = []
+        our_id, their_id = (self._router_id, self.settings.local_as), (theirs.router_id, theirs.asn)
+        for other in self._exchanged():
+            verdict = judge(connection, other, our_id, their_id, now, self._timing.collision_s)
+            if verdict is Verdict.NEW_GOES:
+                return actions + self._collided(connection, now)
+            if verdict is Verdict.WAIT:
+                connection.decide_at = now + self._timing.collision_wait_s
+                return actions
+            actions += self._collided(other, now)
+        return actions + self._confirm(connection, now)
+
+    def _exchanged(self) -> list[Connection]:
+        return [one for one in self._connections.values() if one.exchanged]
+
+    def _confirm(self, connection: Connection, now: float) -> list[Action]:
+        """OpenConfirm: the peer's OPEN is accepted, and no other connection stands against it."""
+        negotiated, connection.offer, connection.decide_at = connection.offer, None, None
+        assert negotiated is not None  # whoever calls has just made or found it
         connection.negotiated = negotiated
         actions: list[Action] = []
-        for other in list(self._connections.values()):
-            if other is connection or other.state not in (State.OPEN_CONFIRM, State.ESTABLISHED):
-                continue
-            our_id, their_id = (self._router_id, self.settings.local_as), (theirs.router_id, theirs.asn)
-            if loser(connection, other, our_id, their_id, now, self._timing.collision_s) is connection:
-                return actions + self._collided(connection, now)
-            actions += self._collided(other, now)
         for other in list(self._connections.values()):
             if not other.up:  # an attempt that is not needed any more
                 actions += self._collided(other, now)
@@ -170,6 +219,25 @@ class Machine:
         connection.reader.limit = negotiated.context.max_message
         actions.append(self._write(connection, MessageType.KEEPALIVE, KEEPALIVE))
         self._keepalive_later(connection, now)
+        return actions
+
+    def _decide(self, now: float) -> list[Action]:
+        """Connections that waited for another one: it is gone, or has had its time."""
+        actions: list[Action] = []
+        for connection in list(self._connections.values()):
+            if connection.offer is None or connection.number not in self._connections:
+                continue
+            others = self._exchanged()
+            late = connection.decide_at is not None and connection.decide_at <= now
+            if others and not late:
+                continue
+            if any(other.state is State.ESTABLISHED for other in others):
+                actions += self._collided(connection, now)
+                continue
+            for other in others:
+                actions += self._collided(other, now)
+            actions += self._confirm(connection, now)
+            actions += self._read(connection, now)
         return actions
 
     def _collided(self, connection: Connection, now: float) -> list[Action]:
@@ -352,6 +420,7 @@ class Machine:
         return act.Send(connection.number, data)
 
     def _done(self, now: float, actions: list[Action]) -> list[Action]:
+        actions += self._decide(now)
         if self.state is not self._state:
             self._state, self._since = self.state, now
         return actions

@@ -3,7 +3,7 @@
 The shell reports what happens (`start`, `accepted`, `connected`, `received`, `closed`, `tick` at `deadline()`) with
 the time in seconds of a clock that never goes back, and carries out the actions in their order. Numbers name TCP
 connections; the session gives them out. It tracks up to three: the one that is established, one that the peer began,
-one that we began; as soon as two have exchanged OPENs one of them goes. What the peer sends never raises.
+one that we began; of those that have exchanged OPENs one stays. What the peer sends never raises.
 
 The routes are not here: `Established`, `Received`, `Down` and the like tell the tables what happened.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from services.bgp.core.paths import Change, Family
+from services.bgp.core.paths import Family
 from services.bgp.core.session import actions as act
 from services.bgp.core.session.actions import Action
 from services.bgp.core.session.change import Cost, changed, cost_of_change
@@ -25,9 +25,8 @@ from services.bgp.core.session.negotiation import (
 from services.bgp.core.session.states import Event, State, step
 from services.bgp.core.session.status import Status
 from services.bgp.core.settings import PeerSettings
-from services.bgp.core.wire.codes import MessageType, RefreshSubtype
+from services.bgp.core.wire.codes import RefreshSubtype
 from services.bgp.core.wire.errors import (
-    BgpError,
     Cease,
     ErrorCode,
     Notification,
@@ -35,13 +34,6 @@ from services.bgp.core.wire.errors import (
 )
 from services.bgp.core.wire.refresh import RouteRefresh, encode_refresh
 
-_BY_CODE = {
-    ErrorCode.MESSAGE_HEADER: Event.BGP_HEADER_ERR,
-    ErrorCode.OPEN: Event.BGP_OPEN_MSG_ERR,
-    ErrorCode.UPDATE: Event.UPDATE_MSG_ERR,
-    ErrorCode.FSM: Event.FSM_ERR,
-    ErrorCode.ROUTE_REFRESH: Event.UPDATE_MSG_ERR,
-}
 _IDENTITY = frozenset({"remote_as", "local_as", "families", "prefix", "address", "port"})
 
 
@@ -177,7 +169,7 @@ class Session(Machine):
         if connection is None:
             return []
         reason = "the connection was closed" if connection.up else "the connection could not be made"
-        if connection.reader.buffered:
+        if connection.reader.buffered and connection.offer is None:
             reason += " in the midst of a message"
         reason = f"{reason}: {error}" if error else reason
         return self._done(now, self._lose(connection, Event.TCP_CONNECTION_FAILS, now, reason))
@@ -186,29 +178,8 @@ class Session(Machine):
         connection = self._connections.get(number)
         if connection is None or not connection.up:
             return []
-        actions: list[Action] = []
-        changes: list[Change] = []
         connection.reader.feed(data)
-        try:
-            while number in self._connections and (message := connection.reader.next()) is not None:
-                kind, body = message
-                self._counters.received[kind.name] += 1
-                if kind is MessageType.UPDATE and connection.decoder is not None:
-                    changes += connection.decoder.decode(body)
-                    continue
-                if changes and kind is not MessageType.KEEPALIVE:
-                    actions.append(act.Received(changes))
-                    changes = []
-                actions += self._message(connection, kind, body, now)
-            connection.heard(now)
-            if changes:
-                actions.append(act.Received(changes))
-        except BgpError as error:
-            if changes:
-                actions.append(act.Received(changes))
-            event = _BY_CODE[ErrorCode(error.notification.code)]
-            actions += self._lose(connection, event, now, str(error), sent=error.notification, penalty=True)
-        return self._done(now, actions)
+        return self._done(now, self._read(connection, now))
 
     def tick(self, now: float) -> list[Action]:
         """Timers. Call when `deadline()` has come; earlier or later does no harm."""
@@ -226,7 +197,7 @@ class Session(Machine):
         """When `tick` has something to do; None: not before something happens."""
         times = [self._idle_until, self._connect_at]
         for one in self._connections.values():
-            times += (one.hold_at, one.keepalive_at, one.delay_open_at)
+            times += (one.hold_at, one.keepalive_at, one.delay_open_at, one.decide_at)
         return min((time for time in times if time is not None), default=None)
 
     # --- what it is like ---
