@@ -493,10 +493,13 @@ class Rib:
         prefixes = list(prefixes)
         last: Path | None = None
         append = found[None].append
+        decided: dict[tuple[Path, ...], Path | None] = {}  # the same few paths compete for many prefixes
         for prefix, entry in zip(prefixes, map(self._tables[family].get, prefixes), strict=True):
             if isinstance(entry, list):
-                chosen = decide(entry)
-                entry = chosen[0] if chosen else None
+                competing = tuple(entry)
+                if competing not in decided:
+                    decided[competing] = next(iter(decide(competing)), None)
+                entry = decided[competing]
             if entry is not last:  # neighbours mostly have the same
                 last, append = entry, found[entry].append
             append(prefix)
