@@ -295,10 +295,11 @@ class Rib:
                     yield prefix, out.attributes
 
     def counts(self, name: str, family: Family) -> Counts:
+        self._flush(family)
         peer, group = self._peers.get(name), self._joined[family].get(name)
         return Counts(
             received=len(peer.prefixes[family]) if peer is not None else 0,
-            advertised=sum(1 for _ in self.advertised(name, family)) if group is not None else 0,
+            advertised=group.count(name) if group is not None else 0,
             end_of_rib=peer is not None and family in peer.end_of_rib,
             stale=peer is not None and family in peer.stale_until,
         )
