@@ -162,7 +162,7 @@ async def start_felix(env: dict[str, str], directory: Path) -> asyncio.subproces
     env = env | {
         "FELIX_FELIXHOSTNAME": NODE, "FELIX_HEALTHHOST": "127.0.0.1", "FELIX_HEALTHPORT": str(port),
         "FELIX_STATE_DIR": str(directory), "CALICO_CNI_SOCKET": str(directory / "cni.sock"),
-        "FELIX_MTU_FILE": str(directory / "mtu"),
+        "FELIX_MTU_FILE": str(directory / "mtu"), "FELIX_PROGRAMCLUSTERROUTES": "Enabled",
     }  # fmt: skip
     felix = await asyncio.create_subprocess_exec(sys.executable, "-m", "services.felix", env=env)
     await until_ready(port)

@@ -25,16 +25,31 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from libs.model.node import Node
+from libs.resources.client import ResourceClient
 from libs.testkit import quickstart
 from libs.testkit.bootstrap import nodes_only
 from libs.testkit.cluster import Cluster, Pod
 from libs.testkit.quickstart import Quickstart, Stage
 from libs.testkit.reach import Verdict
 from libs.testkit.sweep import RUN_DIR, sweep_stale
+from libs.testkit.traffic import Load
 
 PROJECT = Path(__file__).resolve().parents[2]
 STATE = RUN_DIR / "dev.json"
 SAMPLES = 20  # changes timed for "apply to enforcement"
+# How pods of different nodes reach each other: vxlanMode of the pools, and what runs on every node for it beside felix.
+# With an overlay the third node is in a subnet of its own, behind a router that knows no pods.
+NETWORKING = {
+    "none": ("Never", ()),
+    "bgp": ("Never", ("bgp",)),
+    "vxlan": ("Always", ("node",)),
+    "vxlan-crosssubnet": ("CrossSubnet", ("node",)),
+}
+FAR = ("node3",)
+KILLED = "node2"
+TUNNELS_S = 30.0
+ROUTES_S = 60.0
 
 say = Console(stderr=True, highlight=False)
 show = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
@@ -58,8 +73,9 @@ async def calicoctl(cluster: Cluster, *arguments: str) -> str:
 
 
 class Demo:
-    def __init__(self, cluster: Cluster, example: Quickstart) -> None:
+    def __init__(self, cluster: Cluster, example: Quickstart, networking: str = "none") -> None:
         self.cluster = cluster
+        self.networking = networking
         self.example = example
         self.pods: dict[str, Pod] = {}
         self.times_ms: dict[str, float] = {}
@@ -69,6 +85,10 @@ class Demo:
         with self._timed("cluster up"):
             await self.cluster.start()
         await self._apply(self.example.stages[0])
+        mode, _ = NETWORKING[self.networking]
+        if mode != "Never":
+            with self._timed(f"networking {self.networking}"):
+                await self._encapsulate(mode)
         with self._timed("nine pods"):
             for spec in self.example.pods:
                 pod = await self.cluster.add_pod(
@@ -76,6 +96,29 @@ class Demo:
                 )
                 self.pods[spec.name] = pod
         say.print("  " + "  ".join(f"{pod.name} {pod.address(4)}" for pod in self.pods.values()))
+
+        if self.networking == "bgp":
+            with self._timed("routes from all to all"):
+                await asyncio.to_thread(self._wait_for_routes)
+
+    def _wait_for_routes(self) -> None:
+        """Until every node has a learned route to every pod of the others. Raises Failure."""
+        wanted = [
+            (node, str(pod.address(family)))
+            for node in self.cluster.nodes
+            for pod in self.pods.values()
+            if pod.node != node.name
+            for family in self.example.families
+        ]
+        deadline = time.monotonic() + ROUTES_S
+        for node, address in wanted:
+            command = ["ip", "-n", node.namespace.name, "route", "show", "match", address, "proto", "81"]
+            if ":" in address:
+                command.insert(3, "-6")
+            while not subprocess.run(command, capture_output=True, text=True, check=True).stdout:
+                if time.monotonic() > deadline:
+                    raise Failure(f"{node.name} has no route to {address} within {ROUTES_S:g} s")
+                time.sleep(0.05)
 
     async def run_stages(self) -> bool:
         """True when every cell of every matrix is as expected."""
@@ -143,6 +186,50 @@ class Demo:
             table.add_row(source, *row)
         return table
 
+    async def _encapsulate(self, mode: str) -> None:
+        """All pools; then the node services give tunnel addresses."""
+        async with self.cluster.store() as store:
+            resources = ResourceClient(store)
+            for pool in (await resources.list("IPPool")).items:
+                spec = json.dumps({"spec": {"vxlanMode": mode}})
+                await calicoctl(self.cluster, "patch", "ippool", str(pool.metadata.name), "-p", spec)
+            deadline = time.monotonic() + TUNNELS_S
+            while missing := [node.metadata.name for node in await _nodes(resources) if not _has_tunnels(node)]:
+                if time.monotonic() > deadline:
+                    raise Failure(f"no tunnel addresses within {TUNNELS_S:g} s: {', '.join(map(str, missing))}")
+                await asyncio.sleep(0.05)
+
+    async def survive_kills(self) -> bool:
+        """New connections between nodes while a service of one of them is dead: True when none was lost."""
+        parts = ["felix", *(("bgp",) if self.networking == "bgp" else ())]
+        return all([await self._survive_a_kill(part) for part in parts])
+
+    async def _survive_a_kill(self, part: str) -> bool:
+        allowed = [key for key, verdict in self.example.stages[-1].expected.items() if verdict == "allow"]
+        across = [
+            self.cluster.flow(self.pods[a], self.pods[b], port, family=family)
+            for a, b, port in allowed
+            if KILLED in (self.pods[a].node, self.pods[b].node) and self.pods[a].node != self.pods[b].node
+            for family in self.example.families
+        ]
+        with self._timed(f"kill -9 of {part} on {KILLED}"), Load(tcp=across, tcp_per_s=100) as load:
+            await asyncio.to_thread(_wait_for, load, 50)
+            if part == "felix":
+                self.cluster.kill_felix(KILLED)
+            else:
+                self.cluster.node(KILLED).daemons[part].kill()
+            await asyncio.to_thread(_wait_for, load, 150)
+            if part == "felix":
+                await self.cluster.start_felix(KILLED)
+            else:
+                await self.cluster.restart_daemon(KILLED, part)
+            await asyncio.to_thread(_wait_for, load, 50)
+        result = load.result
+        show.print(
+            f"  kill -9 of {part}: {result.tcp_ok} of {result.tcp_opened} connections between nodes came through\n"
+        )
+        return result.lost_nothing
+
     async def time_enforcement(self) -> None:
         """From handing a policy to etcd to the first packet treated the new way, on two nodes, many times."""
         from libs.testkit.enforcement import measure
@@ -168,6 +255,21 @@ class Demo:
 
     def report(self) -> dict[str, Any]:
         return {"matrices": self.matrices, "times_ms": self.times_ms}
+
+
+def _wait_for(load: Load, connections: int) -> None:
+    """Until so many more were opened; to be called in a thread."""
+    wanted = load.snapshot().tcp_opened + connections
+    while load.snapshot().tcp_opened < wanted:
+        time.sleep(0.02)
+
+
+async def _nodes(resources: ResourceClient) -> list[Node]:
+    return [node for node in (await resources.list("Node")).items if isinstance(node, Node)]
+
+
+def _has_tunnels(node: Node) -> bool:
+    return bool(node.spec.ipv4_vxlan_tunnel_addr and node.spec.ipv6_vxlan_tunnel_addr)
 
 
 def _word(verdict: Verdict) -> str:
@@ -226,13 +328,18 @@ async def run(options: argparse.Namespace, ready: int | None) -> int:
     """The whole life of a cluster. ready: descriptor on which the exit status is written once it is left running."""
     sweep_stale()
     example = quickstart.load()
-    cluster = Cluster.create(nodes=options.nodes, tcp_ports=example.ports, udp_ports=(), fill=nodes_only)
-    demo = Demo(cluster, example)
+    mode, daemons = NETWORKING[options.networking]
+    far = FAR if mode != "Never" else ()
+    cluster = Cluster.create(
+        nodes=options.nodes, tcp_ports=example.ports, udp_ports=(), fill=nodes_only, far=far, daemons=daemons
+    )
+    demo = Demo(cluster, example, options.networking)
     status = 1
     try:
         await demo.begin()
         if options.verb == "demo":
-            status = 0 if await demo.run_stages() else 1
+            good = await demo.run_stages()
+            status = 0 if await demo.survive_kills() and good else 1
             await demo.time_enforcement()
             _print_times(demo.times_ms)
             if options.json is not None:
@@ -328,6 +435,12 @@ def main() -> int:
     for verb, text in (("demo", "the whole demonstration"), ("up", "a cluster for development")):
         one = verbs.add_parser(verb, help=text)
         one.add_argument("--nodes", type=int, default=3, help="number of nodes (the quickstart needs three)")
+        one.add_argument(
+            "--networking",
+            choices=list(NETWORKING),
+            default="none",
+            help="how pods of different nodes reach each other",
+        )
         one.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
         one.add_argument("--json", type=Path, help="write matrices and times to this file")
         if verb == "demo":

@@ -54,12 +54,12 @@ def test_the_example_is_consistent() -> None:
     assert all(len(stage.expected) == 9 * 8 * len(example.ports) for stage in example.stages)
 
 
-def test_demo_shows_every_cell_as_a_person_expected(env: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("networking", ["none", "vxlan"])
+def test_demo_shows_every_cell_as_a_person_expected(env: dict[str, str], tmp_path: Path, networking: str) -> None:
     spaces, devices = namespaces(), links()
     report = tmp_path / "report.json"
-    done = subprocess.run(
-        ["./dev", "demo", "--json", str(report)], cwd=PROJECT, env=env, capture_output=True, text=True, timeout=150
-    )
+    command = ["./dev", "demo", "--networking", networking, "--json", str(report)]
+    done = subprocess.run(command, cwd=PROJECT, env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     written = json.loads(report.read_text())
     cells = [cell for matrix in written["matrices"] for cell in matrix["cells"]]
@@ -67,6 +67,7 @@ def test_demo_shows_every_cell_as_a_person_expected(env: dict[str, str], tmp_pat
     assert all(cell["expected"] == cell["actual"] for cell in cells)
     assert {cell["actual"] for cell in cells} == {"allow", "deny"}
     assert written["times_ms"]["apply to enforcement, median"] > 0
+    assert "kill -9 of felix on node2" in written["times_ms"]
     assert left_behind(spaces, devices) == (set(), set())
 
 

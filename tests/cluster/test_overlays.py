@@ -6,7 +6,7 @@ import asyncio
 import socket
 import struct
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -15,10 +15,8 @@ import pytest
 import pytest_asyncio
 
 from libs.bus.applied import WaitProblem
-from libs.ipam.client import IpamClient
+from libs.model.node import Node
 from libs.netlink.ethtool import tx_checksum
-from libs.resources.client import ResourceClient
-from libs.resources.tunnel_addresses import ensure_tunnel_addresses
 from libs.testkit.cluster import Cluster, Pod
 from libs.testkit.packets import UDP, Packet, frame, tag_of
 from libs.testkit.reach import Flow, Verdict, check
@@ -48,7 +46,7 @@ class Pods:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def world() -> AsyncIterator[World]:
     async with AsyncExitStack() as stack:
-        yield await open_world(stack, Cluster.create(nodes=3, far=("node3",), udp_ports=(8080,)))
+        yield await open_world(stack, Cluster.create(nodes=3, far=("node3",), daemons=("node",), udp_ports=(8080,)))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -58,22 +56,27 @@ async def pods(world: World) -> Pods:
     return Pods(*[await add(f"node{i}", name, namespace="ns1") for i, name in ((1, "one"), (2, "two"), (3, "far"))])
 
 
-async def give_tunnel_addresses(world: World) -> None:
-    """What the node service does when pools change."""
-    resources, ipam = ResourceClient(world.store), IpamClient(world.store)
-    for node in world.cluster.nodes:
-        done = await ensure_tunnel_addresses(resources, ipam, node.name)
-        assert not done.failures, done.failures
+async def tunnel_addresses(world: World, *, there: bool) -> None:
+    """The node service gives and takes them as pools change."""
+
+    async def as_wanted() -> bool:
+        nodes = [node for node in (await world.resources.list("Node")).items if isinstance(node, Node)]
+        return all(
+            bool(node.spec.ipv4_vxlan_tunnel_addr and node.spec.ipv6_vxlan_tunnel_addr) == there for node in nodes
+        )
+
+    await until(as_wanted, RECOVER_S, f"tunnel addresses of all nodes: {there}")
 
 
-async def set_mode(world: World, vxlan: str = "Never", ipip: str = "Never") -> None:
-    for family, (name, cidr, size) in POOLS.items():
+async def set_mode(world: World, vxlan: str = "Never") -> None:
+    """natOutgoing stays: what pods send to pods must keep its source all the same."""
+    for name, cidr, size in POOLS.values():
         await world.apply(f"""
 kind: IPPool
 metadata: {{name: {name}}}
-spec: {{cidr: "{cidr}", blockSize: {size}, vxlanMode: {vxlan}, ipipMode: {ipip if family == 4 else "Never"}}}
+spec: {{cidr: "{cidr}", blockSize: {size}, vxlanMode: {vxlan}, ipipMode: Never, natOutgoing: true}}
 """)
-    await give_tunnel_addresses(world)
+    await tunnel_addresses(world, there=vxlan != "Never")
 
 
 async def reachable(world: World, *pairs: tuple[Pod, Pod], timeout_s: float = RECOVER_S) -> None:
@@ -294,14 +297,16 @@ async def test_o05_encapsulation_changes_under_traffic_and_the_old_device_goes(w
     assert not links(world, "node2") & set(DEVICES.values())
 
 
-async def test_o05_within_one_subnet_a_change_between_tunnel_and_none_loses_nothing(world: World, pods: Pods) -> None:
-    """With devices that are there on both sides, every route is replaced in place."""
+async def test_o05_within_one_subnet_a_change_away_from_the_tunnel_and_back_loses_nothing(
+    world: World, pods: Pods
+) -> None:
+    """With devices that are there on both sides, every route is replaced in place; one that is not needed lingers."""
     await set_mode(world, vxlan="Always")
     near = [(pods.one, pods.two), (pods.two, pods.one)]
     await reachable(world, *near)
     flow = world.cluster.flow
     with Load(udp=[flow(a, b, 8080, "udp", family=f) for a, b in near for f in FAMILIES], udp_per_s=400) as load:
-        for mode in ("CrossSubnet", "Always", "CrossSubnet"):
+        for mode in ("CrossSubnet", "Always", "Never"):
             await another(load, 100)
             await set_mode(world, vxlan=mode)
 
@@ -310,6 +315,11 @@ async def test_o05_within_one_subnet_a_change_between_tunnel_and_none_loses_noth
                 return all(("vxlan" in text) == (mode == "Always") for text in shown)
 
             await until(switched, RECOVER_S, mode)
+
+        async def gone() -> bool:
+            return not (links(world, "node1") | links(world, "node2")) & set(DEVICES.values())
+
+        await until(gone, RECOVER_S, "devices that nothing needs")
         await another(load, 100)
     assert load.result.udp_lost == 0, load.result
 
@@ -327,11 +337,10 @@ spec: {cidr: 10.66.0.0/16, blockSize: 26, vxlanMode: Always}
         name, cidr, size = POOLS[4]
         await world.apply(
             f"""{{kind: IPPool, metadata: {{name: {name}}},
-spec: {{cidr: {cidr}, blockSize: {size}, vxlanMode: Always, disabled: {str(disabled).lower()}}}}}"""
+spec: {{cidr: {cidr}, blockSize: {size}, vxlanMode: Always, natOutgoing: true, disabled: {str(disabled).lower()}}}}}"""
         )
         if not disabled:
             await world.delete("IPPool", "other")
-        await give_tunnel_addresses(world)
         begins = "10.66." if disabled else "10.65."
 
         async def moved(begins: str = begins) -> bool:
@@ -410,7 +419,6 @@ async def test_o03_a_node_without_ip_in_ip_says_so_and_goes_on(world: World, pod
     await reachable(world, (pods.one, pods.two))
     spec = "{kind: IPPool, metadata: {name: ipip}, spec: {cidr: 10.71.0.0/24, blockSize: 26, ipipMode: Always}}"
     await world.apply(spec)  # nothing is wrong yet: no tunnel address, no device
-    await give_tunnel_addresses(world)
 
     async def told() -> bool:
         try:
@@ -424,7 +432,6 @@ async def test_o03_a_node_without_ip_in_ip_says_so_and_goes_on(world: World, pod
     log = (world.cluster.node("node1").directory / "felix.log").read_text()
     assert log.count("overlay not in place") and log.count("this kernel has no IP-in-IP") <= 2, "said once"  # noqa: PT018
     await world.resources.delete("IPPool", "ipip")
-    await give_tunnel_addresses(world)
 
 
 def kinds(world: World) -> str:
@@ -513,9 +520,21 @@ async def test_o08_policy_of_host_endpoints_does_not_meet_what_known_nodes_send(
         await world.delete("HostEndpoint", "all2")
 
 
+@pytest.fixture
+def strict(world: World) -> Iterator[None]:
+    """The kernel drops what comes from where it would not send the answer."""
+    spaces = [node.namespace for node in world.cluster.nodes]
+    for space in spaces:
+        space.sysctl({"ipv4/conf/all/rp_filter": 1})
+    yield
+    for space in spaces:
+        space.sysctl({"ipv4/conf/all/rp_filter": 0})
+
+
+@pytest.mark.usefixtures("strict")
 async def test_hosts_reach_pods_through_the_tunnel_from_every_address_they_have(world: World, pods: Pods) -> None:
     await set_mode(world, vxlan="Always")
-    await reachable(world, (pods.one, pods.two))
+    await reachable(world, (pods.one, pods.two), (pods.far, pods.one))
     node = world.cluster.node("node1")
     flows = [
         Flow(node.namespace.path, target.address(family), 8080, "tcp", source)

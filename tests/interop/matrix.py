@@ -55,9 +55,9 @@ def page(found: dict[str, Tests], subject: str) -> str:
     lines = [
         "# Interoperation",
         "",
-        "Written by `./dev interop-matrix` from one run of `tests/interop`; not edited by hand. Each cell says how many "
-        "tests of that feature passed with that router on the other end; `by hand` is a peer that the test speaks octet by "
-        "octet. Everything runs in network namespaces with the kernel's own routes.",
+        "Written by `./dev interop-matrix` from one run of `tests/interop`; not edited by hand. Each cell says how "
+        "many tests of that feature passed with that router on the other end; `by hand` is a peer that the test speaks "
+        "octet by octet. Everything runs in network namespaces with the kernel's own routes.",
         "",
         f"{datetime.date.today().isoformat()}, Linux {platform.release()}; {versions()}"
         + ("." if subject == "ours" else f"; in our speaker's place: {subject}."),

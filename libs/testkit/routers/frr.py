@@ -162,6 +162,14 @@ def render(router: Router) -> Iterator[str]:
         if n.imports:
             yield f"ip prefix-list {n.key}_in seq 900 permit 0.0.0.0/0 le 32"
             yield f"ipv6 prefix-list {n.key}_in seq 900 permit ::/0 le 128"
+    # Before what uses them: a route map that comes later takes effect 5 s later.
+    for route in router.routes:
+        yield f"route-map {_map_name(route)} permit 10"
+        yield from _sets(route)
+        yield "exit"
+    if any(n.export_none for n in router.neighbours):
+        yield "route-map nothing deny 10"
+        yield "exit"
     yield f"router bgp {router.asn}"
     yield f" bgp router-id {router.router_id}"
     if router.cluster_id:
@@ -191,13 +199,6 @@ def render(router: Router) -> Iterator[str]:
                 yield from _activation(n, f" {_target(n)} ", lean=router.lean)
         yield " exit-address-family"
     yield "exit"
-    for route in router.routes:
-        yield f"route-map {_map_name(route)} permit 10"
-        yield from _sets(route)
-        yield "exit"
-    if any(n.export_none for n in router.neighbours):
-        yield "route-map nothing deny 10"
-        yield "exit"
 
 
 def _map_name(route: Route) -> str:

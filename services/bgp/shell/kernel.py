@@ -16,6 +16,7 @@ from libs.netlink.links import Link
 from libs.netlink.monitor import ADDRESSES, LINKS, ROUTES, Event, Lost, Monitor
 from libs.netlink.routes import PROTOCOL_BGP, PROTOCOL_FELIX, TABLE_MAIN, UNICAST, Route, list_routes
 from libs.netlink.socket import NETLINK_ROUTE, NetlinkSocket
+from libs.runtime.garbage import give_back
 from services.bgp.core.paths import Attributes, Family, Nlri, nlri
 from services.bgp.core.rib.fib import FibChange
 from services.bgp.core.rib.rib import Rib
@@ -29,11 +30,17 @@ SLICE = 2000  # routes in one request to the kernel
 SETTLE_S = 0.05  # changes in the kernel come in bursts
 RESYNC_S = 90.0  # as felix's route refresh
 RETRY_S = 10.0
+BURST = 20_000  # routes in one go after which memory is given back
+PEERS_FIRST_S = 0.02  # between slices, while peers are being told things
 PROTOCOL_BOOT = 3  # linux/rtnetlink.h: what `ip route add` uses, and felix's default for workload routes in Calico
 
 
 class Owner(Protocol):
     def wake(self) -> None: ...
+
+    def telling(self) -> bool:
+        """Peers are being told things just now: they come first."""
+        ...
 
 
 class Kernel:
@@ -98,10 +105,14 @@ class Kernel:
             if self._resync:
                 self._resync = False
                 await self._compare()
+            taken = 0
             while changes := self._rib.take_fib(SLICE):
+                taken += len(changes)
                 await self.fib.apply(changes)
                 for tell in self.on_routes:
                     tell(changes)
+                if self._owner is not None and self._owner.telling():
+                    await asyncio.sleep(PEERS_FIRST_S)
             for family in Family:
                 if family not in self._swept and self._rib.sweep_allowed(family) and not self._rib.fib_waiting():
                     self._swept.add(family)
@@ -109,6 +120,8 @@ class Kernel:
                     if gone:
                         log.info("stale routes removed", extra={"family": family.name, "count": gone})
             self._report()
+            if taken > BURST:
+                give_back()
 
     async def stop(self) -> None:
         if self._settle is not None:

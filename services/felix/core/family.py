@@ -274,7 +274,7 @@ class FamilyRuleset:
 
     def _write_tunnels(self, state: State, sink: TableSink) -> bool:
         hosts_used = self._options.nat.exclude_hosts and bool(self._nat_pools(state))
-        return self._tunnels.flush(state.pools, state.nodes, sink, hosts_used=hosts_used)
+        return self._tunnels.flush(state.pools, state.nodes, state.vteps, sink, hosts_used=hosts_used)
 
     def _write_nat(self, state: State, sink: TableSink) -> None:
         family, options = self._family, self._options.nat

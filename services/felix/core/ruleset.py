@@ -145,12 +145,10 @@ class RulesetBuilder:
         self._state.dirty.nat = True
 
     def set_node(self, name: str, node: NodeInfo | None) -> None:
-        """Nodes of the cluster: with NATOutgoingExclusions=IPPoolsAndHostIPs they see the pods' own addresses."""
-        if node is None:
-            self._state.nodes.pop(name, None)
-        else:
-            self._state.nodes[name] = node
-        self._state.dirty.nat = True
+        """Nodes of the cluster: they may send packets of overlays, and see the pods' own addresses with
+        NATOutgoingExclusions=IPPoolsAndHostIPs.
+        """
+        self._state.set_node(name, node)
 
     def set_service_cidrs(self, cidrs: Iterable[str]) -> None:
         """Networks of services, for loop prevention."""

@@ -20,6 +20,7 @@ from libs.policy.output import (
     Workload,
     WorkloadKey,
 )
+from libs.policy.routes import Vtep, vteps_for
 from services.felix.core import hosts
 from services.felix.core.dispatch import TierList, tier_lists
 from services.felix.core.hosts import HostEndpoint
@@ -75,6 +76,7 @@ class State:
         self.limited: dict[str, Workload] = {}  # those of `endpoints` that are up and have limits or a DSCP mark
         self.pools: dict[str, Pool] = {}
         self.nodes: dict[str, NodeInfo] = {}
+        self.vteps: dict[str, Vtep] = {}  # of those of `nodes` that take part in VXLAN
         self.service_cidrs: frozenset[str] = frozenset()
         self.set_users: dict[str, set[Owner]] = {}  # IP set id → who mentions it
         self.list_users: Counter[TierList] = Counter()
@@ -142,6 +144,15 @@ class State:
         else:
             self.hosts[name] = host
         self.dirty.hosts = True
+
+    def set_node(self, name: str, node: NodeInfo | None) -> None:
+        self.vteps.pop(name, None)
+        if node is None:
+            self.nodes.pop(name, None)
+        else:
+            self.nodes[name] = node
+            self.vteps |= vteps_for({name: node})
+        self.dirty.nat = True
 
     @property
     def expects_addresses(self) -> bool:

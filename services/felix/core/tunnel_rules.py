@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from libs.nftables import model as nft
 from libs.nftables.model import Base, Chain, Expr, Field, Hook, Rule, Set
 from libs.policy.output import NodeInfo, Pool
-from libs.policy.routes import vteps_for
+from libs.policy.routes import Vtep
 from services.felix.core.dispatch import RAW
 from services.felix.core.options import Family, RulesetOptions
 from services.felix.core.overlay import TUNL, VXLAN, VXLAN6
@@ -40,21 +40,29 @@ class TunnelRules:
         self._section = Section()
 
     def flush(
-        self, pools: Mapping[str, Pool], nodes: Mapping[str, NodeInfo], sink: TableSink, *, hosts_used: bool
+        self,
+        pools: Mapping[str, Pool],
+        nodes: Mapping[str, NodeInfo],
+        vteps: Mapping[str, Vtep],
+        sink: TableSink,
+        *,
+        hosts_used: bool,
     ) -> bool:
-        """hosts_used: other rules look into the set of all hosts as well. True when there are other overlays now."""
+        """vteps: of `nodes`. hosts_used: other rules look into the set of all hosts as well. True when there are other
+        overlays now.
+        """
         mine = {VXLAN, TUNL} if self._family.version == 4 else {VXLAN6}
         before, self.devices = self.devices, self._options.overlay.enabled(pools.values()) & mine
-        sets = list(self._sets(nodes, hosts_used=hosts_used))
+        sets = list(self._sets(nodes, vteps, hosts_used=hosts_used))
         self._section.write(sink, self._chains() if self.devices else (), sets)
         return self.devices != before
 
-    def _sets(self, nodes: Mapping[str, NodeInfo], *, hosts_used: bool) -> Iterable[Set]:
+    def _sets(self, nodes: Mapping[str, NodeInfo], vteps: Mapping[str, Vtep], *, hosts_used: bool) -> Iterable[Set]:
         family, version = self._family, self._family.version
         external = family.mine(self._options.external_nodes)
         key = (family.address,)
         if self._vxlan:
-            ends = vteps_for(nodes).values()
+            ends = vteps.values()
             known = {end.parent_device_ipv4 if version == 4 else end.parent_device_ipv6 for end in ends} - {""}
             yield Set(ALL_VXLAN, key, external | known, interval=True)
         if TUNL in self.devices or hosts_used:

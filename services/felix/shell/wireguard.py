@@ -122,9 +122,9 @@ class WireguardReconciler:
             else:
                 self._made[version] = mine.interface
                 mtu_bytes = self._underlay() - OVERHEAD_BYTES[version]
+                failures |= await self._run(lambda: writer.apply(wanted, mtu_bytes))
                 if mine.enabled and self.settings.host_encryption and version == 4:
                     await self._run(allow_marked_sources)
-                failures |= await self._run(lambda: writer.apply(wanted, mtu_bytes))
                 self.problems |= wanted.problems
         except FAILED as error:
             failures.setdefault(name, str(error))
@@ -177,6 +177,12 @@ class KeyPublisher:
         self._backoff = Backoff(random, first_s=0.2, cap_s=10.0)
         self._wanted: dict[int, str] = {}
         self._wake = asyncio.Event()
+        self._busy = False
+
+    @property
+    def waits(self) -> bool:
+        """There is something that has not been told yet, or may have to be."""
+        return self._busy or self._wake.is_set()
 
     def want(self, keys: dict[int, str]) -> None:
         """Family -> key, "" for none; those that are not named stay as they are."""
@@ -187,8 +193,10 @@ class KeyPublisher:
     async def run(self) -> None:
         """For ever."""
         while True:
+            self._busy = False
             await self._wake.wait()
             self._wake.clear()
+            self._busy = True
             try:
                 await self._publish(dict(self._wanted))
             except (StoreError, ResourceError) as error:

@@ -237,7 +237,7 @@ class Group:
             self._begin(member, member.own.pop(0))
         elif member.end_of_rib_due:
             member.end_of_rib_due = False
-            member.messages = [(NOBODY, encode_end_of_rib(self.terms.family))]
+            member.messages, member.message = [(NOBODY, encode_end_of_rib(self.terms.family))], 0
         else:
             if member.at is self._row[-1]:
                 if not member.at.changes:

@@ -37,6 +37,11 @@ class Session:
     def families(self) -> frozenset[Family]:
         return self.context.families
 
+    def next_hop(self, family: Family) -> bytes:
+        """What stands for us; IPv4 prefixes go by our IPv6 address where we have no other (RFC 8950). Empty: none."""
+        found = self.addresses.get(family, b"")
+        return found or (self.addresses.get(Family.IPV6, b"") if self.context.extended_next_hop else b"")
+
 
 @dataclass(frozen=True, slots=True)
 class Import:

@@ -548,7 +548,7 @@ class Rib:
             local_as=settings.local_as,
             client=peer.client,
             cluster_id=peer.cluster_id,
-            next_hop=session.addresses.get(family, b""),
+            next_hop=session.next_hop(family),
             keep_next_hop=keeps_next_hop(settings.next_hop_mode, settings.keep_ebgp_next_hop, peer.internal),
             long_lived=family in session.long_lived,
             rules=rules_of(settings.filters, self.settings.filters, family, export=True),

@@ -18,8 +18,7 @@ class Timing:
 
     connect_delay_s: before the first attempt. connect_retry_s: between attempts, and how long one may take.
     error_wait_s: after an error of the protocol, doubled each time, forgotten after error_forget_s. open_hold_s: for
-    the peer's OPEN. end_of_rib_s: for the End-of-RIB of a peer that is back. collision_s: how long after a session
-    came up another connection counts as begun at the same time.
+    the peer's OPEN. collision_s: how long after a session came up another connection counts as begun at the same time.
     """
 
     connect_delay_s: float = 2
@@ -27,7 +26,6 @@ class Timing:
     error_wait_s: tuple[float, float] = (5, 30)
     error_forget_s: float = 300
     open_hold_s: float = 240
-    end_of_rib_s: float = 360
     collision_s: float = 5
 
 

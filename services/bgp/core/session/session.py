@@ -5,7 +5,7 @@ the time in seconds of a clock that never goes back, and carries out the actions
 connections; the session gives them out. It tracks up to three: the one that is established, one that the peer began,
 one that we began; as soon as two have exchanged OPENs one of them goes. What the peer sends never raises.
 
-The routes are not here: `Established`, `Received`, `Down`, `SweepStale` and the like tell the tables what to do.
+The routes are not here: `Established`, `Received`, `Down` and the like tell the tables what happened.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from random import Random
 
-from services.bgp.core.paths import Change, EndOfRib, Family
+from services.bgp.core.paths import Change, Family
 from services.bgp.core.session import actions as act
 from services.bgp.core.session.actions import Action
 from services.bgp.core.session.change import Cost, changed, cost_of_change
 from services.bgp.core.session.collision import loser
 from services.bgp.core.session.connection import Connection, Timing
-from services.bgp.core.session.graceful import StaleRoutes, kept_families
+from services.bgp.core.session.graceful import kept_families
 from services.bgp.core.session.negotiation import (
     Negotiated,
     Restart,
@@ -107,7 +107,6 @@ class Session:
         self._idle_until: float | None = None
         self._patience = Patience(*self._timing.error_wait_s, self._timing.error_forget_s)
         self._plain = False  # the peer refused optional parameters
-        self._stale = StaleRoutes(self._timing.end_of_rib_s)
         self._counters = Counters()
         self._decoder: UpdateDecoder | None = None
         self._state, self._since = State.IDLE, now
@@ -133,7 +132,6 @@ class Session:
         reason = reason or administrative(Cease.ADMINISTRATIVE_SHUTDOWN)
         self._running = False
         actions = self._lose_all(Event.MANUAL_STOP, now, reason)
-        actions += self._stale.drop_all("the session was stopped")
         self._base = State.IDLE
         self._connect_at = self._idle_until = None
         return self._done(now, actions)
@@ -143,8 +141,6 @@ class Session:
         actions = self._lose_all(
             Event.AUTOMATIC_STOP, now, reason or administrative(Cease.ADMINISTRATIVE_RESET), hard=hard
         )
-        if hard:
-            actions += self._stale.drop_all("hard reset")
         return self._done(now, actions)
 
     def abandon(self, now: float) -> list[Action]:
@@ -265,10 +261,6 @@ class Session:
                 self._counters.received[kind.name] += 1
                 if kind is MessageType.UPDATE and connection.decoder is not None:
                     changes += connection.decoder.decode(body)
-                    if self._stale.families and changes and isinstance(changes[-1], EndOfRib):
-                        actions.append(act.Received(changes))
-                        actions += self._stale.end_of_rib(changes[-1].family)
-                        changes = []
                     continue
                 if changes and kind is not MessageType.KEEPALIVE:
                     actions.append(act.Received(changes))
@@ -294,12 +286,11 @@ class Session:
             self._listen(Event.IDLE_HOLD_TIMER_EXPIRES, now, 0)
         if self._connect_at is not None and self._connect_at <= now:
             actions += self._connect(now)
-        actions += self._stale.tick(now)
         return self._done(now, actions)
 
     def deadline(self) -> float | None:
         """When `tick` has something to do; None: not before something happens."""
-        times = [self._idle_until, self._connect_at, self._stale.deadline()]
+        times = [self._idle_until, self._connect_at]
         for one in self._connections.values():
             times += (one.hold_at, one.keepalive_at, one.delay_open_at)
         return min((time for time in times if time is not None), default=None)
@@ -329,7 +320,6 @@ class Session:
             last_received=self._last_received,
             next_attempt=min(attempts, default=None),
             negotiated=self.negotiated,
-            stale=tuple(family.name for family in self._stale.families),
             counters=self._counters,
             discarded_attributes=decoder.discarded if decoder else 0,
             withdrawn_updates=decoder.withdrawn if decoder else 0,
@@ -418,9 +408,7 @@ class Session:
         self._counters.established += 1
         self._connect_at = None
         self.restart = Restart(self.restart.restarting)  # from now on there are routes that a new connection finds
-        actions = self._stale.established(connection.negotiated, now)
-        actions.append(act.Established(connection.number, connection.negotiated))
-        return actions
+        return [act.Established(connection.number, connection.negotiated)]
 
     def _refreshed(self, connection: Connection, message: RouteRefresh | None) -> list[Action]:
         negotiated = connection.negotiated
@@ -539,7 +527,6 @@ class Session:
             kept: tuple[Family, ...] = ()
             if self._running:
                 kept = kept_families(negotiated, hold_timer=hold_timer, sent=sent, received=received)
-            actions += self._stale.lost(negotiated, kept, now)
             actions.append(act.Down(reason, sent, received, kept))
         else:
             actions.append(act.Failed(reason, sent, received))

@@ -17,8 +17,8 @@ from services.bgp.core.settings import NextHopMode, PeerKind, PeerSettings, Secr
 from tests.properties.bgp_pair import settings
 
 OTHERS = {
-    "resource": "other",
-    "name": "x", "kind": PeerKind.GLOBAL, "address": ip_address("10.9.9.9"), "remote_as": 1, "local_as": 2,
+    "name": "x", "resource": "x", "kind": PeerKind.GLOBAL,
+    "address": ip_address("10.9.9.9"), "remote_as": 1, "local_as": 2,
     "port": 1179, "passive": True, "prefix": ip_network("10.0.0.0/24"), "source": ip_address("10.0.0.9"),
     "password": SecretRef("a", "b"), "ttl_security": 1, "restart_time_s": None, "hold_time_s": 30,
     "keepalive_time_s": 7, "next_hop_mode": NextHopMode.SELF, "keep_ebgp_next_hop": True, "rr_client_cluster": 1,
