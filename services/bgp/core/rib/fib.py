@@ -91,9 +91,13 @@ class Fib:
         """Neighbours in the queue mostly have the same path."""
         path: Entry | None = None
         routes: dict[KernelVerdict, FibRoute | None] = {}
+        several: dict[tuple[tuple[Path, ...], KernelVerdict], FibRoute | None] = {}
         for entry, verdict in zip(entries, verdicts, strict=True):
             if isinstance(entry, list):
-                yield self._make(decide(entry), verdict)
+                competing = (tuple(entry), verdict)
+                if competing not in several:
+                    several[competing] = self._make(decide(entry), verdict)
+                yield several[competing]
             elif entry is None:
                 yield None
             else:
