@@ -285,7 +285,7 @@ def test_listening_on_one_address(pairing: Pairing, opposite: type[Peer]) -> Non
     pair = pairing.pair(opposite, other={"passive": True})
 
     def listening() -> set[str]:
-        return {line.split()[2] for line in pair.ours.run("ss", "-tlnH", "sport", "=", "179").splitlines()}
+        return {line.split()[3] for line in pair.ours.run("ss", "-tlnH", "sport", "=", "179").splitlines()}
 
     def bind(settings: Settings) -> None:
         settings["bind"] = [pair.a.ipv4]
