@@ -278,6 +278,7 @@ def test_peer_behind_a_gateway(pairing: Pairing, opposite: type[Peer]) -> None:
     ours.wait_up("10.99.0.2")
     ours.wait_kernel("10.99.0.2/32", [b.ipv4])
     ours.wait_route("10.2.0.0/24")
+    ours.wait_kernel("10.2.0.0/24", [b.ipv4])
 
 
 @feature("bind mode: only the node's address")
