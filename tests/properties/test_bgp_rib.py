@@ -424,7 +424,9 @@ class World:
         for name in self.views:
             for family in Family:
                 told = {prefix for f, prefix, _ in self.plain.peers[name].told if f is family}
-                assert self.rib.counts(name, family).received == len(told)
+                counts = self.rib.counts(name, family)
+                assert counts.received == len(told)
+                assert counts.advertised == len(list(self.rib.advertised(name, family)))
 
 
 ANYTHING = {

@@ -17,7 +17,7 @@ that is remembered (`turned`) and it gets a withdrawal instead.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 
@@ -82,6 +82,7 @@ class Group:
         self._exports: WeakKeyDictionary[Path, Export] = WeakKeyDictionary()
         self._outs: WeakValueDictionary[tuple[Attributes, Source], Out] = WeakValueDictionary()
         self._withdrawn: WeakValueDictionary[Source, Out] = WeakValueDictionary()
+        self._by_source: Counter[Source] | None = None  # prefixes of `out`, counted when somebody asks
         self._whole: ref[Batch] | None = None  # `out` as a batch, for new members, as long as nothing changes
 
     # --- changes in ---
@@ -129,14 +130,18 @@ class Group:
                 if fresh:
                     told.update(fresh)
                     changes.update(fresh)
-                    self._whole = None
+                    self._changed()
                 continue
             self._change(prefixes, news)
+
+    def _changed(self) -> None:
+        """What was made from `out` as a whole holds no more."""
+        self._whole = self._by_source = None
 
     def _change(self, prefixes: Sequence[Nlri], news: Sequence[Out | None]) -> None:
         told, batch = self.out, self._row[-1]
         changes = batch.changes
-        self._whole = None
+        self._changed()
         gone = self._withdrawal(NOBODY)
         for prefix, new, old in zip(prefixes, news, map(told.get, prefixes), strict=True):
             if new is old:
@@ -161,6 +166,12 @@ class Group:
         if out is None:
             out = self._withdrawn[source] = Out(None, source)
         return out
+
+    def count(self, name: str) -> int:
+        """How many prefixes a member is told in all."""
+        if self._by_source is None:
+            self._by_source = Counter(out.source for out in self.out.values())
+        return len(self.out) - self._by_source[self.members[name].source]
 
     # --- members ---
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
@@ -9,8 +10,8 @@ import pytest
 
 from services.bgp.core.paths import Attributes, Family, Reach, Unreach
 from services.bgp.core.rib.decision import Reason
-from services.bgp.core.rib.outgoing import Withheld
-from services.bgp.core.rib.path import Rejected
+from services.bgp.core.rib.outgoing import Out, Withheld
+from services.bgp.core.rib.path import NextHop, Path, Rejected
 from services.bgp.core.rib.rib import STALE_PATH_TIME_S
 from services.bgp.core.settings import NextHopMode, Originated, PeerSettings
 from services.bgp.core.wire.context import Context
@@ -542,6 +543,31 @@ def test_session_that_replaces_one_keeps_what_it_may() -> None:
     assert not speaker.rib.has_messages("Global_2")
     speaker.end_of_rib("Global_1", now=6.0)
     assert speaker.read("Global_2") == {}
+
+
+def test_nothing_stays_of_what_is_gone() -> None:
+    """Caches by path must not keep it: a peer that changes its attributes for days must not fill memory."""
+
+    def alive() -> int:
+        return sum(isinstance(one, Path | Out | NextHop) for one in gc.get_objects())
+
+    speaker = reflector(client(1), client(2), peer(3, 65003))
+    before = alive()
+    for med in range(50):
+        hop = bytes((10, 9, 1, med))
+        speaker.tell("Global_1", internal(med=med, next_hop=hop), ROUTE, f"10.6.{med}.0/24")
+        speaker.read("Global_2")
+        speaker.read("Global_3")
+        speaker.kernel()
+    assert alive() > before
+    speaker.withdraw("Global_1", ROUTE, *(f"10.6.{med}.0/24" for med in range(50)))
+    speaker.read("Global_1")
+    speaker.read("Global_2")
+    speaker.read("Global_3")
+    assert speaker.kernel() == {}
+    gc.collect()
+    assert alive() <= before + 2  # withdrawals of the last batch, for each group
+    assert speaker.rib.next_hops() == frozenset()
 
 
 # --- people ---
