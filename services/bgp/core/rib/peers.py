@@ -113,7 +113,9 @@ class Peer(Source):
         self.prefixes: dict[Family, set[Nlri]] = {family: set() for family in Family}
         self.end_of_rib: set[Family] = set()  # received on this session
         self.stale_until: dict[Family, float] = {}
-        self.unrepeated: dict[Family, set[Nlri]] = {}  # in an enhanced refresh: what the peer has not told again yet
+        self.unrepeated: dict[
+            Family, set[tuple[Nlri, int]]
+        ] = {}  # in an enhanced refresh: what the peer has not told again yet
         self.llgr: set[Family] = set()  # long-lived graceful restart has begun there
         self.policies: dict[Family, ImportPolicy] = {}
         self._chains: dict[Family, Chain] = {}

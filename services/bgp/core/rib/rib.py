@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import repeat
 from weakref import WeakValueDictionary
 
 from services.bgp.core.export import ExportPolicy
@@ -147,16 +148,19 @@ class Rib:
 
     def begin_refresh(self, name: str, family: Family) -> None:
         """The peer tells everything again (RFC 7313): what it does not repeat goes at `end_refresh`."""
-        peer = self._peers[name]
-        peer.unrepeated[family] = set(peer.prefixes[family])
+        peer, table = self._peers[name], self._tables[family]
+        peer.unrepeated[family] = {
+            (prefix, path.path_id) for prefix in peer.prefixes[family] for path in of_source(table, prefix, peer)
+        }
 
     def end_refresh(self, name: str, family: Family) -> None:
         peer = self._peers[name]
-        left = peer.unrepeated.pop(family, set()) & peer.prefixes[family]
-        for prefix in left:
-            remove_all(self._tables[family], prefix, peer)
-        peer.prefixes[family] -= left
-        self._dirty[family].update(dict.fromkeys(left))
+        table, mine, dirty = self._tables[family], peer.prefixes[family], self._dirty[family]
+        for prefix, path_id in peer.unrepeated.pop(family, ()):
+            if prefix in mine:
+                if remove(table, prefix, peer, path_id):
+                    mine.discard(prefix)
+                dirty[prefix] = None
 
     # --- what this node has ---
 
@@ -341,7 +345,7 @@ class Rib:
         family, prefixes = change.family, change.prefixes
         table = self._tables[family]
         if (unrepeated := peer.unrepeated.get(family)) is not None:
-            unrepeated.difference_update(prefixes)
+            unrepeated.difference_update(zip(prefixes, change.path_ids or repeat(0), strict=False))
         if change.path_ids is not None:
             imports: dict[int, Import] = {}
             for prefix, path_id in zip(prefixes, change.path_ids, strict=True):
