@@ -22,6 +22,7 @@ from services.bgp.core.rib.fib import FibChange
 from services.bgp.core.rib.rib import Rib
 from services.bgp.core.settings import Originated, SpeakerSettings
 from services.bgp.shell.fib import KernelFib
+from services.bgp.shell.gateways import Gateways
 from services.bgp.shell.nexthops import NextHops
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,9 @@ class Kernel:
         self._settle: asyncio.TimerHandle | None = None
         self._look = False  # at next hops
         self._resync = False  # at everything of ours
+        self._unplaced: dict[str, str] = {}
         self._relist = False  # at workloads
+        self._gateways = Gateways(netns)
         self._swept: set[Family] = set()
         self._ignored: tuple[str, ...] = ()
 
@@ -85,7 +88,7 @@ class Kernel:
         if settings.ignored_interfaces != self._ignored:
             self._ignored = settings.ignored_interfaces
             self._relist = True
-            self._later()
+        self._later()  # for the addresses that workloads peer with
 
     def wake(self) -> None:
         self._work.set()
@@ -128,6 +131,7 @@ class Kernel:
             self._settle.cancel()
         self._monitor.stop()
         self._netlink.close()
+        self._gateways.close()
         self.next_hops.close()
         self.fib.close()
 
@@ -209,6 +213,7 @@ class Kernel:
 
     def _settled(self) -> None:
         self._settle = None
+        self._place_gateways()
         if self._relist:
             self._relist = False
             self._list_workloads()
@@ -223,6 +228,12 @@ class Kernel:
                 self._rib.next_hops_changed(states)
                 self._owner.wake()
         self._work.set()
+
+    def _place_gateways(self) -> None:
+        if self._rib is None:
+            return
+        workloads = {index: name for index, name in self._names.items() if name.startswith(self._prefixes)}
+        self._unplaced = self._gateways.step(self._rib.settings, workloads)
 
     # --- ours ---
 
@@ -246,7 +257,8 @@ class Kernel:
 
     def _report(self) -> None:
         blocked = self.fib.blocked
-        self.failures = {"kernel routes": f"{len(blocked)} not installed"} if blocked else {}
+        routes = {"kernel routes": f"{len(blocked)} not installed"} if blocked else {}
+        self.failures = {**routes, **self._unplaced}
 
 
 def _family(route: Route) -> Family:

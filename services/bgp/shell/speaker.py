@@ -119,7 +119,8 @@ class Speaker:
         ranges = {name: peer for name, peer in wanted.items() if peer.prefix is not None}
         self._end([name for name in self.peers if name not in fixed])
         self._end([name for name, peer in self.dynamic.items() if not _covered(peer.settings, ranges.values())])
-        self._listener.configure(settings.bind, settings.listen_port, self._passwords(settings))
+        addresses = (*settings.bind, *settings.local_peering) if settings.bind else ()
+        self._listener.configure(addresses, settings.listen_port, self._passwords(settings))
         for name, one in fixed.items():
             secret = self._secret(one)
             if (peer := self.peers.get(name)) is not None:

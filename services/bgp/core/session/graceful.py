@@ -11,17 +11,17 @@ from services.bgp.core.wire.errors import Notification
 
 
 def kept_families(
-    negotiated: Negotiated, *, hold_timer: bool, sent: Notification | None, received: Notification | None
+    negotiated: Negotiated, *, sent: Notification | None, received: Notification | None
 ) -> tuple[Family, ...]:
     """Families whose routes stay when a session ends this way.
 
-    Without RFC 8538: only when the connection just went. With it: after NOTIFICATIONs and our hold timer too, but not
-    after a hard reset, whoever sent it.
+    Without RFC 8538: only when the connection just went. With it: after NOTIFICATIONs too, that of our hold timer
+    among them, but not after a hard reset, whoever sent it.
     """
     told = [message for message in (sent, received) if message is not None]
     if any(message.hard_reset for message in told):
         return ()
-    if (told or hold_timer) and not negotiated.notifications_kept:
+    if told and not negotiated.notifications_kept:
         return ()
     long_lived = dict(negotiated.long_lived)
     return tuple(

@@ -36,6 +36,14 @@ def test_every_setting_has_a_cost(name: str) -> None:
     assert cost_of_change(old, replace(old, **{name: OTHERS[name]})) is COSTS[name]  # type: ignore[arg-type]
 
 
+def test_what_tcp_or_the_open_said_costs_the_session() -> None:
+    assert {name for name, cost in COSTS.items() if cost is Cost.RESET} == {
+        "address", "port", "prefix", "source", "password", "ttl_security",  # TCP
+        "remote_as", "local_as", "hold_time_s", "restart_time_s", "long_lived_time_s", "families",  # the OPEN
+        "add_path_receive", "add_path_send",
+    }  # fmt: skip
+
+
 def test_the_dearest_change_counts() -> None:
     old = settings(0)
     assert cost_of_change(old, replace(old, name="x", filters=("f",), hold_time_s=9)) is Cost.RESET
