@@ -174,9 +174,12 @@ class Peer(Source):
             return Import(path, lambda prefix: path)
         return Import(None, self._by_prefix(policy, key, received, next_hop, steps))
 
-    def forget_imports(self) -> None:
-        """What is admitted from now on is judged anew."""
+    def interfaces_changed(self, family: Family) -> bool:
+        """Those of next hops, and so what filters said of their paths: are they to be judged again?"""
+        if not self._chains[family].asks_interface:
+            return False
         self._imports.clear()
+        return True
 
     def _by_prefix(
         self, policy: ImportPolicy, key: ImportKey, received: Attributes, next_hop: NextHop, steps: tuple[Step, ...]

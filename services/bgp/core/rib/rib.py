@@ -464,8 +464,8 @@ class Rib:
 
     def _interfaces_changed(self, family: Family, prefixes: list[Nlri], turned: set[NextHop]) -> None:
         for peer in self._peers.values():
-            peer.forget_imports()
-            self._judge_again(peer, family, prefixes)
+            if peer.interfaces_changed(family):
+                self._judge_again(peer, family, prefixes)
         table = self._tables[family]
         paths = {path for prefix in prefixes for path in paths_of(table[prefix]) if path.next_hop in turned}
         for group in self._groups[family].values():
