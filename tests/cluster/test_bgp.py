@@ -285,11 +285,11 @@ spec: {localWorkloadSelector: role == 'router', asNumber: 65401}
         speaker.stop()
 
     async def withdrawn() -> bool:
-        return "10.99.0.0/24" not in routes(world, "node1")
+        addresses = world.run("node1", "ip", "address", "show", "dev", interface)
+        return "10.99.0.0/24" not in routes(world, "node1") and "169.254.0.179" not in addresses
 
     await world.delete("BGPPeer", "routers")
-    await until(withdrawn, 60, "no route of a pod that is no peer any more")
-    assert "169.254.0.179" not in world.run("node1", "ip", "address", "show", "dev", interface)
+    await until(withdrawn, 60, "neither route nor gateway of a pod that is no peer any more")
     await world.apply("kind: BGPConfiguration\nmetadata: {name: default}\nspec: {}\n")
     await world.apply("kind: FelixConfiguration\nmetadata: {name: default}\nspec: {}\n")
     await world.cluster.remove_pod(router)

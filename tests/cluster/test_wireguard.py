@@ -23,7 +23,9 @@ import pytest_asyncio
 
 from libs.bus.applied import listening
 from libs.model import Node
+from libs.netlink.conntrack import delete_connections
 from libs.netlink.netns import in_netns
+from libs.netlink.socket import NETLINK_NETFILTER, NetlinkSocket
 from libs.netlink.wireguard import WgDevice, format_key
 from libs.resources.patch import PatchType
 from libs.testkit.bootstrap import POOL_V4, POOL_V6
@@ -50,7 +52,8 @@ FELIX = ("unshare", "--mount", "--propagation", "slave", "sh", "-c", OWN_SOCKETS
 DEVICES = {4: "wireguard.cali", 6: "wg-v6.cali"}
 PORTS = {4: 51820, 6: 51821}
 FAMILIES = (4, 6)
-ICMPV6 = 58
+ICMPV6, UDP, VXLAN = 58, 17, 4789
+ONLY_IPV4 = {"ipam": {"type": "calico-ipam", "assign_ipv4": "true", "assign_ipv6": "false"}}
 ON = """
 kind: FelixConfiguration
 metadata: {name: default}
@@ -318,6 +321,65 @@ async def test_o12_with_encrypt_or_drop_a_node_without_a_key_is_not_reached_at_a
         await stage.configure({}, {"felix.calico-py/wireguardEncryptOrDrop": "false"})
     for family in FAMILIES:
         await stage.cluster.eventually([(one, three, 8080, "tcp")], ALLOW, family=family)
+
+
+HOST_ENDPOINT = """
+kind: GlobalNetworkPolicy
+metadata: {name: only-tcp}
+spec:
+  selector: hep == 'wg'
+  types: [Ingress, Egress]
+  ingress: [{action: Allow, protocol: TCP}]
+  egress: [{action: Allow, protocol: TCP}]
+---
+kind: HostEndpoint
+metadata: {name: wg1, labels: {hep: wg}}
+spec: {node: node1, interfaceName: eth0}
+"""
+
+
+async def test_a_host_endpoint_that_closes_udp_does_not_close_the_tunnel(stage: Stage) -> None:
+    one, two = stage.pods.one, stage.pods.two
+    node1, node2 = stage.cluster.node("node1"), stage.cluster.node("node2")
+    await stage.apply(HOST_ENDPOINT)
+    try:
+        with in_netns(node1.namespace.path), NetlinkSocket(NETLINK_NETFILTER) as netlink:
+            forgotten = [delete_connections(netlink, address) for address in (node2.ipv4.ip, node2.ipv6.ip)]
+        assert all(forgotten), "what was established would pass anyway"
+        for family in FAMILIES:
+            questions = [(one, two, 8080, "tcp"), (two, one, 8080, "udp")]
+            await stage.cluster.eventually(questions, ALLOW, family=family)  # type: ignore[arg-type]
+    finally:
+        await stage.delete("HostEndpoint", "wg1")
+        await stage.delete("GlobalNetworkPolicy", "only-tcp")
+
+
+VXLAN_POOL = """
+kind: IPPool
+metadata: {name: vx}
+spec: {cidr: 10.66.0.0/16, vxlanMode: Always, nodeSelector: all()}
+"""
+
+
+async def test_o11_beside_an_overlay_keyed_nodes_use_the_tunnel_and_others_the_overlay(stage: Stage) -> None:
+    await stage.apply(VXLAN_POOL)
+    from_it = {"cni.projectcalico.org/ipv4pools": '["vx"]'}
+    pods = [
+        await stage.cluster.add_pod(f"node{number}", f"vx{number}", annotations=from_it, config=ONLY_IPV4)
+        for number in (1, 2, 3)
+    ]
+    try:
+        for other, seen_as in ((pods[1], PORTS[4]), (pods[2], VXLAN)):
+            questions = [(pods[0], other, 8080, "tcp"), (other, pods[0], 8080, "tcp")]
+            await stage.cluster.eventually(questions, ALLOW, timeout_s=30)  # type: ignore[arg-type]
+            with stage.wire("node1") as wire:
+                assert await stage.cluster.reach(questions) == [ALLOW] * 2  # type: ignore[arg-type]
+                ports = {one.target_port for one in wire.packets() if one.protocol == UDP}
+            assert ports & {PORTS[4], VXLAN} == {seen_as}
+    finally:
+        for pod in pods:
+            await stage.cluster.remove_pod(pod)
+        await stage.delete("IPPool", "vx")
 
 
 async def test_metrics_are_calicos(stage: Stage) -> None:

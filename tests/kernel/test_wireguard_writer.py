@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import time
 import uuid
@@ -12,15 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from libs.netlink.wireguard import WgChange, WgPeer
+from libs.feed.delta import Delta
+from libs.netlink.wireguard import WgChange, WgPeer, format_key, parse_key
 from libs.netlink.wireguard_keys import clamp, public_key
+from libs.policy.output import Block, NodeInfo
 from libs.testkit.netns import call_in, can_make_namespaces
 from libs.testkit.netns import run as run_in
 from libs.testkit.topology import Namespace, remove
-from services.felix.core.wireguard import Wanted, Way
+from services.felix.core.wireguard import FamilySettings, Wanted, Way, WireguardSettings
 from services.felix.drivers.wireguard import FirstOf, WireguardError
 from services.felix.drivers.wireguard_userspace import UserspaceDevices
 from services.felix.drivers.wireguard_writer import FamilyWriter
+from services.felix.shell.wireguard import WireguardReconciler
 
 pytestmark = [
     pytest.mark.kernel,
@@ -274,3 +278,56 @@ def test_a_new_peer_is_greeted_without_any_traffic(stage: Stage) -> None:
     finally:
         remove([other_space])
         Path(f"/var/run/wireguard/{other.name}.sock").unlink(missing_ok=True)
+
+
+def test_the_reconciler_compares_when_there_is_a_reason_and_not_with_every_pod(stage: Stage) -> None:
+    """A key, then routes once it is told, then nothing until the device is taken away."""
+    own, theirs, *_ = NETS[stage.version]
+    v4 = stage.version == 4
+
+    def info(number: int, key: bytes | None) -> NodeInfo:
+        told = format_key(key) if key else ""
+        return NodeInfo(
+            ipv4=f"192.0.2.{number}/24", ipv6=f"2001:db8::{number}/64", wireguard_key=told if v4 else "",
+            wireguard_key6="" if v4 else told,
+        )  # fmt: skip
+
+    async def story() -> None:
+        told: list[dict[int, str]] = []
+        made = WireguardReconciler("node1", "wireguard-go", lambda: 1500, on_keys=told.append)
+        try:
+            family = FamilySettings(enabled=True, interface=stage.name, port=51833)
+            made.configure(WireguardSettings(v4=family) if v4 else WireguardSettings(v6=family), 0xFFFF0000)
+            blocks: dict[str, Block | None] = {
+                own: Block(cidr=own, node="node1"),
+                theirs: Block(cidr=theirs, node="node2"),
+            }
+            made.fold(Delta(blocks=blocks, nodes={"node1": info(1, None), "node2": info(2, PEER)}))
+            assert await made.step() == {}
+            key = made.keys[stage.version]
+            assert told[-1] == {stage.version: key}
+            assert stage.routes() == {}
+            made.fold(Delta(nodes={"node1": info(1, parse_key(key))}))
+            assert await made.step() == {}
+            assert stage.routes() == {own: "throw", theirs: stage.name}
+            before = made.comparisons
+            made.interfaces_changed()
+            assert await made.step() == {}
+            assert made.comparisons == before
+            stage.run("ip", "link", "del", stage.name)
+            await asyncio.to_thread(socket_gone, stage)
+            made.interfaces_changed()
+            assert await made.step() == {}
+            assert made.comparisons == before + 1
+            assert made.keys[stage.version] not in ("", key)
+            assert stage.routes() == {}  # nobody would understand us
+            made.fold(Delta(nodes={"node2": info(2, parse_key(made.keys[stage.version]))}))
+            assert set(await made.step()) == {f"WireGuard IPv{stage.version} node node{n}" for n in (1, 2)}
+            made.configure(WireguardSettings(), 0xFFFF0000)
+            made.fold(Delta(nodes={"node1": info(1, None), "node2": None}))
+            assert await made.step() == {}
+            assert stage.name not in stage.run("ip", "link")
+        finally:
+            await made.close()
+
+    stage.call(lambda: asyncio.run(story()))

@@ -106,7 +106,7 @@ class Frr(Peer):
     def apply(self) -> None:
         """FRR is changed by commands: those that are new since the last time, after those that are to be undone."""
         wanted, before = render(self.router), (self.directory / "bgpd.conf").read_text().splitlines()
-        commands = _difference(before, wanted)
+        commands = difference(before, wanted)
         self.write_config()
         self.vty("configure terminal", *commands, "end")
 
@@ -318,7 +318,7 @@ def _blocks(lines: Iterable[str]) -> dict[tuple[str, ...], list[str]]:
     return found
 
 
-def _difference(before: Iterable[str], wanted: Iterable[str]) -> list[str]:
+def difference(before: Iterable[str], wanted: Iterable[str]) -> list[str]:
     """Commands that lead from one `render` to another: undo first, route maps before what uses them."""
     have, want = _blocks(before), _blocks(wanted)
     undo: list[str] = []

@@ -85,6 +85,9 @@ class Kernel:
         self._list_workloads()
 
     def configure(self, settings: SpeakerSettings) -> None:
+        self.next_hops.by_gateway = frozenset(
+            peer.address.packed for peer in settings.peers if peer.gateway is not None
+        )
         if settings.ignored_interfaces != self._ignored:
             self._ignored = settings.ignored_interfaces
             self._relist = True
@@ -112,6 +115,9 @@ class Kernel:
             while changes := self._rib.take_fib(SLICE):
                 taken += len(changes)
                 await self.fib.apply(changes)
+                if self.next_hops.by_gateway and any(one.prefix[1:] in self.next_hops.by_gateway for one in changes):
+                    self._look = True
+                    self._later()
                 for tell in self.on_routes:
                     tell(changes)
                 if self._owner is not None and self._owner.telling():

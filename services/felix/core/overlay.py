@@ -14,6 +14,8 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TypeAlias
 
+import msgspec
+
 from libs.policy import nets
 from libs.policy.output import NodeInfo, Pool
 from libs.policy.routes import Vtep, vteps_for
@@ -91,8 +93,7 @@ class Device:
     mtu_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteEnd:
+class RemoteEnd(msgspec.Struct, frozen=True, cache_hash=True):
     """Another node's end of a VXLAN overlay. host: where its packets go."""
 
     device: str
@@ -111,69 +112,15 @@ class WantedOverlays:
     missing: Mapping[str, str] = field(default_factory=dict)
 
 
-def wanted_overlays(
-    node: str,
-    nodes: Mapping[str, NodeInfo],
-    vteps: Mapping[str, Vtep],
-    pools: Iterable[Pool],
-    settings: OverlaySettings,
-) -> WantedOverlays:
-    """vteps: of `nodes` (libs/policy/routes.py)."""
-    enabled = settings.enabled(pools)
-    devices: dict[str, Device] = {}
-    missing: dict[str, str] = {}
-    ends: set[RemoteEnd] = set()
-    for name in sorted(enabled):
-        device = _device(name, node, nodes, vteps, settings)
-        if device is None:
-            what = "IPv6" if name == VXLAN6 else "IPv4"
-            kind = "IP-in-IP" if name == TUNL else "VXLAN"
-            missing[name] = f"node {node} has no {what} {kind} tunnel address, or no {what} address, yet"
-            continue
-        devices[name] = device
-        if name != TUNL:
-            ends |= _ends(name, node, vteps)
-    return WantedOverlays(enabled, devices, frozenset(ends), missing)
-
-
-def _device(
-    name: str, node: str, nodes: Mapping[str, NodeInfo], vteps: Mapping[str, Vtep], settings: OverlaySettings
-) -> Device | None:
-    mtu_bytes = settings.mtu_bytes(name)
-    if name == TUNL:
-        info = nodes.get(node)
-        address = nets.address(info.ipip_ipv4) if info is not None else ""
-        return Device(name, ip_address(address), mtu_bytes=mtu_bytes) if address else None
-    end = _end(name, vteps.get(node))
-    if end is None:
-        return None
-    return Device(name, end.address, end.host, end.mac, settings.vni, settings.port, mtu_bytes)
-
-
-def _ends(name: str, node: str, vteps: Mapping[str, Vtep]) -> set[RemoteEnd]:
-    """One for each MAC and each address: of several nodes that claim one, the lowest name has it."""
-    found: set[RemoteEnd] = set()
-    taken: set[object] = set()
-    for other in sorted(vteps):
-        end = _end(name, vteps[other]) if other != node else None
-        if end is None or end.mac in taken or end.address in taken:
-            continue
-        taken |= {end.mac, end.address}
-        found.add(end)
-    return found
-
-
-def _end(name: str, vtep: Vtep | None) -> RemoteEnd | None:
-    if vtep is None:
-        return None
+def _end(device: str, vtep: Vtep) -> RemoteEnd | None:
     address, mac, host = (
         (vtep.ipv4, vtep.mac, vtep.parent_device_ipv4)
-        if name == VXLAN
+        if device == VXLAN
         else (vtep.ipv6, vtep.mac6, vtep.parent_device_ipv6)
     )
     if not address:
         return None
-    return RemoteEnd(name, ip_address(nets.address(address)), mac.lower(), ip_address(nets.address(host)))
+    return RemoteEnd(device, ip_address(nets.address(address)), mac.lower(), ip_address(nets.address(host)))
 
 
 class Overlays:
@@ -183,7 +130,8 @@ class Overlays:
         self.vteps: dict[str, Vtep] = {}
         self.settings = OverlaySettings()
         self._node = node
-        self._nodes: dict[str, NodeInfo] = {}
+        self._tunl = ""  # this node's own IP-in-IP tunnel address
+        self._ends: dict[str, dict[str, RemoteEnd]] = {VXLAN: {}, VXLAN6: {}}  # device -> node, this one too -> its end
         self._pools: dict[str, Pool] = {}
         self._wanted: WantedOverlays | None = None
 
@@ -203,15 +151,20 @@ class Overlays:
         self._touch(changed)
 
     def put_node(self, name: str, info: NodeInfo | None) -> None:
-        changed = self._nodes.get(name) != info
-        if info is None:
-            self._nodes.pop(name, None)
-        else:
-            self._nodes[name] = info
         vtep = vteps_for({name: info}).get(name) if info is not None else None
-        if vtep is None:
-            self.vteps.pop(name, None)
-        else:
+        changed = self.vteps.get(name) != vtep
+        if name == self._node:
+            tunl = nets.address(info.ipip_ipv4) if info is not None else ""
+            changed, self._tunl = changed or tunl != self._tunl, tunl
+        if not changed:
+            return
+        self.vteps.pop(name, None)
+        for device, ends in self._ends.items():
+            ends.pop(name, None)
+            end = _end(device, vtep) if vtep is not None else None
+            if end is not None:
+                ends[name] = end
+        if vtep is not None:
             self.vteps[name] = vtep
         self._touch(changed)
 
@@ -222,9 +175,50 @@ class Overlays:
     @property
     def wanted(self) -> WantedOverlays:
         if self._wanted is None:
-            self._wanted = wanted_overlays(self._node, self._nodes, self.vteps, self._pools.values(), self.settings)
+            self._wanted = self._work_out()
         return self._wanted
 
     def _touch(self, changed: bool) -> None:
         if changed:
             self._wanted = None
+
+    def _work_out(self) -> WantedOverlays:
+        enabled = self.settings.enabled(self._pools.values())
+        devices: dict[str, Device] = {}
+        missing: dict[str, str] = {}
+        ends: set[RemoteEnd] = set()
+        for name in sorted(enabled):
+            device = self._device(name)
+            if device is None:
+                what = "IPv6" if name == VXLAN6 else "IPv4"
+                kind = "IP-in-IP" if name == TUNL else "VXLAN"
+                missing[name] = f"node {self._node} has no {what} {kind} tunnel address, or no {what} address, yet"
+                continue
+            devices[name] = device
+            if name != TUNL:
+                ends |= self._others(name)
+        return WantedOverlays(enabled, devices, frozenset(ends), missing)
+
+    def _device(self, name: str) -> Device | None:
+        settings, mtu_bytes = self.settings, self.settings.mtu_bytes(name)
+        if name == TUNL:
+            return Device(name, ip_address(self._tunl), mtu_bytes=mtu_bytes) if self._tunl else None
+        end = self._ends[name].get(self._node)
+        if end is None:
+            return None
+        return Device(name, end.address, end.host, end.mac, settings.vni, settings.port, mtu_bytes)
+
+    def _others(self, device: str) -> set[RemoteEnd]:
+        """One for each MAC and each address: of several nodes that claim one, the lowest name has it."""
+        ends = self._ends[device]
+        macs: set[str] = set()
+        addresses: set[Address] = set()
+        found: set[RemoteEnd] = set()
+        for node in sorted(ends):
+            end = ends[node]
+            if node == self._node or end.mac in macs or end.address in addresses:
+                continue
+            macs.add(end.mac)
+            addresses.add(end.address)
+            found.add(end)
+        return found

@@ -246,7 +246,7 @@ class Wireguard:
         if own_key is not None:
             holders.setdefault(own_key, set()).add(self._node)  # ours as well before, or without, being told
         for key, names in holders.items():
-            for name in names if len(names) > 1 else ():
+            for name in sorted(names) if len(names) > 1 else ():
                 others = ", ".join(sorted(names - {name}))
                 problems[self._object(name)] = f"not encrypted: {others} has the same key"
                 if name in found and found[name].key == key:

@@ -32,7 +32,7 @@ from libs.netlink.tunnel_drivers import (
 from libs.netlink.tunnels import Ipip, TunnelDevice, Vxlan
 from libs.reconcile import Driver, Reconciler, diff
 from services.felix.core.mtu import device_mtu_bytes
-from services.felix.core.overlay import DEVICES, TUNL, Address, Device, OverlaySettings, WantedOverlays
+from services.felix.core.overlay import DEVICES, TUNL, Address, Device, OverlaySettings, RemoteEnd, WantedOverlays
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +84,8 @@ class OverlayKeeper:
         self._stale = True  # read the kernel; also set by events while a pass is under way
         self._want: dict[str, TunnelDevice] = {}
         self._told: tuple[WantedOverlays, OverlaySettings] | None = None
+        self._ends: set[RemoteEnd] = set()  # that the two reconcilers were told of
+        self._indexes: dict[str, int] = {}  # of the devices that they were told for
         self._dirty = True
         self._unfinished = False
         self._unwanted_since: dict[str, float] = {}
@@ -195,32 +197,53 @@ class OverlayKeeper:
     async def _write_ends(
         self, wanted: WantedOverlays, indexes: Mapping[str, int], *, removing: bool
     ) -> dict[str, str]:
-        """Only devices that are wanted are looked at: what others know goes with them."""
-        devices = frozenset(index for name, index in indexes.items() if name != TUNL)
-        if devices != self._fdb.devices:
+        """New ends are made known first, and those that went are forgotten when `removing`. Costs as much as there is
+        to change. Only devices that are wanted are looked at: what others know goes with them.
+        """
+        gone = self._ends - wanted.ends
+        added = wanted.ends - self._ends
+        if indexes != self._indexes:
+            self._indexes = dict(indexes)
+            devices = frozenset(index for name, index in indexes.items() if name != TUNL)
             self._fdb.devices = self._neighbours.devices = devices
+            entries = [self._entry(end) for end in self._ends]
+            neighbours = [self._neighbour(end) for end in self._ends]
+            self._entries.desired = {one: one for one in entries if one is not None}
+            self._known.desired = {neighbour_key(one): one for one in neighbours if one is not None}
             self._entries.resync()
             self._known.resync()
-        ends = [(end, indexes[end.device]) for end in wanted.ends if end.device in indexes]
-        entries = {(one := FdbEntry(index, end.mac, end.host)): one for end, index in ends}
-        known = {neighbour_key(one): one for one in (Neighbour(end.address, index, end.mac) for end, index in ends)}
-        if not removing:
-            macs = {(entry.index, entry.mac) for entry in entries}
-            stay = {
-                one: one for one in self._entries.desired if one.index in devices and (one.index, one.mac) not in macs
-            }
-            entries = stay | entries
-            known = {key: one for key, one in self._known.desired.items() if one.index in devices} | known
+        hosts = {(end.device, end.mac): end.host for end in wanted.ends} if gone else {}
+        taken = {(end.device, end.address) for end in wanted.ends} if gone else set()
+        for end in gone:
+            entry, neighbour = self._entry(end), self._neighbour(end)
+            host = hosts.get((end.device, end.mac))
+            if entry is not None and host != end.host and (removing or host is not None):
+                self._entries.drop(entry)
+            if neighbour is not None and removing and (end.device, end.address) not in taken:
+                self._known.drop(neighbour_key(neighbour))
+        for end in added:
+            entry, neighbour = self._entry(end), self._neighbour(end)
+            if entry is not None and neighbour is not None:
+                self._entries.put(entry, entry)
+                self._known.put(neighbour_key(neighbour), neighbour)
+        self._ends |= added
+        if removing:
+            self._ends -= gone
         failed: dict[str, str] = {}
-        if entries != self._entries.desired:
-            self._entries.desired = entries
-        if known != self._known.desired:
-            self._known.desired = known
         for entry, error in (await self._entries.step()).items():
             failed[f"forwarding entry {entry.mac}"] = str(error)
         for (_, address), error in (await self._known.step()).items():
             failed[f"neighbour {address}"] = str(error)
         return failed
+
+    def _entry(self, end: RemoteEnd) -> FdbEntry | None:
+        """None while the device is not there."""
+        index = self._indexes.get(end.device)
+        return None if index is None else FdbEntry(index, end.mac, end.host)
+
+    def _neighbour(self, end: RemoteEnd) -> Neighbour | None:
+        index = self._indexes.get(end.device)
+        return None if index is None else Neighbour(end.address, index, end.mac)
 
     def _say(self, wanted: WantedOverlays, failed: Mapping[str, str]) -> None:
         """Each once for as long as it lasts."""

@@ -83,6 +83,12 @@ class FamilyWriter:
             log.info("WireGuard key made", extra={"interface": name})
         return device.public_key
 
+    def index(self, name: str) -> int:
+        """Of the link of that name; 0: there is none. Raises NetlinkError."""
+        with NetlinkSocket(NETLINK_ROUTE) as netlink:
+            link = get_link(netlink, name)
+        return 0 if link is None else link.index
+
     def read(self, name: str) -> DeviceState | None:
         """None when there is no such device. Raises as `ensure`."""
         with NetlinkSocket(NETLINK_ROUTE) as netlink:

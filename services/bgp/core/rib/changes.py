@@ -36,4 +36,5 @@ def kernel_part(settings: SpeakerSettings) -> tuple[object, ...]:
         settings.subnets,
         settings.encrypted,
         settings.normal_priority,
+        tuple((peer.address, peer.gateway) for peer in settings.peers if peer.gateway is not None),
     )

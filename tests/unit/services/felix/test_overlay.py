@@ -226,6 +226,24 @@ async def test_a_mac_or_address_that_moves_is_known_at_its_new_place_before_the_
     assert {str(address) for _, address in made.kernel.neighbours} == {"10.0.2.99", "10.0.3.0"}
 
 
+async def test_an_end_whose_address_alone_changes_keeps_its_forwarding_entry() -> None:
+    made = stage(POOL4)
+    await made.step()
+    fdb = set(made.kernel.fdb)
+    made.wanted.put_node("n2", NodeInfo(ipv4="192.0.2.2/24", vxlan_ipv4="10.0.2.99"))
+    assert await made.step() == (False, {})
+    assert made.kernel.fdb == fdb
+    assert {str(address) for _, address in made.kernel.neighbours} == {"10.0.2.99", "10.0.3.0"}
+    made.wanted.put_node("n2", NodeInfo(ipv4="192.0.2.2/24", vxlan_ipv4="10.0.2.99", vxlan_mac="66:00:00:00:00:22"))
+    assert await made.step() == (False, {})
+    assert {entry.mac for entry in made.kernel.fdb} == {"66:00:00:00:00:22", "66:00:00:00:00:03"}
+    assert {entry.mac for entry in made.kernel.neighbours.values()} == {"66:00:00:00:00:22", "66:00:00:00:00:03"}
+    again = Stage(made.kernel, made.carriers, keeper(made.kernel, made.carriers), made.wanted)
+    before = set(made.kernel.fdb), dict(made.kernel.neighbours)
+    assert await again.step() == (False, {})
+    assert (made.kernel.fdb, made.kernel.neighbours) == before
+
+
 @pytest.mark.parametrize("settings", [OverlaySettings(vni=7), OverlaySettings(port=8472)])
 async def test_another_number_or_port_makes_a_new_device_with_all_its_entries(settings: OverlaySettings) -> None:
     made = stage(POOL4)
