@@ -349,15 +349,16 @@ class World:
     def told_again(self) -> None:
         """A peer answers our refresh between marks (RFC 7313), and leaves some out."""
         family = self._family()
-        if (name := self._up()) is None or name == ADD_PATH:
+        if (name := self._up()) is None:
             return
         self.rib.begin_refresh(name, family)
-        for (f, prefix, _), told in list(self.plain.peers[name].told.items()):
+        for (f, prefix, path_id), told in list(self.plain.peers[name].told.items()):
             if f is family and self.random.random() < 0.6:
-                self.rib.receive(name, [Reach(family, told.attributes, [prefix])], self.now)
-                self.plain.reach(name, family, prefix, 0, told.attributes)
+                ids = [path_id] if name == ADD_PATH else None
+                self.rib.receive(name, [Reach(family, told.attributes, [prefix], ids)], self.now)
+                self.plain.reach(name, family, prefix, path_id, told.attributes)
             elif f is family:
-                self.plain.unreach(name, family, prefix, 0)
+                self.plain.unreach(name, family, prefix, path_id)
         self.rib.end_refresh(name, family)
 
     def forget(self) -> None:

@@ -63,8 +63,10 @@ class Chain:
             if not rule.peer_type or (rule.peer_type == "iBGP") is internal
         )
 
-    def __bool__(self) -> bool:
-        return bool(self._rules)
+    @property
+    def asks_interface(self) -> bool:
+        """Does an outcome depend on where next hops go out."""
+        return any(rule.outcome.rule.interface for rule in self._rules)
 
     def resolve(self, facts: RouteFacts) -> tuple[Step, ...]:
         steps: list[Step] = []

@@ -113,7 +113,9 @@ class Peer(Source):
         self.prefixes: dict[Family, set[Nlri]] = {family: set() for family in Family}
         self.end_of_rib: set[Family] = set()  # received on this session
         self.stale_until: dict[Family, float] = {}
-        self.unrepeated: dict[Family, set[Nlri]] = {}  # in an enhanced refresh: what the peer has not told again yet
+        self.unrepeated: dict[
+            Family, set[tuple[Nlri, int]]
+        ] = {}  # in an enhanced refresh: what the peer has not told again yet
         self.llgr: set[Family] = set()  # long-lived graceful restart has begun there
         self.policies: dict[Family, ImportPolicy] = {}
         self._chains: dict[Family, Chain] = {}
@@ -172,9 +174,12 @@ class Peer(Source):
             return Import(path, lambda prefix: path)
         return Import(None, self._by_prefix(policy, key, received, next_hop, steps))
 
-    def forget_imports(self) -> None:
-        """What is admitted from now on is judged anew."""
+    def interfaces_changed(self, family: Family) -> bool:
+        """Those of next hops, and so what filters said of their paths: are they to be judged again?"""
+        if not self._chains[family].asks_interface:
+            return False
         self._imports.clear()
+        return True
 
     def _by_prefix(
         self, policy: ImportPolicy, key: ImportKey, received: Attributes, next_hop: NextHop, steps: tuple[Step, ...]

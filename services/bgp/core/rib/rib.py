@@ -13,23 +13,23 @@ that peers know before the kernel is busy.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from weakref import WeakValueDictionary
 
 from services.bgp.core.export import ExportPolicy
 from services.bgp.core.filters import MAX_PRIORITY, rules_of
-from services.bgp.core.paths import Attributes, Change, EndOfRib, Family, IPNetwork, Nlri, Reach, Unreach, network
+from services.bgp.core.paths import Attributes, Change, EndOfRib, Family, IPNetwork, Nlri, Reach, Unreach
 from services.bgp.core.prefixes import inside_any
-from services.bgp.core.rib.decision import decide
+from services.bgp.core.rib.changes import export_touched, kernel_part
 from services.bgp.core.rib.explain import Explanation, explain
 from services.bgp.core.rib.fib import Fib, FibChange, FibRoute
 from services.bgp.core.rib.groups import Group
+from services.bgp.core.rib.loc_rib import LocRib
 from services.bgp.core.rib.outgoing import Exporter, Terms, keeps_next_hop
-from services.bgp.core.rib.path import Community, NextHop, NextHopState, Path, Preference, Source
-from services.bgp.core.rib.peers import Identity, Import, Peer, Session
-from services.bgp.core.rib.table import Table, insert, of_source, paths_of, remove, remove_all
+from services.bgp.core.rib.path import NextHop, NextHopState, Path, Preference, Source
+from services.bgp.core.rib.peers import Identity, Peer, Session
+from services.bgp.core.rib.table import of_source, paths_of
 from services.bgp.core.settings import Originated, PeerSettings, SpeakerSettings
 
 STALE_PATH_TIME_S = 360.0
@@ -62,8 +62,7 @@ class Rib:
     ) -> None:
         self.settings = settings
         self._resolve = resolve
-        self._tables: dict[Family, Table] = {family: {} for family in Family}
-        self._dirty: dict[Family, dict[Nlri, None]] = {family: {} for family in Family}
+        self._loc = LocRib()
         self._fibs = {family: Fib(family, settings) for family in Family}
         self._policies = {family: ExportPolicy(settings, family) for family in Family}
         self._groups: dict[Family, dict[Terms, Group]] = {family: {} for family in Family}
@@ -92,7 +91,7 @@ class Rib:
             if prefixes and family in session.graceful and family in session.preserved:
                 peer.stale_until[family] = now + STALE_PATH_TIME_S
             else:
-                self._sweep(peer, family)
+                self._loc.sweep(peer, family)
         for family in session.families - self._deferred:
             self._join(peer, family, greet=True)
         self._end_deferral(now)
@@ -107,11 +106,11 @@ class Rib:
         kept = frozenset(keep)
         for family in Family:
             if family in kept:
-                self._sweep(peer, family)  # stale from an earlier restart: not a second time (RFC 4724 4.2)
+                self._loc.sweep(peer, family)  # stale from an earlier restart: not a second time (RFC 4724 4.2)
                 if peer.prefixes[family]:
                     peer.stale_until[family] = now + peer.session.restart_time_s
             else:
-                self._remove_all(peer, family)
+                self._loc.remove_all(peer, family)
         peer.up = False
         peer.generation += 1
         peer.llgr.clear()
@@ -127,16 +126,16 @@ class Rib:
             self._leave(peer)
             peer.up = False
         for family in Family:
-            self._remove_all(peer, family)
+            self._loc.remove_all(peer, family)
 
     def receive(self, name: str, changes: Iterable[Change], now: float = 0.0) -> None:
         """What a peer's UPDATE says, as decoded."""
         peer = self._peers[name]
         for change in changes:
             if isinstance(change, Reach):
-                self._reach(peer, change)
+                self._loc.reach(peer, change)
             elif isinstance(change, Unreach):
-                self._unreach(peer, change)
+                self._loc.unreach(peer, change)
             else:
                 self._end_of_rib(peer, change, now)
 
@@ -147,16 +146,10 @@ class Rib:
 
     def begin_refresh(self, name: str, family: Family) -> None:
         """The peer tells everything again (RFC 7313): what it does not repeat goes at `end_refresh`."""
-        peer = self._peers[name]
-        peer.unrepeated[family] = set(peer.prefixes[family])
+        self._loc.begin_refresh(self._peers[name], family)
 
     def end_refresh(self, name: str, family: Family) -> None:
-        peer = self._peers[name]
-        left = peer.unrepeated.pop(family, set()) & peer.prefixes[family]
-        for prefix in left:
-            remove_all(self._tables[family], prefix, peer)
-        peer.prefixes[family] -= left
-        self._dirty[family].update(dict.fromkeys(left))
+        self._loc.end_refresh(self._peers[name], family)
 
     # --- what this node has ---
 
@@ -165,14 +158,13 @@ class Rib:
         settings."""
         for route in routes:
             self._kernel_routes[route.family, route.prefix] = route
-            self._insert(self._kernel, route.family, route.prefix, self._local_path(route))
+            self._loc.insert(route.family, route.prefix, self._local_path(route, self._kernel))
 
     def withdraw_originated(self, prefixes: Iterable[tuple[Family, Nlri]]) -> None:
         """Routes of the kernel that are gone."""
         for family, prefix in prefixes:
             if self._kernel_routes.pop((family, prefix), None) is not None:
-                remove(self._tables[family], prefix, self._kernel, 0)
-                self._dirty[family][prefix] = None
+                self._loc.remove_local(family, prefix, self._kernel)
 
     # --- next hops ---
 
@@ -194,7 +186,7 @@ class Rib:
             moved.add(known)
         if not moved:
             return
-        for family, table in self._tables.items():
+        for family, table in self._loc.tables.items():
             hit = [
                 prefix
                 for prefix, entry in table.items()
@@ -206,7 +198,7 @@ class Rib:
             ]
             if turned:
                 self._interfaces_changed(family, hit, turned)
-            self._dirty[family].update(dict.fromkeys(hit))
+            self._loc.dirty[family].update(dict.fromkeys(hit))
 
     # --- settings ---
 
@@ -220,18 +212,18 @@ class Rib:
         for peer in list(self._peers.values()):
             role = peer.client, peer.cluster_id
             for family in peer.configure(by_name.get(peer.name, peer.settings), settings, identity):
-                self._judge_again(peer, family)
+                self._loc.judge_again(peer, family)
             reflection |= role != (peer.client, peer.cluster_id)
         for family in Family:
-            touched = None if reflection else _touched(before, settings, family)
+            touched = None if reflection else export_touched(before, settings, family)
             if touched is None or touched:
                 self._policies[family] = ExportPolicy(settings, family)
                 self._export_again(family, touched)
             for name in list(self._joined[family]):
                 self._move(self._peers[name], family)
-            if _kernel_part(before) != _kernel_part(settings):
+            if kernel_part(before) != kernel_part(settings):
                 self._fibs[family].configure(settings)
-                self._fibs[family].mark(self._tables[family])
+                self._fibs[family].mark(self._loc.tables[family])
 
     # --- what goes out ---
 
@@ -259,12 +251,12 @@ class Rib:
         for family, fib in self._fibs.items():
             if family not in self._deferred and len(found) < limit:
                 self._flush(family)
-                found += fib.take(self._tables[family], limit - len(found))
+                found += fib.take(self._loc.tables[family], limit - len(found))
         return found
 
     def fib_waiting(self) -> int:
         """Prefixes whose routes may have changed and were not taken yet."""
-        return sum(len(self._dirty[family]) + fib.waiting() for family, fib in self._fibs.items())
+        return sum(len(self._loc.dirty[family]) + fib.waiting() for family, fib in self._fibs.items())
 
     def fib(self, family: Family) -> Mapping[Nlri, FibRoute]:
         """All that was handed out, as it stands: what the kernel should have of ours."""
@@ -279,18 +271,18 @@ class Rib:
     def explain(self, family: Family, prefix: Nlri) -> Explanation:
         """Everything about one prefix (exactly that one)."""
         self._flush(family)
-        entry = self._tables[family].get(prefix)
+        entry = self._loc.tables[family].get(prefix)
         return explain(family, prefix, entry, self._fibs[family].installed.get(prefix), self._joined[family])
 
     def prefixes(self, family: Family) -> list[Nlri]:
         """All of which there is a path, rejected ones included; in no order."""
-        return list(self._tables[family])
+        return list(self._loc.tables[family])
 
     def received(self, name: str, family: Family) -> Iterator[tuple[Nlri, Path]]:
         """The Adj-RIB-In of a peer."""
         if (peer := self._peers.get(name)) is not None:
             for prefix in peer.prefixes[family]:
-                for path in of_source(self._tables[family], prefix, peer):
+                for path in of_source(self._loc.tables[family], prefix, peer):
                     yield prefix, path
 
     def advertised(self, name: str, family: Family) -> Iterator[tuple[Nlri, Attributes]]:
@@ -337,141 +329,41 @@ class Rib:
             known = self._next_hops[address] = NextHop(address, self._resolve(address))
         return known
 
-    def _reach(self, peer: Peer, change: Reach) -> None:
-        family, prefixes = change.family, change.prefixes
-        table = self._tables[family]
-        if (unrepeated := peer.unrepeated.get(family)) is not None:
-            unrepeated.difference_update(prefixes)
-        if change.path_ids is not None:
-            imports: dict[int, Import] = {}
-            for prefix, path_id in zip(prefixes, change.path_ids, strict=True):
-                found = imports.get(path_id)
-                if found is None:
-                    found = imports[path_id] = peer.admit(family, change.attributes, path_id)
-                insert(table, prefix, found.judge(prefix))
-        else:
-            admitted = peer.admit(family, change.attributes)
-            path = admitted.path
-            if path is None:
-                for prefix in prefixes:
-                    insert(table, prefix, admitted.judge(prefix))
-            elif table.keys().isdisjoint(prefixes):
-                table.update(dict.fromkeys(prefixes, path))
-            else:
-                for prefix in prefixes:
-                    insert(table, prefix, path)
-        peer.prefixes[family].update(prefixes)
-        self._dirty[family].update(dict.fromkeys(prefixes))
-
-    def _unreach(self, peer: Peer, change: Unreach) -> None:
-        table, mine, dirty = self._tables[change.family], peer.prefixes[change.family], self._dirty[change.family]
-        ids = change.path_ids if change.path_ids is not None else [0] * len(change.prefixes)
-        for prefix, path_id in zip(change.prefixes, ids, strict=True):
-            if prefix in mine:
-                if remove(table, prefix, peer, path_id):
-                    mine.discard(prefix)
-                dirty[prefix] = None
-
     def _end_of_rib(self, peer: Peer, change: EndOfRib, now: float) -> None:
         peer.end_of_rib.add(change.family)
-        self._sweep(peer, change.family)
+        self._loc.sweep(peer, change.family)
         self._end_deferral(now)
-
-    def _insert(self, source: Source, family: Family, prefix: Nlri, path: Path) -> None:
-        insert(self._tables[family], prefix, path)
-        self._dirty[family][prefix] = None
-
-    def _sweep(self, peer: Peer, family: Family) -> None:
-        """Take what the peer has not said again on this session."""
-        peer.stale_until.pop(family, None)
-        table, mine, dirty = self._tables[family], peer.prefixes[family], self._dirty[family]
-        stale = [prefix for prefix in mine if any(path.stale for path in of_source(table, prefix, peer))]
-        for prefix in stale:
-            if remove_all(table, prefix, peer, keep=peer.generation):
-                mine.discard(prefix)
-        dirty.update(dict.fromkeys(stale))
-
-    def _remove_all(self, peer: Peer, family: Family) -> None:
-        peer.stale_until.pop(family, None)
-        table, mine = self._tables[family], peer.prefixes[family]
-        for prefix in mine:
-            if isinstance(table[prefix], list):
-                remove_all(table, prefix, peer)
-            else:
-                del table[prefix]
-        self._dirty[family].update(dict.fromkeys(mine))
-        peer.prefixes[family] = set()
 
     def _stale_time_over(self, peer: Peer, family: Family, now: float) -> None:
         seconds = peer.session.long_lived.get(family, 0.0) if peer.session is not None else 0.0
         if peer.up:
-            self._sweep(peer, family)
+            self._loc.sweep(peer, family)
         elif seconds and family not in peer.llgr:
             peer.llgr.add(family)
             peer.stale_until[family] = now + seconds
-            self._begin_llgr(peer, family)
+            begun = self._loc.begin_llgr(peer, family)
+            for group in self._groups[family].values():
+                group.forget(begun)
         else:
-            self._remove_all(peer, family)
-
-    def _begin_llgr(self, peer: Peer, family: Family) -> None:
-        """RFC 9494 section 4.2: paths that forbid it go, the others become the last choice."""
-        table, mine = self._tables[family], peer.prefixes[family]
-        self._dirty[family].update(dict.fromkeys(mine))
-        begun: set[Path] = set()
-        for prefix in list(mine):
-            for path in tuple(of_source(table, prefix, peer)):
-                if Community.NO_LLGR in path.attributes.communities:
-                    if remove(table, prefix, peer, path.path_id):
-                        mine.discard(prefix)
-                elif path not in begun:
-                    begun.add(path)
-                    path.begin_llgr()
-        for group in self._groups[family].values():
-            group.forget(begun)
+            self._loc.remove_all(peer, family)
 
     def _forget_if_gone(self, peer: Peer) -> None:
         if not peer.up and not any(peer.prefixes.values()):
             self._peers.pop(peer.name, None)
 
-    def _judge_again(self, peer: Peer, family: Family, only: Iterable[Nlri] | None = None) -> None:
-        """Import policy has changed: from the attributes as received."""
-        table = self._tables[family]
-        prefixes = list(peer.prefixes[family]) if only is None else [p for p in only if p in peer.prefixes[family]]
-        again: dict[Path, Import] = {}
-
-        def judged(path: Path, prefix: Nlri) -> Path:
-            found = again.get(path)
-            if found is None:
-                found = again[path] = peer.admit(family, path.received, path.path_id, path.generation)
-            new = found.path or found.judge(prefix)
-            if path.llgr_begun and not new.llgr_begun:
-                new.begin_llgr()
-            return new
-
-        for prefix in prefixes:
-            entry = table[prefix]
-            if isinstance(entry, Path):
-                table[prefix] = judged(entry, prefix)
-            else:
-                for at, path in enumerate(entry):
-                    if path.source is peer:
-                        entry[at] = judged(path, prefix)
-        self._dirty[family].update(dict.fromkeys(prefixes))
-
     def _interfaces_changed(self, family: Family, prefixes: list[Nlri], turned: set[NextHop]) -> None:
         for peer in self._peers.values():
-            peer.forget_imports()
-            self._judge_again(peer, family, prefixes)
-        table = self._tables[family]
+            if peer.interfaces_changed(family):
+                self._loc.judge_again(peer, family, prefixes)
+        table = self._loc.tables[family]
         paths = {path for prefix in prefixes for path in paths_of(table[prefix]) if path.next_hop in turned}
         for group in self._groups[family].values():
             group.forget(paths)
 
     # --- this node's own ---
 
-    def _local_path(self, route: Originated) -> Path:
-        static = route.block or route.service
-        source = self._static if static else self._kernel
+    def _local_path(self, route: Originated, source: Source) -> Path:
+        static = source is self._static
         normal = self.settings.normal_priority[route.family]
         priority = normal if route.priority is None else route.priority
         key = (source, route.family, route.attributes, priority, route.interface)
@@ -487,8 +379,7 @@ class Rib:
 
     def _originate(self, routes: Iterable[Originated]) -> None:
         for route in routes:
-            path = self._local_path(route)
-            self._insert(path.source, route.family, route.prefix, path)
+            self._loc.insert(route.family, route.prefix, self._local_path(route, self._static))
 
     def _originate_again(self, before: SpeakerSettings) -> None:
         old, new = set(before.originated), set(self.settings.originated)
@@ -496,8 +387,7 @@ class Rib:
         stay = {(route.family, route.prefix) for route in new}
         for route in old - new:
             if (route.family, route.prefix) not in stay:
-                remove(self._tables[route.family], route.prefix, self._static, 0)
-                self._dirty[route.family][route.prefix] = None
+                self._loc.remove_local(route.family, route.prefix, self._static)
         self._originate(new if renumbered else new - old)
         if renumbered:
             self._local.clear()
@@ -505,35 +395,15 @@ class Rib:
 
     # --- decision ---
 
-    def _best(self, family: Family, prefixes: Iterable[Nlri]) -> dict[Path | None, list[Nlri]]:
-        """Prefixes by their best path, under None those that have none that could be used."""
-        found: defaultdict[Path | None, list[Nlri]] = defaultdict(list)
-        prefixes = list(prefixes)
-        last: Path | None = None
-        append = found[None].append
-        decided: dict[tuple[Path, ...], Path | None] = {}  # the same few paths compete for many prefixes
-        for prefix, entry in zip(prefixes, map(self._tables[family].get, prefixes), strict=True):
-            if isinstance(entry, list):
-                competing = tuple(entry)
-                if competing not in decided:
-                    decided[competing] = next(iter(decide(competing)), None)
-                entry = decided[competing]
-            if entry is not last:  # neighbours mostly have the same
-                last, append = entry, found[entry].append
-            append(prefix)
-        for path in [path for path in found if path is not None and not path.usable]:
-            found[None] += found.pop(path)
-        return found
-
     def _flush(self, family: Family) -> None:
-        dirty = self._dirty[family]
+        dirty = self._loc.dirty[family]
         if not dirty or family in self._deferred:
             return
-        self._dirty[family] = {}
+        self._loc.dirty[family] = {}
         self._fibs[family].mark(dirty)
         groups = self._groups[family]
         if groups:
-            best = self._best(family, dirty)
+            best = self._loc.best(family, dirty)
             for group in groups.values():
                 group.update(best)
 
@@ -559,7 +429,7 @@ class Rib:
         if group is None:
             group = self._groups[family][terms] = Group(terms)
             group.configure(self._exporter(group))
-            group.update(self._best(family, self._tables[family]))
+            group.update(self._loc.best(family, self._loc.tables[family]))
         return group
 
     def _exporter(self, group: Group) -> Exporter:
@@ -598,11 +468,11 @@ class Rib:
     def _export_again(self, family: Family, touched: list[IPNetwork] | None) -> None:
         """Export policy has changed for what lies inside `touched`, or for all."""
         self._flush(family)
-        prefixes: Iterable[Nlri] = self._tables[family]
+        prefixes: Iterable[Nlri] = self._loc.tables[family]
         if touched is not None:
             test = inside_any(touched, family)
             prefixes = [prefix for prefix in prefixes if test(prefix)]
-        best = self._best(family, prefixes)
+        best = self._loc.best(family, prefixes)
         for group in self._groups[family].values():
             group.configure(self._exporter(group))
             group.update(best)
@@ -632,37 +502,3 @@ class Rib:
             if family in peer.session.families & peer.session.graceful and family not in peer.end_of_rib:
                 return False
         return True
-
-
-def _touched(before: SpeakerSettings, after: SpeakerSettings, family: Family) -> list[IPNetwork] | None:
-    """Where export policy differs: networks, or None when it may be anywhere."""
-    if (before.advertisements, before.program_cluster_routes, before.normal_priority) != (
-        after.advertisements,
-        after.program_cluster_routes,
-        after.normal_priority,
-    ):
-        return None
-    return [network for _, network in _export_networks(before, family) ^ _export_networks(after, family)]
-
-
-def _export_networks(settings: SpeakerSettings, family: Family) -> set[tuple[str, IPNetwork]]:
-    """What export policy is made of, each with its part in it."""
-    reflected = settings.reflect if settings.route_reflector else ()
-    return {
-        *(("pool" if pool.export else "closed pool", pool.network) for pool in settings.pools),
-        *(("block", block) for block in settings.own_blocks),
-        *(("service", network(o.family, o.prefix)) for o in settings.originated if o.service and o.family is family),
-        *(("reflected", cidr) for cidr in reflected),
-    }
-
-
-def _kernel_part(settings: SpeakerSettings) -> tuple[object, ...]:
-    return (
-        settings.reject,
-        tuple((pool.network, pool.ipip_mode, pool.vxlan) for pool in settings.pools),
-        settings.program_cluster_routes,
-        settings.subnets,
-        settings.encrypted,
-        settings.normal_priority,
-        tuple((peer.address, peer.gateway) for peer in settings.peers if peer.gateway is not None),
-    )
