@@ -431,7 +431,7 @@ async def test_o03_a_node_without_ip_in_ip_says_so_and_goes_on(world: World, pod
     await reachable(world, (pods.one, pods.two))
     log = (world.cluster.node("node1").directory / "felix.log").read_text()
     assert log.count("overlay not in place") and log.count("this kernel has no IP-in-IP") <= 2, "said once"  # noqa: PT018
-    await world.resources.delete("IPPool", "ipip")
+    await world.delete("IPPool", "ipip")
 
 
 def kinds(world: World) -> str:
