@@ -24,6 +24,8 @@ NAMES = {
     "newflow": "first and later packets of a flow through 0 to 5,000 policies",
     "changes": "one member of a set of 100,000, one policy of 100 rules on 250 pods: to the kernel",
     "bgp": "a route reflector with 100,000 and 1,000,000 prefixes, and a node in a mesh of 200; four other daemons",
+    "bgp_codec": "BGP messages of 100,000 prefixes read and written, and ExaBGP's decoder",
+    "bgp_rib": "BGP's tables alone: 100,000 prefixes from bytes to bytes, filters, several paths, 200 peers",
     "node_share": "what a node with 100 pods receives and what its felix needs while the rest of the cluster grows",
 }
 

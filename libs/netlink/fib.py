@@ -51,7 +51,7 @@ _DST = 1
 @lru_cache(maxsize=8192)
 def _put_parts(af: int, length: int, hops: Hops, metric: int, protocol: int) -> tuple[int, bytes, bytes]:
     """(octets of the message, what stands before the destination's octets, what after them)."""
-    tail, flags = encode_tail(hops, metric, TABLE_MAIN, 0, None)
+    tail, flags = encode_tail(4 if af == 2 else 6, hops, metric, TABLE_MAIN, 0, None)
     direct = len(hops) == 1 and hops[0].gateway is None and af == 2
     scope = SCOPE_LINK if direct else SCOPE_GLOBAL
     kind = UNICAST if hops else BLACKHOLE
@@ -90,8 +90,12 @@ class FibWriter:
         octets, protocol, pack = 4 if af == 2 else 16, self._protocol, _HEADER.pack
         first = self.netlink.reserve(len(routes))
         messages, seq, last = [], first, first + len(routes) - 1
+        known: dict[tuple[int, int], tuple[int, bytes, bytes]] = {}  # by identity: hashing addresses is slow
         for key, hops in routes:
-            size, head, tail = _put_parts(af, key[0], hops, metric, protocol)
+            place = (key[0], id(hops))
+            if (parts := known.get(place)) is None:
+                parts = known[place] = _put_parts(af, key[0], hops, metric, protocol)
+            size, head, tail = parts
             if seq == last:
                 flags |= NLM_F_ACK
             messages.append(pack(size, RTM_NEWROUTE, flags, seq, 0) + head + key[1:].ljust(octets, b"\0") + tail)

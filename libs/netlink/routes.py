@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
@@ -38,7 +38,7 @@ Request: TypeAlias = tuple[int, int, bytes]
 
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTMSG = struct.Struct("=BBBBBBBBI")  # struct rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags
-_DST, _OIF, _GATEWAY, _PRIORITY, _PREFSRC, _METRICS, _MULTIPATH, _TABLE = 1, 4, 5, 6, 7, 8, 9, 15
+_DST, _OIF, _GATEWAY, _PRIORITY, _PREFSRC, _METRICS, _MULTIPATH, _TABLE, _VIA = 1, 4, 5, 6, 7, 8, 9, 15, 18
 _RTAX_MTU = 2
 _NEXTHOP = struct.Struct("=HBBi")  # struct rtnexthop: length, flags, weight - 1, interface
 RTNH_F_ONLINK = 4
@@ -135,9 +135,9 @@ def blackhole_route(dst: IPNetwork, *, protocol: int = PROTOCOL_FELIX, metric: i
 
 @lru_cache(maxsize=4096)
 def encode_tail(
-    hops: tuple[NextHop, ...], metric: int, table: int, mtu_bytes: int, source: IPAddress | None
+    version: int, hops: tuple[NextHop, ...], metric: int, table: int, mtu_bytes: int, source: IPAddress | None
 ) -> tuple[bytes, int]:
-    """(attributes that do not depend on the destination, flags)."""
+    """(attributes that are the same for all destinations of an IP version, flags)."""
     body, flags = u32(_TABLE, table), 0
     if metric:
         body += u32(_PRIORITY, metric)
@@ -148,23 +148,31 @@ def encode_tail(
     if len(hops) == 1:
         (hop,) = hops
         body += u32(_OIF, hop.oif)
-        if hop.gateway is not None:
-            body += attr(_GATEWAY, hop.gateway.packed)
+        body += _gateway(version, hop)
         flags = RTNH_F_ONLINK if hop.onlink else 0
     elif hops:
-        body += attr(_MULTIPATH, b"".join(_encode_hop(hop) for hop in hops))
+        body += attr(_MULTIPATH, b"".join(_encode_hop(version, hop) for hop in hops))
     return body, flags
 
 
-def _encode_hop(hop: NextHop) -> bytes:
-    gateway = attr(_GATEWAY, hop.gateway.packed) if hop.gateway is not None else b""
+def _gateway(version: int, hop: NextHop) -> bytes:
+    """A gateway of the other IP version says so (RTA_VIA, struct rtvia; IPv4 routes only)."""
+    if hop.gateway is None:
+        return b""
+    if hop.gateway.version == version:
+        return attr(_GATEWAY, hop.gateway.packed)
+    return attr(_VIA, struct.pack("=H", FAMILIES[hop.gateway.version]) + hop.gateway.packed)
+
+
+def _encode_hop(version: int, hop: NextHop) -> bytes:
+    gateway = _gateway(version, hop)
     flags = RTNH_F_ONLINK if hop.onlink else 0
     return _NEXTHOP.pack(_NEXTHOP.size + len(gateway), flags, hop.weight - 1, hop.oif) + gateway
 
 
 def put_request(route: Route, *, exclusive: bool = False) -> Request:
     """Create or overwrite; exclusive: refuse with ObjectExists when the key is taken."""
-    tail, flags = encode_tail(route.hops, route.metric, route.table, route.mtu_bytes, route.source)
+    tail, flags = encode_tail(route.dst.version, route.hops, route.metric, route.table, route.mtu_bytes, route.source)
     dst = route.dst
     body = RTMSG.pack(
         FAMILIES[dst.version],
@@ -202,7 +210,7 @@ def decode_route(body: bytes) -> Route:
         if _MULTIPATH in found:
             hops = tuple(_decode_hops(found[_MULTIPATH]))
         elif _OIF in found:
-            hops = (_hop(to_u32(found[_OIF]), found.get(_GATEWAY), flags, 1),)
+            hops = (_hop(to_u32(found[_OIF]), _way(found), flags, 1),)
     return Route(
         dst=ip_network((found.get(_DST, zero), length)),
         hops=hops,
@@ -216,6 +224,10 @@ def decode_route(body: bytes) -> Route:
     )
 
 
+def _way(found: Mapping[int, bytes]) -> bytes | None:
+    return found[_VIA][2:] if _VIA in found else found.get(_GATEWAY)
+
+
 def _hop(oif: int, gateway: bytes | None, flags: int, weight: int) -> NextHop:
     return NextHop(oif, None if gateway is None else ip_address(gateway), bool(flags & RTNH_F_ONLINK), weight)
 
@@ -225,7 +237,7 @@ def _decode_hops(data: bytes) -> Iterator[NextHop]:
     while at + _NEXTHOP.size <= len(data):
         length, flags, weight, oif = _NEXTHOP.unpack_from(data, at)
         inner = dict(attr_items(data[at + _NEXTHOP.size : at + length]))
-        yield _hop(oif, inner.get(_GATEWAY), flags, weight + 1)
+        yield _hop(oif, _way(inner), flags, weight + 1)
         at += length + 3 & ~3
 
 

@@ -42,39 +42,43 @@ class BgpTables:
         self.entries: dict[str, BgpEntry] = {}
         self.services: dict[str, ServiceRoutes] = {}
         self.local: dict[str, dict[str, LocalEntry]] = {}
-        self._changes: dict[str, dict[Any, Any]] = {}
+        self._told: dict[tuple[str, str], dict[str, Any]] = {}  # (table, node) -> what was put -> value last taken
 
     def put_entry(self, key: str, entry: BgpEntry | None) -> None:
-        self._put("bgp", self.entries, key, entry)
+        self._put(("bgp", ""), self.entries, key, entry)
 
     def put_services(self, key: str, routes: ServiceRoutes | None) -> None:
-        self._put("services", self.services, key, routes)
+        self._put(("services", ""), self.services, key, routes)
 
-    def put_local(self, node: str, key: str, workload: LocalEntry | None) -> None:
-        known = self.local.get(node, {})
-        if known.get(key) == workload:
-            return
-        if workload is not None:
-            self.local.setdefault(node, known)[key] = workload
-        else:
-            del known[key]
-            if not known:
-                del self.local[node]
-        self._changes.setdefault("local", {}).setdefault(node, {})[key] = workload
+    def put_local(self, node: str, key: str, entry: LocalEntry | None) -> None:
+        known = self.local.setdefault(node, {})
+        self._put(("local", node), known, key, entry)
+        if not known:
+            del self.local[node]
 
     def take(self) -> dict[str, Any]:
-        """Fields of `Changes` that are not empty."""
-        changes, self._changes = self._changes, {}
+        """Fields of `Changes` that are not empty. What came and went in between is no change."""
+        changes: dict[str, Any] = {}
+        for (table, node), told in self._told.items():
+            tables: dict[str, dict[str, Any]] = {"bgp": self.entries, "services": self.services}
+            now = tables.get(table, self.local.get(node, {}))
+            changed = {key: now.get(key) for key, before in told.items() if now.get(key) != before}
+            if changed and table == "local":
+                changes.setdefault(table, {})[node] = changed
+            elif changed:
+                changes[table] = changed
+        self._told = {}
         return changes
 
-    def _put(self, table: str, known: dict[str, Any], key: str, value: object) -> None:
-        if known.get(key) == value:
+    def _put(self, where: tuple[str, str], known: dict[str, Any], key: str, value: object) -> None:
+        before = known.get(key)
+        if before == value:
             return
+        self._told.setdefault(where, {}).setdefault(key, before)
         if value is None:
             del known[key]
         else:
             known[key] = value
-        self._changes.setdefault(table, {})[key] = value
 
 
 class BgpCalculation(BgpTables):

@@ -70,8 +70,7 @@ class NodeSelection:
     def flush(self) -> dict[str, Selected | None]:
         """Nodes whose part may be different now; None for one that is gone."""
         for entry in self._index.take_changes():
-            self._dirty.update(self._names[number] for number in entry.flipped)
-            entry.flipped.clear()
+            entry.flipped.clear()  # of nodes that were put, which are dirty anyway
         dirty, self._dirty = self._dirty, set()
         return {name: self._selected(name) for name in dirty}
 
@@ -92,7 +91,7 @@ class NodeSelection:
         return entry
 
     def _release(self, entry: Entry, user: tuple[str, bool]) -> None:
-        self._dirty.update(self._names[number] for number in (*entry.matched, *entry.flipped))
+        self._dirty.update(self._names[number] for number in entry.matched)
         users = self._users[entry]
         users.discard(user)
         if not users:

@@ -38,12 +38,18 @@ from libs.testkit.traffic import Load
 PROJECT = Path(__file__).resolve().parents[2]
 STATE = RUN_DIR / "dev.json"
 SAMPLES = 20  # changes timed for "apply to enforcement"
-# How pods of different nodes reach each other: vxlanMode of the pools. With an overlay the third node is in a subnet of
-# its own, behind a router that knows no pods.
-NETWORKING = {"none": "Never", "vxlan": "Always", "vxlan-crosssubnet": "CrossSubnet"}
+# How pods of different nodes reach each other: vxlanMode of the pools, and what runs on every node for it beside felix.
+# With an overlay the third node is in a subnet of its own, behind a router that knows no pods.
+NETWORKING = {
+    "none": ("Never", ()),
+    "bgp": ("Never", ("bgp",)),
+    "vxlan": ("Always", ("node",)),
+    "vxlan-crosssubnet": ("CrossSubnet", ("node",)),
+}
 FAR = ("node3",)
 KILLED = "node2"
 TUNNELS_S = 30.0
+ROUTES_S = 60.0
 
 say = Console(stderr=True, highlight=False)
 show = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
@@ -79,9 +85,10 @@ class Demo:
         with self._timed("cluster up"):
             await self.cluster.start()
         await self._apply(self.example.stages[0])
-        if self.networking != "none":
+        mode, _ = NETWORKING[self.networking]
+        if mode != "Never":
             with self._timed(f"networking {self.networking}"):
-                await self._encapsulate(NETWORKING[self.networking])
+                await self._encapsulate(mode)
         with self._timed("nine pods"):
             for spec in self.example.pods:
                 pod = await self.cluster.add_pod(
@@ -89,6 +96,29 @@ class Demo:
                 )
                 self.pods[spec.name] = pod
         say.print("  " + "  ".join(f"{pod.name} {pod.address(4)}" for pod in self.pods.values()))
+
+        if self.networking == "bgp":
+            with self._timed("routes from all to all"):
+                await asyncio.to_thread(self._wait_for_routes)
+
+    def _wait_for_routes(self) -> None:
+        """Until every node has a learned route to every pod of the others. Raises Failure."""
+        wanted = [
+            (node, str(pod.address(family)))
+            for node in self.cluster.nodes
+            for pod in self.pods.values()
+            if pod.node != node.name
+            for family in self.example.families
+        ]
+        deadline = time.monotonic() + ROUTES_S
+        for node, address in wanted:
+            command = ["ip", "-n", node.namespace.name, "route", "show", "match", address, "proto", "81"]
+            if ":" in address:
+                command.insert(3, "-6")
+            while not subprocess.run(command, capture_output=True, text=True, check=True).stdout:
+                if time.monotonic() > deadline:
+                    raise Failure(f"{node.name} has no route to {address} within {ROUTES_S:g} s")
+                time.sleep(0.05)
 
     async def run_stages(self) -> bool:
         """True when every cell of every matrix is as expected."""
@@ -169,8 +199,12 @@ class Demo:
                     raise Failure(f"no tunnel addresses within {TUNNELS_S:g} s: {', '.join(map(str, missing))}")
                 await asyncio.sleep(0.05)
 
-    async def survive_a_kill(self) -> bool:
-        """New connections between nodes while the agent of one of them is dead: True when none was lost."""
+    async def survive_kills(self) -> bool:
+        """New connections between nodes while a service of one of them is dead: True when none was lost."""
+        parts = ["felix", *(("bgp",) if self.networking == "bgp" else ())]
+        return all([await self._survive_a_kill(part) for part in parts])
+
+    async def _survive_a_kill(self, part: str) -> bool:
         allowed = [key for key, verdict in self.example.stages[-1].expected.items() if verdict == "allow"]
         across = [
             self.cluster.flow(self.pods[a], self.pods[b], port, family=family)
@@ -178,15 +212,21 @@ class Demo:
             if KILLED in (self.pods[a].node, self.pods[b].node) and self.pods[a].node != self.pods[b].node
             for family in self.example.families
         ]
-        with self._timed(f"kill -9 of felix on {KILLED}"), Load(tcp=across, tcp_per_s=100) as load:
+        with self._timed(f"kill -9 of {part} on {KILLED}"), Load(tcp=across, tcp_per_s=100) as load:
             await asyncio.to_thread(_wait_for, load, 50)
-            self.cluster.kill_felix(KILLED)
+            if part == "felix":
+                self.cluster.kill_felix(KILLED)
+            else:
+                self.cluster.node(KILLED).daemons[part].kill()
             await asyncio.to_thread(_wait_for, load, 150)
-            await self.cluster.start_felix(KILLED)
+            if part == "felix":
+                await self.cluster.start_felix(KILLED)
+            else:
+                await self.cluster.restart_daemon(KILLED, part)
             await asyncio.to_thread(_wait_for, load, 50)
         result = load.result
         show.print(
-            f"  kill -9 of felix: {result.tcp_ok} of {result.tcp_opened} connections between nodes came through\n"
+            f"  kill -9 of {part}: {result.tcp_ok} of {result.tcp_opened} connections between nodes came through\n"
         )
         return result.lost_nothing
 
@@ -288,7 +328,8 @@ async def run(options: argparse.Namespace, ready: int | None) -> int:
     """The whole life of a cluster. ready: descriptor on which the exit status is written once it is left running."""
     sweep_stale()
     example = quickstart.load()
-    far, daemons = (FAR, ("node",)) if options.networking != "none" else ((), ())
+    mode, daemons = NETWORKING[options.networking]
+    far = FAR if mode != "Never" else ()
     cluster = Cluster.create(
         nodes=options.nodes, tcp_ports=example.ports, udp_ports=(), fill=nodes_only, far=far, daemons=daemons
     )
@@ -298,7 +339,7 @@ async def run(options: argparse.Namespace, ready: int | None) -> int:
         await demo.begin()
         if options.verb == "demo":
             good = await demo.run_stages()
-            status = 0 if await demo.survive_a_kill() and good else 1
+            status = 0 if await demo.survive_kills() and good else 1
             await demo.time_enforcement()
             _print_times(demo.times_ms)
             if options.json is not None:

@@ -131,7 +131,7 @@ def explain(prefix: str, path: Path, output: str) -> None:
         click.echo(f"  kernel: no route of ours{': ' + found['kernel_problem'] if found['kernel_problem'] else ''}")
     else:
         hops = " and ".join(f"{hop['gateway']} on {hop['interface']}" for hop in kernel["hops"])
-        click.echo(f"  kernel: metric {kernel['metric']}, {hops}")
+        click.echo(f"  kernel: metric {kernel['metric']}, {hops or 'a blackhole'}")
     for one in found["advertised"]:
         said = "told" if one["advertised"] else f"not told: {one['reason']}"
         where = f" ({one['where']})" if one.get("where") else ""

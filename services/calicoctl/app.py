@@ -30,7 +30,7 @@ from services.calicoctl.documents import ARGUMENTS, Broken, Document, FileProble
 from services.calicoctl.gotemplate import TemplateProblem
 from services.calicoctl.ipam_commands import datastore_group, ipam_group
 from services.calicoctl.options import Duration, common, from_files, namespaced, or_files, waits
-from services.calicoctl.output import FORMATS, Answer, OutputProblem, exported, parse_format, render
+from services.calicoctl.output import FORMATS, Answer, OutputProblem, dump_yaml, exported, parse_format, render
 from services.calicoctl.session import Environment, Session, fail, run, session_of
 
 LOG_LEVELS = {
@@ -367,11 +367,15 @@ def node_() -> None:
 @click.argument("nodes", nargs=-1, metavar="[NODE]...")
 @click.option("--timeout", "timeout_s", metavar="DURATION", type=Duration(), default="10s", show_default=True,
               help="How long to wait for reports.")  # fmt: skip
+@click.option("-o", "--output", type=click.Choice(["table", "json", "yaml"]), default="table", show_default=True,
+              help="For people, or for programs.")  # fmt: skip
 @common
-def status(nodes: tuple[str, ...], timeout_s: float, config: str | None, **_accepted: object) -> None:
-    """What each node's kernel holds, what could not be programmed, and which settings have no effect.
+def status(nodes: tuple[str, ...], timeout_s: float, output: str, config: str | None, **_accepted: object) -> None:
+    """What each node's kernel holds, what could not be programmed, which settings have no effect, and the sessions of
+    its BGP speaker, where it has one: prefixes received, used and advertised.
 
-    All nodes, or the ones named. Exit status 1 unless every one of them is up to date and without failures.
+    All nodes, or the ones named. Exit status 1 unless every one of them is up to date and without failures, and every
+    BGP speaker that answers works with its settings. A session that is down is told and nothing more.
     """
     session = session_of(config)
 
@@ -385,8 +389,15 @@ def status(nodes: tuple[str, ...], timeout_s: float, config: str | None, **_acce
         if not chosen:
             fail("there are no nodes")
         async with session.bus() as bus:
-            reports = await node_status.gather(bus, chosen, timeout_s)
-        return node_status.show(chosen, reports)
+            reports, states = await asyncio.gather(
+                node_status.gather(bus, chosen, timeout_s), node_status.gather_bgp(bus, chosen, timeout_s)
+            )
+        text, good = node_status.show(chosen, reports)
+        of_bgp, bgp_good = node_status.show_bgp(chosen, states)
+        if output != "table":
+            told = node_status.document(chosen, reports, states)
+            return json.dumps(told, indent=2) + "\n" if output == "json" else dump_yaml(told), good and bgp_good
+        return text + of_bgp, good and bgp_good
 
     text, good = run(work())
     click.echo(text, nl=False)

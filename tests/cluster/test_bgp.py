@@ -5,10 +5,12 @@ speaker loses a packet.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from ipaddress import IPv4Address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,11 @@ import pytest
 import pytest_asyncio
 
 from libs.testkit.cluster import Cluster, Pod
+from libs.testkit.processes import Process
 from libs.testkit.traffic import Load
+from services.bgp.core.paths import Attributes, Family, nlri
+from services.bgp.core.settings import Originated, PeerKind, PeerSettings, PoolExport, SpeakerSettings
+from services.bgp.core.settings_file import encode_settings
 from tests.cluster.conftest import ALLOW, World, open_world, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -224,3 +230,66 @@ async def test_missing_password_holds_sessions_down_and_its_arrival_brings_them_
     await world.apply(default + "{}\n")
     for node in world.cluster.nodes:
         await established(world, node.name)
+
+
+async def test_workload_peers_with_its_node_and_its_routes_stay(
+    world: World, pods: dict[str, Pod], tmp_path: Path
+) -> None:
+    """G16: the pod finds its node at 169.254.0.179; what it announces is routed to it, through a felix that dies."""
+    await world.apply(
+        """\
+kind: FelixConfiguration
+metadata: {name: default}
+spec: {defaultEndpointToHostAction: Accept}
+---
+kind: BGPConfiguration
+metadata: {name: default}
+spec: {localWorkloadPeeringIPV4: 169.254.0.179}
+---
+kind: BGPPeer
+metadata: {name: routers}
+spec: {localWorkloadSelector: role == 'router', asNumber: 65401}
+"""
+    )
+    router = await world.cluster.add_pod("node1", "router", labels={"role": "router"})
+    own = IPv4Address(str(router.address(4)))
+    interface = router.result["interfaces"][0]["name"]
+    settings = SpeakerSettings(
+        node="router", router_id=int(own), local_as=65401, addresses=(own,),
+        peers=(PeerSettings("node", PeerKind.GLOBAL, IPv4Address("169.254.0.179"), 64512, 65401),),
+        originated=(Originated(Family.IPV4, nlri(ip_network("10.99.0.0/24")), Attributes(), block=True),),
+        own_blocks=(ip_network("10.99.0.0/24"),), pools=(PoolExport(ip_network("10.99.0.0/16")),),
+    )  # fmt: skip
+    (tmp_path / "router.json").write_text(encode_settings(settings))
+    speaker = Process(
+        "speaker in the pod",
+        [sys.executable, "-m", "services.bgp", "--settings", str(tmp_path / "router.json"), "--control-socket",
+         str(tmp_path / "router.sock")],
+        netns=router.netns, log_path=tmp_path / "router.log", env=dict(os.environ), cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    speaker.start()
+    try:
+
+        async def routed() -> bool:
+            return "10.99.0.0/24" in routes(world, "node1")
+
+        await until(routed, 60, "the pod's route on its node")
+        told = {one["peer"]: one for one in ask(world, "node1", "explain", "10.99.0.0/24")["advertised"]}
+        assert "inside a pool" in next(one["reason"] for name, one in told.items() if name.startswith("Mesh"))
+        through = json.loads(world.run("node1", "ip", "-j", "route", "show", "10.99.0.0/24"))
+        assert [(one["gateway"], one["dev"]) for one in through] == [(str(own), interface)]
+        world.cluster.kill_felix("node1")
+        await world.cluster.start_felix("node1")
+        assert await routed()
+    finally:
+        speaker.stop()
+
+    async def withdrawn() -> bool:
+        addresses = world.run("node1", "ip", "address", "show", "dev", interface)
+        return "10.99.0.0/24" not in routes(world, "node1") and "169.254.0.179" not in addresses
+
+    await world.delete("BGPPeer", "routers")
+    await until(withdrawn, 60, "neither route nor gateway of a pod that is no peer any more")
+    await world.apply("kind: BGPConfiguration\nmetadata: {name: default}\nspec: {}\n")
+    await world.apply("kind: FelixConfiguration\nmetadata: {name: default}\nspec: {}\n")
+    await world.cluster.remove_pod(router)

@@ -7,7 +7,10 @@ is a directory of its node.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
+import socket
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
@@ -18,9 +21,13 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from libs.bus.applied import listening
 from libs.model import Node
+from libs.netlink.conntrack import delete_connections
 from libs.netlink.netns import in_netns
+from libs.netlink.socket import NETLINK_NETFILTER, NetlinkSocket
 from libs.netlink.wireguard import WgDevice, format_key
+from libs.resources.patch import PatchType
 from libs.testkit.bootstrap import POOL_V4, POOL_V6
 from libs.testkit.cluster import Cluster, Pod
 from libs.testkit.reach import Verdict
@@ -45,6 +52,8 @@ FELIX = ("unshare", "--mount", "--propagation", "slave", "sh", "-c", OWN_SOCKETS
 DEVICES = {4: "wireguard.cali", 6: "wg-v6.cali"}
 PORTS = {4: 51820, 6: 51821}
 FAMILIES = (4, 6)
+ICMPV6, UDP, VXLAN = 58, 17, 4789
+ONLY_IPV4 = {"ipam": {"type": "calico-ipam", "assign_ipv4": "true", "assign_ipv6": "false"}}
 ON = """
 kind: FelixConfiguration
 metadata: {name: default}
@@ -97,6 +106,19 @@ class Stage(World):
     async def failures(self, node: str) -> dict[str, str]:
         return (await gather(self.bus, [node], 10))[node].failures
 
+    async def configure(self, spec: dict[str, object], annotations: dict[str, str]) -> None:
+        """Changes FelixConfiguration default; a value of None removes. Returns when all nodes have it."""
+        change = {"metadata": {"annotations": annotations}, "spec": spec}
+        async with listening(self.bus, 20.0) as waiter:
+            written = await self.resources.patch("FelixConfiguration", "default", change, PatchType.MERGE)
+            await waiter.until_reached([written.revision])
+
+    def table(self, node: str, family: int, kind: str) -> set[str]:
+        """Ranges of the routes of that type in our table."""
+        shown = self.run(node, "ip", f"-{family}", "route", "show", "table", "1", "type", kind)
+        words = [line.split() for line in shown.splitlines()]
+        return {line[1] if line[0] == kind else line[0] for line in words}
+
     def wire(self, node: str) -> Sniffer:
         """The underlay at this node."""
         return Sniffer(self.cluster.fabric, node)
@@ -108,6 +130,11 @@ POOLS = tuple(ip_network(pool) for pool in (POOL_V4, POOL_V6))
 def clear(seen: Sequence[Seen]) -> list[Seen]:
     """Packets that show a pod's address."""
     return [one for one in seen if any(is_of_pods(address) for address in (one.source, one.target))]
+
+
+def of_the_link(one: Seen) -> bool:
+    """Neighbour discovery, which belongs to the underlay."""
+    return one.protocol == ICMPV6 and one.payload[0] in range(130, 144)
 
 
 def is_of_pods(address: IPv4Address | IPv6Address) -> bool:
@@ -124,12 +151,12 @@ async def stage() -> AsyncIterator[Stage]:
         cluster = Cluster.create(nodes=3, felix=FELIX, daemons=("node",))
         world = await open_world(stack, cluster)
         made = Stage(world.cluster, world.store, world.bus)
+        await made.apply(ON)
         made.pods = Pods(
             await cluster.add_pod("node1", "one"),
             await cluster.add_pod("node2", "two"),
             await cluster.add_pod("node3", "three"),
         )
-        await made.apply(ON)
         await made.agree()
         yield made
 
@@ -171,8 +198,6 @@ async def test_o09_a_host_reaches_a_remote_pod_through_the_tunnel(stage: Stage) 
 
 
 async def answers(netns: Path, pod: Pod, family: int) -> bool:
-    import socket
-
     def connect() -> bool:
         with in_netns(netns):
             channel = socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6, socket.SOCK_STREAM)
@@ -230,3 +255,218 @@ async def test_o11_two_nodes_with_one_key_are_both_left_out_and_reported(stage: 
     finally:
         await stage.cluster.start_felix("node3")
     await stage.agree()
+
+
+async def test_o10_between_hosts_all_is_in_the_tunnel_but_the_tunnel_itself(stage: Stage) -> None:
+    """node3 has no key: it is reached as before. Source addresses are checked strictly."""
+    one, two, three = (stage.cluster.node(f"node{number}") for number in (1, 2, 3))
+    for node in (one, two):
+        node.namespace.sysctl({"ipv4/conf/eth0/rp_filter": 1, "ipv4/conf/all/rp_filter": 1})
+    await stage.configure({"wireguardHostEncryptionEnabled": True}, {})
+    try:
+        for family in FAMILIES:
+            address = two.ipv4.ip if family == 4 else two.ipv6.ip
+
+            async def told(address: IPv4Address | IPv6Address = address, family: int = family) -> bool:
+                return str(address) in stage.table("node1", family, "unicast")
+
+            await until(told, 20, "node2's address leads into the tunnel")
+            ping = ("ping", f"-{family}", "-n", "-c", "1", "-W", "2")
+
+            async def pings(address: IPv4Address | IPv6Address = address, ping: tuple[str, ...] = ping) -> bool:
+                with contextlib.suppress(subprocess.CalledProcessError):
+                    return bool(stage.run("node1", *ping, str(address)))
+                return False
+
+            await until(pings, 30, f"node2 answers, IPv{family}")
+            with stage.wire("node1") as wire:
+                assert await pings()
+                seen = wire.packets()
+            between = [one for one in seen if address in (one.source, one.target) and not of_the_link(one)]
+            assert between
+            assert {one.target_port for one in between} == {PORTS[family]}
+            stage.run("node1", *ping, str(three.ipv4.ip if family == 4 else three.ipv6.ip))
+            questions = [(stage.pods.one, stage.pods.two, 8080, "tcp"), (stage.pods.two, stage.pods.one, 8080, "tcp")]
+            await stage.cluster.eventually(questions, ALLOW, family=family)  # type: ignore[arg-type]
+        assert "meta mark | 0x00200000" in stage.run(
+            "node1", "nft", "list", "chain", "ip", "calico", "hook-wireguard-mark"
+        )
+    finally:
+        await stage.configure({"wireguardHostEncryptionEnabled": None}, {})
+
+        async def back() -> bool:
+            return str(two.ipv4.ip) not in stage.table("node1", 4, "unicast")
+
+        await until(back, 20, "hosts talk in clear text again")
+
+
+async def test_o12_with_encrypt_or_drop_a_node_without_a_key_is_not_reached_at_all(stage: Stage) -> None:
+    one, two, three = stage.pods.one, stage.pods.two, stage.pods.three
+    await stage.configure({}, {"felix.calico-py/wireguardEncryptOrDrop": "true"})
+    try:
+        for family in FAMILIES:
+            with stage.wire("node1") as wire:
+                verdicts = await stage.cluster.reach(
+                    [(one, three, 8080, "tcp"), (one, two, 8080, "tcp")], family=family
+                )
+                assert verdicts[0] is not ALLOW
+                assert verdicts[1] is ALLOW
+                assert clear(wire.packets()) == []
+                # An address of the pool that nobody has is not tried by the default route either.
+                nobody = "10.65.200.9" if family == 4 else "fd00:65:0:99::9"
+                assert await stage.cluster.reach([(one, nobody, 8080, "tcp")]) != [ALLOW]
+                assert clear(wire.packets()) == []
+            assert str(POOLS[family == 6]) in stage.table("node1", family, "unreachable")
+    finally:
+        await stage.configure({}, {"felix.calico-py/wireguardEncryptOrDrop": "false"})
+    for family in FAMILIES:
+        await stage.cluster.eventually([(one, three, 8080, "tcp")], ALLOW, family=family)
+
+
+HOST_ENDPOINT = """
+kind: GlobalNetworkPolicy
+metadata: {name: only-tcp}
+spec:
+  selector: hep == 'wg'
+  types: [Ingress, Egress]
+  ingress: [{action: Allow, protocol: TCP}]
+  egress: [{action: Allow, protocol: TCP}]
+---
+kind: HostEndpoint
+metadata: {name: wg1, labels: {hep: wg}}
+spec: {node: node1, interfaceName: eth0}
+"""
+
+
+async def test_a_host_endpoint_that_closes_udp_does_not_close_the_tunnel(stage: Stage) -> None:
+    one, two = stage.pods.one, stage.pods.two
+    node1, node2 = stage.cluster.node("node1"), stage.cluster.node("node2")
+    await stage.apply(HOST_ENDPOINT)
+    try:
+        with in_netns(node1.namespace.path), NetlinkSocket(NETLINK_NETFILTER) as netlink:
+            forgotten = [delete_connections(netlink, address) for address in (node2.ipv4.ip, node2.ipv6.ip)]
+        assert all(forgotten), "what was established would pass anyway"
+        for family in FAMILIES:
+            questions = [(one, two, 8080, "tcp"), (two, one, 8080, "udp")]
+            await stage.cluster.eventually(questions, ALLOW, family=family)  # type: ignore[arg-type]
+    finally:
+        await stage.delete("HostEndpoint", "wg1")
+        await stage.delete("GlobalNetworkPolicy", "only-tcp")
+
+
+VXLAN_POOL = """
+kind: IPPool
+metadata: {name: vx}
+spec: {cidr: 10.66.0.0/16, vxlanMode: Always, nodeSelector: all()}
+"""
+
+
+async def test_o11_beside_an_overlay_keyed_nodes_use_the_tunnel_and_others_the_overlay(stage: Stage) -> None:
+    await stage.apply(VXLAN_POOL)
+    from_it = {"cni.projectcalico.org/ipv4pools": '["vx"]'}
+    pods = [
+        await stage.cluster.add_pod(f"node{number}", f"vx{number}", annotations=from_it, config=ONLY_IPV4)
+        for number in (1, 2, 3)
+    ]
+    try:
+        for other, seen_as in ((pods[1], PORTS[4]), (pods[2], VXLAN)):
+            questions = [(pods[0], other, 8080, "tcp"), (other, pods[0], 8080, "tcp")]
+            await stage.cluster.eventually(questions, ALLOW, timeout_s=30)  # type: ignore[arg-type]
+            with stage.wire("node1") as wire:
+                assert await stage.cluster.reach(questions) == [ALLOW] * 2  # type: ignore[arg-type]
+                ports = {one.target_port for one in wire.packets() if one.protocol == UDP}
+            assert ports & {PORTS[4], VXLAN} == {seen_as}
+    finally:
+        for pod in pods:
+            await stage.cluster.remove_pod(pod)
+        await stage.delete("IPPool", "vx")
+
+
+async def test_metrics_are_calicos(stage: Stage) -> None:
+    own, _ = await stage.keys("node1")
+    peer, _ = await stage.keys("node2")
+    two = stage.cluster.node("node2").ipv4.ip
+    labels = f'hostname="node1",peer_endpoint="{two}:51820",peer_key="{peer}",public_key="{own}"'
+
+    async def told() -> bool:
+        text = (await stage.cluster.felix_get("node1", "/metrics")).text
+        meta = f'wireguard_meta{{hostname="node1",iface="wireguard.cali",listen_port="51820",public_key="{own}"}} 1.0'
+        values = {
+            line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in text.splitlines() if labels in line
+        }
+        wanted = ("wireguard_latest_handshake_seconds", "wireguard_bytes_sent", "wireguard_bytes_rcvd")
+        return meta in text and all(values.get(f"{name}{{{labels}}}", 0) > 0 for name in wanted)
+
+    await until(told, 30, "metrics of device and peer")
+
+
+async def test_pods_packets_fit_into_the_tunnel(stage: Stage) -> None:
+    """1500 of the underlay, less 60 for IPv4 and 80 for IPv6."""
+    for name, mtu in (("wireguard.cali", 1440), ("wg-v6.cali", 1420)):
+        assert f"mtu {mtu} " in stage.run("node1", "ip", "link", "show", name)
+    for pod in (stage.pods.one, stage.pods.two):
+        assert "mtu 1420 " in stage.run(pod.name, "ip", "link", "show", "eth0")
+
+
+async def test_no_private_key_is_in_any_log(stage: Stage) -> None:
+    for node in ("node1", "node2"):
+        at = stage.cluster.node(node).directory
+        for name in DEVICES.values():
+            with socket.socket(socket.AF_UNIX) as channel:
+                channel.connect(str(at / "wireguard" / f"{name}.sock"))
+                channel.sendall(b"get=1\n\n")
+                answer = channel.recv(65536).decode()
+            private = bytes.fromhex(dict(line.split("=", 1) for line in answer.split())["private_key"])
+            for log in at.glob("*.log"):
+                text = log.read_text()
+                assert private.hex() not in text
+                assert format_key(private) not in text
+
+
+async def test_where_no_device_can_be_made_it_is_said_once_and_traffic_goes_on(stage: Stage) -> None:
+    node3 = stage.cluster.node("node3")
+    node3.felix.stop(5.0)
+    on = {"spec": {"wireguardEnabled": True}}
+    await stage.resources.patch("FelixConfiguration", "node.node3", on, PatchType.MERGE)
+    node3.felix.env["FELIX_WIREGUARDPROGRAM"] = "no-such-program"
+    node3.felix.start()
+    try:
+        await stage.cluster.wait_ready(nodes=[node3])
+
+        async def said() -> bool:
+            return "WireGuard IPv4" in await stage.failures("node3")
+
+        await until(said, 20, "it is among the failures of the node")
+        failure = (await stage.failures("node3"))["WireGuard IPv4"]
+        assert failure == ("traffic is not encrypted: this kernel has no WireGuard; no-such-program is not installed")
+        assert node3.felix.log_path.read_text().count('"error": "traffic is not encrypted') == 1
+        assert await stage.keys("node3") == ("", "")
+        assert await stage.cluster.reach([(stage.pods.one, stage.pods.three, 8080, "tcp")]) == [ALLOW]
+    finally:
+        del node3.felix.env["FELIX_WIREGUARDPROGRAM"]
+        off = {"spec": {"wireguardEnabled": False}}
+        await stage.resources.patch("FelixConfiguration", "node.node3", off, PatchType.MERGE)
+        node3.felix.stop(5.0)
+        await stage.cluster.start_felix("node3")
+
+
+async def test_o11_switched_off_and_on_again_nothing_is_lost_and_nothing_left(stage: Stage) -> None:
+    one, two = stage.pods.one, stage.pods.two
+    await stage.apply(ON.replace("wireguardEnabled: true, wireguardEnabledV6: true", "wireguardEnabled: false"))
+
+    async def off() -> bool:
+        links = stage.run("node1", "ip", "link", "show") + stage.run("node2", "ip", "link", "show")
+        return not any(name in links for name in DEVICES.values())
+
+    await until(off, 30, "devices are gone")
+    assert await stage.keys("node1") == ("", "")
+    for family in FAMILIES:
+        assert stage.table("node1", family, "unicast") == set()
+        assert "lookup 1" not in stage.run("node1", "ip", f"-{family}", "rule")
+        assert (
+            await stage.cluster.reach([(one, two, 8080, "tcp"), (two, one, 8080, "tcp")], family=family) == [ALLOW] * 2
+        )
+    await stage.apply(ON)
+    await stage.agree()
+    for family in FAMILIES:
+        await stage.cluster.eventually([(one, two, 8080, "tcp"), (two, one, 8080, "tcp")], ALLOW, family=family)

@@ -126,6 +126,12 @@ def test_a_network_that_moves_to_another_peer_leaves_the_first(stage: Stage) -> 
         assert stage.peers() == {one.public_key: one for one in order}
 
 
+def test_a_network_that_is_given_to_another_peer_alone_leaves_the_first_too(stage: Stage) -> None:
+    stage.change(WgChange(put=(peer(A, "10.65.1.0/26", "10.65.2.0/26"),)))
+    stage.change(WgChange(put=(peer(B, "10.65.1.0/26"),)))
+    assert stage.peers() == {A: peer(A, "10.65.2.0/26"), B: peer(B, "10.65.1.0/26")}
+
+
 def test_dropped_peers_go_and_dropping_a_stranger_is_fine(stage: Stage) -> None:
     stage.change(WgChange(put=(peer(A, "10.65.1.0/26"), peer(B, "10.65.2.0/26"))))
     stage.change(WgChange(drop=(A, public_key(clamp(b"\3" * 32)))))

@@ -1,4 +1,4 @@
-"""`python -m tests.interop.matrix RESULTS TARGET`: docs/interop.md from what a run of tests/interop wrote.
+"""`python -m tests.interop.matrix RESULTS… TARGET`: docs/interop.md from what runs of tests/interop wrote.
 
 A cell is what all tests of a feature with that router said: `pass`, `fail`, or `skip` with a number that leads to its
 reason. A feature that was not tried with a router has an empty cell.
@@ -55,9 +55,9 @@ def page(found: dict[str, Tests], subject: str) -> str:
     lines = [
         "# Interoperation",
         "",
-        "Written by `./dev interop-matrix` from one run of `tests/interop`; not edited by hand. Each cell says how many "
-        "tests of that feature passed with that router on the other end; `by hand` is a peer that the test speaks octet by "
-        "octet. Everything runs in network namespaces with the kernel's own routes.",
+        "Written by `./dev interop-matrix` from one run of `tests/interop`; not edited by hand. Each cell says how "
+        "many tests of that feature passed with that router on the other end; `by hand` is a peer that the test speaks "
+        "octet by octet. Everything runs in network namespaces with the kernel's own routes.",
         "",
         f"{datetime.date.today().isoformat()}, Linux {platform.release()}; {versions()}"
         + ("." if subject == "ours" else f"; in our speaker's place: {subject}."),
@@ -75,8 +75,12 @@ def page(found: dict[str, Tests], subject: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    results, target = map(Path, arguments)
-    found = json.loads(results.read_text())
+    *results, target = map(Path, arguments)
+    found = json.loads(results[0].read_text())
+    for more in results[1:]:
+        for feature, by_router in json.loads(more.read_text())["features"].items():
+            for router, tests in by_router.items():
+                found["features"].setdefault(feature, {}).setdefault(router, []).extend(tests)
     target.write_text(page(found["features"], found["subject"]))
     failed = sum(
         outcome == "failed" for tests in found["features"].values() for some in tests.values() for _, outcome, _ in some

@@ -18,7 +18,8 @@ def mesh(pairing: Pairing, *, start: bool = True) -> tuple[CalicoBird, Router]:
     theirs = pairing.lab.add(
         CalicoBird, "b",
         Router(
-            OUR_AS, "10.9.0.2", (Neighbour(a.ipv4, OUR_AS), Neighbour(a.ipv6, OUR_AS)), tuple(Route(p) for p in THEIR_BLOCKS)
+            OUR_AS, "10.9.0.2", (Neighbour(a.ipv4, OUR_AS), Neighbour(a.ipv6, OUR_AS)),
+            tuple(Route(prefix) for prefix in THEIR_BLOCKS),
         ),
         start=False,
     )  # fmt: skip

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from libs.testkit.routers.model import Family, Route
+from libs.testkit.routers.model import Family, Neighbour, Route, Router
 from libs.testkit.routers.ours import Ours, Settings
 from libs.testkit.routers.peer import Peer, until
+from libs.testkit.routers.raw import RawPeer, announcement
 from tests.interop.pairs import OUR_AS, THEIR_AS, Pair, Pairing
 
 feature = pytest.mark.feature
@@ -98,11 +99,12 @@ def test_filter_lengths_order_and_peer_type(pairing: Pairing, opposite: type[Pee
     everything = set(PREFIXES[family])
     pair = pairing.pair(opposite, routes=tuple(Route(prefix) for prefix in PREFIXES[family].values()))
     wide = {"network": "10.0.0.0/8", "match_operator": "In"}
+    exactly = {"action": "Accept", "network": "10.48.1.0/24", "match_operator": "Equal"}
     cases: list[tuple[list[dict[str, Any]], set[str]]] = [
         ([{"action": "Reject", **wide, "min_length": 20}], everything - {"inside"}),
         ([{"action": "Reject", **wide, "max_length": 12}], everything - {"above"}),
         ([{"action": "Reject", **wide, "min_length": 16, "max_length": 16}], {"inside", "above"}),
-        ([{"action": "Accept", "network": "10.48.1.0/24", "match_operator": "Equal"}, {"action": "Reject", **wide}], {"inside"}),
+        ([exactly, {"action": "Reject", **wide}], {"inside"}),
         ([{"action": "Reject", **wide, "peer_type": "eBGP"}], set()),
         ([{"action": "Reject", **wide, "peer_type": "iBGP"}], everything),
         ([{"action": "Reject"}], set()),
@@ -255,6 +257,75 @@ def test_bad_settings_change_nothing(pairing: Pairing, opposite: type[Peer]) -> 
     )
     pair.theirs.wait_route("10.60.0.0/16")
     assert {route.prefix for route in pair.theirs.learned("ipv4")} == {"10.48.0.0/16", "10.60.0.0/16"}
+    assert session_since(pair) == since
+
+
+@feature("peers reachable by a gateway (reachableBy)")
+def test_peer_behind_a_gateway(pairing: Pairing, opposite: type[Peer]) -> None:
+    """Nothing but the setting leads to the peer's loopback."""
+    a, b = pairing.lab.site("a"), pairing.lab.site("b")
+    b.space.ip(["addr add 10.99.0.2/32 dev lo"])
+    theirs = Neighbour(a.ipv4, OUR_AS, local_address="10.99.0.2", multihop=3)
+    pairing.add(opposite, "b", Router(THEIR_AS, "10.9.0.2", (theirs,), (Route("10.2.0.0/24"),)))
+    router = Router(OUR_AS, "10.9.0.1", (Neighbour("10.99.0.2", THEIR_AS, multihop=3),))
+    ours = pairing.subject(router)
+    assert isinstance(ours, Ours)
+
+    def by_gateway(settings: Settings) -> None:
+        settings["peers"][0]["gateway"] = b.ipv4
+
+    ours.adjust = by_gateway
+    ours.start()
+    ours.wait_up("10.99.0.2")
+    ours.wait_kernel("10.99.0.2/32", [b.ipv4])
+    ours.wait_route("10.2.0.0/24")
+    ours.wait_kernel("10.2.0.0/24", [b.ipv4])
+
+
+@feature("pods that peer with their node")
+def test_pod_peers_with_its_node(pairing: Pairing, opposite: type[Peer]) -> None:
+    """What a pod tells lands in the node's kernel by way of the pod, stays there, and is told to others when a pool
+    has it."""
+    a, b = pairing.lab.site("a"), pairing.lab.site("b")
+    pod = pairing.lab.pod("pod", a, 5, "10.65.1.5", "169.254.1.179")
+    them = pairing.add(opposite, "b", Router(THEIR_AS, "10.9.0.2", (Neighbour(a.ipv4, OUR_AS),)))
+    mine = (Neighbour(b.ipv4, THEIR_AS), Neighbour(pod.ipv4, 65100, passive=True))
+    ours = pairing.subject(Router(OUR_AS, "10.9.0.1", mine))
+    assert isinstance(ours, Ours)
+
+    def local(settings: Settings) -> None:
+        peer = settings["peers"][1]
+        peer.update(kind="Local_Workload", name="Local_Workload_10_65_1_5", interface="cali5")
+
+    ours.adjust = local
+    ours.start()
+    ours.wait_up(b.ipv4)
+    with RawPeer.dial(pod, "169.254.1.179", local=pod.ipv4) as raw:
+        raw.handshake(65100, "10.65.1.5")
+        raw.send(announcement(Route("10.77.0.0/24", as_path=(65100,)), pod.ipv4))
+        ours.wait_kernel("10.77.0.0/24", [pod.ipv4])
+        assert them.wait_route("10.77.0.0/24").as_path == (OUR_AS, 65100)
+        assert them.wait_route("10.65.1.5/32").next_hop == a.ipv4  # the pod's own address, from the kernel
+        ours.apply()
+        assert ours.kernel("10.77.0.0/24") == [pod.ipv4]
+    them.wait_gone("10.77.0.0/24")
+    ours.wait_kernel("10.77.0.0/24", [])
+
+
+@feature("bind mode: only the node's address")
+def test_listening_on_one_address(pairing: Pairing, opposite: type[Peer]) -> None:
+    pair = pairing.pair(opposite, other={"passive": True})
+
+    def listening() -> set[str]:
+        return {line.split()[3] for line in pair.ours.run("ss", "-tlnH", "sport", "=", "179").splitlines()}
+
+    def bind(settings: Settings) -> None:
+        settings["bind"] = [pair.a.ipv4]
+
+    assert len(listening()) == 2
+    since = session_since(pair)
+    policed(pair, bind)
+    until(lambda: listening() == {f"{pair.a.ipv4}:179"}, 20, lambda: f"one listener; there are {listening()}")
     assert session_since(pair) == since
 
 

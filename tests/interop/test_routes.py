@@ -18,8 +18,8 @@ RICH = Route(
     extended=frozenset({"rt:64512:100", "soo:64512:7"}), large=frozenset({(64512, 1, 2), (4_200_000_000, 3, 4)}),
 )  # fmt: skip
 FULL = replace(
-    RICH, prefix="10.5.0.0/24", as_path=(65010, 65011, frozenset({65020, 65021})), atomic=True, aggregator=(65020, "10.20.0.1"),
-    unknown=frozenset({(99, "c0ffee")}),
+    RICH, prefix="10.5.0.0/24", as_path=(65010, 65011, frozenset({65020, 65021})), atomic=True,
+    aggregator=(65020, "10.20.0.1"), unknown=frozenset({(99, "c0ffee")}),
 )  # fmt: skip
 
 
@@ -103,12 +103,9 @@ def test_unknown_transitive_attribute_is_marked_partial(pairing: Pairing) -> Non
 @needs("rr")
 def test_we_reflect_between_clients(pairing: Pairing, kind: type[Peer]) -> None:
     a, b, c = (pairing.lab.site(name) for name in "abc")
-    client = {"rr_client": True}
+    clients = (Neighbour(b.ipv4, OUR_AS, rr_client=True), Neighbour(c.ipv4, OUR_AS, passive=True, rr_client=True))
     us = pairing.subject(
-        Router(
-            OUR_AS, "10.9.0.1", (Neighbour(b.ipv4, OUR_AS, **client), Neighbour(c.ipv4, OUR_AS, passive=True, **client)),  # type: ignore[arg-type]
-            cluster_id="10.77.0.1",
-        ),
+        Router(OUR_AS, "10.9.0.1", clients, cluster_id="10.77.0.1"),
         start=True,
     )  # fmt: skip
     them = pairing.add(kind, "b", Router(OUR_AS, "10.9.0.2", (Neighbour(a.ipv4, OUR_AS),), (Route("10.2.0.0/24"),)))
@@ -130,13 +127,8 @@ def test_we_reflect_between_clients(pairing: Pairing, kind: type[Peer]) -> None:
 @needs("rr")
 def test_we_take_reflected_routes(pairing: Pairing, kind: type[Peer]) -> None:
     a, b, c = (pairing.lab.site(name) for name in "abc")
-    pairing.add(
-        kind, "b",
-        Router(
-            OUR_AS, "10.9.0.2", (Neighbour(a.ipv4, OUR_AS, rr_client=True), Neighbour(c.ipv4, OUR_AS, passive=True, rr_client=True)),
-            cluster_id="10.77.0.2",
-        ),
-    )  # fmt: skip
+    clients = (Neighbour(a.ipv4, OUR_AS, rr_client=True), Neighbour(c.ipv4, OUR_AS, passive=True, rr_client=True))
+    pairing.add(kind, "b", Router(OUR_AS, "10.9.0.2", clients, cluster_id="10.77.0.2"))
     us = pairing.subject(Router(OUR_AS, "10.9.0.1", (Neighbour(b.ipv4, OUR_AS),)), start=True)
     with RawPeer.dial(c, b.ipv4) as raw:
         raw.handshake(OUR_AS, "10.9.0.3")
@@ -267,10 +259,8 @@ def test_add_path_from_a_router(pairing: Pairing, kind: type[Peer]) -> None:
     a, b, c, d = (pairing.lab.site(name) for name in "abcd")
     if kind.daemon == "exabgp":
         pytest.skip("the router opposite cannot: exabgp has no RIB of its own")
-    pairing.add(
-        kind, "b",
-        Router(THEIR_AS, "10.9.0.2", (Neighbour(a.ipv4, OUR_AS, add_path="send"), Neighbour(c.ipv4, 65010, passive=True), Neighbour(d.ipv4, 65011, passive=True))),
-    )  # fmt: skip
+    sources = (Neighbour(c.ipv4, 65010, passive=True), Neighbour(d.ipv4, 65011, passive=True))
+    pairing.add(kind, "b", Router(THEIR_AS, "10.9.0.2", (Neighbour(a.ipv4, OUR_AS, add_path="send"), *sources)))
     us = pairing.subject(Router(OUR_AS, "10.9.0.1", (Neighbour(b.ipv4, THEIR_AS, add_path="receive"),)), start=True)
     us.wait_up(b.ipv4)
     with RawPeer.dial(c, b.ipv4) as one, RawPeer.dial(d, b.ipv4) as other:

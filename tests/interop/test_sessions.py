@@ -45,7 +45,8 @@ def test_internal_session_keeps_path_empty(pairing: Pairing, kind: type[Peer]) -
 @feature("IPv6 routes over an IPv4 session")
 def test_ipv6_routes_over_ipv4_session(pairing: Pairing, kind: type[Peer]) -> None:
     pair = pairing.pair(
-        kind, session={"families": ("ipv4", "ipv6")}, routes=(Route("fd01::/64", next_hop="fd09::1"), Route("10.1.0.0/24")),
+        kind, session={"families": ("ipv4", "ipv6")},
+        routes=(Route("fd01::/64", next_hop="fd09::1"), Route("10.1.0.0/24")),
         their_routes=(Route("fd02::/64", next_hop="fd09::2"), Route("10.2.0.0/24")),
     )  # fmt: skip
     pair.ours.wait_route("10.2.0.0/24")
@@ -56,9 +57,11 @@ def test_ipv6_routes_over_ipv4_session(pairing: Pairing, kind: type[Peer]) -> No
 @feature("IPv4 routes over an IPv6 session (RFC 8950)")
 @needs("ext-nh")
 def test_ipv4_routes_with_ipv6_next_hops(pairing: Pairing, kind: type[Peer]) -> None:
+    """A node without an IPv4 address of its own: its IPv4 routes have its IPv6 address as next hop."""
     pair = pairing.pair(
         kind, families=("ipv6",), session={"families": ("ipv4", "ipv6"), "next_hop_extended": True},
         routes=(Route("10.1.0.0/24", next_hop="fd09::1"),), their_routes=(Route("10.2.0.0/24", next_hop="fd09::2"),),
+        our_router={"addresses": ("fd09::1",)},
     )  # fmt: skip
     assert pair.ours.wait_route("10.2.0.0/24").next_hop == "fd09::2"
     assert pair.theirs.wait_route("10.1.0.0/24").next_hop == "fd09::1"
@@ -223,6 +226,18 @@ def test_shutdown_message_arrives(pairing: Pairing, kind: type[Peer]) -> None:
     )  # fmt: skip
 
 
+@feature("shutdown with words (RFC 9003)")
+@needs("shutdown-message")
+def test_our_words_arrive_at_the_peer(pairing: Pairing, kind: type[Peer]) -> None:
+    pair = pairing.pair(kind)
+    pair.ours.shut(pair.at_ours, "back-in-a-minute")
+    until(
+        lambda: "back-in-a-minute" in pair.theirs.session(pair.at_theirs).said + pair.theirs.log_tail(500), 20,
+        lambda: f"our words are told: {pair.theirs.session(pair.at_theirs).said}",
+    )  # fmt: skip
+    pair.wait_up(60)
+
+
 @feature("session over link-local addresses")
 @needs("link-local")
 def test_link_local_session(pairing: Pairing, kind: type[Peer]) -> None:
@@ -245,9 +260,8 @@ def test_link_local_session(pairing: Pairing, kind: type[Peer]) -> None:
 
 @feature("four-octet AS numbers")
 def test_four_octet_as_numbers(pairing: Pairing, kind: type[Peer]) -> None:
-    pair = pairing.pair(
-        kind, our_as=4_200_000_001, their_as=4_200_000_002, routes=(Route("10.1.0.0/24"),), their_routes=(Route("10.2.0.0/24"),)
-    )  # fmt: skip
+    own, other = (Route("10.1.0.0/24"),), (Route("10.2.0.0/24"),)
+    pair = pairing.pair(kind, our_as=4_200_000_001, their_as=4_200_000_002, routes=own, their_routes=other)
     assert pair.theirs.wait_route("10.1.0.0/24").as_path == (4_200_000_001,)
     assert pair.ours.wait_route("10.2.0.0/24").as_path == (4_200_000_002,)
 

@@ -41,7 +41,7 @@ class End:
     happened: list[act.Action] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)
     up: bool = False
-    stale: set[Family] = field(default_factory=set)
+    kept: list[tuple[Family, ...]] = field(default_factory=list)  # of each `Down`
 
     def take(self, kind: type[act.Action]) -> list[act.Action]:
         """What happened of this kind, in order."""
@@ -106,16 +106,12 @@ class Pair:
                     mine.up = True
                 case act.Down(kept=kept):
                     assert mine.up, "down without being up"
-                    assert not mine.stale & set(kept), "what was stale before must be swept first"
                     mine.up = False
-                    mine.stale |= set(kept)
+                    mine.kept.append(kept)
                 case act.Received(changes):
                     assert mine.up
                     assert changes
                     mine.changes += changes
-                case act.SweepStale(family):
-                    assert family in mine.stale, "nothing was stale there"
-                    mine.stale.discard(family)
                 case _:
                     pass
         assert mine.up == (mine.session.state is State.ESTABLISHED)

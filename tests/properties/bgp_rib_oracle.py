@@ -50,6 +50,10 @@ class PlainPeer:
         return self.internal and self.settings.rr_client_cluster is not None
 
 
+STATIC = 210
+"""Preference of blocks and services (facts section 4.2: what is configured beats everything)."""
+
+
 @dataclass
 class Candidate:
     """A path of one prefix, judged."""
@@ -133,6 +137,8 @@ class PlainRib:
                                 del peer.told[key]
                 else:
                     self._drop(peer, family)
+            if not peer.up and not peer.told:
+                peer.until.clear()  # nothing of it is left
 
     def _has(self, peer: PlainPeer, family: Family) -> bool:
         return any(key[0] is family for key in peer.told)
@@ -283,13 +289,16 @@ class PlainRib:
 
     def route(self, family: Family, prefix: Nlri) -> tuple[tuple[tuple[bytes, bool], ...], int] | None:
         chosen, settings = self.chosen(family, prefix), self.settings
-        if not chosen or chosen[0].peer is None:
+        if not chosen:
             return None
         network = p.network(family, prefix)
+        own = chosen[0].peer is None
+        if own and (chosen[0].preference != STATIC or network.prefixlen == network.max_prefixlen):
+            return None  # a workload has a route of its own
         if any(subnet(network, reject) for reject in settings.reject):
             return None
         hops: dict[bytes, bool] = {}
-        for candidate in chosen:
+        for candidate in () if own else chosen:  # a blackhole
             if len(hops) < 16:
                 hops[candidate.attributes.next_hop] = False
         if any(address.packed in hops for address in settings.encrypted):
@@ -309,7 +318,7 @@ class PlainRib:
             for hop in hops:
                 near = any(subnet(p.network(family, bytes((len(hop) * 8,)) + hop), s) for s in settings.subnets)
                 hops[hop] = pool.ipip_mode == "Always" or not near
-        local_pref = chosen[0].attributes.local_pref
+        local_pref = None if own else chosen[0].attributes.local_pref
         metric = settings.normal_priority[family] if local_pref is None else MAX - local_pref
         return tuple(sorted(hops.items())), metric
 

@@ -28,11 +28,9 @@ from services.bgp.core.settings import (
     PoolExport,
     SpeakerSettings,
 )
-from services.bgp.core.wire.codes import MessageType
 from services.bgp.core.wire.context import Context
-from services.bgp.core.wire.framing import MessageReader
-from services.bgp.core.wire.update import UpdateDecoder
 from tests.properties.bgp_rib_oracle import PlainRib
+from tests.unit.services.bgp.speakers import View
 
 K, V = TypeVar("K"), TypeVar("V")
 V4, V6 = Family.IPV4, Family.IPV6
@@ -227,31 +225,6 @@ def speaker(random: Random, alike: bool) -> SpeakerSettings:
     )
 
 
-class View:
-    """What a peer knows after reading its messages."""
-
-    def __init__(self, settings: PeerSettings, session: Session) -> None:
-        context = replace(session.context, add_path_receive=frozenset())
-        self.reader, self.decoder = MessageReader(), UpdateDecoder(context)
-        self.routes: dict[tuple[Family, Nlri], Attributes] = {}
-        self.ends: list[Family] = []
-
-    def feed(self, data: bytes) -> None:
-        self.reader.feed(data)
-        while (message := self.reader.next()) is not None:
-            kind, body = message
-            assert kind is MessageType.UPDATE
-            for change in self.decoder.decode(body):
-                if isinstance(change, Reach):
-                    for prefix in change.prefixes:
-                        self.routes[change.family, prefix] = change.attributes
-                elif isinstance(change, Unreach):
-                    for prefix in change.prefixes:
-                        self.routes.pop((change.family, prefix), None)
-                else:
-                    self.ends.append(change.family)
-
-
 def unlike(have: dict[K, V], want: dict[K, V]) -> dict[K, tuple[V | None, V | None]]:
     """key -> (what there is, what there should be)."""
     return {key: (have.get(key), want.get(key)) for key in have.keys() | want.keys() if have.get(key) != want.get(key)}
@@ -301,7 +274,7 @@ class World:
         made = session(settings, families, long_lived, preserved=self.random.random() < 0.7)
         self.rib.peer_up(settings, made, self.now)
         self.plain.up(settings, made, self.now)
-        self.views[name] = View(settings, made)
+        self.views[name] = View(made)
 
     def peer_down(self) -> None:
         keep = self.random.choice([(), (V4,), (V4, V6)])
@@ -373,6 +346,26 @@ class World:
         if (name := self._up()) is not None:
             self.rib.refresh(name, self._family())
 
+    def told_again(self) -> None:
+        """A peer answers our refresh between marks (RFC 7313), and leaves some out."""
+        family = self._family()
+        if (name := self._up()) is None or name == ADD_PATH:
+            return
+        self.rib.begin_refresh(name, family)
+        for (f, prefix, _), told in list(self.plain.peers[name].told.items()):
+            if f is family and self.random.random() < 0.6:
+                self.rib.receive(name, [Reach(family, told.attributes, [prefix])], self.now)
+                self.plain.reach(name, family, prefix, 0, told.attributes)
+            elif f is family:
+                self.plain.unreach(name, family, prefix, 0)
+        self.rib.end_refresh(name, family)
+
+    def forget(self) -> None:
+        name = self.random.choice(sorted(PEERS))
+        self.views.pop(name, None)
+        self.rib.forget(name)
+        self.plain.peers.pop(name, None)
+
     def take_some(self) -> None:
         """One member of a group goes on, the others stay where they are."""
         if (name := self._up()) is not None:
@@ -431,7 +424,9 @@ class World:
         for name in self.views:
             for family in Family:
                 told = {prefix for f, prefix, _ in self.plain.peers[name].told if f is family}
-                assert self.rib.counts(name, family).received == len(told)
+                counts = self.rib.counts(name, family)
+                assert counts.received == len(told)
+                assert counts.advertised == len(list(self.rib.advertised(name, family)))
 
 
 ANYTHING = {
@@ -446,13 +441,15 @@ ANYTHING = {
     "configure": 4,
     "time_passes": 2,
     "refresh": 1,
+    "told_again": 2,
+    "forget": 1,
     "take_some": 15,
     "take_fib": 4,
     "explain": 5,
     "count": 1,
     "settle": 2,
 }
-MEMBERS = {"announce": 30, "withdraw": 10, "take_some": 60, "refresh": 1, "peer_down": 1, "peer_up": 3, "settle": 1}
+MEMBERS = {"announce": 30, "withdraw": 10, "take_some": 60, "refresh": 4, "peer_down": 2, "peer_up": 4, "settle": 1}
 
 
 @pytest.mark.timeout(600)

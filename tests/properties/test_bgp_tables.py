@@ -6,6 +6,7 @@ import ipaddress
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -171,7 +172,7 @@ slices = st.builds(
     st.sampled_from(("s1", "s2", "s3")),
     st.sampled_from(SERVICES),
     st.sampled_from((4, 4, 6)),
-    st.lists(st.tuples(st.sampled_from((*NODES, None)), st.sampled_from((True, False, None))), max_size=2),
+    st.lists(st.tuples(st.sampled_from((None, *NODES)), st.sampled_from((None, True, False))), min_size=1, max_size=2),
 )
 
 
@@ -206,19 +207,21 @@ def unreadable(put: Put) -> Put:
 def scripts(*kinds: st.SearchStrategy[Put]) -> st.SearchStrategy[list[tuple[Put, bool]]]:
     """Changes, each with whether a flush follows. Of few kinds, so that changes meet."""
     puts = st.one_of(*kinds)
-    change = st.one_of(puts, puts, puts, puts.map(lambda put: (put[0], None)), puts.map(unreadable))
-    return st.lists(st.tuples(change, st.booleans()), min_size=1, max_size=25)
+    # An index, as one_of takes strategies that occur twice for one.
+    how = st.integers(0, 7)
+    change = st.builds(lambda put, n: (put[0], None) if n == 6 else unreadable(put) if n == 7 else put, puts, how)
+    return st.lists(st.tuples(change, st.booleans()), min_size=8, max_size=25)
 
 
-begun = st.one_of(
-    scripts(nodes, peers),
-    scripts(nodes, peers, workloads, profiles),
-    scripts(peers, workloads),
-    scripts(blocks, affinities),
-    scripts(configurations, services, slices),
-    scripts(nodes, peers, configurations, filters, workloads, profiles, blocks, affinities, services, slices),
-)
-updates = st.one_of(begun.map(lambda script: [*beginning(), *script]), begun)
+THEMES = {
+    "nodes": scripts(nodes, peers),
+    "workloads": scripts(peers, workloads),
+    "inheritance": scripts(nodes, peers, workloads, profiles),
+    "blocks": scripts(blocks, affinities),
+    "services": scripts(services, slices, slices),
+    "ranges": scripts(configurations, services, slices),
+    "all": scripts(nodes, peers, configurations, filters, workloads, profiles, blocks, affinities, services, slices),
+}
 
 
 class Reader:
@@ -264,9 +267,11 @@ def final(script: list[tuple[Put, bool]]) -> Tables:
     return Tables(resources, {key: data for key, data in last.items() if isinstance(data, str)})
 
 
-@given(updates)
-@settings(max_examples=max(400, settings().max_examples))
-def test_tables_are_what_the_plain_calculation_says(script: list[tuple[Put, bool]]) -> None:
+@pytest.mark.parametrize("theme", THEMES)
+@given(data=st.data(), begun=st.booleans())
+@settings(max_examples=max(80, settings().max_examples))
+def test_tables_are_what_the_plain_calculation_says(theme: str, data: st.DataObject, begun: bool) -> None:
+    script = [*(beginning() if begun else ()), *data.draw(THEMES[theme])]
     calculator, reader = run(script)
     wanted = final(script)
     assert calculator.bgp.entries == wanted.entries
@@ -277,8 +282,9 @@ def test_tables_are_what_the_plain_calculation_says(script: list[tuple[Put, bool
     assert {node: entries for node, entries in reader.local.items() if entries} == wanted.local
 
 
-@given(updates)
+@given(THEMES["all"])
 def test_nothing_is_left_when_everything_goes(script: list[tuple[Put, bool]]) -> None:
+    script = [*beginning(), *script]
     gone: list[tuple[Put, bool]] = [((key, None), False) for (key, _), _ in script]
     calculator, _ = run([*script, *gone])
     assert (calculator.bgp.entries, calculator.bgp.services, calculator.bgp.local) == ({}, {}, {})

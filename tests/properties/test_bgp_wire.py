@@ -265,6 +265,7 @@ def test_packing_uses_the_fewest_messages(data: st.DataObject) -> None:
     if room < 21:
         assert isinstance(decode_all(messages, context)[0], Unreach)
         return
+    assert all(len(message) <= context.max_message for message in messages)
     each = room // len(keys[0])
     assert len(messages) == -(-count // each)
 

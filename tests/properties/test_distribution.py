@@ -1,4 +1,5 @@
-"""The real writer (Publisher over Calculator) and the real reader (Feed) with a hostile bus between them.
+"""The real writer (Publisher over Calculator) and the real readers (Feed) with a hostile bus between them: felixes, and
+speakers, which follow other streams by the same rules.
 
 Whatever is lost, repeated, reordered or late: each state that a node applies is exactly what the calculation said for
 it at one revision, revisions never go backwards, nothing is applied in part, and once the bus heals every node has the
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from libs import model
 from libs.bus import subjects, wire
+from libs.bus.subjects import Role
 from libs.feed.feed import Apply, Ask, Feed, Phase, Subscribe, Unsubscribe
 from libs.model import keys
 from libs.policy.calculator import Calculator
@@ -98,17 +100,35 @@ nodes = st.builds(
     st.integers(10, 12),
 )
 changes = st.one_of(workloads, workloads, policies, policies, sets, profiles, nodes)
-steps = st.lists(
-    st.one_of(
-        st.tuples(st.just("put"), changes),
-        st.tuples(st.just("put"), changes),
-        st.tuples(st.just("delete"), changes),
-        st.tuples(st.sampled_from(("flush", "deliver", "deliver", "time", "time")), st.none()),
-        st.tuples(st.sampled_from(("flush", "deliver", "reconnect", "restart typha")), st.none()),
+
+
+racks = st.sampled_from(("a", "b"))
+labelled = st.builds(
+    lambda name, host, rack: (
+        keys.resource_key("Node", name),
+        resource("Node", name, {"bgp": {"ipv4Address": f"192.0.2.{host}/24"}}, labels={"rack": rack}),
     ),
-    min_size=5,
-    max_size=80,
+    st.sampled_from((*NODES, "node3")),
+    st.integers(10, 12),
+    racks,
 )
+peers = st.builds(
+    lambda name, rack, host, whom: (
+        keys.resource_key("BGPPeer", name),
+        resource("BGPPeer", name, {"nodeSelector": f"rack == '{rack}'", **whom}),
+    ),
+    st.sampled_from(("p1", "p2", "p3")),
+    racks,
+    st.integers(1, 3),
+    st.sampled_from(
+        (
+            {"peerIP": "198.51.100.1", "asNumber": 65001}, {"peerIP": "198.51.100.2", "asNumber": 65001},
+            {"peerSelector": "rack == 'b'"}, {"peerSelector": "all()"},
+            {"localWorkloadSelector": "app == 'web'", "asNumber": 65002},
+        )
+    ),
+)  # fmt: skip
+of_speakers = st.one_of(labelled, labelled, peers, peers, workloads)
 
 
 def beginning() -> list[tuple[str, model.Resource]]:
@@ -131,10 +151,28 @@ def beginning() -> list[tuple[str, model.Resource]]:
     return made
 
 
-class World:
-    """One typha at a time, two felixes, and a bus that misbehaves as `rng` says."""
+Script = list[tuple[str, Any]]
 
-    def __init__(self, seed: int, trouble: float) -> None:
+
+def steps_of(happens: st.SearchStrategy[Any]) -> st.SearchStrategy[Script]:
+    return st.lists(
+        st.one_of(
+            st.tuples(st.just("put"), happens),
+            st.tuples(st.just("put"), happens),
+            st.tuples(st.just("delete"), happens),
+            st.tuples(st.sampled_from(("flush", "deliver", "deliver", "time", "time")), st.none()),
+            st.tuples(st.sampled_from(("flush", "deliver", "reconnect", "restart typha")), st.none()),
+        ),
+        min_size=5,
+        max_size=80,
+    )
+
+
+class World:
+    """One typha at a time, two readers of a role, and a bus that misbehaves as `rng` says."""
+
+    def __init__(self, seed: int, trouble: float, role: Role = Role.FELIX) -> None:
+        self.role = role
         self.rng = random.Random(seed)
         self.trouble = trouble
         self.now = 0.0
@@ -144,7 +182,7 @@ class World:
         self.bus: deque[tuple[str, bytes]] = deque()
         self.subscriptions: dict[str, set[str]] = {node: set() for node in NODES}
         self.asks: deque[tuple[str, Ask]] = deque()
-        self.feeds = {node: Feed(node, random.Random(seed + 1)) for node in NODES}
+        self.feeds = {node: Feed(node, random.Random(seed + 1), role) for node in NODES}
         self.applied: dict[str, int] = dict.fromkeys(NODES, 0)
         self.history: dict[tuple[str, str, int], Any] = {}  # (instance, node, node seq) -> what was said then
         self.start_typha()
@@ -168,9 +206,9 @@ class World:
 
     def remember(self) -> None:
         for node in NODES:
-            reader = self.publisher.readers.get(node)
+            reader = self.publisher.readers_of(self.role).get(node)
             if reader is not None:
-                self.history[self.publisher.epoch.instance, node, reader.seq] = said(self.calculator, node)
+                self.history[self.publisher.epoch.instance, node, reader.seq] = said(self.calculator, node, self.role)
 
     def act(self, node: str, actions: list[Any]) -> None:
         for action in actions:
@@ -222,7 +260,7 @@ class World:
         family = subject.split(".")[3]
         if family == "beat":
             self.act(node, feed.beat(wire.decoder(wire.Beat).decode(data), self.now))
-        elif family == "node":
+        elif family in subjects.COMMIT_FAMILIES:
             self.act(node, feed.node_message(wire.decoder(wire.NodeMessage).decode(data), self.now))
         else:
             message = wire.decoder(wire.StreamMessage).decode(data)
@@ -239,7 +277,11 @@ class World:
             self.act(node, feed.hello(reply, self.now))
             return
         self.flush()
-        snapshot = publisher.some_streams(ask.request) if ask.request.streams else publisher.snapshot(node, self.now)
+        snapshot = (
+            publisher.some_streams(ask.request)
+            if ask.request.streams
+            else publisher.snapshot(node, self.now, self.role)
+        )
         self.remember()
         copy = wire.decoder(wire.Snapshot).decode(wire.encode(snapshot))
         self.act(node, feed.snapshot(reply, copy, self.now))
@@ -251,7 +293,7 @@ class World:
             self.bus.append((subjects.beat(self.publisher.epoch.instance), wire.encode(beat)))
         for node, feed in self.feeds.items():
             report = wire.Applied(node=node, epoch=feed.epoch, rev=feed.rev, seq=feed.seq)
-            self.bus.extend(self.publisher.applied(report, self.now))
+            self.bus.extend(self.publisher.applied(report, self.now, self.role))
         self.bus.extend(self.publisher.remind(self.now))
         for node, feed in self.feeds.items():
             self.act(node, feed.tick(self.now))
@@ -270,13 +312,17 @@ class World:
 
 def held(feed: Feed) -> Any:
     state = feed.state
+    if feed.role is Role.BGP:
+        return dict(state.nodes), dict(state.bgp), dict(state.local)
     return (
         dict(state.workloads), dict(state.policies), dict(state.profiles),
         {name: frozenset(one.members) for name, one in state.sets.items()}, dict(state.nodes),
     )  # fmt: skip
 
 
-def said(calculator: Calculator, node: str) -> Any:
+def said(calculator: Calculator, node: str, role: Role) -> Any:
+    if role is Role.BGP:
+        return dict(calculator.node_infos), dict(calculator.bgp.entries), dict(calculator.bgp.local.get(node, {}))
     view = calculator.view(node)
     return (
         dict(view.workloads), dict(view.policies), dict(view.profiles),
@@ -284,12 +330,22 @@ def said(calculator: Calculator, node: str) -> Any:
     )  # fmt: skip
 
 
-@given(steps, st.integers(0, 2**32), st.sampled_from((0.15, 0.3, 0.5)))
+@given(steps_of(changes), st.integers(0, 2**32), st.sampled_from((0.15, 0.3, 0.5)))
 @settings(max_examples=max(300, settings().max_examples))
 def test_every_applied_state_was_said_at_one_revision_and_all_converge(
-    script: list[tuple[str, Any]], seed: int, trouble: float
+    script: Script, seed: int, trouble: float
 ) -> None:
-    world = World(seed, trouble)
+    play(World(seed, trouble), script)
+
+
+@given(steps_of(of_speakers), st.integers(0, 2**32), st.sampled_from((0.15, 0.3, 0.5)))
+@settings(max_examples=max(150, settings().max_examples))
+def test_speakers_keep_the_same_promises(script: Script, seed: int, trouble: float) -> None:
+    play(World(seed, trouble, Role.BGP), script)
+
+
+def play(world: World, script: Script) -> None:
+    trouble = world.trouble
     for verb, what in script:
         if verb == "put":
             key, value = what
@@ -319,4 +375,4 @@ def test_every_applied_state_was_said_at_one_revision_and_all_converge(
     for node, feed in world.feeds.items():
         assert feed.phase is Phase.FOLLOWING
         assert feed.rev == world.rev
-        assert held(feed) == said(world.calculator, node)
+        assert held(feed) == said(world.calculator, node, world.role)

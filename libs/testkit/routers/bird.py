@@ -121,11 +121,14 @@ class Bird(Peer):
 def render(router: Router) -> str:
     """bird.conf of a router; tables master4 and master6."""
     lines = [
-        f"router id {router.router_id};", "log stderr all;", "" if router.lean else "debug protocols { states, events };",
+        f"router id {router.router_id};",
+        "log stderr all;",
+        "" if router.lean else "debug protocols { states, events };",
         # BIRD 2.0.12 waits as long as this for its neighbours when it was started with -R.
         "graceful restart wait 20;",
         "protocol device { scan time 2; }",
-        "protocol direct { ipv4; ipv6; }",  # with what the kernel has: next hops farther away are resolved by it
+        # With what the kernel has, next hops farther away are resolved by it; it never stands before a static route.
+        "protocol direct { ipv4 { preference 5; }; ipv6 { preference 5; }; }",
     ]  # fmt: skip
     for digit in "46":
         if router.install:

@@ -106,7 +106,7 @@ class Frr(Peer):
     def apply(self) -> None:
         """FRR is changed by commands: those that are new since the last time, after those that are to be undone."""
         wanted, before = render(self.router), (self.directory / "bgpd.conf").read_text().splitlines()
-        commands = _difference(before, wanted)
+        commands = difference(before, wanted)
         self.write_config()
         self.vty("configure terminal", *commands, "end")
 
@@ -162,6 +162,14 @@ def render(router: Router) -> Iterator[str]:
         if n.imports:
             yield f"ip prefix-list {n.key}_in seq 900 permit 0.0.0.0/0 le 32"
             yield f"ipv6 prefix-list {n.key}_in seq 900 permit ::/0 le 128"
+    # Before what uses them: a route map that comes later takes effect 5 s later.
+    for route in router.routes:
+        yield f"route-map {_map_name(route)} permit 10"
+        yield from _sets(route)
+        yield "exit"
+    if any(n.export_none for n in router.neighbours):
+        yield "route-map nothing deny 10"
+        yield "exit"
     yield f"router bgp {router.asn}"
     yield f" bgp router-id {router.router_id}"
     if router.cluster_id:
@@ -191,13 +199,6 @@ def render(router: Router) -> Iterator[str]:
                 yield from _activation(n, f" {_target(n)} ", lean=router.lean)
         yield " exit-address-family"
     yield "exit"
-    for route in router.routes:
-        yield f"route-map {_map_name(route)} permit 10"
-        yield from _sets(route)
-        yield "exit"
-    if any(n.export_none for n in router.neighbours):
-        yield "route-map nothing deny 10"
-        yield "exit"
 
 
 def _map_name(route: Route) -> str:
@@ -317,7 +318,7 @@ def _blocks(lines: Iterable[str]) -> dict[tuple[str, ...], list[str]]:
     return found
 
 
-def _difference(before: Iterable[str], wanted: Iterable[str]) -> list[str]:
+def difference(before: Iterable[str], wanted: Iterable[str]) -> list[str]:
     """Commands that lead from one `render` to another: undo first, route maps before what uses them."""
     have, want = _blocks(before), _blocks(wanted)
     undo: list[str] = []

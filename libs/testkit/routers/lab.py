@@ -120,6 +120,30 @@ class Lab:
         site.ipv4, site.ipv6 = f"10.8.{number}.2", f"fd08:{number}::2"
         return site
 
+    def pod(self, name: str, router: Site, number: int, address: str, gateway: str) -> Site:
+        """As Calico connects one: interface `cali<number>` with the local peering address, a route to the pod alone."""
+        space = Namespace(f"io-{self._id}-{name}")
+        self._make(space)
+        router.space.ip(
+            [
+                f"link add cali{number} type veth peer name eth0 netns {space.name}",
+                f"addr add {gateway}/32 dev cali{number}",
+                f"link set cali{number} up",
+                f"route add {address}/32 dev cali{number} proto 80",
+            ]
+        )
+        space.ip(
+            [
+                f"addr add {address}/32 dev eth0",
+                "link set eth0 up",
+                f"route add {gateway} dev eth0 scope link",
+                f"route add default via {gateway} dev eth0",
+            ]
+        )
+        site = Site(name, number, space)
+        site.ipv4 = address
+        return site
+
     def add(self, kind: type[P], name: str, router: Router, *, start: bool = True) -> P:
         """A daemon at a site, started. Its addresses are the site's when it names none."""
         site = self.site(name)

@@ -76,6 +76,8 @@ class ExportPolicy:
     def verdicts(self, prefixes: Sequence[Nlri], urgent: bool) -> list[Communities | None]:
         """urgent: the route's metric is below the normal one."""
         found = self._regions.many(prefixes)
+        if found.count(()) == len(found) and not self._communities:
+            return found  # mostly: all of them inside pools
         if self._blocks:
             blocks = self._blocks
             for at, communities in enumerate(found):

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address
+from typing import TypeAlias
 
 from libs.policy.bgp_output import BgpPeer, BgpSecret, LocalWorkload
 from services.bgp.core.paths import Family, IPAddress
@@ -17,6 +18,9 @@ from services.bgp.core.settings import NextHopMode, PeerKind, PeerSettings, Secr
 from services.bgp.core.view import BGP_PORT, FAMILIES, View, family_of, parse_address
 
 DEFAULT_RESTART_TIME_S = 120
+
+ByAddress: TypeAlias = dict[bytes, list[str]]
+"""Nodes by their packed addresses: these are cheaper keys than the addresses themselves, and there are many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +53,11 @@ def cluster_id(view: View, node: str) -> int:
         return 0
 
 
-def _nodes_by_address(view: View) -> dict[IPAddress, list[str]]:
-    found: dict[IPAddress, list[str]] = {}
+def _nodes_by_address(view: View) -> ByAddress:
+    found: ByAddress = {}
     for node in sorted(view.tables.nodes):
         for address in view.addresses_of(node).values():
-            found.setdefault(address, []).append(node)
+            found.setdefault(address.packed, []).append(node)
     return found
 
 
@@ -90,7 +94,7 @@ def _mesh(view: View) -> Iterator[PeerSettings]:
 # --- BGPPeers --------------------------------------------------------------------------------------------------------
 
 
-def _explicit(view: View, by_address: dict[IPAddress, list[str]]) -> Iterator[PeerSettings]:
+def _explicit(view: View, by_address: ByAddress) -> Iterator[PeerSettings]:
     mine = set(view.part_of(view.node).peers)
     for all_nodes in (True, False):
         for name, spec in view.peers.items():
@@ -106,7 +110,7 @@ def _explicit(view: View, by_address: dict[IPAddress, list[str]]) -> Iterator[Pe
                     yield from () if made is None else (made,)
 
 
-def _targets(view: View, name: str, spec: BgpPeer, by_address: dict[IPAddress, list[str]]) -> Iterator[Target]:
+def _targets(view: View, name: str, spec: BgpPeer, by_address: ByAddress) -> Iterator[Target]:
     if spec.by_selector:
         for node in sorted(view.tables.nodes):
             if name in view.part_of(node).targets:
@@ -115,13 +119,13 @@ def _targets(view: View, name: str, spec: BgpPeer, by_address: dict[IPAddress, l
     address = parse_address(spec.address)
     nodes = _nodes_with(view, spec, by_address)
     as_number = spec.as_number
-    if as_number is None and address in by_address:
-        as_number = view.as_of(by_address[address][0])
+    if as_number is None and address.packed in by_address:
+        as_number = view.as_of(by_address[address.packed][0])
     if as_number is None:
         view.report("BGPPeer", name, f"spec.asNumber: must be set, as {address} is no node of this cluster")
         return
     port = spec.port or (view.listen_port_of(nodes[0]) if nodes else 0)
-    yield Target(address, as_number, port, by_address.get(address, [""])[0])
+    yield Target(address, as_number, port, by_address.get(address.packed, [""])[0])
 
 
 def _node_targets(view: View, node: str, families: Iterable[Family], as_number: int | None = None) -> Iterator[Target]:
@@ -132,20 +136,20 @@ def _node_targets(view: View, node: str, families: Iterable[Family], as_number: 
             yield Target(addresses[family], view.as_of(node) if as_number is None else as_number, port, node)
 
 
-def _nodes_with(view: View, spec: BgpPeer, by_address: dict[IPAddress, list[str]]) -> list[str]:
+def _nodes_with(view: View, spec: BgpPeer, by_address: ByAddress) -> list[str]:
     """Nodes of the cluster that a peer given by address means: AS number and, when given, port agree."""
     if not spec.address:
         return []
     wanted = spec.as_number or view.cluster.as_number
     return [
         node
-        for node in by_address.get(parse_address(spec.address), ())
+        for node in by_address.get(parse_address(spec.address).packed, ())
         if (wanted is None or view.as_of(node) == wanted)
         and (not spec.port or (view.listen_port_of(node) or BGP_PORT) == spec.port)
     ]
 
 
-def _reverse(view: View, by_address: dict[IPAddress, list[str]]) -> Iterator[PeerSettings]:
+def _reverse(view: View, by_address: ByAddress) -> Iterator[PeerSettings]:
     """The other ends of peers that select this node, unless they are to be made by hand."""
     targeted = set(view.part_of(view.node).targets)
     for name, spec in view.peers.items():

@@ -83,7 +83,7 @@ def subnets(view: View) -> tuple[IPNetwork, ...]:
 def encrypted(view: View) -> tuple[IPAddress, ...]:
     """Addresses of nodes to which WireGuard takes the traffic: those with a key for a family that we have one for."""
     own = view.tables.nodes.get(view.node)
-    if own is None:
+    if own is None or not (own.wireguard_key or own.wireguard_key6):
         return ()
     found: list[IPAddress] = []
     for node, info in sorted(view.tables.nodes.items()):

@@ -60,7 +60,6 @@ class Regions(Generic[L, T]):
         self._firsts: list[bytes] = []
         self._lengths: list[int] = []
         self._lasts: list[bytes] = []
-        self._ends: list[int] = []
         self._outer: list[int] = []  # index of the next larger network, -1: none
         self._values: list[T] = []
         chains: list[tuple[L, ...]] = []
@@ -74,8 +73,7 @@ class Regions(Generic[L, T]):
             lasts.append(network.broadcast_address.packed)
             self._firsts.append(first)
             self._lengths.append(length)
-            self._lasts.append(last)
-            self._ends.append(1 + len(last))
+            self._lasts.append(last + b"\xff" * 16)  # not less than any prefix that begins with it
             self._outer.append(outer)
             self._values.append(judge(chains[-1]))
         self._values.append(judge(()))  # at -1
@@ -85,13 +83,13 @@ class Regions(Generic[L, T]):
 
     def many(self, prefixes: Iterable[Nlri]) -> list[T]:
         """The value of each; the loop is here because a call for each prefix would cost more than the search."""
-        firsts, lengths, lasts, ends = self._firsts, self._lengths, self._lasts, self._ends
-        outer, values = self._outer, self._values
+        firsts, lengths, lasts, outer, values = self._firsts, self._lengths, self._lasts, self._outer, self._values
         found: list[T] = []
         append = found.append
         for prefix in prefixes:
-            at = bisect_right(firsts, prefix[1:]) - 1
-            while at >= 0 and (prefix[0] < lengths[at] or prefix[1 : ends[at]] > lasts[at]):
+            octets = prefix[1:]
+            at = bisect_right(firsts, octets) - 1
+            while at >= 0 and (prefix[0] < lengths[at] or octets > lasts[at]):
                 at = outer[at]
             append(values[at])
         return found

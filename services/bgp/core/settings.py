@@ -159,7 +159,7 @@ class SpeakerSettings:
     reflect: tuple[IPNetwork, ...] = ()  # a reflector passes these on: external and load balancer ranges of services
     encrypted: tuple[IPAddress, ...] = ()  # next hops that WireGuard serves on both ends: not into the kernel
     advertisements: tuple[tuple[IPNetwork, tuple[tuple[int, ...], ...]], ...] = ()  # communities for what lies inside
-    local_peering: tuple[IPAddress, ...] = ()  # where workloads find their node; on their interfaces by Felix
+    local_peering: tuple[IPAddress, ...] = ()  # where workloads find their node, on their interfaces
     ignored_interfaces: tuple[str, ...] = ()
     normal_priority: dict[Family, int] = field(default_factory=lambda: {Family.IPV4: 1024, Family.IPV6: 1024})
     route_reflector: bool = False

@@ -68,18 +68,20 @@ class KernelFib:
         fresh: dict[tuple[Family, int], list[tuple[Nlri, tuple[NextHop, ...]]]] = {}
         again: dict[tuple[Family, int], list[tuple[Nlri, tuple[NextHop, ...]]]] = {}
         gone: dict[tuple[Family, int], list[Nlri]] = {}
-        shared = self._shared
-        for family, prefix, route in ((c.family, c.prefix, c.route) for c in changes):
+        shared, last, last_wants = self._shared, None, None
+        for change in changes:
+            family, prefix, route = change.family, change.prefix, change.route
             held = self.held[family]
             has = held.get(prefix)
             if self.blocked:
                 self.blocked.pop((family, prefix), None)
             wants: Written | None = None
             if route is not None:
-                if route in shared:
-                    wants = shared[route]
-                else:
-                    wants = shared[route] = self._written(route)
+                if route is not last:  # neighbours mostly have the same, and a hash of addresses is slow
+                    if route not in shared:
+                        shared[route] = self._written(route)
+                    last, last_wants = route, shared[route]
+                wants = last_wants
                 if wants is None:
                     self.blocked[family, prefix] = "no way to its next hop"
             if has == wants:

@@ -16,11 +16,13 @@ from libs.netlink.links import Link
 from libs.netlink.monitor import ADDRESSES, LINKS, ROUTES, Event, Lost, Monitor
 from libs.netlink.routes import PROTOCOL_BGP, PROTOCOL_FELIX, TABLE_MAIN, UNICAST, Route, list_routes
 from libs.netlink.socket import NETLINK_ROUTE, NetlinkSocket
+from libs.runtime.garbage import give_back
 from services.bgp.core.paths import Attributes, Family, Nlri, nlri
 from services.bgp.core.rib.fib import FibChange
 from services.bgp.core.rib.rib import Rib
 from services.bgp.core.settings import Originated, SpeakerSettings
 from services.bgp.shell.fib import KernelFib
+from services.bgp.shell.gateways import Gateways
 from services.bgp.shell.nexthops import NextHops
 
 log = logging.getLogger(__name__)
@@ -29,11 +31,17 @@ SLICE = 2000  # routes in one request to the kernel
 SETTLE_S = 0.05  # changes in the kernel come in bursts
 RESYNC_S = 90.0  # as felix's route refresh
 RETRY_S = 10.0
+BURST = 20_000  # routes in one go after which memory is given back
+PEERS_FIRST_S = 0.02  # between slices, while peers are being told things
 PROTOCOL_BOOT = 3  # linux/rtnetlink.h: what `ip route add` uses, and felix's default for workload routes in Calico
 
 
 class Owner(Protocol):
     def wake(self) -> None: ...
+
+    def telling(self) -> bool:
+        """Peers are being told things just now: they come first."""
+        ...
 
 
 class Kernel:
@@ -57,7 +65,9 @@ class Kernel:
         self._settle: asyncio.TimerHandle | None = None
         self._look = False  # at next hops
         self._resync = False  # at everything of ours
+        self._unplaced: dict[str, str] = {}
         self._relist = False  # at workloads
+        self._gateways = Gateways(netns)
         self._swept: set[Family] = set()
         self._ignored: tuple[str, ...] = ()
 
@@ -75,10 +85,13 @@ class Kernel:
         self._list_workloads()
 
     def configure(self, settings: SpeakerSettings) -> None:
+        self.next_hops.by_gateway = frozenset(
+            peer.address.packed for peer in settings.peers if peer.gateway is not None
+        )
         if settings.ignored_interfaces != self._ignored:
             self._ignored = settings.ignored_interfaces
             self._relist = True
-            self._later()
+        self._later()  # for the addresses that workloads peer with
 
     def wake(self) -> None:
         self._work.set()
@@ -98,10 +111,17 @@ class Kernel:
             if self._resync:
                 self._resync = False
                 await self._compare()
+            taken = 0
             while changes := self._rib.take_fib(SLICE):
+                taken += len(changes)
                 await self.fib.apply(changes)
+                if self.next_hops.by_gateway and any(one.prefix[1:] in self.next_hops.by_gateway for one in changes):
+                    self._look = True
+                    self._later()
                 for tell in self.on_routes:
                     tell(changes)
+                if self._owner is not None and self._owner.telling():
+                    await asyncio.sleep(PEERS_FIRST_S)
             for family in Family:
                 if family not in self._swept and self._rib.sweep_allowed(family) and not self._rib.fib_waiting():
                     self._swept.add(family)
@@ -109,12 +129,15 @@ class Kernel:
                     if gone:
                         log.info("stale routes removed", extra={"family": family.name, "count": gone})
             self._report()
+            if taken > BURST:
+                give_back()
 
     async def stop(self) -> None:
         if self._settle is not None:
             self._settle.cancel()
         self._monitor.stop()
         self._netlink.close()
+        self._gateways.close()
         self.next_hops.close()
         self.fib.close()
 
@@ -196,6 +219,7 @@ class Kernel:
 
     def _settled(self) -> None:
         self._settle = None
+        self._place_gateways()
         if self._relist:
             self._relist = False
             self._list_workloads()
@@ -210,6 +234,12 @@ class Kernel:
                 self._rib.next_hops_changed(states)
                 self._owner.wake()
         self._work.set()
+
+    def _place_gateways(self) -> None:
+        if self._rib is None:
+            return
+        workloads = {index: name for index, name in self._names.items() if name.startswith(self._prefixes)}
+        self._unplaced = self._gateways.step(self._rib.settings, workloads)
 
     # --- ours ---
 
@@ -233,7 +263,8 @@ class Kernel:
 
     def _report(self) -> None:
         blocked = self.fib.blocked
-        self.failures = {"kernel routes": f"{len(blocked)} not installed"} if blocked else {}
+        routes = {"kernel routes": f"{len(blocked)} not installed"} if blocked else {}
+        self.failures = {**routes, **self._unplaced}
 
 
 def _family(route: Route) -> Family:

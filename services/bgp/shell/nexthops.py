@@ -26,6 +26,7 @@ class NextHops:
     def __init__(self, netns: int | str | Path | None = None) -> None:
         self._netlink = NetlinkSocket(NETLINK_ROUTE, netns)
         self.names: dict[int, str] = {}
+        self.by_gateway: frozenset[bytes] = frozenset()  # peers to whom a route of ours leads because settings say so
         self._tunnel: int | None = None
         self._known: dict[bytes, tuple[NextHopState, NextHop | None]] = {}
         self.links_changed()
@@ -67,7 +68,7 @@ class NextHops:
             return UNREACHABLE, None
         address = _address(packed)
         route = lookup(self._netlink, address)
-        if route is None or not _leads(route):
+        if route is None or not _leads(route, ours=packed in self.by_gateway):
             return UNREACHABLE, None
         way = route.hops[0]
         state = NextHopState(True, route.metric, self.names.get(way.oif, ""))
@@ -77,8 +78,8 @@ class NextHops:
         self._netlink.close()
 
 
-def _leads(route: Route) -> bool:
-    return route.type == UNICAST and bool(route.hops) and route.protocol != PROTOCOL_BGP
+def _leads(route: Route, *, ours: bool) -> bool:
+    return route.type == UNICAST and bool(route.hops) and (ours or route.protocol != PROTOCOL_BGP)
 
 
 _address = lru_cache(maxsize=4096)(ip_address)

@@ -22,6 +22,7 @@ from services.bgp.core.session.negotiation import Negotiated, Restart
 from services.bgp.core.session.session import Session
 from services.bgp.core.session.states import State
 from services.bgp.core.settings import PeerSettings
+from services.bgp.core.wire.codes import RefreshSubtype
 from services.bgp.core.wire.errors import Cease, ErrorCode, Notification, administrative
 from services.bgp.shell import transport
 
@@ -98,6 +99,7 @@ class Peer:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._established: int | None = None
+        self._answering: set[Family] = set()
         self._gone = gone  # of a dynamic peer: called when its last connection has ended
 
     @property
@@ -183,6 +185,16 @@ class Peer:
             self._do(self.session.refresh(family, time.monotonic()))
         return True
 
+    def answer_refresh(self, family: Family) -> None:
+        """All routes of the family follow: between marks, when both ends know them (RFC 7313)."""
+        self._do(self.session.refresh(family, time.monotonic(), RefreshSubtype.BEGIN))
+        self._answering.add(family)
+
+    def told_everything(self) -> None:
+        """Nothing waits to be sent any more."""
+        while self._answering:
+            self._do(self.session.refresh(self._answering.pop(), time.monotonic(), RefreshSubtype.END))
+
     def reset(self, message: str = "") -> None:
         """Down and up again; message: for the people at the other end (RFC 9003)."""
         self._do(self.session.reset(time.monotonic(), administrative(Cease.ADMINISTRATIVE_RESET, message)))
@@ -228,6 +240,7 @@ class Peer:
                     self._up(number, negotiated)
                 case act.Down(reason, _, _, kept):
                     self._established = None
+                    self._answering.clear()
                     log.warning("session down", extra={"peer": self.name, "reason": reason, "kept": len(kept)})
                     self._tables.down(self, kept)
                 case act.RefreshRequested(family):

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 PIECE = 64 * 1024  # octets of UPDATEs handed to one peer at a time
 DEFERRAL_S = 120.0  # after a restart, how long peers may take to tell their routes again (RFC 4724 section 4.1)
+TELLING_S = 0.05
 SECRETS_EVERY_S = 2.0
 DYNAMIC_LIMIT = 1000  # peers at a time that no settings name, only a range of addresses
 
@@ -56,6 +57,7 @@ class Speaker:
         self._pump: asyncio.Handle | None = None
         self._expiry: asyncio.TimerHandle | None = None
         self._expires_at = 0.0
+        self._told_at = 0.0
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -117,7 +119,8 @@ class Speaker:
         ranges = {name: peer for name, peer in wanted.items() if peer.prefix is not None}
         self._end([name for name in self.peers if name not in fixed])
         self._end([name for name, peer in self.dynamic.items() if not _covered(peer.settings, ranges.values())])
-        self._listener.configure(settings.bind, settings.listen_port, self._passwords(settings))
+        addresses = (*settings.bind, *settings.local_peering) if settings.bind else ()
+        self._listener.configure(addresses, settings.listen_port, self._passwords(settings))
         for name, one in fixed.items():
             secret = self._secret(one)
             if (peer := self.peers.get(name)) is not None:
@@ -233,6 +236,7 @@ class Speaker:
         self.wake()
 
     def refresh_requested(self, peer: Peer, family: Family) -> None:
+        peer.answer_refresh(family)
         self.rib.refresh(peer.name, family)
         self.wake()
 
@@ -266,6 +270,10 @@ class Speaker:
                 if messages:
                     peer.send(messages)
                     more = True
+                else:
+                    peer.told_everything()
+        if more:
+            self._told_at = time.monotonic()
         if self._restart.restarting and all(self.rib.sweep_allowed(family) for family in Family):
             self._restart = Restart()
             for peer in self.all_peers():
@@ -275,6 +283,9 @@ class Speaker:
         self._arm()
         if more:
             self.wake()
+
+    def telling(self) -> bool:
+        return time.monotonic() - self._told_at < TELLING_S
 
     def _arm(self) -> None:
         deadline = self.rib.deadline()

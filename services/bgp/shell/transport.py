@@ -16,6 +16,7 @@ from services.bgp.core.paths import IPAddress, IPNetwork
 TCP_MD5SIG, TCP_MD5SIG_EXT = 14, 38  # linux/tcp.h
 TCP_MD5SIG_FLAG_PREFIX = 1
 IP_MINTTL, IPV6_MINHOPCOUNT = 21, 73  # linux/in.h, linux/in6.h
+IP_FREEBIND = 15  # linux/in.h; holds for IPv6 too
 IPV6_TCLASS = 67
 MD5_KEY_MAX = 80  # TCP_MD5SIG_MAXKEYLEN
 CS6 = 0xC0  # network control, as every BGP implementation marks it (RFC 4594 section 3.1)
@@ -115,13 +116,15 @@ def accepted(channel: socket.socket, ttl_security: int | None) -> None:
 
 
 def listening(address: IPAddress, port: int) -> socket.socket:
-    """Raises OSError: in use, not an address of this host."""
+    """Raises OSError: in use."""
     channel = socket.socket(family_of(address), socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         _prepare(channel)
         channel.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if channel.family == socket.AF_INET6:
             channel.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        # An address may come later: a node's own with its interface, that of local peerings with the first workload.
+        channel.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
         channel.bind((str(address), port))
         channel.listen(256)
     except BaseException:

@@ -203,6 +203,9 @@ def _merge(layers: list[dict[str, Setting]], options: RulesetOptions, problems: 
             else:
                 sources[name] = setting.source
     problems += [f"{camel(name)}: has no effect in this version" for name in sorted(unused)]
+    if draft.options.mark_mask.bit_count() < 3 and (draft.wireguard.v4.enabled or draft.wireguard.v6.enabled):
+        problems.append("wireguardEnabled: nftablesMarkMask has no third bit, which WireGuard needs: it is off")
+        draft.wireguard = WireguardSettings()
     draft.options = _with_wireguard(draft.options, draft.wireguard)
     return LiveSettings(
         log_levels=draft.levels,

@@ -24,6 +24,7 @@ from libs.netlink.links import Link, list_links
 from libs.netlink.monitor import ADDRESSES, LINKS, ROUTES, Changed, Event, Monitor
 from libs.netlink.routes import (
     PROTOCOL_FELIX,
+    TABLE_MAIN,
     Route,
     RouteKey,
     blackhole_route,
@@ -210,6 +211,8 @@ class InterfaceDriver:
                     if ran != self._runs(link.name):
                         self._links_changed()
                     return
+                case Route() as route if route.table != TABLE_MAIN:
+                    return  # WireGuard's, or somebody's
                 case Route() as route if route.protocol == PROTOCOL_FELIX:
                     if not event.gone and route.key not in self._reconciler.desired:
                         self._is_stray(route)

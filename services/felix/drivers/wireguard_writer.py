@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_interface
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from libs.netlink.routes import (
 )
 from libs.netlink.rules import MarkRule, list_mark_rules, mark_rule_request
 from libs.netlink.socket import NETLINK_ROUTE, NetlinkSocket
-from libs.netlink.sysctl import SysctlError, read_sysctl, write_sysctl
+from libs.netlink.sysctl import read_sysctl, write_sysctl
 from libs.netlink.wireguard import WgChange, WgDevice
 from libs.netlink.wireguard_keys import clamp
 from libs.reconcile import diff
@@ -83,6 +83,12 @@ class FamilyWriter:
             log.info("WireGuard key made", extra={"interface": name})
         return device.public_key
 
+    def index(self, name: str) -> int:
+        """Of the link of that name; 0: there is none. Raises NetlinkError."""
+        with NetlinkSocket(NETLINK_ROUTE) as netlink:
+            link = get_link(netlink, name)
+        return 0 if link is None else link.index
+
     def read(self, name: str) -> DeviceState | None:
         """None when there is no such device. Raises as `ensure`."""
         with NetlinkSocket(NETLINK_ROUTE) as netlink:
@@ -111,9 +117,9 @@ class FamilyWriter:
         with NetlinkSocket(NETLINK_ROUTE) as netlink:
             link = get_link(netlink, wanted.interface)
             if link is not None and self._devices.found(wanted.interface, link.kind):
+                index = link.index  # what is not as wanted may work all the same, and nothing leaves in clear text
                 try:
                     gone = self._write_device(netlink, link, wanted, wanted.mtu_bytes or mtu_bytes)
-                    index = link.index
                 except (WireguardError, NetlinkError, OSError) as error:
                     failures[f"WireGuard {wanted.interface}"] = str(error)
             refused = self._write_routes(netlink, wanted.routes, index)
@@ -122,6 +128,11 @@ class FamilyWriter:
             self._write_rules(netlink, rule)
         if gone:
             self._devices.change(wanted.interface, WgChange(drop=gone))
+        if wanted.threading and index is not None:
+            try:
+                self._thread(wanted.interface)
+            except OSError as error:
+                failures[f"WireGuard threads of {wanted.interface}"] = f"not switched on: {error}"
         return failures
 
     # --- inside ---
@@ -148,18 +159,26 @@ class FamilyWriter:
             requests.insert(0, link_change(link.index, up=True, mtu_bytes=mtu_bytes))
         for error in netlink.batch(requests).values():
             raise error
-        if wanted.threading:
-            self._thread(wanted.interface)
+        self._greet(wanted, device)
         return tuple(todo.drop)
 
+    def _greet(self, wanted: Wanted, before: WgDevice) -> None:
+        """Begin a handshake with each new peer. It may have tried before it was one of ours, and would not try again
+        for five seconds; whoever of two comes second begins one that the other understands. A device does so when a
+        peer's keepalive is switched on.
+        """
+        new = [peer for key, peer in wanted.peers.items() if key not in before.peers and not peer.keepalive_s]
+        if new:
+            self._devices.change(wanted.interface, WgChange(put=tuple(replace(one, keepalive_s=1) for one in new)))
+            self._devices.change(wanted.interface, WgChange(put=tuple(new)))
+
     def _thread(self, name: str) -> None:
-        """NAPI in threads of its own, so that a core that decrypts does not starve others (net/core/net-sysfs.c)."""
+        """NAPI in threads of its own, so that a core that decrypts does not starve others (net/core/net-sysfs.c).
+        Raises OSError.
+        """
         path = NAPI_THREADS / name / "threaded"
-        try:
-            if path.read_text().strip() != "1":
-                path.write_text("1\n")
-        except OSError as error:
-            raise WireguardError(f"threads of {name} not switched on: {error}") from error
+        if path.read_text().strip() != "1":
+            path.write_text("1\n")
 
     def _write_routes(
         self, netlink: NetlinkSocket, wanted: dict[Network, Way], index: int | None
@@ -179,7 +198,7 @@ class FamilyWriter:
         return failed
 
     def _write_rules(self, netlink: NetlinkSocket, wanted: MarkRule | None) -> None:
-        present = list_mark_rules(netlink, TABLE, self._version)
+        present = [rule for rule in list_mark_rules(netlink, TABLE, self._version) if _is_ours(rule)]
         if wanted is not None and wanted not in present:
             for error in netlink.batch([mark_rule_request(wanted)]).values():
                 if not isinstance(error, ObjectExists):
@@ -188,6 +207,11 @@ class FamilyWriter:
         for error in netlink.batch(surplus).values():
             if not isinstance(error, ObjectNotFound):
                 raise error
+
+
+def _is_ours(rule: MarkRule) -> bool:
+    """`not fwmark M/M lookup 1`, of whatever mark and priority: settings may have been others."""
+    return rule.negate and rule.mark == rule.mask
 
 
 def _rule(version: int, wanted: Wanted) -> MarkRule:
@@ -204,8 +228,5 @@ def _route(network: Network, way: Way, index: int | None) -> Route:
 
 def allow_marked_sources() -> None:
     """The kernel's check of source addresses looks at marks (IPv4 has it, IPv6 has no such check). Raises OSError."""
-    try:
-        if read_sysctl(SRC_VALID_MARK) != "1":
-            write_sysctl(SRC_VALID_MARK, 1)
-    except SysctlError as error:
-        raise WireguardError(str(error)) from error
+    if read_sysctl(SRC_VALID_MARK) != "1":
+        write_sysctl(SRC_VALID_MARK, 1)

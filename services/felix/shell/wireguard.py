@@ -60,8 +60,11 @@ class WireguardReconciler:
         }
         self._underlay = underlay_mtu_bytes
         self._on_keys = on_keys
+        self.comparisons = 0  # with the kernel
         self._made: dict[int, str] = {}  # version -> name of the device that we keep
+        self._held: dict[int, tuple[int, int]] = {}  # index of its link, MTU that it should have
         self._stale = dict.fromkeys(versions, True)
+        self._look = False  # whether the devices are still there
         self._said: dict[int, str] = {}
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="wireguard")
 
@@ -83,9 +86,8 @@ class WireguardReconciler:
         self._stale = dict.fromkeys(self._stale, True)
 
     def interfaces_changed(self) -> None:
-        """Cheap while WireGuard is off."""
-        for version in self._made:
-            self._stale[version] = True
+        """Happens with every pod: the next step only looks whether the devices are still there."""
+        self._look = bool(self._made)
 
     def mtu_bytes(self) -> list[int]:
         """Of the devices in use: pods' packets must fit into each."""
@@ -95,13 +97,25 @@ class WireguardReconciler:
     async def step(self) -> dict[str, str]:
         """Make the kernel match; object -> reason for what could not be, or is not encrypted."""
         failures: dict[str, str] = {}
+        if self._look:
+            self._look = False
+            for version, name in self._made.items():
+                try:
+                    self._stale[version] |= await self._hold(version, name) != self._held.get(version)
+                except FAILED:
+                    self._stale[version] = True
         for version, core in self.cores.items():
             if core.dirty or self._stale[version]:
                 core.dirty = self._stale[version] = False
                 failures |= await self._step(version, core)
         return failures | self.problems
 
+    async def _hold(self, version: int, name: str) -> tuple[int, int]:
+        mtu_bytes = self.settings.family(version).mtu_bytes or self._underlay() - OVERHEAD_BYTES[version]
+        return await self._run(lambda: self._writers[version].index(name)), mtu_bytes
+
     async def _step(self, version: int, core: Wireguard) -> dict[str, str]:
+        self.comparisons += 1
         failures: dict[str, str] = {}
         writer, mine, name = self._writers[version], core.settings, f"WireGuard IPv{version}"
         self.problems = {key: why for key, why in self.problems.items() if not key.startswith(name)}
@@ -122,10 +136,11 @@ class WireguardReconciler:
             else:
                 self._made[version] = mine.interface
                 mtu_bytes = self._underlay() - OVERHEAD_BYTES[version]
+                failures |= await self._run(lambda: writer.apply(wanted, mtu_bytes))
                 if mine.enabled and self.settings.host_encryption and version == 4:
                     await self._run(allow_marked_sources)
-                failures |= await self._run(lambda: writer.apply(wanted, mtu_bytes))
                 self.problems |= wanted.problems
+                self._held[version] = await self._hold(version, mine.interface)
         except FAILED as error:
             failures.setdefault(name, str(error))
         if failures:
@@ -177,6 +192,12 @@ class KeyPublisher:
         self._backoff = Backoff(random, first_s=0.2, cap_s=10.0)
         self._wanted: dict[int, str] = {}
         self._wake = asyncio.Event()
+        self._busy = False
+
+    @property
+    def waits(self) -> bool:
+        """There is something that has not been told yet, or may have to be."""
+        return self._busy or self._wake.is_set()
 
     def want(self, keys: dict[int, str]) -> None:
         """Family -> key, "" for none; those that are not named stay as they are."""
@@ -187,8 +208,10 @@ class KeyPublisher:
     async def run(self) -> None:
         """For ever."""
         while True:
+            self._busy = False
             await self._wake.wait()
             self._wake.clear()
+            self._busy = True
             try:
                 await self._publish(dict(self._wanted))
             except (StoreError, ResourceError) as error:

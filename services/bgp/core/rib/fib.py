@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from ipaddress import ip_network
 from itertools import islice
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 from services.bgp.core.filters import MAX_PRIORITY
 from services.bgp.core.kernel import KernelVerdict, by_tunnel, kernel_filter
-from services.bgp.core.paths import Family, Nlri
+from services.bgp.core.paths import Family, Nlri, nlri
 from services.bgp.core.rib.decision import decide, next_hops
 from services.bgp.core.rib.path import Path, Preference
 from services.bgp.core.rib.table import Entry, Table
@@ -49,6 +50,7 @@ class Fib:
         self._family = family
         self.installed: dict[Nlri, FibRoute] = {}
         self._dirty: dict[Nlri, None] = {}
+        self._by_gateway: dict[Nlri, FibRoute] = {}
         self.configure(settings)
 
     def configure(self, settings: SpeakerSettings) -> None:
@@ -57,6 +59,16 @@ class Fib:
         self._encrypted = frozenset(address.packed for address in settings.encrypted)
         self._normal = settings.normal_priority[self._family]
         self._blackhole = FibRoute((), self._normal)
+        before, self._by_gateway = (
+            self._by_gateway,
+            {
+                nlri(ip_network(peer.address)): FibRoute((Hop(peer.gateway.packed),), self._normal)
+                for peer in settings.peers
+                if peer.gateway is not None
+                and len(peer.address.packed) == len(peer.gateway.packed) == self._family.octets
+            },
+        )
+        self.mark((*before, *self._by_gateway))
         self._single: WeakKeyDictionary[Path, dict[KernelVerdict, FibRoute | None]] = WeakKeyDictionary()
 
     def mark(self, prefixes: Iterable[Nlri]) -> None:
@@ -69,13 +81,17 @@ class Fib:
         """At most `limit` changes, oldest first."""
         found: list[FibChange] = []
         dirty, installed, family = self._dirty, self.installed, self._family
-        blackhole, host = self._blackhole, 8 * family.octets
+        blackhole, host, by_gateway = self._blackhole, 8 * family.octets, self._by_gateway
         while dirty and len(found) < limit:
             prefixes = list(islice(dirty, limit - len(found)))
             for prefix in prefixes:
                 del dirty[prefix]
             routes = self._routes(map(table.get, prefixes), self._filter.many(prefixes))
             for prefix, route, before in zip(prefixes, routes, map(installed.get, prefixes), strict=True):
+                if prefix in by_gateway:
+                    route = by_gateway[
+                        prefix
+                    ]  # to a peer, by way of what `reachableBy` says: before all that is learned
                 if route is blackhole and prefix[0] == host:
                     route = None  # a block of one address: the workload's own route, or none
                 if route is before or route == before:
@@ -91,9 +107,13 @@ class Fib:
         """Neighbours in the queue mostly have the same path."""
         path: Entry | None = None
         routes: dict[KernelVerdict, FibRoute | None] = {}
+        several: dict[tuple[tuple[Path, ...], KernelVerdict], FibRoute | None] = {}
         for entry, verdict in zip(entries, verdicts, strict=True):
             if isinstance(entry, list):
-                yield self._make(decide(entry), verdict)
+                competing = (tuple(entry), verdict)
+                if competing not in several:
+                    several[competing] = self._make(decide(entry), verdict)
+                yield several[competing]
             elif entry is None:
                 yield None
             else:

@@ -17,7 +17,7 @@ that is remembered (`turned`) and it gets a withdrawal instead.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 
@@ -58,12 +58,13 @@ class Batch:
 class Member:
     """A peer's place: the rest of what it is being sent, batches of its own, then the row from `at` on."""
 
-    __slots__ = ("at", "end_of_rib_due", "message", "messages", "own", "source")
+    __slots__ = ("at", "end_of_rib_due", "message", "messages", "own", "reading", "source")
 
     def __init__(self, source: Source, at: Batch) -> None:
         self.source = source
         self.at = at
         self.own: list[Batch] = []
+        self.reading: Batch | None = None  # where `messages` come from, until they are all taken
         self.messages: list[tuple[Source, bytes]] = []
         self.message = 0
         self.end_of_rib_due = False
@@ -81,6 +82,7 @@ class Group:
         self._exports: WeakKeyDictionary[Path, Export] = WeakKeyDictionary()
         self._outs: WeakValueDictionary[tuple[Attributes, Source], Out] = WeakValueDictionary()
         self._withdrawn: WeakValueDictionary[Source, Out] = WeakValueDictionary()
+        self._by_source: Counter[Source] | None = None  # prefixes of `out`, counted when somebody asks
         self._whole: ref[Batch] | None = None  # `out` as a batch, for new members, as long as nothing changes
 
     # --- changes in ---
@@ -121,18 +123,25 @@ class Group:
             else:
                 news = [export.out if export is not None else None] * len(prefixes)
             if told.keys().isdisjoint(prefixes) and changes.keys().isdisjoint(prefixes):  # nearly always at first
-                fresh = {prefix: new for prefix, new in zip(prefixes, news, strict=True) if new is not None}
+                if news.count(news[0]) == len(news):
+                    fresh = dict.fromkeys(prefixes, news[0]) if news[0] is not None else {}
+                else:
+                    fresh = {prefix: new for prefix, new in zip(prefixes, news, strict=True) if new is not None}
                 if fresh:
                     told.update(fresh)
                     changes.update(fresh)
-                    self._whole = None
+                    self._changed()
                 continue
             self._change(prefixes, news)
+
+    def _changed(self) -> None:
+        """What was made from `out` as a whole holds no more."""
+        self._whole = self._by_source = None
 
     def _change(self, prefixes: Sequence[Nlri], news: Sequence[Out | None]) -> None:
         told, batch = self.out, self._row[-1]
         changes = batch.changes
-        self._whole = None
+        self._changed()
         gone = self._withdrawal(NOBODY)
         for prefix, new, old in zip(prefixes, news, map(told.get, prefixes), strict=True):
             if new is old:
@@ -158,6 +167,12 @@ class Group:
             out = self._withdrawn[source] = Out(None, source)
         return out
 
+    def count(self, name: str) -> int:
+        """How many prefixes a member is told in all."""
+        if self._by_source is None:
+            self._by_source = Counter(out.source for out in self.out.values())
+        return len(self.out) - self._by_source[self.members[name].source]
+
     # --- members ---
 
     def join(self, source: Source, had: Iterable[Nlri] = ()) -> Member:
@@ -173,8 +188,8 @@ class Group:
         """Returns every prefix that the member may have been told."""
         member = self.members.pop(name)
         had = set(self.out)
-        for batch in (*member.own, *self._row[self._row.index(member.at) :]):
-            had.update(batch.changes)
+        for batch in (member.reading, *member.own, *self._row[self._row.index(member.at) :]):
+            had.update(batch.changes if batch is not None else ())
         member.at.readers -= 1
         self._compact()
         return had
@@ -222,7 +237,7 @@ class Group:
             self._begin(member, member.own.pop(0))
         elif member.end_of_rib_due:
             member.end_of_rib_due = False
-            member.messages = [(NOBODY, encode_end_of_rib(self.terms.family))]
+            member.messages, member.message = [(NOBODY, encode_end_of_rib(self.terms.family))], 0
         else:
             if member.at is self._row[-1]:
                 if not member.at.changes:
@@ -241,7 +256,7 @@ class Group:
             batch.messages = self._pack(batch.changes)
         source = member.source
         gone = [prefix for prefix in batch.turned.get(source, ()) if batch.changes[prefix].source is source]
-        member.messages = batch.messages
+        member.messages, member.reading = batch.messages, batch
         if gone:
             family, context = self.terms.family, self.terms.context
             own = [(NOBODY, message) for message in encode_unreach(family, gone, context)]
@@ -258,7 +273,7 @@ class Group:
                 taken += len(message)
         member.message = at
         if at == len(messages):
-            member.messages, member.message = [], 0
+            member.messages, member.message, member.reading = [], 0, None
         return taken
 
     def _pack(self, changes: Mapping[Nlri, Out]) -> list[tuple[Source, bytes]]:

@@ -120,8 +120,11 @@ class Exporter:
             if not allowed:
                 return [None] * len(prefixes)
             verdicts = policy.verdicts(prefixes, urgent)
-            for added in set(verdicts) - told.keys():
+            different = set(verdicts)
+            for added in different - told.keys():
                 told[added] = self._finish(facts, add_communities(attributes, added or ()))
+            if len(different) == 1:
+                return [told[verdicts[0]]] * len(verdicts)
             return [told[added] for added in verdicts]
 
         def filtered(prefixes: Sequence[Nlri]) -> list[Out | None]:

@@ -37,6 +37,11 @@ class Session:
     def families(self) -> frozenset[Family]:
         return self.context.families
 
+    def next_hop(self, family: Family) -> bytes:
+        """What stands for us; IPv4 prefixes go by our IPv6 address where we have no other (RFC 8950). Empty: none."""
+        found = self.addresses.get(family, b"")
+        return found or (self.addresses.get(Family.IPV6, b"") if self.context.extended_next_hop else b"")
+
 
 @dataclass(frozen=True, slots=True)
 class Import:
@@ -47,6 +52,24 @@ class Import:
 
 
 @dataclass(frozen=True, slots=True)
+class Identity:
+    """What a loop shows by: our router id, clusters and addresses. Made once for all peers."""
+
+    router_id: int
+    cluster_ids: frozenset[int]
+    addresses: frozenset[bytes]
+
+    @classmethod
+    def of(cls, speaker: SpeakerSettings) -> Identity:
+        clusters = {peer.rr_client_cluster for peer in speaker.peers} | {speaker.cluster_id}
+        return cls(
+            speaker.router_id,
+            frozenset(cluster for cluster in clusters if cluster),
+            frozenset(address.packed for address in speaker.addresses),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class ImportPolicy:
     """Everything that import depends on; compared by value, so that a change of settings touches whom it concerns."""
 
@@ -54,9 +77,7 @@ class ImportPolicy:
     internal: bool
     local_as: int
     allowed_local_as: int
-    router_id: int
-    cluster_ids: frozenset[int]
-    own: frozenset[bytes]
+    identity: Identity
     normal: int
 
 
@@ -100,18 +121,17 @@ class Peer(Source):
         self._resolve = resolve
 
     def begin(self, settings: PeerSettings, session: Session) -> None:
-        """A new session: what is there already becomes stale."""
+        """A new session: what is there already is stale, of an earlier generation."""
         self.settings, self.session = settings, session
         self.up = True
         self.internal = session.remote_as == settings.local_as
         self.router_id = session.remote_id
         self.address_key = (settings.address.version, settings.address.packed)
-        self.generation += 1
         self.end_of_rib.clear()
         self.unrepeated.clear()
         self._imports.clear()
 
-    def configure(self, settings: PeerSettings, speaker: SpeakerSettings) -> set[Family]:
+    def configure(self, settings: PeerSettings, speaker: SpeakerSettings, identity: Identity) -> set[Family]:
         """New settings of both; returns the families whose paths have to be judged again."""
         self.settings = settings
         self.client = settings.rr_client_cluster is not None and self.internal
@@ -124,9 +144,7 @@ class Peer(Source):
                 internal=self.internal,
                 local_as=settings.local_as,
                 allowed_local_as=settings.allowed_local_as,
-                router_id=speaker.router_id,
-                cluster_ids=_cluster_ids(speaker),
-                own=frozenset(address.packed for address in speaker.addresses),
+                identity=identity,
                 normal=speaker.normal_priority[family],
             )
             if policy != self.policies.get(family):
@@ -215,21 +233,16 @@ class Peer(Source):
         return path
 
 
-def _cluster_ids(speaker: SpeakerSettings) -> frozenset[int]:
-    clusters = {peer.rr_client_cluster for peer in speaker.peers} | {speaker.cluster_id}
-    return frozenset(cluster for cluster in clusters if cluster)
-
-
 def _unfit(policy: ImportPolicy, family: Family, received: Attributes) -> Rejected | None:
     """What no filter can make good."""
     ours = sum(numbers.count(policy.local_as) for _, numbers in received.as_path)
     if ours > policy.allowed_local_as:
         return Rejected.AS_LOOP
-    if received.originator_id is not None and received.originator_id == policy.router_id:
+    if received.originator_id is not None and received.originator_id == policy.identity.router_id:
         return Rejected.ORIGINATOR_LOOP
-    if not policy.cluster_ids.isdisjoint(received.cluster_list):
+    if not policy.identity.cluster_ids.isdisjoint(received.cluster_list):
         return Rejected.CLUSTER_LOOP
-    if received.next_hop in policy.own:
+    if received.next_hop in policy.identity.addresses:
         return Rejected.OWN_NEXT_HOP
     if len(received.next_hop) not in (4, 16) or (family is Family.IPV6 and len(received.next_hop) == 4):
         return Rejected.NO_NEXT_HOP

@@ -28,7 +28,7 @@ from services.bgp.core.rib.fib import Fib, FibChange, FibRoute
 from services.bgp.core.rib.groups import Group
 from services.bgp.core.rib.outgoing import Exporter, Terms, keeps_next_hop
 from services.bgp.core.rib.path import Community, NextHop, NextHopState, Path, Preference, Source
-from services.bgp.core.rib.peers import Import, Peer, Session
+from services.bgp.core.rib.peers import Identity, Import, Peer, Session
 from services.bgp.core.rib.table import Table, insert, of_source, paths_of, remove, remove_all
 from services.bgp.core.settings import Originated, PeerSettings, SpeakerSettings
 
@@ -83,13 +83,11 @@ class Rib:
 
     def peer_up(self, settings: PeerSettings, session: Session, now: float) -> None:
         """A session is established. Its stale paths stay where the peer kept its forwarding state (RFC 4724 4.2)."""
-        peer = self._peers.get(settings.name)
-        if peer is None:
-            peer = self._peers[settings.name] = Peer(settings, self._next_hop)
-        elif peer.up:
-            self._leave(peer)
+        if settings.name in self._peers:
+            self.peer_down(settings.name, now, keep=session.preserved)
+        peer = self._peers.setdefault(settings.name, Peer(settings, self._next_hop))
         peer.begin(settings, session)
-        peer.configure(settings, self.settings)
+        peer.configure(settings, self.settings, Identity.of(self.settings))
         for family, prefixes in peer.prefixes.items():
             if prefixes and family in session.graceful and family in session.preserved:
                 peer.stale_until[family] = now + STALE_PATH_TIME_S
@@ -197,7 +195,15 @@ class Rib:
         if not moved:
             return
         for family, table in self._tables.items():
-            hit = [prefix for prefix, entry in table.items() if any(p.next_hop in moved for p in paths_of(entry))]
+            hit = [
+                prefix
+                for prefix, entry in table.items()
+                if (
+                    entry.next_hop in moved
+                    if isinstance(entry, Path)
+                    else any(path.next_hop in moved for path in entry)
+                )
+            ]
             if turned:
                 self._interfaces_changed(family, hit, turned)
             self._dirty[family].update(dict.fromkeys(hit))
@@ -210,10 +216,10 @@ class Rib:
         before, self.settings = self.settings, settings
         self._originate_again(before)
         by_name = {peer.name: peer for peer in (*settings.peers, *dynamic)}
-        reflection = False
+        reflection, identity = False, Identity.of(settings)
         for peer in list(self._peers.values()):
             role = peer.client, peer.cluster_id
-            for family in peer.configure(by_name.get(peer.name, peer.settings), settings):
+            for family in peer.configure(by_name.get(peer.name, peer.settings), settings, identity):
                 self._judge_again(peer, family)
             reflection |= role != (peer.client, peer.cluster_id)
         for family in Family:
@@ -297,10 +303,11 @@ class Rib:
                     yield prefix, out.attributes
 
     def counts(self, name: str, family: Family) -> Counts:
+        self._flush(family)
         peer, group = self._peers.get(name), self._joined[family].get(name)
         return Counts(
             received=len(peer.prefixes[family]) if peer is not None else 0,
-            advertised=sum(1 for _ in self.advertised(name, family)) if group is not None else 0,
+            advertised=group.count(name) if group is not None else 0,
             end_of_rib=peer is not None and family in peer.end_of_rib,
             stale=peer is not None and family in peer.stale_until,
         )
@@ -333,7 +340,6 @@ class Rib:
     def _reach(self, peer: Peer, change: Reach) -> None:
         family, prefixes = change.family, change.prefixes
         table = self._tables[family]
-        fresh = dict.fromkeys(prefixes)
         if (unrepeated := peer.unrepeated.get(family)) is not None:
             unrepeated.difference_update(prefixes)
         if change.path_ids is not None:
@@ -349,13 +355,13 @@ class Rib:
             if path is None:
                 for prefix in prefixes:
                     insert(table, prefix, admitted.judge(prefix))
-            elif table.keys().isdisjoint(fresh):
+            elif table.keys().isdisjoint(prefixes):
                 table.update(dict.fromkeys(prefixes, path))
             else:
                 for prefix in prefixes:
                     insert(table, prefix, path)
-        peer.prefixes[family].update(fresh)
-        self._dirty[family].update(fresh)
+        peer.prefixes[family].update(prefixes)
+        self._dirty[family].update(dict.fromkeys(prefixes))
 
     def _unreach(self, peer: Peer, change: Unreach) -> None:
         table, mine, dirty = self._tables[change.family], peer.prefixes[change.family], self._dirty[change.family]
@@ -432,15 +438,24 @@ class Rib:
         table = self._tables[family]
         prefixes = list(peer.prefixes[family]) if only is None else [p for p in only if p in peer.prefixes[family]]
         again: dict[Path, Import] = {}
+
+        def judged(path: Path, prefix: Nlri) -> Path:
+            found = again.get(path)
+            if found is None:
+                found = again[path] = peer.admit(family, path.received, path.path_id, path.generation)
+            new = found.path or found.judge(prefix)
+            if path.llgr_begun and not new.llgr_begun:
+                new.begin_llgr()
+            return new
+
         for prefix in prefixes:
-            for path in tuple(of_source(table, prefix, peer)):
-                found = again.get(path)
-                if found is None:
-                    found = again[path] = peer.admit(family, path.received, path.path_id, path.generation)
-                new = found.judge(prefix)
-                if path.llgr_begun and not new.llgr_begun:
-                    new.begin_llgr()
-                insert(table, prefix, new)
+            entry = table[prefix]
+            if isinstance(entry, Path):
+                table[prefix] = judged(entry, prefix)
+            else:
+                for at, path in enumerate(entry):
+                    if path.source is peer:
+                        entry[at] = judged(path, prefix)
         self._dirty[family].update(dict.fromkeys(prefixes))
 
     def _interfaces_changed(self, family: Family, prefixes: list[Nlri], turned: set[NextHop]) -> None:
@@ -496,10 +511,13 @@ class Rib:
         prefixes = list(prefixes)
         last: Path | None = None
         append = found[None].append
+        decided: dict[tuple[Path, ...], Path | None] = {}  # the same few paths compete for many prefixes
         for prefix, entry in zip(prefixes, map(self._tables[family].get, prefixes), strict=True):
             if isinstance(entry, list):
-                chosen = decide(entry)
-                entry = chosen[0] if chosen else None
+                competing = tuple(entry)
+                if competing not in decided:
+                    decided[competing] = next(iter(decide(competing)), None)
+                entry = decided[competing]
             if entry is not last:  # neighbours mostly have the same
                 last, append = entry, found[entry].append
             append(prefix)
@@ -530,7 +548,7 @@ class Rib:
             local_as=settings.local_as,
             client=peer.client,
             cluster_id=peer.cluster_id,
-            next_hop=session.addresses.get(family, b""),
+            next_hop=session.next_hop(family),
             keep_next_hop=keeps_next_hop(settings.next_hop_mode, settings.keep_ebgp_next_hop, peer.internal),
             long_lived=family in session.long_lived,
             rules=rules_of(settings.filters, self.settings.filters, family, export=True),
@@ -646,4 +664,5 @@ def _kernel_part(settings: SpeakerSettings) -> tuple[object, ...]:
         settings.subnets,
         settings.encrypted,
         settings.normal_priority,
+        tuple((peer.address, peer.gateway) for peer in settings.peers if peer.gateway is not None),
     )

@@ -84,22 +84,6 @@ class Failed:
     received: Notification | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class SweepStale:
-    """Remove what is still marked as stale in this family."""
-
-    family: Family
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class LongLivedStale:
-    """RFC 9494: from now on the stale routes of this family are the last choice; those with NO_LLGR go."""
-
-    family: Family
-
-
 Action: TypeAlias = (
     Connect | Send | Close | Established | Received | RefreshRequested | BeginRefresh | EndRefresh | Down | Failed
-    | SweepStale | LongLivedStale
-)  # fmt: skip
+)

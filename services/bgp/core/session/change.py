@@ -17,6 +17,7 @@ class Cost(IntEnum):
 
 COSTS: dict[str, Cost] = {
     "name": Cost.NOTHING,
+    "resource": Cost.NOTHING,
     "kind": Cost.SOFT,
     "address": Cost.RESET,
     "remote_as": Cost.RESET,

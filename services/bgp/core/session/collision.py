@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+from enum import Enum
+
 from services.bgp.core.session.connection import Connection
 
 
-def loser(
+class Verdict(Enum):
+    OLD_GOES = "old goes"
+    NEW_GOES = "new goes"
+    WAIT = "wait"
+
+
+def judge(
     new: Connection, old: Connection, ours: tuple[int, int], theirs: tuple[int, int], now: float, window_s: float
-) -> Connection:
+) -> Verdict:
     """`new` has just got its OPEN, `old` has had its own. ours, theirs: (router ID, AS number).
 
-    Begun by the same side: the newer stays, who began them knows best. The older is established: it stays, unless it
-    is so for longer than the window, so that the two were not begun at the same time, and graceful restart is on:
-    then the peer lost it. Else the connection that the higher identifier began stays, so that both sides come to the
-    same answer.
+    Begun by the same side: the newer stays, who began them knows best. The older is established for longer than the
+    window, so the two were not begun at the same time: with graceful restart the peer lost the older one, without it
+    the older stays. Else it is the connection that the higher identifier began which stays, and here the RFC's two
+    rules, the other being that an established one stays, can be at odds: we may be established on the older one while
+    the peer is not yet and gives it up, or the other way round. So a newer one that ought to stay waits for what the
+    older one comes to.
     """
     if new.incoming == old.incoming:
-        return old
-    if old.established_at is not None:
-        gone = now - old.established_at > window_s
+        return Verdict.OLD_GOES
+    if old.established_at is not None and now - old.established_at > window_s:
         restarts = old.negotiated is not None and old.negotiated.restart_time_s is not None
-        return old if gone and restarts else new
+        return Verdict.OLD_GOES if restarts else Verdict.NEW_GOES
     ours_stays = ours > theirs
-    return new if new.incoming == ours_stays else old
+    return Verdict.NEW_GOES if new.incoming == ours_stays else Verdict.WAIT

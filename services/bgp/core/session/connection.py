@@ -18,8 +18,8 @@ class Timing:
 
     connect_delay_s: before the first attempt. connect_retry_s: between attempts, and how long one may take.
     error_wait_s: after an error of the protocol, doubled each time, forgotten after error_forget_s. open_hold_s: for
-    the peer's OPEN. end_of_rib_s: for the End-of-RIB of a peer that is back. collision_s: how long after a session
-    came up another connection counts as begun at the same time.
+    the peer's OPEN. collision_s: how long after a session came up another connection counts as begun at the same
+    time. collision_wait_s: how long the one that ought to stay waits for the other to end.
     """
 
     connect_delay_s: float = 2
@@ -27,14 +27,15 @@ class Timing:
     error_wait_s: tuple[float, float] = (5, 30)
     error_forget_s: float = 300
     open_hold_s: float = 240
-    end_of_rib_s: float = 360
     collision_s: float = 5
+    collision_wait_s: float = 2
 
 
 @dataclass(slots=True)
 class Connection:
     """incoming: the peer began it. state: Connect or Active until our OPEN is out. up: TCP is there. hold_at,
-    keepalive_at, delay_open_at: when those timers expire, None when they do not run."""
+    keepalive_at, delay_open_at: when those timers expire, None when they do not run. offer: what the peer's OPEN came
+    to, while it waits for another connection to end, until decide_at; nothing more is read meanwhile."""
 
     number: int
     incoming: bool
@@ -48,9 +49,16 @@ class Connection:
     keepalive_at: float | None = None
     delay_open_at: float | None = None
     established_at: float | None = None
+    offer: Negotiated | None = None
+    decide_at: float | None = None
 
     def move(self, event: Event, to: State) -> None:
         self.state = step(self.state, event, to)
+
+    @property
+    def exchanged(self) -> bool:
+        """Both OPENs are accepted."""
+        return self.state in (State.OPEN_CONFIRM, State.ESTABLISHED)
 
     @property
     def opened(self) -> bool:
@@ -59,7 +67,7 @@ class Connection:
 
     def heard(self, now: float) -> None:
         """Something came: the hold timer starts again (RFC 4271 section 8.2.2)."""
-        if self.negotiated is not None and self.state in (State.OPEN_CONFIRM, State.ESTABLISHED):
+        if self.negotiated is not None and self.exchanged:
             hold_time_s = self.negotiated.hold_time_s
             if hold_time_s:
                 self.hold_at = now + hold_time_s

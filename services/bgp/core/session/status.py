@@ -36,7 +36,6 @@ class Status:
     last_received: str
     next_attempt: float | None
     negotiated: Negotiated | None
-    stale: tuple[str, ...]
     counters: Counters
     discarded_attributes: int
     withdrawn_updates: int

@@ -25,6 +25,8 @@ ROUTES = [
     gateway_route(ip_network("::/0"), ip_address("fe80::1"), 7, protocol=81),
     blackhole_route(ip_network("10.0.0.0/26")),
     Route(ip_network("10.1.0.0/16"), (NextHop(1, ip_address("10.0.0.1")), NextHop(2, None, False, 200)), table=1000),
+    gateway_route(ip_network("10.3.0.0/16"), ip_address("fd00::1"), 7),  # of the other IP version (RTA_VIA)
+    Route(ip_network("10.4.0.0/16"), (NextHop(1, ip_address("10.0.0.1")), NextHop(2, ip_address("fe80::1")))),
     Route(ip_network("10.2.0.0/16"), (NextHop(1),), source=ip_address("192.0.2.1"), metric=9),
 ]
 

@@ -298,6 +298,65 @@ def test_without_capabilities_there_is_no_ipv6_session() -> None:
     assert made.state is State.IDLE
 
 
+def test_an_error_on_one_of_two_connections_does_not_stop_the_other() -> None:
+    """Nor does it make us idle, which would refuse what the peer begins next."""
+    made = session()
+    first = open_sent(made)
+    second, _ = made.accepted(10)
+    assert told(made.received(first, encode_open(replace(PEER_OPEN, asn=1, capabilities=None)), 10)) == (2, 2)
+    assert made.state is State.OPEN_SENT
+    assert made.status.next_attempt is not None
+    assert kinds(made.accepted(11)[1]) == ["NOTIFICATION", "OPEN"], "the newer of two that the peer began"
+    assert made.received(second, KEEPALIVE, 11) == []
+
+
+def two_connections(router_id: int) -> tuple[Session, int, int]:
+    """Ours is in OpenConfirm, then the peer's OPEN comes on the one that it began; its identifier is 2."""
+    made = Session(settings(0), router_id, Random(1), 0.0)
+    made.start(0)
+    ours = open_sent(made)
+    theirs, _ = made.accepted(10)
+    made.received(ours, encode_open(PEER_OPEN), 10)
+    return made, ours, theirs
+
+
+def test_the_connection_of_the_lower_identifier_goes_at_once() -> None:
+    """RFC 4271 section 6.8."""
+    made, ours, theirs = two_connections(router_id=3)
+    assert told(made.received(theirs, encode_open(PEER_OPEN), 10)) == (6, 7)
+    assert only(made.received(ours, KEEPALIVE, 10), act.Established)
+    assert made.status.counters.collisions == 1
+
+
+def test_a_peer_that_keeps_to_the_letter_gives_the_other_one_up() -> None:
+    """It is in OpenConfirm too, and closes what the lower identifier began: we go on with the other at once."""
+    made, ours, theirs = two_connections(router_id=1)
+    assert made.received(theirs, encode_open(PEER_OPEN) + KEEPALIVE, 10) == []
+    actions = made.received(ours, Notification(6, 7).encode(), 10.1)
+    assert kinds(actions) == ["KEEPALIVE"]
+    assert only(actions, act.Established).connection == theirs
+
+
+def test_when_neither_ends_the_identifier_decides() -> None:
+    made, ours, theirs = two_connections(router_id=1)
+    made.received(theirs, encode_open(PEER_OPEN), 10)
+    assert made.deadline() == 12
+    actions = made.tick(12)
+    assert told(actions) == (6, 7)
+    assert act.Close(ours) in actions
+    assert only(made.received(theirs, KEEPALIVE, 12), act.Established)
+
+
+def test_when_the_older_one_is_established_it_stays() -> None:
+    made, ours, theirs = two_connections(router_id=1)
+    made.received(ours, KEEPALIVE, 10)
+    assert made.received(theirs, encode_open(PEER_OPEN), 10.1) == []
+    actions = made.tick(12.1)
+    assert told(actions) == (6, 7)
+    assert act.Close(theirs) in actions
+    assert made.state is State.ESTABLISHED
+
+
 # --- messages at the wrong time: RFC 6608 ---
 
 

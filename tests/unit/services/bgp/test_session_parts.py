@@ -17,7 +17,8 @@ from services.bgp.core.settings import NextHopMode, PeerKind, PeerSettings, Secr
 from tests.properties.bgp_pair import settings
 
 OTHERS = {
-    "name": "x", "kind": PeerKind.GLOBAL, "address": ip_address("10.9.9.9"), "remote_as": 1, "local_as": 2,
+    "name": "x", "resource": "x", "kind": PeerKind.GLOBAL,
+    "address": ip_address("10.9.9.9"), "remote_as": 1, "local_as": 2,
     "port": 1179, "passive": True, "prefix": ip_network("10.0.0.0/24"), "source": ip_address("10.0.0.9"),
     "password": SecretRef("a", "b"), "ttl_security": 1, "restart_time_s": None, "hold_time_s": 30,
     "keepalive_time_s": 7, "next_hop_mode": NextHopMode.SELF, "keep_ebgp_next_hop": True, "rr_client_cluster": 1,
@@ -33,6 +34,14 @@ def test_every_setting_has_a_cost(name: str) -> None:
     old = settings(0)
     assert cost_of_change(old, old) is Cost.NOTHING
     assert cost_of_change(old, replace(old, **{name: OTHERS[name]})) is COSTS[name]  # type: ignore[arg-type]
+
+
+def test_what_tcp_or_the_open_said_costs_the_session() -> None:
+    assert {name for name, cost in COSTS.items() if cost is Cost.RESET} == {
+        "address", "port", "prefix", "source", "password", "ttl_security",  # TCP
+        "remote_as", "local_as", "hold_time_s", "restart_time_s", "long_lived_time_s", "families",  # the OPEN
+        "add_path_receive", "add_path_send",
+    }  # fmt: skip
 
 
 def test_the_dearest_change_counts() -> None:

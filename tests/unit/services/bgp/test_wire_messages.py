@@ -65,6 +65,18 @@ def test_long_messages_are_for_who_negotiated_them() -> None:
     assert code_of(raised) == (1, 2, b"\x10\x01")
 
 
+def test_a_message_is_there_with_its_last_octet() -> None:
+    message = frame(MessageType.UPDATE, bytes(30))
+    for at in range(1, len(message)):
+        reader = MessageReader()
+        reader.feed(message[:at])
+        assert reader.next() is None
+        assert reader.buffered == at
+        reader.feed(message[at:])
+        assert reader.next() == (MessageType.UPDATE, bytes(30))
+        assert reader.next() is None
+
+
 def test_messages_before_a_broken_one_are_given_out() -> None:
     reader = MessageReader()
     reader.feed(KEEPALIVE + KEEPALIVE + bytes(19))

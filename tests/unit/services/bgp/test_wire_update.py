@@ -121,9 +121,11 @@ def test_treated_as_withdraw_in_ipv6(case: str) -> None:
 @pytest.mark.parametrize("case", [case for case in WITHDRAWS if not case.startswith("3.d") and "NEXT_HOP" not in case])
 def test_an_error_without_any_prefix_ends_the_session(case: str) -> None:
     """RFC 7606 section 5.2: nobody can say what was to be withdrawn."""
-    with pytest.raises(BgpError) as raised:
-        decode_update(update(WITHDRAWS[case]), INTERNAL)
-    assert raised.value.notification.code == 3
+    no_prefix = f"800e15 0002 01 10 {V6_HOST} 00"
+    for multiprotocol in ("", "800f0c 0002 01 40 20010db800010000", no_prefix):
+        with pytest.raises(BgpError) as raised:
+            decode_update(update(f"{multiprotocol} {WITHDRAWS[case]}"), INTERNAL)
+        assert raised.value.notification.code == 3
 
 
 def test_next_hop_is_ignored_where_mp_reach_has_its_own() -> None:

@@ -276,6 +276,14 @@ def test_o12_encrypt_or_drop_is_an_annotation_or_in_the_environment() -> None:
     assert bad.problems == (f"{key} (default): 'perhaps' is not one of true, false",)
 
 
+def test_without_a_bit_for_it_wireguard_is_off_and_that_is_said() -> None:
+    found = settings({"wireguardEnabled": True, "nftablesMarkMask": 0x30000})
+    assert not found.wireguard.v4.enabled
+    assert found.problems == ("wireguardEnabled: nftablesMarkMask has no third bit, which WireGuard needs: it is off",)
+    assert settings({"nftablesMarkMask": 0x30000}).problems == ()
+    assert settings({"wireguardEnabled": True, "nftablesMarkMask": 0x70000}).wireguard.v4.enabled
+
+
 @pytest.mark.parametrize("name", ["", "a" * 16, "a/b", "a b", ".."])
 def test_a_name_that_no_interface_can_have_is_refused(name: str) -> None:
     found = settings({"wireguardInterfaceName": name})

@@ -1,0 +1,333 @@
+"""One family's WireGuard in a real kernel: routes, rule, addresses; the device is wireguard-go's."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+import pytest
+
+from libs.feed.delta import Delta
+from libs.netlink.wireguard import WgChange, WgPeer, format_key, parse_key
+from libs.netlink.wireguard_keys import clamp, public_key
+from libs.policy.output import Block, NodeInfo
+from libs.testkit.netns import call_in, can_make_namespaces
+from libs.testkit.netns import run as run_in
+from libs.testkit.topology import Namespace, remove
+from services.felix.core.wireguard import FamilySettings, Wanted, Way, WireguardSettings
+from services.felix.drivers.wireguard import FirstOf, WireguardError
+from services.felix.drivers.wireguard_userspace import UserspaceDevices
+from services.felix.drivers.wireguard_writer import FamilyWriter
+from services.felix.shell.wireguard import WireguardReconciler
+
+pytestmark = [
+    pytest.mark.kernel,
+    pytest.mark.skipif(not can_make_namespaces(), reason="needs root and network namespaces"),
+    pytest.mark.skipif(
+        shutil.which("wireguard-go") is None or not Path("/dev/net/tun").exists(), reason="wireguard-go is not here"
+    ),
+]
+
+MARK = 0x200000
+PEER, OTHER = public_key(clamp(b"\1" * 32)), public_key(clamp(b"\2" * 32))
+TUNNEL, THROW, UNREACHABLE = Way.TUNNEL, Way.THROW, Way.UNREACHABLE
+NETS = {
+    4: ("10.65.1.0/26", "10.65.2.0/26", "10.65.0.0/16", "10.65.1.1", "192.0.2.2"),
+    6: ("fd00:65:1::/122", "fd00:65:2::/122", "fd00:65::/48", "fd00:65:1::1", "2001:db8::2"),
+}
+
+
+class Counting(UserspaceDevices):
+    """Notes what is written to devices, and what the routes were at that moment."""
+
+    def __init__(self, program: str, routes: Callable[[], dict[str, str]]) -> None:
+        super().__init__(program)
+        self.changes = 0
+        self.puts: list[dict[str, str]] = []
+        self.drops: list[dict[str, str]] = []
+        self._routes = routes
+
+    def change(self, name: str, change: WgChange) -> None:
+        self.changes += bool(change)
+        for peers, noted in ((change.put, self.puts), (change.drop, self.drops)):
+            if peers:
+                noted.append(self._routes())
+        super().change(name, change)
+
+
+class Stage:
+    def __init__(self, space: Namespace, version: int) -> None:
+        self.space, self.version = space, version
+        self.name = f"wg{uuid.uuid4().hex[:10]}"
+        self.devices = Counting("wireguard-go", self.routes)
+        self.restart()
+
+    def restart(self) -> None:
+        """Another process, which knows nothing."""
+        self.writer = FamilyWriter(self.version, FirstOf(self.devices))
+
+    def call(self, function: Callable[[], object]) -> object:
+        return call_in(self.space, function)  # type: ignore[arg-type]
+
+    def ensure(self) -> bytes:
+        found = self.call(lambda: self.writer.ensure(self.name, make=True))
+        assert isinstance(found, bytes)
+        return found
+
+    def apply(self, wanted: Wanted) -> object:
+        return self.call(lambda: self.writer.apply(wanted, 1380))
+
+    def wanted(self) -> Wanted:
+        """Our own block thrown back, the peer's in the tunnel, the pool shut."""
+        own, theirs, pool, address, endpoint = NETS[self.version]
+        where = (ip_address(endpoint), 51820)
+        return Wanted(
+            interface=self.name, listen_port=51833, fwmark=MARK, priority=99,
+            addresses=frozenset({ip_address(address)}),
+            peers={PEER: WgPeer(PEER, where, frozenset({ip_network(theirs)}))},
+            routes={ip_network(own): THROW, ip_network(theirs): TUNNEL, ip_network(pool): UNREACHABLE},
+        )  # fmt: skip
+
+    def run(self, *command: str) -> str:
+        return run_in(self.space, command)  # type: ignore[arg-type]
+
+    def routes(self) -> dict[str, str]:
+        """Range → type of route, or device; of those that we could have made."""
+        found = {}
+        command = ("ip", f"-{self.version}", "route", "show", "table", "1")
+        for line in run_in(self.space, command, check=False).splitlines():  # type: ignore[arg-type]  # or no table yet
+            words = line.split()
+            if words[0] in ("throw", "unreachable"):
+                found[words[1]] = words[0]
+            else:
+                found[words[0]] = words[words.index("dev") + 1]
+        return found
+
+    def rules(self) -> list[str]:
+        shown = self.run("ip", f"-{self.version}", "rule").splitlines()
+        return [line.replace("\t", " ").strip() for line in shown if "lookup 1" in line]
+
+
+@pytest.fixture(params=[4, 6], ids=["ipv4", "ipv6"])
+def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
+    space = Namespace(f"t-wgw-{uuid.uuid4().hex[:8]}")
+    space.create()
+    made = Stage(space, request.param)
+    try:
+        yield made
+    finally:
+        remove([space])
+        Path(f"/var/run/wireguard/{made.name}.sock").unlink(missing_ok=True)
+
+
+def test_device_peers_routes_and_rule_are_as_wanted_and_a_restart_writes_nothing(stage: Stage) -> None:
+    key = stage.ensure()
+    assert stage.apply(stage.wanted()) == {}
+    assert stage.devices.puts[0] == {}  # before anything led to it
+    own, theirs, pool, address, _ = NETS[stage.version]
+    assert stage.routes() == {own: "throw", theirs: stage.name, pool: "unreachable"}
+    assert stage.rules() == ["99: not from all fwmark 0x200000/0x200000 lookup 1"]
+    shown = stage.run("ip", "addr", "show", "dev", stage.name)
+    assert f"{address}/{32 if stage.version == 4 else 128} " in shown
+    assert "mtu 1380 " in shown
+    assert ",UP" in shown
+    device = stage.devices.read(stage.name)
+    assert (device.listen_port, device.fwmark, set(device.peers)) == (51833, MARK, {PEER})
+
+    before = stage.devices.changes
+    stage.restart()
+    assert stage.ensure() == key
+    assert stage.apply(stage.wanted()) == {}
+    assert stage.devices.changes == before
+
+
+def test_what_others_broke_is_mended_and_what_is_theirs_stays(stage: Stage) -> None:
+    stage.ensure()
+    stage.apply(stage.wanted())
+    own, theirs, pool, address, _ = NETS[stage.version]
+    family, length = f"-{stage.version}", 32 if stage.version == 4 else 128
+    alien = "10.99.0.0/24" if stage.version == 4 else "fd99::/64"
+    stage.run("ip", family, "route", "del", theirs, "table", "1")
+    stage.run("ip", family, "route", "add", "throw", alien, "table", "1", "proto", "80")  # an older one of ours
+    stage.run("ip", family, "route", "add", "blackhole", alien, "metric", "7", "table", "1")  # somebody's
+    stage.run("ip", family, "rule", "add", "not", "fwmark", "0x4/0x4", "lookup", "1", "priority", "98")  # ours, older
+    stage.run("ip", family, "rule", "add", "fwmark", "0x1", "lookup", "1", "priority", "500")
+    stage.run("ip", family, "rule", "add", "from", alien, "lookup", "7", "priority", "501")
+    stage.run("ip", family, "rule", "del", "priority", "99")
+    stage.run("ip", family, "addr", "del", f"{address}/{length}", "dev", stage.name)
+    stage.run("ip", family, "addr", "add", "10.99.0.1/32" if stage.version == 4 else "fd99::1/128", "dev", stage.name)
+    stage.run("ip", "link", "set", stage.name, "mtu", "1300")
+    assert stage.apply(stage.wanted()) == {}
+    assert stage.rules() == ["99: not from all fwmark 0x200000/0x200000 lookup 1", "500: from all fwmark 0x1 lookup 1"]
+    assert "lookup 7" in stage.run("ip", family, "rule")
+    shown = stage.run("ip", "addr", "show", "dev", stage.name)
+    assert f"{address}/{length} " in shown
+    assert "10.99.0.1" not in shown
+    assert "fd99::1" not in shown
+    assert "mtu 1380 " in shown
+    table = stage.run("ip", family, "route", "show", "table", "1")
+    assert f"blackhole {alien}" in table
+    assert f"throw {alien}" not in table
+    assert f"unreachable {pool}" in table
+    assert f"throw {own}" in table
+    assert f"{theirs} dev {stage.name}" in table
+
+
+def test_a_device_that_somebody_removed_comes_back_with_another_key(stage: Stage) -> None:
+    key = stage.ensure()
+    stage.apply(stage.wanted())
+    stage.run("ip", "link", "del", stage.name)
+    # Meanwhile nothing that should be in the tunnel leaves in clear text.
+    assert stage.apply(stage.wanted()) == {}
+    assert stage.routes()[NETS[stage.version][1]] == "unreachable"
+    socket_gone(stage)
+    assert stage.ensure() != key
+    stage.apply(stage.wanted())
+    assert stage.routes()[NETS[stage.version][1]] == stage.name
+
+
+def socket_gone(stage: Stage) -> None:
+    """wireguard-go ends when it sees that its device has gone; only then can there be another of that name."""
+    deadline = time.monotonic() + 20
+    while stage.space.processes():
+        assert time.monotonic() < deadline, "wireguard-go does not end"
+        time.sleep(0.01)
+
+
+def test_peers_change_hands_and_leave(stage: Stage) -> None:
+    stage.ensure()
+    wanted = stage.wanted()
+    stage.apply(wanted)
+    network = ip_network(NETS[stage.version][1])
+    moved = replace(wanted.peers[PEER], public_key=OTHER)
+    stage.apply(replace(wanted, peers={OTHER: moved}))
+    assert stage.devices.read(stage.name).peers == {OTHER: moved}
+    stage.devices.drops.clear()
+    stage.apply(replace(wanted, peers={}, routes={network: THROW}))
+    assert stage.devices.drops == [{NETS[stage.version][1]: "throw"}]  # only when nothing leads to it any more
+    assert stage.devices.read(stage.name).peers == {}
+    assert stage.routes() == {NETS[stage.version][1]: "throw"}
+
+
+def test_without_routes_there_is_no_rule_and_removal_leaves_nothing(stage: Stage) -> None:
+    stage.ensure()
+    stage.apply(stage.wanted())
+    stage.apply(replace(stage.wanted(), routes={}))
+    assert stage.rules() == []
+    assert stage.routes() == {}
+    stage.apply(stage.wanted())
+    stage.restart()
+    stage.call(lambda: stage.writer.remove(stage.name))
+    assert stage.rules() == []
+    assert stage.name not in stage.run("ip", "link")
+    assert stage.call(lambda: stage.writer.ensure(stage.name, make=False)) is None
+
+
+def test_a_link_of_another_kind_that_has_our_name_is_reported_and_stays(stage: Stage) -> None:
+    stage.run("ip", "link", "add", stage.name, "type", "bridge")
+    with pytest.raises(WireguardError, match="is no WireGuard device but bridge"):
+        stage.ensure()
+    stage.call(lambda: stage.writer.remove(stage.name))
+    assert stage.name in stage.run("ip", "link")
+
+
+def test_another_priority_or_mark_replaces_the_rule(stage: Stage) -> None:
+    stage.ensure()
+    stage.apply(stage.wanted())
+    stage.apply(replace(stage.wanted(), priority=55, fwmark=0x400))
+    assert stage.rules() == ["55: not from all fwmark 0x400/0x400 lookup 1"]
+    assert stage.devices.read(stage.name).fwmark == 0x400
+
+
+def test_routes_that_shut_are_written_where_no_device_can_be(stage: Stage) -> None:
+    wanted = replace(stage.wanted(), peers={}, routes={ip_network(NETS[stage.version][2]): UNREACHABLE})
+    assert stage.apply(wanted) == {}
+    assert stage.routes() == {NETS[stage.version][2]: "unreachable"}
+    assert len(stage.rules()) == 1
+
+
+def test_a_new_peer_is_greeted_without_any_traffic(stage: Stage) -> None:
+    """Each of two is told of the other, one after the other; the first attempt of the first meets nobody."""
+    other_space = Namespace(f"t-wgw-{uuid.uuid4().hex[:8]}")
+    other_space.create()
+    other = Stage(other_space, stage.version)
+    addresses = ("192.0.2.1", "192.0.2.2") if stage.version == 4 else ("2001:db8::1", "2001:db8::2")
+    length = 24 if stage.version == 4 else 64
+    try:
+        stage.run("ip", "link", "add", "e0", "type", "veth", "peer", "name", "e0", "netns", other_space.name)
+        for one, address in ((stage, addresses[0]), (other, addresses[1])):
+            one.run("ip", "addr", "add", f"{address}/{length}", "dev", "e0", *(("nodad",) if one.version == 6 else ()))
+            one.run("ip", "link", "set", "e0", "up")
+        keys = {stage: stage.ensure(), other: other.ensure()}
+        for one, peer, address in ((stage, other, addresses[1]), (other, stage, addresses[0])):
+            where = (ip_address(address), 51833)
+            there = WgPeer(keys[peer], where, frozenset({ip_network(NETS[stage.version][1])}))
+            assert one.apply(replace(one.wanted(), peers={keys[peer]: there})) == {}
+        deadline = time.monotonic() + 60
+        for one, peer in ((stage, other), (other, stage)):
+            while not one.devices.read(one.name).stats[keys[peer]].handshake_s:
+                assert time.monotonic() < deadline, "no handshake"
+                time.sleep(0.02)
+            assert one.devices.read(one.name).peers[keys[peer]].keepalive_s == 0
+    finally:
+        remove([other_space])
+        Path(f"/var/run/wireguard/{other.name}.sock").unlink(missing_ok=True)
+
+
+def test_the_reconciler_compares_when_there_is_a_reason_and_not_with_every_pod(stage: Stage) -> None:
+    """A key, then routes once it is told, then nothing until the device is taken away."""
+    own, theirs, *_ = NETS[stage.version]
+    v4 = stage.version == 4
+
+    def info(number: int, key: bytes | None) -> NodeInfo:
+        told = format_key(key) if key else ""
+        return NodeInfo(
+            ipv4=f"192.0.2.{number}/24", ipv6=f"2001:db8::{number}/64", wireguard_key=told if v4 else "",
+            wireguard_key6="" if v4 else told,
+        )  # fmt: skip
+
+    async def story() -> None:
+        told: list[dict[int, str]] = []
+        made = WireguardReconciler("node1", "wireguard-go", lambda: 1500, on_keys=told.append)
+        try:
+            family = FamilySettings(enabled=True, interface=stage.name, port=51833)
+            made.configure(WireguardSettings(v4=family) if v4 else WireguardSettings(v6=family), 0xFFFF0000)
+            blocks: dict[str, Block | None] = {
+                own: Block(cidr=own, node="node1"),
+                theirs: Block(cidr=theirs, node="node2"),
+            }
+            made.fold(Delta(blocks=blocks, nodes={"node1": info(1, None), "node2": info(2, PEER)}))
+            assert await made.step() == {}
+            key = made.keys[stage.version]
+            assert told[-1] == {stage.version: key}
+            assert stage.routes() == {}
+            made.fold(Delta(nodes={"node1": info(1, parse_key(key))}))
+            assert await made.step() == {}
+            assert stage.routes() == {own: "throw", theirs: stage.name}
+            before = made.comparisons
+            made.interfaces_changed()
+            assert await made.step() == {}
+            assert made.comparisons == before
+            stage.run("ip", "link", "del", stage.name)
+            await asyncio.to_thread(socket_gone, stage)
+            made.interfaces_changed()
+            assert await made.step() == {}
+            assert made.comparisons == before + 1
+            assert made.keys[stage.version] not in ("", key)
+            assert stage.routes() == {}  # nobody would understand us
+            made.fold(Delta(nodes={"node2": info(2, parse_key(made.keys[stage.version]))}))
+            assert set(await made.step()) == {f"WireGuard IPv{stage.version} node node{n}" for n in (1, 2)}
+            made.configure(WireguardSettings(), 0xFFFF0000)
+            made.fold(Delta(nodes={"node1": info(1, None), "node2": None}))
+            assert await made.step() == {}
+            assert stage.name not in stage.run("ip", "link")
+        finally:
+            await made.close()
+
+    stage.call(lambda: asyncio.run(story()))
