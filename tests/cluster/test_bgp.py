@@ -10,13 +10,14 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from ipaddress import IPv4Address, ip_network
+from ipaddress import IPv4Address, IPv4Interface, IPv6Interface, ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
+from libs.model import keys
 from libs.testkit.cluster import Cluster, Pod
 from libs.testkit.processes import Process
 from libs.testkit.traffic import Load
@@ -199,6 +200,59 @@ async def test_session_of_a_node_that_goes_takes_its_routes(world: World, pods: 
     await world.apply(off.replace("false", "true"))
     await converged(world)
     assert {node.name: routes(world, node.name) for node in world.cluster.nodes} == before
+
+
+async def test_two_reflectors_chosen_by_label_stand_in_for_the_mesh(world: World, pods: dict[str, Pod]) -> None:
+    """G03, G04: one BGPPeer by selectors gives all sessions; routes of clients pass the reflectors; one may die."""
+    before: dict[str, bytes] = {}
+    for name in ("node1", "node2"):
+        key = keys.resource_key("Node", name, "")
+        kv = await world.store.get(key)
+        assert kv is not None
+        before[key] = kv.value
+        node = json.loads(kv.value)
+        node["metadata"].setdefault("labels", {})["route-reflector"] = "true"
+        node["spec"]["bgp"]["routeReflectorClusterID"] = "244.0.0.1"
+        await world.store.put(key, json.dumps(node).encode())
+    await world.apply(
+        """\
+kind: BGPConfiguration
+metadata: {name: default}
+spec: {nodeToNodeMeshEnabled: false}
+---
+kind: BGPPeer
+metadata: {name: reflectors}
+spec: {nodeSelector: all(), peerSelector: route-reflector == 'true'}
+"""
+    )
+    reflectors = {str(address.ip) for n in ("node1", "node2") for address in _addresses(world, n)}
+
+    async def reflected() -> bool:
+        peers = ask(world, "node3", "peers") or []
+        return {peer["address"] for peer in peers if peer["state"] == "Established"} == reflectors
+
+    await until(reflected, 60, "node3 has sessions with the two reflectors alone")
+    await converged(world, timeout_s=60)
+    await world.check([(a, b, 8080, "tcp", ALLOW) for a in pods.values() for b in pods.values() if a is not b])
+    # What a client tells one reflector, another client hears from it.
+    late = await world.cluster.add_pod("node3", "late3")
+    await converged(world)
+    await world.check([(pods["p1"], late, 8080, "tcp", ALLOW), (late, pods["p2"], 8080, "tcp", ALLOW)])
+    await world.cluster.remove_pod(late)
+    world.cluster.node("node1").daemons["bgp"].kill()
+    await world.check([(pods["p3"], pods["p2"], 8080, "tcp", ALLOW), (pods["p3"], pods["p1"], 8080, "tcp", ALLOW)])
+    await world.cluster.restart_daemon("node1", "bgp")
+    await until(reflected, 60, "the reflector is back")
+    for key, value in before.items():
+        await world.store.put(key, value)
+    await world.delete("BGPPeer", "reflectors")
+    await world.apply("kind: BGPConfiguration\nmetadata: {name: default}\nspec: {}\n")
+    await converged(world, timeout_s=60)
+
+
+def _addresses(world: World, node: str) -> tuple[IPv4Interface, IPv6Interface]:
+    found = world.cluster.node(node)
+    return found.ipv4, found.ipv6
 
 
 async def test_missing_password_holds_sessions_down_and_its_arrival_brings_them_up(
