@@ -185,7 +185,11 @@ def put_tunnel(netlink: NetlinkSocket, control: socket.socket, device: TunnelDev
     for error in netlink.batch(requests).values():
         raise error
     if have.tx_checksum != device.tx_checksum:
-        set_tx_checksum(control, device.name, on=device.tx_checksum)
+        try:
+            set_tx_checksum(control, device.name, on=device.tx_checksum)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP or not device.tx_checksum:
+                raise  # one that has no offload computes them by itself, which is never wrong
     return index
 
 

@@ -88,6 +88,7 @@ class BgpCalculation(BgpTables):
         super().__init__()
         self._resources: dict[str, model.Resource] = {}
         self._unreadable: dict[str, str] = {}  # key -> why its value cannot be read
+        self._what: dict[str, tuple[str, str]] = {}  # key -> kind and name, of both
         self._dirty: set[str] = set()
         self._facts: dict[str, tuple[str, str]] = {}  # node -> cluster id, Kubernetes' name for it
         self.nodes = NodeSelection()
@@ -101,6 +102,7 @@ class BgpCalculation(BgpTables):
         """
         if resource is not None:
             self._resources[key] = resource
+            self._what[key] = (resource.kind, resource.name)
             self._dirty.add(key)
         elif self._resources.pop(key, None) is not None:
             self._dirty.add(key)
@@ -113,6 +115,7 @@ class BgpCalculation(BgpTables):
             parsed = keys.parse_key(key)
             if isinstance(parsed, keys.ResourceKey) and parsed.kind in BGP_KINDS:
                 self._unreadable[key] = problem
+                self._what[key] = (parsed.kind, parsed.name)
                 self._dirty.add(key)
         elif self._unreadable.pop(key, None) is not None:
             self._dirty.add(key)
@@ -151,10 +154,10 @@ class BgpCalculation(BgpTables):
         return refused
 
     def _apply(self, key: str) -> str:
-        parsed = keys.parse_key(key)
-        assert isinstance(parsed, keys.ResourceKey)
-        kind, name = parsed.kind, parsed.name
+        kind, name = self._what[key]
         resource, problem = self._resources.get(key), self._unreadable.get(key, "")
+        if resource is None and not problem:
+            del self._what[key]
         if kind == model.FelixConfiguration.kind:
             routes = resource.spec.program_cluster_routes if isinstance(resource, model.FelixConfiguration) else ""
             self.put_entry(felix_key(name), FelixPart(program_cluster_routes=routes) if routes else None)

@@ -11,6 +11,7 @@ from pathlib import Path
 from random import Random
 
 from libs.bus import bgp as told
+from libs.runtime import logs
 from libs.runtime.backends import open_bus
 from libs.runtime.service import Service, ServiceExit
 from services.bgp.config import BgpConfig
@@ -38,6 +39,7 @@ class Bgp:
         self.config = config
         self.speaker: Speaker | None = None
         self.started = datetime.now(UTC)
+        self._log_level = ""
         self.on_session: list[Callable[[told.Peer], None]] = []
         self.on_routes: list[Callable[[list[FibChange]], None]] = []
         self._health = service.health.register("Speaker")
@@ -49,6 +51,9 @@ class Bgp:
 
     async def take(self, settings: SpeakerSettings) -> None:
         """The first time it starts the speaker, later it changes it."""
+        if settings.log_level != self._log_level:
+            self._log_level = settings.log_level
+            _set_log_level(settings.log_level or self.config.log_level)
         if self.speaker is None:
             kernel = Kernel(interface_prefixes=self.config.interface_prefix)
             speaker = Speaker(settings, kernel, SecretDirectory(self.config.secrets_dir), Random())
@@ -73,6 +78,14 @@ class Bgp:
     async def stop(self) -> None:
         if self.speaker is not None:
             await self.speaker.stop()
+
+
+def _set_log_level(level: str) -> None:
+    """BGPConfiguration's logSeverityScreen over what the process was started with."""
+    try:
+        logs.set_level(level.lower(), "screen")
+    except ValueError as error:
+        log.warning("log level not changed", extra={"error": str(error)})
 
 
 async def run(config: BgpConfig, service: Service) -> None:

@@ -13,6 +13,7 @@ from ipaddress import ip_address
 
 import pytest
 import pytest_asyncio
+from msgspec.structs import replace
 
 from libs.bus.applied import WaitProblem
 from libs.model.node import Node
@@ -397,6 +398,26 @@ spec:
     await reachable(world, (pods.one, pods.two))
 
 
+async def test_o13_a_nodes_own_mac_is_used_and_known_to_the_others(world: World, pods: Pods) -> None:
+    await set_mode(world, vxlan="Always")
+    await reachable(world, (pods.one, pods.two))
+    generated = world.run("node1", "cat", "/sys/class/net/vxlan.calico/address").strip()
+    for mac in ("66:00:00:00:00:42", ""):
+        node = await world.resources.get("Node", "node1")
+        assert isinstance(node, Node)
+        await world.resources.update(replace(node, spec=replace(node.spec, vxlan_tunnel_mac_addr=mac)))
+
+        async def followed(mac: str = mac or generated) -> bool:
+            return mac in world.run("node1", "cat", "/sys/class/net/vxlan.calico/address") and all(
+                f"{mac} dst 172.31.0.11 self permanent" in state(world, other)["vxlan.calico fdb"]
+                and f"lladdr {mac}" in state(world, other)["vxlan.calico neighbours"]
+                for other in ("node2", "node3")
+            )
+
+        await until(followed, RECOVER_S, f"MAC {mac or generated}")
+        await reachable(world, (pods.two, pods.one), (pods.one, pods.far))
+
+
 def mtu_file(world: World, node: str) -> int:
     return int((world.cluster.node(node).directory / "mtu").read_text())
 
@@ -431,7 +452,7 @@ async def test_o03_a_node_without_ip_in_ip_says_so_and_goes_on(world: World, pod
     await reachable(world, (pods.one, pods.two))
     log = (world.cluster.node("node1").directory / "felix.log").read_text()
     assert log.count("overlay not in place") and log.count("this kernel has no IP-in-IP") <= 2, "said once"  # noqa: PT018
-    await world.resources.delete("IPPool", "ipip")
+    await world.delete("IPPool", "ipip")
 
 
 def kinds(world: World) -> str:

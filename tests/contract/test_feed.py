@@ -61,6 +61,7 @@ class Pair:
         self.server.start()
         self.applies: list[Apply] = []
         self.node = node
+        self.beat_s = 1.0
         self.runner = FeedRunner(self.bus, node, lambda apply, _: self.applies.append(apply), Random(1))
         self._tasks = asyncio.gather(self.runner.run(), self.beat())
 
@@ -69,7 +70,7 @@ class Pair:
         while True:
             beat = wire.Beat(epoch=publisher.epoch, rev=publisher.rev, etcd_age_s=0.0, head=publisher.rev)
             self.own.publish(subjects.beat(publisher.epoch.instance), wire.encode(beat))
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(self.beat_s)
 
     def send(self, out: list[tuple[str, bytes]]) -> None:
         for subject, data in out:
@@ -134,8 +135,9 @@ async def test_follows_changes_in_order(pair: Make) -> None:
 async def test_lost_content_is_fetched_long_before_the_next_beat_is_due(pair: Make) -> None:
     made = await pair()
     made.bus.lose = lambda msg: ".ipset." in msg.subject
+    made.beat_s = 3.0  # 30 ms are what it takes; a loaded machine gets a hundred times that
     for host in range(10, 13):
-        await made.reached(made.publish(endpoint("node2", "p2", "db", host)), timeout_s=0.9)
+        await made.reached(made.publish(endpoint("node2", "p2", "db", host)), timeout_s=2.9)
     # what was fetched may be there before the message that it replaces has come to be lost
     await eventually(lambda: len(made.bus.lost) == 3)
     assert made.runner.feed.snapshots == 1

@@ -114,6 +114,37 @@ def test_filter_lengths_order_and_peer_type(pairing: Pairing, opposite: type[Pee
         sees(pair.theirs, family, left, json.dumps(rules))
 
 
+@feature("BGPFilter: interface and source")
+def test_filter_by_interface_and_source(pairing: Pairing, opposite: type[Peer]) -> None:
+    """A pod's route, one of this node's own, one that another peer told: which of them the router opposite hears."""
+    a, b, c = (pairing.lab.site(name) for name in "abc")
+    pairing.lab.pod("pod", a, 5, "10.65.1.5", "169.254.1.179")
+    them = pairing.add(opposite, "b", Router(THEIR_AS, "10.9.0.2", (Neighbour(a.ipv4, OUR_AS),)))
+    mine = (Neighbour(b.ipv4, THEIR_AS), Neighbour(c.ipv4, 65010, passive=True))
+    ours = pairing.subject(Router(OUR_AS, "10.9.0.1", mine, (Route("10.48.0.0/16"),)), start=True)
+    assert isinstance(ours, Ours)
+    pod, own, remote = "10.65.1.5/32", "10.48.0.0/16", "10.60.0.0/16"
+
+    def heard(wanted: set[str], why: str) -> None:
+        until(
+            lambda: {route.prefix for route in them.learned("ipv4")} == wanted, 30,
+            lambda: f"{why}: wanted {wanted}, has {[route.prefix for route in them.learned('ipv4')]}",
+        )  # fmt: skip
+
+    with RawPeer.dial(c, a.ipv4) as raw:
+        raw.handshake(65010, "10.9.0.3")
+        raw.send(announcement(Route(remote, as_path=(65010,)), c.ipv4))
+        heard({pod, own, remote}, "without a filter")
+        for condition, lost in (
+            ({"interface": "cali*"}, {pod}),
+            ({"interface": "eth0"}, {remote}),
+            ({"source": "RemotePeers"}, {remote}),
+        ):
+            ours.adjust = with_filter("exports", "ipv4", {"action": "Reject", **condition})
+            ours.apply()
+            heard({pod, own, remote} - lost, str(condition))
+
+
 @feature("BGPFilter: communities and AS paths of what comes in")
 def test_import_by_community_and_path(pairing: Pairing, opposite: type[Peer]) -> None:
     routes = (

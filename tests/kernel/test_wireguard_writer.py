@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from libs.feed.delta import Delta
+from libs.netlink.netns import in_netns
 from libs.netlink.wireguard import WgChange, WgPeer, format_key, parse_key
 from libs.netlink.wireguard_keys import clamp, public_key
 from libs.policy.output import Block, NodeInfo
@@ -250,6 +252,32 @@ def test_routes_that_shut_are_written_where_no_device_can_be(stage: Stage) -> No
     assert stage.apply(wanted) == {}
     assert stage.routes() == {NETS[stage.version][2]: "unreachable"}
     assert len(stage.rules()) == 1
+
+
+def test_a_port_that_is_taken_is_reported_and_nothing_leaves_in_clear_text(stage: Stage) -> None:
+    stage.ensure()
+    family = socket.AF_INET if stage.version == 4 else socket.AF_INET6
+    with in_netns(stage.space.path):
+        other = socket.socket(family, socket.SOCK_DGRAM)
+    with other:
+        other.bind(("", 51833))
+        failures = stage.apply(stage.wanted())
+        assert isinstance(failures, dict)
+        assert "Address already in use" in failures[f"WireGuard {stage.name}"]
+        # The device is down, so no route can lead to it; the range is shut instead.
+        assert stage.routes()[NETS[stage.version][1]] == "unreachable"
+    assert stage.apply(stage.wanted()) == {}
+    assert stage.devices.read(stage.name).listen_port == 51833
+    assert stage.routes()[NETS[stage.version][1]] == stage.name
+
+
+def test_threads_that_cannot_be_had_are_reported_and_stop_nothing(stage: Stage) -> None:
+    """/sys shows the devices of another namespace here, so there is nothing to switch on."""
+    stage.ensure()
+    failures = stage.apply(replace(stage.wanted(), threading=True))
+    assert isinstance(failures, dict)
+    assert list(failures) == [f"WireGuard threads of {stage.name}"]
+    assert stage.routes()[NETS[stage.version][1]] == stage.name
 
 
 def test_a_new_peer_is_greeted_without_any_traffic(stage: Stage) -> None:

@@ -151,6 +151,18 @@ def beginning() -> list[tuple[str, model.Resource]]:
     return made
 
 
+def for_speakers() -> list[tuple[str, model.Resource]]:
+    """Racks, and peers that are different on each node and change with its workloads."""
+    made = [
+        (keys.resource_key("Node", n), resource("Node", n, {"bgp": {}}, labels={"rack": r}))
+        for n, r in zip(NODES, "ab", strict=True)
+    ]
+    vm = {"nodeSelector": "rack == 'a'", "localWorkloadSelector": "app == 'web'", "asNumber": 65002}
+    tor = {"nodeSelector": "rack == 'b'", "peerIP": "198.51.100.1", "asNumber": 65001}
+    made += [(keys.resource_key("BGPPeer", n), resource("BGPPeer", n, spec)) for n, spec in (("p1", vm), ("p2", tor))]
+    return made
+
+
 Script = list[tuple[str, Any]]
 
 
@@ -178,6 +190,8 @@ class World:
         self.now = 0.0
         self.rev = 1
         self.data: dict[str, model.Resource] = dict(beginning())
+        if role is Role.BGP:
+            self.data |= for_speakers()
         self.instances = 0
         self.bus: deque[tuple[str, bytes]] = deque()
         self.subscriptions: dict[str, set[str]] = {node: set() for node in NODES}

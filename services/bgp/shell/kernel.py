@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -31,6 +32,7 @@ SLICE = 2000  # routes in one request to the kernel
 SETTLE_S = 0.05  # changes in the kernel come in bursts
 RESYNC_S = 90.0  # as felix's route refresh
 RETRY_S = 10.0
+SWEEP_AFTER_S = 5.0  # from the moment when all routes should be known again to the removal of what nobody told
 BURST = 20_000  # routes in one go after which memory is given back
 PEERS_FIRST_S = 0.02  # between slices, while peers are being told things
 PROTOCOL_BOOT = 3  # linux/rtnetlink.h: what `ip route add` uses, and felix's default for workload routes in Calico
@@ -69,6 +71,7 @@ class Kernel:
         self._relist = False  # at workloads
         self._gateways = Gateways(netns)
         self._swept: set[Family] = set()
+        self._sweep_at: dict[Family, float] = {}
         self._ignored: tuple[str, ...] = ()
 
     async def start(self, owner: Owner) -> bool:
@@ -123,7 +126,7 @@ class Kernel:
                 if self._owner is not None and self._owner.telling():
                     await asyncio.sleep(PEERS_FIRST_S)
             for family in Family:
-                if family not in self._swept and self._rib.sweep_allowed(family) and not self._rib.fib_waiting():
+                if family not in self._swept and self._may_sweep(family):
                     self._swept.add(family)
                     gone = await self.fib.sweep(family, self._rib.fib(family))
                     if gone:
@@ -141,6 +144,17 @@ class Kernel:
         self.next_hops.close()
         self.fib.close()
 
+    def _may_sweep(self, family: Family) -> bool:
+        """Peers without graceful restart send no End-of-RIB: they get a moment to tell what they have."""
+        assert self._rib is not None
+        if not self._rib.sweep_allowed(family):
+            return False
+        now = time.monotonic()
+        if family not in self._sweep_at:
+            self._sweep_at[family] = now + SWEEP_AFTER_S
+            asyncio.get_running_loop().call_later(SWEEP_AFTER_S, self._work.set)
+        return now >= self._sweep_at[family] and not self._rib.fib_waiting()
+
     # --- what the kernel tells ---
 
     def _event(self, event: Event) -> None:
@@ -151,7 +165,10 @@ class Kernel:
                 self._names.pop(event.object.index, None)
             else:
                 self._names[event.object.index] = event.object.name
-            self._look = self._resync = True  # the kernel drops IPv4 routes of a link that goes down without a word
+            if event.gone or not event.object.up:  # its routes are gone, those of IPv4 without a word
+                for place in [p for p, one in self._workloads.items() if one.interface == event.object.name]:
+                    self._drop_workload(place)
+            self._look = self._resync = True
         elif isinstance(event.object, Route):
             self._route_changed(event.object, event.gone)
         else:

@@ -38,7 +38,6 @@ log = logging.getLogger(__name__)
 
 _CHECKSUM_MENDED = (5, 7)  # kernels before this one send wrong checksums through VXLAN when they leave them to others
 LINGER_S = 2.0  # a device that is not wanted any more still takes what nodes send that have not heard of it yet
-MIN_MTU_BYTES = 1280  # IPv6's least; below it nothing of a pod's works
 
 
 class Carriers(Protocol):
@@ -184,7 +183,7 @@ class OverlayKeeper:
             broken = self._checksum_broken if settings.checksum_broken is None else settings.checksum_broken
             address = ip_interface(device.address)  # of full length: nobody else is on the link
             devices[name] = TunnelDevice(
-                name, kind, max(mtu_bytes, MIN_MTU_BYTES), frozenset((address,)), device.mac, tx_checksum=not broken
+                name, kind, mtu_bytes, frozenset((address,)), device.mac, tx_checksum=not broken
             )
         return devices, failed
 

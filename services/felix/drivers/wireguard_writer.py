@@ -192,7 +192,11 @@ class FamilyWriter:
         failed: dict[RouteKey, NetlinkError] = {}
         # What leads into the tunnel or stops comes before what throws back: no packet slips out in between.
         for some in slices(sorted(todo.put.values(), key=lambda route: route.type == THROW)):
-            failed |= replace_routes(netlink, some)
+            refused = replace_routes(netlink, some)
+            failed |= refused
+            # A device that does not come up takes no routes: then these ranges are shut, not sent in clear text.
+            shut = [key.dst for key in refused if wanted[key.dst] is Way.TUNNEL]
+            replace_routes(netlink, [_route(network, Way.UNREACHABLE, None) for network in shut])
         for keys in slices(todo.drop):
             failed |= delete_routes(netlink, keys, PROTOCOL_FELIX)
         return failed

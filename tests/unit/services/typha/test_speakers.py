@@ -120,6 +120,16 @@ def test_a_reader_that_falls_silent_takes_none_with_it(writer: Writer, dead: Rol
     assert (stream.partition(".")[0] != family, mark.seq) == (True, 1)
 
 
+def test_a_forgotten_speaker_is_told_of_a_place_beyond_the_one_it_had(writer: Writer) -> None:
+    for number in range(10, 15):
+        writer.publish(node("node2", f"192.0.2.{number}/24"))
+    assert writer.publisher.speakers["node1"].seq == 5
+    writer.publisher.forget("node1", Role.BGP)
+    ((stream, mark),) = writer.decoded(writer.publisher.applied(report("node1", 5), 50.0, Role.BGP))
+    assert (stream, mark.seq) == ("bgp.node1", 6)
+    assert writer.publisher.snapshot("node1", 50.0, Role.BGP).seq == 6
+
+
 def test_reports_and_reminders_of_one_role_say_nothing_of_the_other(writer: Writer) -> None:
     writer.publish(node("node2", "192.0.2.9/24"))
     writer.publisher.applied(report("node1", 1), 0.5, Role.BGP)

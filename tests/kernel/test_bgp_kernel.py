@@ -1,0 +1,178 @@
+"""The speaker's side of the kernel: what is learned gets there, stays right whatever others do, and goes in time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from ipaddress import ip_address, ip_network
+
+import pytest
+
+from libs.testkit import netns
+from services.bgp.core.paths import Attributes, EndOfRib, Family, Reach, Unreach, nlri
+from services.bgp.core.rib.peers import Session
+from services.bgp.core.rib.rib import Rib
+from services.bgp.core.settings import Originated, PeerKind, PeerSettings, PoolExport, SpeakerSettings
+from services.bgp.core.wire.context import Context
+from services.bgp.shell.kernel import Kernel
+
+pytestmark = pytest.mark.kernel
+PEER = PeerSettings("Global_10_9_0_2", PeerKind.GLOBAL, ip_address("10.9.0.2"), 64512, 64512)
+SETTINGS = SpeakerSettings(
+    node="node1", router_id=1, local_as=64512, addresses=(ip_address("10.9.0.1"),), peers=(PEER,),
+    pools=(PoolExport(ip_network("10.65.0.0/16")),), own_blocks=(ip_network("10.65.1.0/26"),),
+    originated=(Originated(Family.IPV4, nlri(ip_network("10.65.1.0/26")), Attributes(), block=True),),
+)  # fmt: skip
+SESSION = Session(
+    Context(internal=True), 64512, 2, addresses={Family.IPV4: ip_address("10.9.0.1").packed},
+    graceful=frozenset({Family.IPV4}),
+)  # fmt: skip
+
+
+class Side:
+    """Tables, the kernel's part, and what `ip route` shows."""
+
+    def __init__(self, space: netns.Namespace, *, restarting: bool = False) -> None:
+        self.space = space
+        self.kernel = Kernel(netns=space.path)
+        self.restarting = restarting
+        self.rib: Rib
+
+    def wake(self) -> None:
+        self.kernel.wake()
+
+    def telling(self) -> bool:
+        return False
+
+    def tell(self, *texts: str, via: str = "10.9.0.2") -> None:
+        attributes = Attributes(next_hop=ip_address(via).packed, local_pref=100)
+        self.rib.receive(PEER.name, [Reach(Family.IPV4, attributes, [nlri(ip_network(text)) for text in texts])])
+        self.wake()
+
+    def withdraw(self, *texts: str) -> None:
+        self.rib.receive(PEER.name, [Unreach(Family.IPV4, [nlri(ip_network(text)) for text in texts])])
+        self.wake()
+
+    def routes(self) -> dict[str, str]:
+        """Destination -> way, of protocol 81."""
+        return {one["dst"]: _way(one) for one in json.loads(self.space.run("ip", "-j", "route", "show", "proto", "81"))}
+
+
+def _way(shown: dict[str, str]) -> str:
+    return shown.get("type") or f"{shown.get('gateway', 'direct')} {shown['dev']}"
+
+
+@asynccontextmanager
+async def running(space: netns.Namespace, *, restarting: bool = False) -> AsyncIterator[Side]:
+    side = Side(space, restarting=restarting)
+    assert await side.kernel.start(side) is restarting
+    deferral_s = 60.0 if restarting else None
+    side.rib = Rib(SETTINGS, side.kernel.next_hops.resolve, time.monotonic(), deferral_s)
+    side.kernel.attach(side.rib)
+    side.rib.peer_up(PEER, SESSION, time.monotonic())
+    task = asyncio.create_task(side.kernel.write_forever())
+    side.wake()
+    try:
+        yield side
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await side.kernel.stop()
+
+
+async def until(condition: Callable[[], bool], what: str, timeout_s: float = 20) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
+        await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def space() -> AsyncIterator[netns.Namespace]:
+    if not netns.can_make_namespaces():
+        pytest.skip("needs root and network namespaces")
+    with netns.namespace("bgpk") as made:
+        for name, address in (("va", "10.9.0.1/24"), ("vc", "10.9.1.1/24")):
+            made.run("ip", "link", "add", name, "type", "veth", "peer", "name", f"{name}x")
+            made.run("ip", "link", "set", f"{name}x", "up")
+            made.run("ip", "link", "set", name, "up")
+            made.run("ip", "address", "add", address, "dev", name)
+        yield made
+
+
+async def test_learned_routes_come_change_and_go(space: netns.Namespace) -> None:
+    async with running(space) as side:
+        side.tell("10.65.2.0/26", "10.65.3.0/26")
+        expected = {"10.65.2.0/26": "10.9.0.2 va", "10.65.3.0/26": "10.9.0.2 va", "10.65.1.0/26": "blackhole"}
+        await until(lambda: side.routes() == expected, "both, and the own block as a blackhole")
+        side.tell("10.65.3.0/26", via="10.9.1.2")
+        side.withdraw("10.65.2.0/26")
+        await until(lambda: side.routes() == {"10.65.3.0/26": "10.9.1.2 vc", "10.65.1.0/26": "blackhole"}, "changed")
+
+
+async def test_what_others_delete_or_links_take_along_comes_back(space: netns.Namespace) -> None:
+    async with running(space) as side:
+        side.tell("10.65.2.0/26")
+        await until(lambda: "10.65.2.0/26" in side.routes(), "there")
+        space.run("ip", "route", "del", "10.65.2.0/26")
+        await until(lambda: "10.65.2.0/26" in side.routes(), "deleted by hand: back")
+        space.run("ip", "link", "set", "va", "down")
+        await until(lambda: "10.65.2.0/26" not in side.routes(), "no way there")
+        space.run("ip", "link", "set", "va", "up")
+        await until(lambda: side.routes().get("10.65.2.0/26") == "10.9.0.2 va", "the link is back, and so is the route")
+
+
+async def test_next_hop_that_moves_takes_its_routes_along(space: netns.Namespace) -> None:
+    async with running(space) as side:
+        space.run("ip", "route", "add", "172.20.0.9/32", "via", "10.9.0.7")
+        side.tell("10.65.2.0/26", via="172.20.0.9")
+        await until(lambda: side.routes().get("10.65.2.0/26") == "10.9.0.7 va", "by way of the gateway")
+        space.run("ip", "route", "replace", "172.20.0.9/32", "via", "10.9.1.7")
+        await until(lambda: side.routes().get("10.65.2.0/26") == "10.9.1.7 vc", "by way of the other one")
+        space.run("ip", "route", "del", "172.20.0.9/32")
+        await until(lambda: "10.65.2.0/26" not in side.routes(), "the next hop cannot be reached")
+
+
+async def test_route_of_another_program_stays_and_ours_waits(space: netns.Namespace) -> None:
+    async with running(space) as side:
+        metric = str(2147483647 - 100)
+        space.run("ip", "route", "add", "10.65.2.0/26", "dev", "vc", "proto", "80", "metric", metric)
+        side.tell("10.65.2.0/26")
+        place = (Family.IPV4, nlri(ip_network("10.65.2.0/26")))
+        await until(lambda: "another program" in side.kernel.fib.blocked.get(place, ""), "reported")
+        assert "10.65.2.0/26" not in side.routes()
+        assert side.kernel.failures == {"kernel routes": "1 not installed"}
+        space.run("ip", "route", "del", "10.65.2.0/26", "proto", "80", "metric", metric)
+        await until(lambda: side.routes().get("10.65.2.0/26") == "10.9.0.2 va", "its turn has come")
+        await until(lambda: not side.kernel.failures, "nothing to report any more")
+
+
+async def test_restart_keeps_what_is_right_and_sweeps_the_rest_after_end_of_rib(space: netns.Namespace) -> None:
+    async with running(space) as side:
+        side.tell("10.65.2.0/26", "10.65.3.0/26")
+        await until(lambda: len(side.routes()) == 3, "there")
+    assert len(side.routes()) == 3  # the speaker is gone, its routes are not
+    async with running(space, restarting=True) as again:
+        again.tell("10.65.2.0/26")
+        await until(lambda: again.rib.counts(PEER.name, Family.IPV4).received == 1, "told")
+        assert len(again.routes()) == 3
+        again.rib.receive(PEER.name, [EndOfRib(Family.IPV4)], time.monotonic())
+        again.wake()
+        await until(lambda: set(again.routes()) == {"10.65.1.0/26", "10.65.2.0/26"}, "the stale one is swept")
+        assert again.kernel.fib.writes == 1  # that one
+
+
+async def test_workloads_are_told_as_the_kernel_has_them(space: netns.Namespace) -> None:
+    async with running(space) as side:
+        space.run("ip", "link", "add", "cali1", "type", "veth", "peer", "name", "pod1")
+        space.run("ip", "link", "set", "cali1", "up")
+        space.run("ip", "link", "set", "pod1", "up")
+        space.run("ip", "route", "add", "10.65.9.7/32", "dev", "cali1", "proto", "80")
+        key = nlri(ip_network("10.65.9.7/32"))
+        await until(lambda: key in side.rib.prefixes(Family.IPV4), "a borrowed address is known")
+        assert [path.source for path in side.rib.explain(Family.IPV4, key).paths] == ["kernel"]
+        space.run("ip", "link", "del", "cali1")
+        await until(lambda: key not in side.rib.prefixes(Family.IPV4), "gone with its interface")
