@@ -69,7 +69,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         report.sections.append(("routers", lab.told()))
     marker = item.get_closest_marker("feature")
     if marker and (report.when == "call" or report.skipped or report.failed):
-        _record(item, marker.args[0], report)
+        _record(item, marker.args[0], marker.kwargs.get("router", "raw"), report)
     return report
 
 
@@ -80,9 +80,11 @@ def _skipped(reason: str) -> Any:
         return type(error), error, error.__traceback__
 
 
-def _record(item: pytest.Item, feature: str, report: pytest.TestReport) -> None:
+def _record(item: pytest.Item, feature: str, default: str, report: pytest.TestReport) -> None:
     call = getattr(item, "callspec", None)
-    peer = next((call.params[name] for name in ("kind", "opposite") if name in call.params), "raw") if call else "raw"
+    peer = (
+        next((call.params[name] for name in ("kind", "opposite") if name in call.params), default) if call else default
+    )
     reason = report.longrepr[2].removeprefix("Skipped: ") if isinstance(report.longrepr, tuple) else ""
     outcome = "skip" if report.skipped else report.outcome
     _results.setdefault(feature, {}).setdefault(peer, []).append([item.name, outcome, reason])

@@ -42,12 +42,12 @@ def cell(tests: list[list[str]], notes: list[str]) -> str:
     passed, failed = outcomes.count("passed"), outcomes.count("failed")
     if failed:
         return f"**fail** {failed} of {failed + passed}"
-    if passed:
-        return f"pass {passed}" if passed > 1 else "pass"
-    reason = tests[0][2]
-    if reason not in notes:
-        notes.append(reason)
-    return f"skip ({notes.index(reason) + 1})"
+    said = [f"pass {passed}" if passed > 1 else "pass"] if passed else []
+    for reason in dict.fromkeys(reason for _, outcome, reason in tests if outcome == "skip"):
+        if reason not in notes:
+            notes.append(reason)
+        said.append(f"skip ({notes.index(reason) + 1})")
+    return ", ".join(said)
 
 
 def page(found: dict[str, Tests], subject: str) -> str:
@@ -55,7 +55,7 @@ def page(found: dict[str, Tests], subject: str) -> str:
     lines = [
         "# Interoperation",
         "",
-        "Written by `./dev interop-matrix` from one run of `tests/interop`; not edited by hand. Each cell says how "
+        "Written by `./dev interop-matrix` from what `tests/interop` said; not edited by hand. Each cell says how "
         "many tests of that feature passed with that router on the other end; `by hand` is a peer that the test speaks "
         "octet by octet. Everything runs in network namespaces with the kernel's own routes.",
         "",

@@ -34,7 +34,7 @@ def mesh(pairing: Pairing, *, start: bool = True) -> tuple[CalicoBird, Router]:
     return theirs, ours
 
 
-@feature("a node of Calico's own in the same mesh")
+@feature("a node of Calico's own in the same mesh", router="bird")
 def test_blocks_are_exchanged_with_a_calico_node(pairing: Pairing) -> None:
     theirs, router = mesh(pairing)
     ours = pairing.subject(router, start=True)
@@ -47,7 +47,7 @@ def test_blocks_are_exchanged_with_a_calico_node(pairing: Pairing) -> None:
     assert {route.prefix for family in ("ipv4", "ipv6") for route in ours.learned(family)} == set(THEIR_BLOCKS)  # type: ignore[arg-type]
 
 
-@feature("a node of Calico's own in the same mesh")
+@feature("a node of Calico's own in the same mesh", router="bird")
 def test_routes_stay_while_the_calico_node_restarts(pairing: Pairing) -> None:
     theirs, router = mesh(pairing)
     ours = pairing.subject(router, start=True)

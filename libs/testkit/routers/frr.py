@@ -38,6 +38,7 @@ class Frr(Peer):
             "gtsm",
             "dynamic",
             "ext-nh",
+            "link-local",
             "refresh",
             "local-as",
             "attributes",
@@ -78,7 +79,10 @@ class Frr(Peer):
             until(lambda: (self.directory / "zserv.sock").exists(), 15, lambda: f"zebra's socket\n{self.log_tail()}")
 
     def ready(self) -> bool:
-        return (self.directory / "bgpd.vty").exists() and "routerId" in self.vty("show bgp ipv4 unicast json")
+        try:  # its socket has a name before anybody listens at it
+            return "routerId" in self.vty("show bgp ipv4 unicast json")
+        except (OSError, RouterError):
+            return False
 
     def vty(self, *commands: str, daemon: str = "bgpd") -> str:
         """Commands one after the other in one session; what they said. Raises RouterError."""

@@ -25,6 +25,8 @@ class Gobgp(Peer):
             "md5",
             "gtsm",
             "dynamic",
+            "ext-nh",
+            "link-local",
             "refresh",
             "local-as",
             "gtsm over ipv6",
