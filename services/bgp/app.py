@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import signal
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -89,6 +90,8 @@ def _set_log_level(level: str) -> None:
 
 
 async def run(config: BgpConfig, service: Service) -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a mesh of 1,000 nodes is 1,000 sockets
     app = Bgp(config, service)
     async with app.control():
         try:

@@ -8,9 +8,11 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from ipaddress import ip_address, ip_network
+from typing import Any
 
 import pytest
 
+from libs.netlink.codec import RepliesLost
 from libs.testkit import netns
 from services.bgp.core.paths import Attributes, EndOfRib, Family, Reach, Unreach, nlri
 from services.bgp.core.rib.peers import Session
@@ -176,3 +178,57 @@ async def test_workloads_are_told_as_the_kernel_has_them(space: netns.Namespace)
         assert [path.source for path in side.rib.explain(Family.IPV4, key).paths] == ["kernel"]
         space.run("ip", "link", "del", "cali1")
         await until(lambda: key not in side.rib.prefixes(Family.IPV4), "gone with its interface")
+
+
+async def test_workload_whose_route_changes_its_metric_stays_told(space: netns.Namespace) -> None:
+    """As felix changes it at the end of a live migration: the new one first, then the old one goes."""
+    async with running(space) as side:
+        space.run("ip", "link", "add", "cali1", "type", "veth", "peer", "name", "pod1")
+        space.run("ip", "link", "set", "cali1", "up")
+        space.run("ip", "link", "set", "pod1", "up")
+        key = nlri(ip_network("10.65.9.7/32"))
+
+        def preference() -> list[int | None]:
+            return [path.attributes.local_pref for path in side.rib.explain(Family.IPV4, key).paths]
+
+        space.run("ip", "route", "add", "10.65.9.7/32", "dev", "cali1", "proto", "80", "metric", "512")
+        await until(lambda: preference() == [2147483647 - 512], "announced with the lower metric")
+        space.run("ip", "route", "add", "10.65.9.7/32", "dev", "cali1", "proto", "80", "metric", "1024")
+        space.run("ip", "route", "del", "10.65.9.7/32", "dev", "cali1", "metric", "512")
+        await until(lambda: preference() == [2147483647 - 1024], "announced with the normal one")
+        space.run("ip", "route", "replace", "10.65.9.7/32", "via", "10.9.0.2", "proto", "80", "metric", "1024")
+        await until(lambda: preference() == [], "it is elsewhere now")
+
+
+async def test_whatever_goes_wrong_once_routes_are_written_again(space: netns.Namespace) -> None:
+    async with running(space) as side:
+        side.tell("10.65.2.0/26")
+        await until(lambda: "10.65.2.0/26" in side.routes(), "there")
+        put, failures = side.kernel.fib._writer.put, [RepliesLost(105, "receive buffer overflowed")]
+
+        def failing(*arguments: Any, **named: Any) -> Any:
+            if failures:
+                raise failures.pop()
+            return put(*arguments, **named)
+
+        side.kernel.fib._writer.put = failing  # type: ignore[method-assign]
+        side.tell("10.65.3.0/26")
+        await until(lambda: "10.65.3.0/26" in side.routes(), "written after the failure")
+        assert not failures
+
+
+async def test_preference_beyond_all_metrics_is_the_best_one(space: netns.Namespace) -> None:
+    async with running(space) as side:
+        attributes = Attributes(next_hop=ip_address("10.9.0.2").packed, local_pref=4_000_000_000)
+        side.rib.receive(PEER.name, [Reach(Family.IPV4, attributes, [nlri(ip_network("10.65.2.0/26"))])])
+        side.wake()
+        await until(lambda: "10.65.2.0/26" in side.routes(), "with metric 1")
+
+
+async def test_of_two_routes_of_an_earlier_life_the_one_that_counted_is_adopted(space: netns.Namespace) -> None:
+    for metric, via in (("1024", "10.9.0.2"), ("2147483547", "10.9.0.3")):
+        space.run("ip", "route", "add", "10.65.2.0/26", "via", via, "proto", "81", "metric", metric)
+    async with running(space, restarting=True) as side:
+        assert side.kernel.fib.held[Family.IPV4][nlri(ip_network("10.65.2.0/26"))].metric == 1024
+        shown = json.loads(space.run("ip", "-j", "route", "show", "10.65.2.0/26"))
+        assert [one["metric"] for one in shown] == [1024]

@@ -54,10 +54,18 @@ class KernelFib:
         """Take what the kernel has of ours as written by us. At the start, and when in doubt what it has."""
         found: dict[Family, dict[Nlri, Written]] = {family: {} for family in Family}
         routes = await self._run(lambda: list_routes(self._writer.netlink, protocol=PROTOCOL_BGP))
+        twice: dict[tuple[Family, int], list[Nlri]] = {}  # a change of metric that was cut short: the lower one counts
         for route in routes:
             family = Family.IPV4 if route.dst.version == 4 else Family.IPV6
-            found[family][nlri(route.dst)] = Written(route.metric, route.hops)
+            prefix, here = nlri(route.dst), Written(route.metric, route.hops)
+            other = found[family].get(prefix)
+            if other is not None:
+                here, other = sorted((here, other), key=lambda one: one.metric)
+                twice.setdefault((family, other.metric), []).append(prefix)
+            found[family][prefix] = here
         self.held = found
+        for (family, metric), prefixes in twice.items():
+            await self._drop(family, metric, prefixes)
 
     def hops_changed(self) -> None:
         """Next hops are reached in another way: what was worked out for routes does not hold any more."""
@@ -125,6 +133,8 @@ class KernelFib:
             prefix = routes[index][0]
             self.held[family].pop(prefix, None)
             self.blocked[family, prefix] = _reason(error)
+        if failed and not exclusive:  # ours of before is still there, and leads where nothing should go any more
+            await self._drop(family, metric, [routes[index][0] for index in failed])
         if failed:
             log.warning(
                 "routes not installed",

@@ -7,6 +7,7 @@ So what the kernel says is what is announced of workloads: never one that is not
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -32,6 +33,7 @@ SLICE = 2000  # routes in one request to the kernel
 SETTLE_S = 0.05  # changes in the kernel come in bursts
 RESYNC_S = 90.0  # as felix's route refresh
 RETRY_S = 10.0
+AFTER_FAILURE_S = 1.0
 SWEEP_AFTER_S = 5.0  # from the moment when all routes should be known again to the removal of what nobody told
 BURST = 20_000  # routes in one go after which memory is given back
 PEERS_FIRST_S = 0.02  # between slices, while peers are being told things
@@ -84,6 +86,7 @@ class Kernel:
 
     def attach(self, rib: Rib) -> None:
         self._rib = rib
+        self._workloads.clear()  # what came while there were no tables yet is listed again
         self.configure(rib.settings)
         self._list_workloads()
 
@@ -100,18 +103,32 @@ class Kernel:
         self._work.set()
 
     async def write_forever(self) -> None:
-        """The only task that writes. Slices, so that the loop and the tables' other work go on in between."""
+        """The only task that writes. What fails unexpectedly is reported, and everything is compared anew."""
         while True:
             try:
-                async with asyncio.timeout(RETRY_S if self.fib.blocked else RESYNC_S):
+                await self._write_forever()
+            except Exception as error:
+                log.exception("kernel routes not written")
+                self.failures = {**self.failures, "kernel routes": f"not written: {error}"}
+                self._resync = True
+                await asyncio.sleep(AFTER_FAILURE_S)
+                self._work.set()
+
+    async def _write_forever(self) -> None:
+        """Slices, so that the loop and the tables' other work go on in between."""
+        clock = asyncio.get_running_loop().time
+        resync_at, retry_at = clock() + RESYNC_S, clock() + RETRY_S
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(min(resync_at, retry_at if self.fib.blocked else resync_at)):
                     await self._work.wait()
-            except TimeoutError:
-                if not self.fib.blocked:
-                    self._resync = True
-                await self._again([*self.fib.blocked])
             self._work.clear()
             assert self._rib is not None
-            if self._resync:
+            if clock() >= retry_at:
+                retry_at = clock() + RETRY_S
+                await self._again([*self.fib.blocked])
+            if self._resync or clock() >= resync_at:
+                resync_at = clock() + RESYNC_S
                 self._resync = False
                 await self._compare()
             taken = 0
@@ -168,7 +185,9 @@ class Kernel:
             if event.gone or not event.object.up:  # its routes are gone, those of IPv4 without a word
                 for place in [p for p, one in self._workloads.items() if one.interface == event.object.name]:
                     self._drop_workload(place)
-            self._look = self._resync = True
+            self._look = True
+            # Links of workloads carry none of ours, but where one is a peer: then its next hop moves.
+            self._resync |= not event.object.name.startswith(self._prefixes)
         elif isinstance(event.object, Route):
             self._route_changed(event.object, event.gone)
         else:
@@ -183,12 +202,14 @@ class Kernel:
             return
         family = _family(route)
         place = (family, nlri(route.dst))
-        if (workload := self._workload(route)) is not None:
-            if gone:
-                self._drop_workload(place)
-            elif self._workloads.get(place) != workload:
+        workload, old = self._workload(route), self._workloads.get(place)
+        if workload is not None and not gone:
+            if workload != old:
                 self._put_workload(place, workload)
-        else:
+        elif old is not None and old.priority == (route.metric or None):  # gone, or another way in its place
+            self._drop_workload(place)
+            self._relist = True  # the same destination with another metric may be left
+        if workload is None:
             self._look = True
         if place in self.fib.blocked or place[1] in self.fib.held[family]:
             self._resync = True  # in the way of ours, or not any more
@@ -236,6 +257,15 @@ class Kernel:
 
     def _settled(self) -> None:
         self._settle = None
+        try:
+            self._take_up()
+        except OSError as error:  # a listing that was disturbed once too often
+            log.warning("kernel not read, again soon", extra={"error": str(error)})
+            self._look = self._relist = True
+            self._settle = asyncio.get_running_loop().call_later(AFTER_FAILURE_S, self._settled)
+        self._work.set()
+
+    def _take_up(self) -> None:
         self._place_gateways()
         if self._relist:
             self._relist = False
@@ -250,7 +280,6 @@ class Kernel:
             if states:
                 self._rib.next_hops_changed(states)
                 self._owner.wake()
-        self._work.set()
 
     def _place_gateways(self) -> None:
         if self._rib is None:
@@ -277,6 +306,7 @@ class Kernel:
                 for family, prefix in places[start : start + SLICE]
             ]
             await self.fib.apply(changes)
+            await asyncio.sleep(0)  # also when there was nothing to write
 
     def _report(self) -> None:
         blocked = self.fib.blocked

@@ -7,6 +7,7 @@ stay the same; changes of passwords and peers are made on it.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
 from collections.abc import Callable, Mapping
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 Key = IPAddress | IPNetwork
 ANY: tuple[IPAddress, ...] = (IPv4Address("0.0.0.0"), IPv6Address("::"))
 ACCEPTS_AT_ONCE = 64
+PAUSE_S = 1.0  # when there are no descriptors left
 
 
 class Listener:
@@ -69,16 +71,28 @@ class Listener:
                 else:
                     has[peer] = password
 
+    def signs(self, peer: Key, password: bytes) -> bool:
+        """Does every socket that this peer can reach have its password? If not, it could connect without one."""
+        channels = [one for one in self._signed if (one.family == socket.AF_INET) == (peer.version == 4)]
+        return all(self._signed[one].get(peer) == password for one in channels)
+
     def _readable(self, channel: socket.socket) -> None:
         for _ in range(ACCEPTS_AT_ONCE):
             try:
                 connection, where = channel.accept()
             except BlockingIOError:
                 return
-            except OSError as error:  # the other side is gone already, or we have no descriptors left
+            except OSError as error:
                 log.warning("connection not accepted", extra={"error": str(error)})
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):  # it stays readable
+                    asyncio.get_running_loop().remove_reader(channel)
+                    asyncio.get_running_loop().call_later(PAUSE_S, self._listen_again, channel)
                 return
             self._accept(connection, ip_address(where[0].partition("%")[0]))
+
+    def _listen_again(self, channel: socket.socket) -> None:
+        if channel in self._signed:
+            asyncio.get_running_loop().add_reader(channel, self._readable, channel)
 
     def _close(self, name: tuple[IPAddress, int]) -> None:
         channel = self._sockets.pop(name)

@@ -29,6 +29,7 @@ from services.bgp.shell import transport
 log = logging.getLogger(__name__)
 
 WRITE_BUFFER = 256 * 1024  # octets that may wait in the socket's transport
+CLOSE_S = 10.0
 SEND_HOLD_S = 480.0  # RFC 9687 section 6: the larger of 8 minutes and twice the hold time
 
 
@@ -303,18 +304,18 @@ class Peer:
             task.cancel()
         link = self._links.pop(number, None)
         if link is not None and link.transport is not None:
-            link.transport.close()  # after what was written
+            link.transport.close()  # after what was written, if the other side takes it
+            asyncio.get_running_loop().call_later(CLOSE_S, link.transport.abort)
         self._tell_if_gone()
 
+    @property
+    def quiet(self) -> bool:
+        """Without any connection, begun or made."""
+        return not self._links and not self._attempts and self.session.state in (State.IDLE, State.ACTIVE)
+
     def _tell_if_gone(self) -> None:
-        if (
-            self._gone is not None
-            and not self._links
-            and not self._attempts
-            and self.session.state in (State.IDLE, State.ACTIVE)
-        ):
-            gone, self._gone = self._gone, None
-            asyncio.get_running_loop().call_soon(gone, self)
+        if self._gone is not None and self.quiet:
+            asyncio.get_running_loop().call_soon(self._gone, self)
 
     def _sign(self, link: _Link) -> None:
         channel = link.transport.get_extra_info("socket") if link.transport is not None else None

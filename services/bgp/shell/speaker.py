@@ -33,6 +33,7 @@ PIECE = 64 * 1024  # octets of UPDATEs handed to one peer at a time
 DEFERRAL_S = 120.0  # after a restart, how long peers may take to tell their routes again (RFC 4724 section 4.1)
 TELLING_S = 0.05
 SECRETS_EVERY_S = 2.0
+DYNAMIC_LOOK_S = 5.0
 DYNAMIC_LIMIT = 1000  # peers at a time that no settings name, only a range of addresses
 
 Password = bytes | str | None
@@ -59,11 +60,13 @@ class Speaker:
         self._expires_at = 0.0
         self._told_at = 0.0
         self._tasks: list[asyncio.Task[None]] = []
+        self._reading = asyncio.Lock()
 
     async def start(self) -> None:
         """Takes over what the kernel has of an earlier life, then begins the sessions."""
         restarted = await self.kernel.start(self)
-        self._restart = Restart(restarting=restarted)
+        kept = frozenset(family for family in Family if self.kernel.fib.held[family])
+        self._restart = Restart(restarting=restarted, preserved=kept)
         deferral_s = DEFERRAL_S if restarted else None
         self.rib = Rib(self.settings, self.kernel.next_hops.resolve, time.monotonic(), deferral_s)
         self.kernel.attach(self.rib)
@@ -128,6 +131,8 @@ class Speaker:
             else:
                 peer = self.peers[name] = self._make(one, secret)
                 peer.start()
+        for peer in self.dynamic.values():
+            peer.update(peer.settings, self._secret(peer.settings))
 
     def _make(self, settings: PeerSettings, secret: Password) -> Peer:
         dynamic = settings.name not in {peer.name for peer in self.settings.peers}
@@ -153,12 +158,17 @@ class Speaker:
 
     def _accept(self, channel: socket.socket, address: IPAddress) -> None:
         """Of several peers with one address, the one that is not up: ports do not tell them apart."""
-        known = [peer for peer in self.all_peers() if peer.settings.address == address]
-        peer = next((one for one in known if not one.up and not one.held_down), known[0] if known else None)
+        known = [peer for peer in self.all_peers() if peer.settings.address == address and not peer.held_down]
+        peer = next((one for one in known if not one.up), known[0] if known else self._make_dynamic(address))
+        reason = ""
         if peer is None:
-            peer = self._make_dynamic(address)
-        if peer is None or peer.held_down:
-            log.warning("connection refused", extra={"address": str(address), "reason": "not a peer of ours"})
+            reason = "not a peer of ours, or one that is held down"
+        elif peer.password is not None and not self._listener.signs(
+            peer.settings.prefix or peer.settings.address, peer.password
+        ):
+            reason = "the kernel does not check its password"
+        if peer is None or reason:
+            log.warning("connection refused", extra={"address": str(address), "reason": reason})
             channel.close()
             return
         peer.accept(channel)
@@ -167,6 +177,8 @@ class Speaker:
         for one in self.settings.peers:
             if one.prefix is None or address.version != one.prefix.version or address not in one.prefix:
                 continue
+            if isinstance(self._secret(one), str):
+                return None  # held down, as a range
             if len(self.dynamic) >= DYNAMIC_LIMIT:
                 log.error("too many dynamic peers", extra={"limit": DYNAMIC_LIMIT})
                 return None
@@ -177,7 +189,12 @@ class Speaker:
         return None
 
     def _dynamic_gone(self, peer: Peer) -> None:
-        if self.dynamic.get(peer.name) is peer:
+        """Its connections have ended. It is kept while its routes are: it may be restarting."""
+        if self.dynamic.get(peer.name) is not peer or not peer.quiet:
+            return
+        if any(self.rib.counts(peer.name, family).received for family in Family):
+            asyncio.get_running_loop().call_later(DYNAMIC_LOOK_S, self._dynamic_gone, peer)
+        else:
             self._end([peer.name])
 
     # --- secrets ---
@@ -197,16 +214,21 @@ class Speaker:
 
     async def _read_secrets(self, settings: SpeakerSettings) -> bool:
         """True when something is another than before."""
-        refs = {peer.password for peer in settings.peers if peer.password is not None}
-        found = await asyncio.to_thread(self._secrets.read, refs) if refs else {}
-        changed, self._known_secrets = found != self._known_secrets, found
-        return changed
+        async with self._reading:  # a slow look at older settings must not come last
+            wanted = (*settings.peers, *self.settings.peers)
+            refs = {peer.password for peer in wanted if peer.password is not None}
+            found = await asyncio.to_thread(self._secrets.read, refs) if refs else {}
+            changed, self._known_secrets = found != self._known_secrets, found
+            return changed
 
     async def _watch_secrets(self) -> None:
         while True:
             await asyncio.sleep(SECRETS_EVERY_S)
-            if await self._read_secrets(self.settings):
-                self._apply_peers(self.settings)
+            try:
+                if await self._read_secrets(self.settings) or self._listener.failures:
+                    self._apply_peers(self.settings)
+            except Exception:
+                log.exception("secrets not looked at")
 
     # --- what peers say ---
 
@@ -266,12 +288,7 @@ class Speaker:
         more = False
         for peer in self.all_peers():
             if peer.up and peer.writable:
-                messages = self.rib.take_messages(peer.name, PIECE)
-                if messages:
-                    peer.send(messages)
-                    more = True
-                else:
-                    peer.told_everything()
+                more |= self._tell(peer)
         if more:
             self._told_at = time.monotonic()
         if self._restart.restarting and all(self.rib.sweep_allowed(family) for family in Family):
@@ -283,6 +300,20 @@ class Speaker:
         self._arm()
         if more:
             self.wake()
+
+    def _tell(self, peer: Peer) -> bool:
+        """True when there was something. What cannot be told to one peer is not to keep the others waiting."""
+        try:
+            messages = self.rib.take_messages(peer.name, PIECE)
+        except Exception:
+            log.exception("peer cannot be told its routes", extra={"peer": peer.name})
+            peer.reset("internal error")
+            return False
+        if messages:
+            peer.send(messages)
+        else:
+            peer.told_everything()
+        return bool(messages)
 
     def telling(self) -> bool:
         return time.monotonic() - self._told_at < TELLING_S

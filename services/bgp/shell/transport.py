@@ -120,6 +120,7 @@ def listening(address: IPAddress, port: int) -> socket.socket:
     channel = socket.socket(family_of(address), socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         _prepare(channel)
+        secure_ttl(channel, None)  # of the answer to a SYN: a peer with GTSM takes nothing below 255
         channel.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if channel.family == socket.AF_INET6:
             channel.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)

@@ -138,5 +138,5 @@ class Fib:
         local_pref = chosen[0].attributes.local_pref
         return FibRoute(
             tuple(Hop(address, by_tunnel(verdict, address, self._subnets, self._family)) for address in addresses),
-            self._normal if local_pref is None else MAX_PRIORITY - local_pref,
+            self._normal if local_pref is None else max(1, MAX_PRIORITY - local_pref),
         )

@@ -371,7 +371,7 @@ class Rib:
         if path is None:
             urgent = priority < normal and route.interface.startswith("cali")
             kernel = Preference.KERNEL_URGENT if urgent else Preference.KERNEL
-            attributes = replace(route.attributes, local_pref=MAX_PRIORITY - priority)
+            attributes = replace(route.attributes, local_pref=max(0, MAX_PRIORITY - priority))
             next_hop = NextHop(b"", NextHopState(reachable=True, interface=route.interface))
             preference = Preference.STATIC if static else kernel
             path = self._local[key] = Path(source, route.family, route.attributes, attributes, next_hop, preference)
