@@ -191,19 +191,26 @@ async def test_o09_a_host_reaches_a_remote_pod_through_the_tunnel(stage: Stage) 
         return f"{told.interface_ipv4_address}/32" in shown and f"{told.interface_ipv6_address}/128" in shown
 
     await until(addresses, 30, "the tunnel addresses are on the devices")
-    for family in FAMILIES:
-        with stage.wire("node1") as wire:
-            await until(lambda family=family: answers(node1.namespace.path, stage.pods.two, family), 30, "an answer")
-            assert clear(wire.packets()) == []
+    for family, own in ((4, node1.ipv4.ip), (6, node1.ipv6.ip)):
+        for source in ("", str(own)):  # who calls a Service has the latter: its source was chosen for another target
+
+            async def answered(family: int = family, source: str = source) -> bool:
+                return await answers(node1.namespace.path, stage.pods.two, family, source)
+
+            with stage.wire("node1") as wire:
+                await until(answered, 30, f"an answer to {source or 'the address of the tunnel'}")
+                assert clear(wire.packets()) == []
 
 
-async def answers(netns: Path, pod: Pod, family: int) -> bool:
+async def answers(netns: Path, pod: Pod, family: int, source: str) -> bool:
     def connect() -> bool:
         with in_netns(netns):
             channel = socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6, socket.SOCK_STREAM)
         with channel:
             channel.settimeout(1)
             try:
+                if source:
+                    channel.bind((source, 0))
                 channel.connect((str(pod.address(family)), 8080))
             except OSError:
                 return False

@@ -232,11 +232,13 @@ def _with_wireguard(options: RulesetOptions, wireguard: WireguardSettings) -> Ru
     ports = {version: port for version in (4, 6) for port in wireguard.ports(version)}
     if not ports:
         return options
+    host = wireguard.host_encryption  # then nodes' own addresses are the peers' as well, and answers find their way
     opened = tuple(FailsafePort("udp", port, ANY_NET[version]) for version, port in ports.items())
     return replace(
         options,
         wireguard_ports=ports,
-        wireguard_mark=mark_of(options.mark_mask) if wireguard.host_encryption else 0,
+        wireguard_devices={} if host else {version: wireguard.family(version).interface for version in ports},
+        wireguard_mark=mark_of(options.mark_mask) if host else 0,
         failsafe_in=options.failsafe_in + opened,
         failsafe_out=options.failsafe_out + opened,
     )

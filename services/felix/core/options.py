@@ -101,6 +101,7 @@ class RulesetOptions:
     mark_mask: int = MARK_MASK  # NftablesMarkMask: the lowest two of its bits are used, as in Calico
     nat: NatOptions = field(default_factory=NatOptions)
     wireguard_ports: dict[int, int] = field(default_factory=dict)  # IP version -> where encrypted packets come in
+    wireguard_devices: dict[int, str] = field(default_factory=dict)  # IP version -> device that hosts masquerade into
     wireguard_mark: int = 0  # set on these when hosts' own traffic is encrypted; 0: not
     skip_blocks: bool = True  # no setting of Calico's: without them the benchmarks and proofs have what to compare with
 

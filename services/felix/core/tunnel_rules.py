@@ -4,9 +4,10 @@
     input -3                 VXLAN and IP in IP from known nodes and listed networks; all others' are dropped
     host endpoints           what passes there does not meet their policy, nor does what goes to known nodes
     nat postrouting          what the host sends into an overlay from an address of another interface wears the tunnel's
-                             own, to which the answer finds its way back
+                             own, to which the answer finds its way back; so into WireGuard
 
-As in Calico (facts/felix.md section 4.5), with its names for the sets. Everything is there only while an overlay is.
+As in Calico (facts/felix.md section 4.5), with its names for the sets. Everything is there only while an overlay is,
+or WireGuard.
 """
 
 from __future__ import annotations
@@ -104,16 +105,19 @@ class TunnelRules:
         return nft.Match(Field.L4PROTO, UDP), nft.Match(Field.DPORT, self._options.overlay.port)
 
     def masquerades(self) -> list[Rule]:
-        """For nat postrouting. VXLAN's own port must not become the source port of a UDP flow (facts 4.5)."""
+        """For nat postrouting. VXLAN's own port must not become the source port of a UDP flow (facts 4.5). Into
+        WireGuard too: a peer takes only what comes from addresses that it knows as ours, and a node's is none.
+        """
         rules: list[Rule] = []
-        for name in sorted(self.devices):
+        wireguard = self._options.wireguard_devices.get(self._family.version)
+        for name in (*sorted(self.devices), *((wireguard,) if wireguard else ())):
             foreign: tuple[Expr, ...] = (
                 nft.Match(Field.OIFNAME, name),
                 nft.Fib("saddr", nft.FibResult.TYPE, RTN_LOCAL, oif=True, negate=True),
                 nft.Fib("saddr", nft.FibResult.TYPE, RTN_LOCAL),
                 nft.COUNTER,
             )
-            if name != TUNL:
+            if name == self._vxlan:
                 ports = _without(self._options.overlay.port)
                 udp = nft.Match(Field.L4PROTO, UDP)
                 rules.append(Rule((udp, *foreign, nft.Masquerade(ports=ports, fully_random=True))))

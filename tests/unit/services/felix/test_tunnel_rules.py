@@ -135,6 +135,18 @@ def test_what_the_host_sends_into_a_tunnel_wears_the_tunnels_address() -> None:
     assert masquerade.ports == (4790, 65535)  # type: ignore[union-attr]
 
 
+def test_what_the_host_sends_into_wireguard_wears_its_address_whatever_else_there_is() -> None:
+    into = "oifname wireguard.cali fib fib masquerade"
+    made = node(None, RulesetOptions(wireguard_devices={4: "wireguard.cali"}))
+    assert made.chain("hook-nat-postrouting") == [into], "any port will do"
+    assert "hook-nat-postrouting" not in made.v6.chains
+    assert tunnels(made) == set()
+    made.builder.set_pool("10.0.0.0/16", Pool(cidr="10.0.0.0/16", vxlan_mode="Always"))
+    made.flush()
+    overlay = "oifname vxlan.calico fib fib masquerade"
+    assert made.chain("hook-nat-postrouting") == [f"meta l4proto 17 {overlay}", overlay, into]
+
+
 @pytest.mark.parametrize(
     ("port", "ports"), [(4789, (4790, 65535)), (500, (1024, 65535)), (60000, (1024, 59999)), (65535, (1024, 65534))]
 )

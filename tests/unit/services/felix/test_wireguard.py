@@ -260,6 +260,12 @@ def test_settings_are_read_and_the_port_is_open_at_host_endpoints() -> None:
     assert (found.options.wireguard_ports, found.options.wireguard_mark) == ({4: 51820, 6: 4000}, 0x200000)
 
 
+def test_the_ruleset_masquerades_into_devices_in_use_unless_hosts_encrypt() -> None:
+    on: dict[str, object] = {"wireguardEnabledV6": True, "wireguardInterfaceNameV6": "wg6"}
+    assert settings(on).options.wireguard_devices == {6: "wg6"}
+    assert settings(on | {"wireguardHostEncryptionEnabled": True}).options.wireguard_devices == {}
+
+
 def test_without_wireguard_the_ruleset_knows_nothing_of_it() -> None:
     assert settings({"wireguardHostEncryptionEnabled": True}).options == RulesetOptions()
     assert settings({"wireguardEnabled": True}).options.wireguard_mark == 0
