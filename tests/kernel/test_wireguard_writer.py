@@ -7,7 +7,7 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -16,7 +16,7 @@ import pytest
 
 from libs.feed.delta import Delta
 from libs.netlink.netns import in_netns
-from libs.netlink.wireguard import WgChange, WgPeer, format_key, parse_key
+from libs.netlink.wireguard import WgChange, WgDevice, WgPeer, format_key, parse_key
 from libs.netlink.wireguard_keys import clamp, public_key
 from libs.policy.output import Block, NodeInfo
 from libs.testkit.netns import call_in, can_make_namespaces
@@ -308,54 +308,139 @@ def test_a_new_peer_is_greeted_without_any_traffic(stage: Stage) -> None:
         Path(f"/var/run/wireguard/{other.name}.sock").unlink(missing_ok=True)
 
 
+def info(version: int, number: int, key: bytes | None) -> NodeInfo:
+    told = format_key(key) if key else ""
+    return NodeInfo(
+        ipv4=f"192.0.2.{number}/24", ipv6=f"2001:db8::{number}/64", wireguard_key=told if version == 4 else "",
+        wireguard_key6="" if version == 4 else told,
+    )  # fmt: skip
+
+
+class Node1:
+    """A reconciler and the keys that it tells; node2 has one."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.told: list[dict[int, str]] = []
+        self.version = stage.version
+        self.made = WireguardReconciler("node1", "wireguard-go", lambda: 1500, on_keys=self.told.append)
+        family = FamilySettings(enabled=True, interface=stage.name, port=51833)
+        on = WireguardSettings(v4=family) if stage.version == 4 else WireguardSettings(v6=family)
+        self.made.configure(on, 0xFFFF0000)
+        own, theirs, *_ = NETS[stage.version]
+        blocks: dict[str, Block | None] = {own: Block(cidr=own, node="node1"), theirs: Block(cidr=theirs, node="node2")}
+        self.made.fold(Delta(blocks=blocks, nodes={"node2": info(stage.version, 2, PEER)}))
+        self.hear("")
+
+    def hear(self, key: str) -> None:
+        """Our own Node says this key."""
+        self.made.fold(Delta(nodes={"node1": info(self.version, 1, parse_key(key) if key else None)}))
+
+    async def agreed(self) -> str:
+        """The key, told and heard; routes lead into the tunnel."""
+        assert await self.made.step() == {}
+        key = self.made.keys[self.version]
+        self.hear(key)
+        assert await self.made.step() == {}
+        return key
+
+
+def play(stage: Stage, story: Callable[[Node1], Coroutine[None, None, None]]) -> None:
+    async def run() -> None:
+        node1 = Node1(stage)
+        try:
+            await story(node1)
+        finally:
+            await node1.made.close()
+
+    stage.call(lambda: asyncio.run(run()))
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_device_that_cannot_be_read_once_changes_nothing(
+    stage: Stage, restarted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(node1: Node1) -> None:
+        key, shown = await node1.agreed(), stage.routes()
+        if restarted:
+            await node1.made.close()
+            node1.__init__(stage)  # type: ignore[misc]
+            node1.hear(key)
+        node1.told.clear()
+        node1.made.resync()
+
+        def fail(devices: UserspaceDevices, name: str) -> WgDevice:
+            raise WireguardError("no answer")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(UserspaceDevices, "read", fail)
+            assert await node1.made.step() == {
+                f"WireGuard IPv{stage.version}": "not compared with the kernel: no answer"
+            }
+        assert stage.routes() == shown
+        assert len(stage.rules()) == 1
+        assert await node1.made.step() == {}, "it is tried again without another reason"
+        assert [told for told in node1.told if told] == []
+
+    play(stage, story)
+
+
+def test_after_a_restart_no_familys_key_is_taken_back_before_its_device_was_read(stage: Stage) -> None:
+    async def story(node1: Node1) -> None:
+        node1.hear(await node1.agreed())
+        key = node1.made.keys[stage.version]
+        await node1.made.close()
+        node1.__init__(stage)  # type: ignore[misc]
+        node1.hear(key)
+        assert await node1.made.step() == {}
+        assert [told for told in node1.told if told] == []
+
+    play(stage, story)
+
+
+def test_a_key_is_told_when_the_device_can_hear(stage: Stage) -> None:
+    async def story(node1: Node1) -> None:
+        with in_netns(stage.space.path):
+            other = socket.socket(socket.AF_INET if stage.version == 4 else socket.AF_INET6, socket.SOCK_DGRAM)
+        with other:
+            other.bind(("", 51833))
+            assert "Address already in use" in (await node1.made.step())[f"WireGuard {stage.name}"]
+            assert node1.made.keys[stage.version] == ""
+        key = await node1.agreed()
+        assert {stage.version: key} in node1.told
+        assert stage.routes()[NETS[stage.version][1]] == stage.name
+
+    play(stage, story)
+
+
 def test_the_reconciler_compares_when_there_is_a_reason_and_not_with_every_pod(stage: Stage) -> None:
     """A key, then routes once it is told, then nothing until the device is taken away."""
     own, theirs, *_ = NETS[stage.version]
-    v4 = stage.version == 4
 
-    def info(number: int, key: bytes | None) -> NodeInfo:
-        told = format_key(key) if key else ""
-        return NodeInfo(
-            ipv4=f"192.0.2.{number}/24", ipv6=f"2001:db8::{number}/64", wireguard_key=told if v4 else "",
-            wireguard_key6="" if v4 else told,
-        )  # fmt: skip
+    async def story(node1: Node1) -> None:
+        made, version = node1.made, stage.version
+        assert await made.step() == {}
+        key = made.keys[version]
+        assert node1.told[-1] == {version: key}
+        assert stage.routes() == {}
+        node1.hear(key)
+        assert await made.step() == {}
+        assert stage.routes() == {own: "throw", theirs: stage.name}
+        before = made.comparisons
+        made.interfaces_changed()
+        assert await made.step() == {}
+        assert made.comparisons == before
+        stage.run("ip", "link", "del", stage.name)
+        await asyncio.to_thread(socket_gone, stage)
+        made.interfaces_changed()
+        assert await made.step() == {}
+        assert made.comparisons == before + 1
+        assert made.keys[version] not in ("", key)
+        assert stage.routes() == {}  # nobody would understand us
+        made.fold(Delta(nodes={"node2": info(version, 2, parse_key(made.keys[version]))}))
+        assert set(await made.step()) == {f"WireGuard IPv{version} node node{n}" for n in (1, 2)}
+        made.configure(WireguardSettings(), 0xFFFF0000)
+        made.fold(Delta(nodes={"node1": info(version, 1, None), "node2": None}))
+        assert await made.step() == {}
+        assert stage.name not in stage.run("ip", "link")
 
-    async def story() -> None:
-        told: list[dict[int, str]] = []
-        made = WireguardReconciler("node1", "wireguard-go", lambda: 1500, on_keys=told.append)
-        try:
-            family = FamilySettings(enabled=True, interface=stage.name, port=51833)
-            made.configure(WireguardSettings(v4=family) if v4 else WireguardSettings(v6=family), 0xFFFF0000)
-            blocks: dict[str, Block | None] = {
-                own: Block(cidr=own, node="node1"),
-                theirs: Block(cidr=theirs, node="node2"),
-            }
-            made.fold(Delta(blocks=blocks, nodes={"node1": info(1, None), "node2": info(2, PEER)}))
-            assert await made.step() == {}
-            key = made.keys[stage.version]
-            assert told[-1] == {stage.version: key}
-            assert stage.routes() == {}
-            made.fold(Delta(nodes={"node1": info(1, parse_key(key))}))
-            assert await made.step() == {}
-            assert stage.routes() == {own: "throw", theirs: stage.name}
-            before = made.comparisons
-            made.interfaces_changed()
-            assert await made.step() == {}
-            assert made.comparisons == before
-            stage.run("ip", "link", "del", stage.name)
-            await asyncio.to_thread(socket_gone, stage)
-            made.interfaces_changed()
-            assert await made.step() == {}
-            assert made.comparisons == before + 1
-            assert made.keys[stage.version] not in ("", key)
-            assert stage.routes() == {}  # nobody would understand us
-            made.fold(Delta(nodes={"node2": info(2, parse_key(made.keys[stage.version]))}))
-            assert set(await made.step()) == {f"WireGuard IPv{stage.version} node node{n}" for n in (1, 2)}
-            made.configure(WireguardSettings(), 0xFFFF0000)
-            made.fold(Delta(nodes={"node1": info(1, None), "node2": None}))
-            assert await made.step() == {}
-            assert stage.name not in stage.run("ip", "link")
-        finally:
-            await made.close()
-
-    stage.call(lambda: asyncio.run(story()))
+    play(stage, story)

@@ -190,7 +190,7 @@ class Wireguard:
                 found = frozenset(allowed.get(name, ()))
                 peers[peer.key] = WgPeer(peer.key, endpoint, found, self._settings.keepalive_s)
         routes: dict[Network, Way] = {}
-        told = own is not None and own.key is not None and own.key == own_key
+        told = own is not None and own.endpoint is not None and own.key is not None and own.key == own_key
         if mine.enabled and (told or self._settings.encrypt_or_drop):
             ready = {name for name, peer in nodes.items() if peer.key in peers and told}
             routes = dict(self._routes(networks, ready))
@@ -239,7 +239,7 @@ class Wireguard:
         found = dict(self._nodes)
         holders: dict[bytes, set[str]] = {}
         for name, node in found.items():
-            if node.fault and (name != self._node or node.key is None):
+            if node.fault:
                 problems[self._object(name)] = f"not encrypted: {node.fault}"
             if node.key is not None:
                 holders.setdefault(node.key, set()).add(name)

@@ -84,10 +84,10 @@ class FamilyWriter:
         return device.public_key
 
     def index(self, name: str) -> int:
-        """Of the link of that name; 0: there is none. Raises NetlinkError."""
+        """Of the link of that name; 0: there is none that is a device of ours and up. Raises NetlinkError, OSError."""
         with NetlinkSocket(NETLINK_ROUTE) as netlink:
             link = get_link(netlink, name)
-        return 0 if link is None else link.index
+        return link.index if link is not None and link.up and self._devices.found(name, link.kind) else 0
 
     def read(self, name: str) -> DeviceState | None:
         """None when there is no such device. Raises as `ensure`."""

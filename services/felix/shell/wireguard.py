@@ -104,21 +104,32 @@ class WireguardReconciler:
                     self._stale[version] |= await self._hold(version, name) != self._held.get(version)
                 except FAILED:
                     self._stale[version] = True
+        before = self.comparisons
         for version, core in self.cores.items():
             if core.dirty or self._stale[version]:
                 core.dirty = self._stale[version] = False
                 failures |= await self._step(version, core)
+        if self.comparisons != before:  # of all families: at first the other's is not known yet, which is no news
+            self._on_keys({version: key for version, key in self.keys.items() if key != self.cores[version].told_key})
         return failures | self.problems
 
     async def _hold(self, version: int, name: str) -> tuple[int, int]:
         mtu_bytes = self.settings.family(version).mtu_bytes or self._underlay() - OVERHEAD_BYTES[version]
         return await self._run(lambda: self._writers[version].index(name)), mtu_bytes
 
+    async def _is_held(self, version: int, name: str) -> bool:
+        """The device is up, and the one that we had; after a restart, one whose key was told."""
+        had = self._held.get(version, (0, 0))[0]
+        try:
+            index, _ = await self._hold(version, name)
+        except FAILED:
+            return bool(had)
+        return bool(index) and (index == had or (not had and bool(self.cores[version].told_key)))
+
     async def _step(self, version: int, core: Wireguard) -> dict[str, str]:
         self.comparisons += 1
         failures: dict[str, str] = {}
         writer, mine, name = self._writers[version], core.settings, f"WireGuard IPv{version}"
-        self.problems = {key: why for key, why in self.problems.items() if not key.startswith(name)}
         before = self._made.get(version, mine.interface)
         own_key: bytes | None = None
         try:
@@ -127,7 +138,15 @@ class WireguardReconciler:
             if mine.enabled or core.told_key:
                 own_key = await self._run(lambda: writer.ensure(mine.interface, make=mine.enabled))
         except FAILED as error:
+            if mine.enabled and await self._is_held(version, mine.interface):
+                # What works goes on as it is: nothing is sent in clear text because we could not look.
+                failures[name] = f"not compared with the kernel: {error}"
+                self._stale[version] = True
+                self.keys[version] = self.keys[version] or core.told_key
+                self._say(version, failures[name])
+                return failures
             failures[name] = f"traffic is not encrypted: {error}"
+        self.problems = {key: why for key, why in self.problems.items() if not key.startswith(name)}
         wanted = core.wanted(own_key)
         try:
             if wanted is None:
@@ -146,8 +165,10 @@ class WireguardReconciler:
         if failures:
             self._stale[version] = True
         self._say(version, failures.get(name, ""))
-        self.keys[version] = format_key(own_key) if own_key is not None and mine.enabled else ""
-        self._on_keys({version: key for version, key in self.keys.items() if key != self.cores[version].told_key})
+        key = format_key(own_key) if own_key is not None and mine.enabled else ""
+        if key and failures.keys() & {name, f"WireGuard {mine.interface}"}:
+            key = core.told_key  # it may hear nobody: no new key is told then, and none taken back
+        self.keys[version] = key
         return failures
 
     def _say(self, version: int, problem: str) -> None:

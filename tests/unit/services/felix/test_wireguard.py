@@ -176,6 +176,14 @@ def test_a_node_with_a_key_and_no_address_is_no_peer() -> None:
     assert "no IPv4 address" in found.problems["WireGuard IPv4 node node2"]
 
 
+def test_where_we_have_no_address_ourselves_nobody_is_our_peer_and_we_send_nothing_through_the_tunnel() -> None:
+    made = core()
+    made.put_node("node1", NodeInfo(wireguard_key=text(OWN)))
+    found = wanted(made)
+    assert found.routes == {}
+    assert found.problems == {"WireGuard IPv4 node node1": "not encrypted: it has a key and no IPv4 address"}
+
+
 def test_o10_with_host_encryption_nodes_addresses_go_into_the_tunnel_too() -> None:
     made = core(replace(SETTINGS, host_encryption=True, keepalive_s=25))
     made.put_node("node1", node(1, OWN, wireguard_ipv4="10.65.1.1"))
