@@ -1,4 +1,4 @@
-"""What changes in the kernel: links, addresses, routes, neighbours, as they happen.
+"""What changes in the kernel: links, addresses, routes, rules, neighbours, as they happen.
 
 Events can be lost when we are slow; then the callback gets `Lost`, and whoever holds a picture must list everything
 again.
@@ -24,6 +24,7 @@ from libs.netlink.fdb import FdbEntry, decode_fdb
 from libs.netlink.links import RTM_DELLINK, RTM_NEWLINK, Link, decode_link
 from libs.netlink.neighbours import RTM_DELNEIGH, RTM_NEWNEIGH, Neighbour, decode_neighbour
 from libs.netlink.routes import RTM_DELROUTE, RTM_NEWROUTE, Route, decode_route
+from libs.netlink.rules import RTM_DELRULE, RTM_NEWRULE, RuleInto, decode_rule
 from libs.netlink.socket import NETLINK_ADD_MEMBERSHIP, NETLINK_ROUTE, SOL_NETLINK, NetlinkSocket
 
 
@@ -34,13 +35,16 @@ class Group(IntEnum):
     NEIGHBOUR = 3
     IPV4_ADDRESS = 5
     IPV4_ROUTE = 7
+    IPV4_RULE = 8
     IPV6_ADDRESS = 9
     IPV6_ROUTE = 11
+    IPV6_RULE = 19
 
 
 LINKS = (Group.LINK,)
 ADDRESSES = (Group.IPV4_ADDRESS, Group.IPV6_ADDRESS)
 ROUTES = (Group.IPV4_ROUTE, Group.IPV6_ROUTE)
+RULES = (Group.IPV4_RULE, Group.IPV6_RULE)
 NEIGHBOURS = (Group.NEIGHBOUR,)
 
 
@@ -48,7 +52,7 @@ NEIGHBOURS = (Group.NEIGHBOUR,)
 class Changed:
     """An object that is new or different, or that is gone (then as it was last)."""
 
-    object: Link | Address | Route | Neighbour | FdbEntry
+    object: Link | Address | Route | Neighbour | FdbEntry | RuleInto
     gone: bool
 
 
@@ -59,18 +63,20 @@ class Lost:
 
 Event: TypeAlias = Changed | Lost
 
-_GONE = {RTM_DELLINK, RTM_DELADDR, RTM_DELROUTE, RTM_DELNEIGH}
+_GONE = {RTM_DELLINK, RTM_DELADDR, RTM_DELROUTE, RTM_DELNEIGH, RTM_DELRULE}
 
 
 def decode_event(kind: int, body: bytes) -> Changed | None:
     """None for messages that are none of these kinds, or entries without an address."""
-    found: Link | Address | Route | Neighbour | FdbEntry | None = None
+    found: Link | Address | Route | Neighbour | FdbEntry | RuleInto | None = None
     if kind in (RTM_NEWLINK, RTM_DELLINK):
         found = decode_link(body)
     elif kind in (RTM_NEWADDR, RTM_DELADDR):
         found = decode_address(body)
     elif kind in (RTM_NEWROUTE, RTM_DELROUTE):
         found = decode_route(body)
+    elif kind in (RTM_NEWRULE, RTM_DELRULE):
+        found = decode_rule(body)
     elif kind in (RTM_NEWNEIGH, RTM_DELNEIGH):
         found = decode_neighbour(body) or decode_fdb(body)
     return None if found is None else Changed(found, kind in _GONE)

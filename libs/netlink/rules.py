@@ -27,6 +27,25 @@ class SourceRule:
     priority: int
 
 
+@dataclass(frozen=True, slots=True)
+class RuleInto:
+    """Some rule that leads to this table; 0: to none."""
+
+    table: int
+
+
+def decode_rule(body: bytes) -> RuleInto:
+    """Of RTM_NEWRULE and RTM_DELRULE."""
+    return RuleInto(_leads_to(body, attrs(body, _HEADER.size)))
+
+
+def _leads_to(body: bytes, parts: dict[int, bytes]) -> int:
+    _, _, _, _, short, _, _, action, _ = _HEADER.unpack_from(body)
+    if action != _TO_TABLE:
+        return 0
+    return to_u32(parts[_TABLE]) if _TABLE in parts else int(short)
+
+
 def rule_request(rule: SourceRule, *, delete: bool = False) -> tuple[int, int, bytes]:
     """For NetlinkSocket.batch. A rule that is there already is refused with ObjectExists."""
     family, length = FAMILIES[rule.source.version], rule.source.prefixlen
@@ -43,10 +62,9 @@ def list_source_rules(netlink: NetlinkSocket, table: int, families: Iterable[int
         for kind, reply in netlink.dump(RTM_GETRULE, body, "rules"):
             if kind != RTM_NEWRULE:
                 continue
-            _, _, length, _, short, _, _, action, _ = _HEADER.unpack_from(reply)
+            length = _HEADER.unpack_from(reply)[2]
             parts = attrs(reply, _HEADER.size)
-            leads_to = to_u32(parts[_TABLE]) if _TABLE in parts else short
-            if action == _TO_TABLE and leads_to == table and _SRC in parts:
+            if _leads_to(reply, parts) == table and _SRC in parts:
                 source = ip_network((parts[_SRC], length))
                 found.append(SourceRule(source, table, to_u32(parts.get(_PRIORITY, bytes(4)))))
     return found
@@ -79,10 +97,9 @@ def list_mark_rules(netlink: NetlinkSocket, table: int, version: int) -> list[Ma
     for kind, reply in netlink.dump(RTM_GETRULE, body, "rules"):
         if kind != RTM_NEWRULE:
             continue
-        _, to_length, from_length, _, short, _, _, action, flags = _HEADER.unpack_from(reply)
+        _, to_length, from_length, _, _, _, _, _, flags = _HEADER.unpack_from(reply)
         parts = attrs(reply, _HEADER.size)
-        leads_to = to_u32(parts[_TABLE]) if _TABLE in parts else short
-        if action != _TO_TABLE or leads_to != table or _MARK not in parts or to_length or from_length:
+        if _leads_to(reply, parts) != table or _MARK not in parts or to_length or from_length:
             continue
         mark, mask = to_u32(parts[_MARK]), to_u32(parts.get(_MASK, b"\xff\xff\xff\xff"))
         priority = to_u32(parts.get(_PRIORITY, bytes(4)))

@@ -386,7 +386,12 @@ async def run(config: FelixConfig, service: Service) -> None:
             ("feed", felix.feed.run()),
             ("dataplane", felix.dataplane.run()),
             ("nftables events", kernel.tables.watch(felix.dataplane.resync_tables)),
-            ("interface events", kernel.interfaces.watch(felix.dataplane.interfaces_changed, felix.statuses_changed)),
+            (
+                "interface events",
+                kernel.interfaces.watch(
+                    felix.dataplane.interfaces_changed, felix.statuses_changed, felix.dataplane.resync_encryption
+                ),
+            ),
             ("overlay events", kernel.overlays.watch(felix.dataplane.interfaces_changed)),
             ("statuses", felix.statuses.run()),
             ("report", felix.report_forever()),

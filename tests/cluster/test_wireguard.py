@@ -242,6 +242,21 @@ async def test_o11_a_restarted_felix_keeps_key_and_sessions(stage: Stage) -> Non
     assert set(after[1]) == set(before[1])
 
 
+@pytest.mark.parametrize("command", [("rule", "del", "priority", "99"), ("link", "set", DEVICES[4], "down")])
+async def test_o09_what_somebody_takes_away_is_back_before_the_next_comparison(
+    stage: Stage, command: tuple[str, ...]
+) -> None:
+    stage.run("node1", "ip", *command)
+
+    async def back() -> bool:
+        there = "lookup 1" in stage.run("node1", "ip", "rule")
+        return there and await stage.encrypts("node1", {"node2"})
+
+    await until(back, 20, "what leads into the tunnel is back")
+    questions = [(stage.pods.one, stage.pods.two, 8080, "tcp")]
+    await stage.cluster.eventually(questions, ALLOW, timeout_s=30)  # type: ignore[arg-type]
+
+
 async def test_o11_two_nodes_with_one_key_are_both_left_out_and_reported(stage: Stage) -> None:
     (key, _), three = await stage.keys("node2"), await stage.resources.get("Node", "node3")
     assert isinstance(three, Node)

@@ -11,9 +11,10 @@ import pytest
 from libs.netlink.addresses import Address
 from libs.netlink.conntrack import delete_connections
 from libs.netlink.links import Link
-from libs.netlink.monitor import ADDRESSES, LINKS, ROUTES, Changed, Event, events
+from libs.netlink.monitor import ADDRESSES, LINKS, ROUTES, RULES, Changed, Event, events
 from libs.netlink.neighbours import Neighbour, delete_neighbours, list_neighbours, replace_neighbours
 from libs.netlink.routes import Route, device_route, put_request
+from libs.netlink.rules import RuleInto
 from libs.netlink.socket import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket
 from libs.nftables.kernel import ForeignChanges, KernelTransport
 from libs.nftables.model import Base, Chain, DataType, Family, Hook, Set, Table
@@ -62,6 +63,22 @@ async def test_link_address_and_route_changes_are_reported(ns: netns.Namespace) 
     assert has(Address, "10.0.0.1/24", False)
     assert has(Address, "10.0.0.1/24", True)
     assert has(Route, "10.9.0.0/24", False)
+
+
+@pytest.mark.parametrize("family", ["-4", "-6"])
+async def test_rules_are_reported_with_the_table_that_they_lead_to(ns: netns.Namespace, family: str) -> None:
+    seen: list[Event] = []
+    async with events(RULES, ns.path) as stream:
+        for command in (("add", "lookup", "1000"), ("add", "prohibit"), ("del", "lookup", "1000")):
+            ns.run("ip", family, "rule", command[0], "fwmark", "0x4", *command[1:], "priority", "77")
+        async with asyncio.timeout(DEADLINE_S):
+            async for event in stream:
+                seen.append(event)
+                if len(seen) == 3:
+                    break
+    assert seen == [
+        Changed(RuleInto(1000), gone=False), Changed(RuleInto(0), gone=False), Changed(RuleInto(1000), gone=True),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("address", ["10.0.0.1", "fd00::1"])

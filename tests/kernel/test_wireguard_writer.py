@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from libs.feed.delta import Delta
+from libs.netlink.monitor import Lost
 from libs.netlink.netns import in_netns
 from libs.netlink.wireguard import WgChange, WgDevice, WgPeer, format_key, parse_key
 from libs.netlink.wireguard_keys import clamp, public_key
@@ -23,6 +24,7 @@ from libs.testkit.netns import call_in, can_make_namespaces
 from libs.testkit.netns import run as run_in
 from libs.testkit.topology import Namespace, remove
 from services.felix.core.wireguard import FamilySettings, Wanted, Way, WireguardSettings
+from services.felix.drivers.interfaces import InterfaceDriver
 from services.felix.drivers.wireguard import FirstOf, WireguardError
 from services.felix.drivers.wireguard_userspace import UserspaceDevices
 from services.felix.drivers.wireguard_writer import FamilyWriter
@@ -393,6 +395,42 @@ def test_after_a_restart_no_familys_key_is_taken_back_before_its_device_was_read
         node1.hear(key)
         assert await node1.made.step() == {}
         assert [told for told in node1.told if told] == []
+
+    play(stage, story)
+
+
+def test_what_others_take_away_is_mended_when_the_kernel_says_so(stage: Stage) -> None:
+    async def story(node1: Node1) -> None:
+        await node1.agreed()
+        rules, routes, family = stage.rules(), stage.routes(), f"-{stage.version}"
+        driver = InterfaceDriver(("cali",))
+        watching = asyncio.ensure_future(driver.watch(node1.made.interfaces_changed, lambda: None, node1.made.resync))
+        try:
+            await asyncio.sleep(0)
+            driver.underlay_mtu_bytes()  # so that links are known
+            for command in (
+                ("link", "set", stage.name, "down"),
+                (family, "rule", "del", "priority", "99"),
+                (family, "route", "del", NETS[stage.version][1], "table", "1"),
+                (family, "route", "flush", "table", "1"),
+            ):
+                stage.run("ip", *command)
+                async with asyncio.timeout(10):
+                    while (stage.rules(), stage.routes()) != (rules, routes):
+                        await asyncio.sleep(0.01)
+                        assert await node1.made.step() == {}, command
+            async with asyncio.timeout(10):  # what we did ourselves is looked at, and comes to rest
+                before = -1
+                while before != node1.made.comparisons:
+                    before = node1.made.comparisons
+                    await asyncio.sleep(0.1)
+                    await node1.made.step()
+            driver._event(Lost())
+            await node1.made.step()
+            assert node1.made.comparisons > before
+        finally:
+            watching.cancel()
+            await driver.close()
 
     play(stage, story)
 

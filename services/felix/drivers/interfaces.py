@@ -21,7 +21,7 @@ from libs.netlink.codec import NetlinkError
 from libs.netlink.conntrack import delete_connections
 from libs.netlink.drivers import RouteDriver
 from libs.netlink.links import Link, list_links
-from libs.netlink.monitor import ADDRESSES, LINKS, ROUTES, Changed, Event, Monitor
+from libs.netlink.monitor import ADDRESSES, LINKS, ROUTES, RULES, Changed, Event, Lost, Monitor
 from libs.netlink.routes import (
     PROTOCOL_FELIX,
     TABLE_MAIN,
@@ -31,6 +31,7 @@ from libs.netlink.routes import (
     device_route,
     gateway_route,
 )
+from libs.netlink.rules import RuleInto
 from libs.netlink.socket import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket
 from libs.netlink.sysctl import SysctlError, write_sysctl
 from libs.policy.output import Workload, WorkloadKey
@@ -38,6 +39,7 @@ from libs.reconcile import Reconciler
 from services.felix.core.mtu import PATTERN, host_mtu_bytes
 from services.felix.core.overlay import Address
 from services.felix.core.routing import TUNNELLED, Network, Routing, WantedRoute
+from services.felix.core.wireguard import TABLE as TABLE_WIREGUARD
 from services.felix.drivers.workload_sysctls import WorkloadSysctls
 
 log = logging.getLogger(__name__)
@@ -60,6 +62,7 @@ class InterfaceDriver:
         self._stale = True  # routes must be resolved and compared with the kernel again
         self._changed: Callable[[], None] = lambda: None
         self._links_changed: Callable[[], None] = lambda: None
+        self._encryption_changed: Callable[[], None] = lambda: None
         self._mtu_pattern = PATTERN
         self._route_sync = True
         self._sources: dict[int, Address] = {}
@@ -155,12 +158,18 @@ class InterfaceDriver:
             self._list_again()  # an interface may have gone meanwhile
         return failures | {f"route {key.dst}": str(error) for key, error in failed.items()}
 
-    async def watch(self, changed: Callable[[], None], links_changed: Callable[[], None] = lambda: None) -> None:
+    async def watch(
+        self,
+        changed: Callable[[], None],
+        links_changed: Callable[[], None] = lambda: None,
+        encryption_changed: Callable[[], None] = lambda: None,
+    ) -> None:
         """Calls back when interfaces, addresses or our routes changed other than by us; links_changed: when that needs
-        no comparison with the kernel, but `running` may tell something else.
+        no comparison with the kernel, but `running` may tell something else; encryption_changed: when what leads into
+        WireGuard's tunnel may have gone.
         """
-        self._changed, self._links_changed = changed, links_changed
-        monitor = Monitor(self._event, (*LINKS, *ADDRESSES, *ROUTES))
+        self._changed, self._links_changed, self._encryption_changed = changed, links_changed, encryption_changed
+        monitor = Monitor(self._event, (*LINKS, *ADDRESSES, *ROUTES, *RULES))
         self.resync()
         monitor.start()
         try:
@@ -202,6 +211,8 @@ class InterfaceDriver:
             log.debug("connections forgotten", extra={"addresses": moved, "count": count})
 
     def _event(self, event: Event) -> None:
+        if isinstance(event, Lost):
+            self._encryption_changed()
         if isinstance(event, Changed):
             match event.object:
                 case Link() as link if link.name.startswith(self._prefixes) and not self._is_renamed(link):
@@ -211,8 +222,14 @@ class InterfaceDriver:
                     if ran != self._runs(link.name):
                         self._links_changed()
                     return
+                case RuleInto() as rule:
+                    if rule.table == TABLE_WIREGUARD:
+                        self._encryption_changed()
+                    return
                 case Route() as route if route.table != TABLE_MAIN:
-                    return  # WireGuard's, or somebody's
+                    if event.gone and route.table == TABLE_WIREGUARD and route.protocol == PROTOCOL_FELIX:
+                        self._encryption_changed()
+                    return
                 case Route() as route if route.protocol == PROTOCOL_FELIX:
                     if not event.gone and route.key not in self._reconciler.desired:
                         self._is_stray(route)

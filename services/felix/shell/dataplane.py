@@ -219,6 +219,11 @@ class Dataplane:
             self._encryption.interfaces_changed()
         self._wake.set()
 
+    def resync_encryption(self) -> None:
+        if self._encryption is not None:
+            self._encryption.resync()
+            self._wake.set()
+
     def resync_bandwidth(self) -> None:
         self._bandwidth.resync()
         self._wake.set()
