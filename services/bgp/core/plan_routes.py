@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from libs.policy.bgp_output import OwnBlock
+from libs.policy.encryption import encrypting
 from services.bgp.core.paths import Attributes, Family, IPAddress, IPNetwork, nlri
 from services.bgp.core.plan_filters import community
 from services.bgp.core.settings import Originated, PoolExport
@@ -81,20 +82,17 @@ def subnets(view: View) -> tuple[IPNetwork, ...]:
 
 
 def encrypted(view: View) -> tuple[IPAddress, ...]:
-    """Addresses of nodes to which WireGuard takes the traffic: those with a key for a family that we have one for."""
+    """Addresses of nodes to which WireGuard takes the traffic: those with a usable key for a family that we have one
+    for. Exactly what felix sends through the tunnel, or some would go by the default route.
+    """
     own = view.tables.nodes.get(view.node)
     if own is None or not (own.wireguard_key or own.wireguard_key6):
         return ()
     found: list[IPAddress] = []
-    for node, info in sorted(view.tables.nodes.items()):
-        if node != view.node:
-            addresses = view.addresses_of(node)
-            for family, key, ours in (
-                (Family.IPV4, info.wireguard_key, own.wireguard_key),
-                (Family.IPV6, info.wireguard_key6, own.wireguard_key6),
-            ):
-                if key and ours and family in addresses:
-                    found.append(addresses[family])
+    for family, version in ((Family.IPV4, 4), (Family.IPV6, 6)):
+        nodes = encrypting(view.tables.nodes, version)
+        if view.node in nodes:
+            found += [view.addresses_of(node)[family] for node in sorted(nodes - {view.node})]
     return tuple(found)
 
 

@@ -21,9 +21,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from ipaddress import IPv4Network, IPv6Network, ip_interface, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 
-from libs.netlink.wireguard import IPAddress, WgPeer, parse_key
+from libs.netlink.wireguard import IPAddress, WgPeer
+from libs.policy.encryption import address_of, holders, key_text, told_key
 from libs.policy.output import Block, NodeInfo, Pool
 
 Network = IPv4Network | IPv6Network
@@ -147,7 +148,7 @@ class Wireguard:
             return
         self.dirty = True
         if name == self._node:
-            self.told_key = self._key_of(info) if info is not None else ""
+            self.told_key = key_text(info, self.version) if info is not None else ""
         if info is None:
             del self._infos[name], self._nodes[name]
         else:
@@ -213,39 +214,27 @@ class Wireguard:
     def _is_ours(self, cidr: str) -> bool:
         return (":" in cidr) == (self.version == 6)
 
-    def _key_of(self, info: NodeInfo) -> str:
-        return info.wireguard_key if self.version == 4 else info.wireguard_key6
-
     def _read(self, info: NodeInfo) -> _Node:
         v4 = self.version == 4
         tunnels = (
             (info.wireguard_ipv4, info.ipip_ipv4, info.vxlan_ipv4) if v4 else (info.wireguard_ipv6, info.vxlan_ipv6)
         )
-        wireguard, *others = (_address(text) for text in tunnels)
-        endpoint, told = _address(info.ipv4 if v4 else info.ipv6), self._key_of(info)
-        key, fault = None, ""
-        if told:
-            try:
-                key = parse_key(told)
-            except ValueError as error:
-                fault = f"its key {told!r} cannot be used: {error}"
-            else:
-                fault = "" if endpoint is not None else f"it has a key and no IPv{self.version} address"
+        wireguard, *others = (address_of(text) for text in tunnels)
+        endpoint = address_of(info.ipv4 if v4 else info.ipv6)
+        key, fault = told_key(info, self.version)
         ends = tuple(ip_network(one) for one in (wireguard, *others) if one is not None)
         return _Node(endpoint, key, fault, wireguard, ends, None if endpoint is None else ip_network(endpoint))
 
     def _usable(self, own_key: bytes | None, problems: dict[str, str]) -> dict[str, _Node]:
         """Nodes, with those keys that can be used; why the others cannot goes to `problems`."""
         found = dict(self._nodes)
-        holders: dict[bytes, set[str]] = {}
         for name, node in found.items():
             if node.fault:
                 problems[self._object(name)] = f"not encrypted: {node.fault}"
-            if node.key is not None:
-                holders.setdefault(node.key, set()).add(name)
+        keys = [(name, node.key) for name, node in found.items() if node.key is not None]
         if own_key is not None:
-            holders.setdefault(own_key, set()).add(self._node)  # ours as well before, or without, being told
-        for key, names in holders.items():
+            keys.append((self._node, own_key))  # ours as well before, or without, being told
+        for key, names in holders(keys).items():
             for name in sorted(names) if len(names) > 1 else ():
                 others = ", ".join(sorted(names - {name}))
                 problems[self._object(name)] = f"not encrypted: {others} has the same key"
@@ -284,14 +273,6 @@ class Wireguard:
                 yield net, Way.TUNNEL
             else:
                 yield net, Way.UNREACHABLE if strict and net not in hosts else Way.THROW
-
-
-def _address(text: str) -> IPAddress | None:
-    """Of an address or interface; None for none, and for what is neither: that node is then one without."""
-    try:
-        return ip_interface(text).ip if text else None
-    except ValueError:
-        return None
 
 
 def _holder(net: Network, networks: dict[Network, str], lengths: list[int]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -11,6 +12,8 @@ from services.bgp.core.paths import Family, network
 from services.bgp.core.plan_routes import EXCLUDE_LABEL
 from services.bgp.core.settings import PoolExport, SpeakerSettings
 from tests.unit.services.bgp.cluster import Cluster
+
+KEYS = {number: base64.b64encode(bytes([number]) * 32).decode() for number in (1, 2, 3)}
 
 
 def announced(made: SpeakerSettings) -> list[str]:
@@ -215,10 +218,35 @@ def test_g22_routes_that_felix_does_not_program() -> None:
 
 def test_next_hops_that_wireguard_serves_on_both_ends() -> None:
     cluster = Cluster(3)
-    for node, key in (("node1", "k1"), ("node2", "k2")):
+    for node, key in (("node1", KEYS[1]), ("node2", KEYS[2])):
         cluster.node(node, ipv4=f"172.17.0.{node[-1]}/24", key=key)
     assert cluster.plan("node1").encrypted == (ip_address("172.17.0.2"),)
     assert cluster.plan("node3").encrypted == ()
+
+
+@pytest.mark.parametrize(
+    ("own", "theirs", "address", "third"),
+    [
+        (KEYS[1], "rubbish", "172.17.0.2/24", KEYS[3]),
+        ("rubbish", KEYS[2], "172.17.0.2/24", ""),
+        (KEYS[1], KEYS[3], "172.17.0.2/24", KEYS[3]),
+        (KEYS[1], KEYS[1], "172.17.0.2/24", ""),
+        (KEYS[1], KEYS[2], "", ""),
+    ],
+)
+def test_what_felix_does_not_encrypt_is_left_to_no_tunnel(own: str, theirs: str, address: str, third: str) -> None:
+    cluster = Cluster(3)
+    cluster.node("node1", ipv4="172.17.0.1/24", key=own)
+    cluster.node("node2", ipv4=address, ipv6="fd00::2/64", key=theirs)
+    cluster.node("node3", ipv4="172.17.0.3/24", key=third)
+    assert ip_address("172.17.0.2") not in cluster.plan("node1").encrypted
+
+
+def test_a_node_without_an_address_has_no_use_for_its_own_key() -> None:
+    cluster = Cluster(2)
+    cluster.node("node1", ipv6="fd00::1/64", key=KEYS[1])
+    cluster.node("node2", ipv4="172.17.0.2/24", key=KEYS[2])
+    assert cluster.plan("node1").encrypted == ()
 
 
 # --- filters, and what is wrong --------------------------------------------------------------------------------------
