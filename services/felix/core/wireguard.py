@@ -8,7 +8,8 @@ WireGuard itself made carry the mark and so go by the main table at once (facts/
 
 Keys. The private key lives in the device alone. The public one is told to all by our Node's status; we send through the
 tunnel only once we hear our own key from there, since before that no peer would understand us. When WireGuard is
-switched off the key goes first: the device stays, and with it what peers still send us, until we hear that it is gone.
+switched off the key goes first: device and routes stay, and with them what peers still send us, until we hear that it
+is gone.
 Two nodes that say one key cannot be told apart, so neither is a peer.
 
 A node without a usable key is reached in clear text, as in Calico. With `encrypt_or_drop` (ours) what belongs to a
@@ -192,7 +193,10 @@ class Wireguard:
                 peers[peer.key] = WgPeer(peer.key, endpoint, found, self._settings.keepalive_s)
         routes: dict[Network, Way] = {}
         told = own is not None and own.endpoint is not None and own.key is not None and own.key == own_key
-        if mine.enabled and (told or self._settings.encrypt_or_drop):
+        # Switched off, until the key has gone: others, as bgp, take over only then. Not where hosts encrypt as well:
+        # a host that dropped us as a peer could not be reached any more, be it the one that brings us the news.
+        goes_on = told and (mine.enabled or not self._settings.host_encryption)
+        if goes_on or (mine.enabled and self._settings.encrypt_or_drop):
             ready = {name for name, peer in nodes.items() if peer.key in peers and told}
             routes = dict(self._routes(networks, ready))
         tunnel = own.tunnel if own is not None and not self._settings.host_encryption else None

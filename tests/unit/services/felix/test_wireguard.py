@@ -124,10 +124,15 @@ def test_nothing_goes_through_before_our_own_key_is_told_and_peers_are_there_all
     assert wanted(made, None).routes == {}
 
 
-def test_switched_off_it_stays_until_the_key_is_withdrawn() -> None:
+def test_switched_off_it_goes_on_until_the_key_is_withdrawn() -> None:
+    """Nobody else has routes for these ranges before."""
     made = core(WireguardSettings())
+    assert wanted(made) == wanted(core())
+    made.configure(WireguardSettings(host_encryption=True), MARK)
     found = wanted(made)
-    assert (found.routes, set(found.peers)) == ({}, {TWO})
+    assert (found.routes, set(found.peers)) == ({}, {TWO})  # or we could not reach who stopped listening
+    made.configure(WireguardSettings(encrypt_or_drop=True), MARK)
+    assert wanted(made, None).routes == {}
     made.put_node("node1", node(1))
     assert made.wanted(OWN) is None
 
