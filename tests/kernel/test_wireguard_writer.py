@@ -399,6 +399,32 @@ def test_after_a_restart_no_familys_key_is_taken_back_before_its_device_was_read
     play(stage, story)
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_after_a_restart_with_another_name_the_old_device_goes(stage: Stage, enabled: bool) -> None:
+    async def story(node1: Node1) -> None:
+        key = await node1.agreed()
+        await node1.made.close()
+        stage.name = f"wg{uuid.uuid4().hex[:10]}"
+        node1.__init__(stage)  # type: ignore[misc]
+        node1.hear(key)
+        if not enabled:
+            node1.made.configure(WireguardSettings(), 0xFFFF0000)
+        async with asyncio.timeout(20):
+            while await node1.made.step():  # noqa: ASYNC110  # the old one's process may still have the port
+                await asyncio.sleep(0.01)
+        links = stage.run("ip", "link")
+        assert old not in links
+        assert (stage.name in links) == enabled
+        assert (node1.made.keys[stage.version] not in ("", key)) == enabled
+        assert stage.routes() == {}
+
+    old = stage.name
+    try:
+        play(stage, story)
+    finally:
+        Path(f"/var/run/wireguard/{old}.sock").unlink(missing_ok=True)
+
+
 def test_what_others_take_away_is_mended_when_the_kernel_says_so(stage: Stage) -> None:
     async def story(node1: Node1) -> None:
         await node1.agreed()

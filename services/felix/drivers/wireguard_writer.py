@@ -89,6 +89,18 @@ class FamilyWriter:
             link = get_link(netlink, name)
         return link.index if link is not None and link.up and self._devices.found(name, link.kind) else 0
 
+    def used(self) -> str:
+        """Name of the device that our routes lead to, which may be that of before a restart; empty for none. Raises
+        NetlinkError, OSError.
+        """
+        with NetlinkSocket(NETLINK_ROUTE) as netlink:
+            routes = list_routes(netlink, protocol=PROTOCOL_FELIX, table=TABLE, families=(self._version,))
+            for index in {hop.oif for route in routes for hop in route.hops}:
+                link = get_link(netlink, index)
+                if link is not None and self._devices.found(link.name, link.kind):
+                    return link.name
+        return ""
+
     def read(self, name: str) -> DeviceState | None:
         """None when there is no such device. Raises as `ensure`."""
         with NetlinkSocket(NETLINK_ROUTE) as netlink:

@@ -64,6 +64,7 @@ class WireguardReconciler:
         self._made: dict[int, str] = {}  # version -> name of the device that we keep
         self._held: dict[int, tuple[int, int]] = {}  # index of its link, MTU that it should have
         self._stale = dict.fromkeys(versions, True)
+        self._started = set(versions)  # that may have a device of another name
         self._look = False  # whether the devices are still there
         self._said: dict[int, str] = {}
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="wireguard")
@@ -133,8 +134,11 @@ class WireguardReconciler:
         before = self._made.get(version, mine.interface)
         own_key: bytes | None = None
         try:
+            if version in self._started:
+                before = await self._run(writer.used) or before
             if before != mine.interface:
                 await self._run(lambda: writer.remove(before))
+            self._started.discard(version)
             if mine.enabled or core.told_key:
                 own_key = await self._run(lambda: writer.ensure(mine.interface, make=mine.enabled))
         except FAILED as error:
