@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from libs.nftables.model import Hook
+from libs.nftables.state import TableState
 from libs.policy.output import Host, NodeInfo, Pool
 from services.felix.core.options import NatOptions, RulesetOptions
 from services.felix.core.overlay import OverlaySettings
@@ -145,6 +146,16 @@ def test_what_the_host_sends_into_wireguard_wears_its_address_whatever_else_ther
     made.flush()
     overlay = "oifname vxlan.calico fib fib masquerade"
     assert made.chain("hook-nat-postrouting") == [f"meta l4proto 17 {overlay}", overlay, into]
+
+
+def test_wireguard_that_is_switched_on_and_off_is_all_that_changes() -> None:
+    builder = RulesetBuilder()
+    tables = tuple(TableState(table) for table in RulesetBuilder.tables())
+    on = RulesetOptions(wireguard_devices={6: "wg-v6.cali"})
+    for options, there in ((RulesetOptions(), False), (on, True), (RulesetOptions(), False)):
+        builder.set_options(options)
+        builder.apply_to(*tables)
+        assert ["hook-nat-postrouting" in table.chains for table in tables] == [False, there]
 
 
 @pytest.mark.parametrize(
