@@ -367,7 +367,7 @@ def _node_input(resource: model.Node) -> NodeInput:
 
 
 def _node(resource: model.Node) -> NodeInfo:
-    """What cannot be read as an address counts as not there, as every node would stumble over it."""
+    """What cannot be read as an address or a MAC counts as not there, as every node would stumble over it."""
     spec, status = resource.spec, resource.status
     bgp = spec.bgp or model.NodeBGPSpec()
     wireguard = spec.wireguard or model.NodeWireguardSpec()
@@ -377,9 +377,9 @@ def _node(resource: model.Node) -> NodeInfo:
         as_number="" if bgp.as_number is None else str(bgp.as_number),
         labels=dict(resource.metadata.labels),
         vxlan_ipv4=nets.valid_address(spec.ipv4_vxlan_tunnel_addr),
-        vxlan_mac=spec.vxlan_tunnel_mac_addr,
+        vxlan_mac=nets.valid_mac(spec.vxlan_tunnel_mac_addr),
         vxlan_ipv6=nets.valid_address(spec.ipv6_vxlan_tunnel_addr),
-        vxlan_mac6=spec.vxlan_tunnel_mac_addr_v6,
+        vxlan_mac6=nets.valid_mac(spec.vxlan_tunnel_mac_addr_v6),
         ipip_ipv4=nets.valid_address(bgp.ipv4_ipip_tunnel_addr),
         wireguard_ipv4=nets.valid_address(wireguard.interface_ipv4_address),
         wireguard_key=status.wireguard_public_key,

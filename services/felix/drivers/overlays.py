@@ -104,7 +104,7 @@ class OverlayKeeper:
         self._dirty, self._unfinished = False, True
         try:
             return await self._prepare(wanted, settings)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             self.resync()
             return False, {"overlays": str(error)}
         except BaseException:
@@ -141,7 +141,7 @@ class OverlayKeeper:
         self._unfinished = False
         try:
             failed = await self._finish(wanted)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             failed = {"overlays": str(error)}
         if failed:
             self.resync()

@@ -375,5 +375,19 @@ async def test_a_kernel_that_cannot_be_read_is_told_and_tried_again(monkeypatch:
     assert await made.step() == (True, {})
 
 
+async def test_an_end_that_cannot_be_written_is_told_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = stage(POOL4)
+
+    async def broken(todo: object) -> dict[FdbEntry, Exception]:
+        raise ValueError("'66-aa' is no MAC address")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(made.keeper._fdb, "apply", broken)
+        assert (await made.step())[1] == {"overlays": "'66-aa' is no MAC address"}
+        assert (await made.step())[1] == {"overlays": "'66-aa' is no MAC address"}
+    assert (await made.step())[1] == {}
+    assert len(made.kernel.fdb) == len(made.kernel.neighbours) == 2
+
+
 def test_nothing_is_wanted_of_a_cluster_without_overlays() -> None:
     assert overlays(Pool(cidr="10.0.0.0/16")).wanted == WantedOverlays()
