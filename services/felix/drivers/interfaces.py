@@ -93,8 +93,14 @@ class InterfaceDriver:
         self._stale = True
 
     def underlay_mtu_bytes(self) -> int:
-        """Of the interfaces that the pattern names and that are up: the smallest."""
-        self._refresh()
+        """Of the interfaces that the pattern names and that are up: the smallest. As known before when they cannot be
+        listed, which `step` reports; raises OSError while nothing is known.
+        """
+        try:
+            self._refresh()
+        except OSError:
+            if not self._links:
+                raise
         return host_mtu_bytes(self._links.values(), self._mtu_pattern)
 
     def running(self) -> frozenset[str]:
@@ -110,7 +116,7 @@ class InterfaceDriver:
         self._unlisted = self._stale = True
 
     def host_addresses(self) -> dict[str, frozenset[str]]:
-        """Addresses of each interface that is no workload's, link-local ones apart."""
+        """Addresses of each interface that is no workload's, link-local ones apart. Raises OSError."""
         self._refresh()
         names = {link.index: name for name, link in self._links.items() if not name.startswith(self._prefixes)}
         found: dict[str, set[str]] = {}
@@ -121,12 +127,19 @@ class InterfaceDriver:
 
     async def step(self, routing: Routing, workloads: dict[WorkloadKey, Workload]) -> dict[str, str]:
         """Make the kernel's routes match `routing`; range -> reason for those that the kernel refused."""
+        try:
+            return await self._step(routing, workloads)
+        except OSError as error:  # a listing: everything is compared again, so what `routing` told is not lost
+            self._list_again()
+            return {"routes": str(error)}
+
+    async def _step(self, routing: Routing, workloads: dict[WorkloadKey, Workload]) -> dict[str, str]:
         changed: dict[Network, WantedRoute | None] = routing.flush()
         if self._stale:
             self._refresh()
             self._stale = False
             self._reconciler.resync()
-            changed = {**dict.fromkeys(self._routes), **routing.wanted}
+            changed = {**dict.fromkeys((*self._routes, *self._waiting, *self._owners)), **routing.wanted}
         again = self._unplugged if not self._plugged else {*self._waiting, *self._unplugged}
         self._plugged, self._unplugged = False, set()
         for network in again:
