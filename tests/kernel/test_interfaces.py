@@ -169,6 +169,19 @@ def test_a_workloads_routes_follow_its_interface_without_comparing_everything(fa
         assert in_the_node(space, follow(space, ip, steps)) <= 2
 
 
+@pytest.mark.parametrize("family", ["-4", "-6"])
+def test_a_route_that_somebody_overwrites_is_put_back_without_comparing_everything(family: str) -> None:
+    mine = POD4 if family == "-4" else POD6
+    with a_pod() as (space, ip):
+        steps = [
+            ((), False),
+            (("link", "set", "cali1", "up"), True),
+            ((family, "route", "replace", mine, "dev", "lo", "proto", "static"), True),
+        ]
+        assert in_the_node(space, follow(space, ip, steps)) <= 2
+        assert "static" not in ip(family, "route", "show", mine)
+
+
 def test_a_stray_route_of_ours_goes_and_a_renamed_interface_is_found() -> None:
     with a_pod() as (space, ip):
         run(space, ["ip", "link", "set", "cali1", "name", "other"])

@@ -68,6 +68,7 @@ class InterfaceDriver:
         self._plugged = False  # an interface came up since the last step: routes that wait may go there
         self._unplugged: set[Network] = set()  # the kernel took these routes away
         self._strays: set[RouteKey] = set()  # routes of our protocol that were not wanted when they came
+        self._overwritten: set[RouteKey] = set()  # routes of ours in whose place somebody wrote another
         self._look_again: asyncio.TimerHandle | None = None
 
     def prepare_host(self) -> None:
@@ -226,9 +227,15 @@ class InterfaceDriver:
                     return
                 case Route() as route if route.table != TABLE_MAIN:
                     return  # WireGuard's, or somebody's
-                case Route() as route if route.protocol == PROTOCOL_FELIX:
+                case Route() as route if route.protocol != PROTOCOL_FELIX:
+                    if not event.gone and route.key in self._reconciler.desired:
+                        self._overwritten.add(route.key)
+                        self._look_later()
+                    return
+                case Route() as route:
                     if not event.gone and route.key not in self._reconciler.desired:
-                        self._is_stray(route)
+                        self._strays.add(route.key)
+                        self._look_later()
                         return
                     if event.gone and self._reconciler.desired.get(route.key) is not None:
                         self._is_lost(route.dst, route.key)
@@ -270,17 +277,22 @@ class InterfaceDriver:
         self._reconciler.lost(key)
         self._unplugged.add(network)
 
-    def _is_stray(self, route: Route) -> None:
-        """The plugin's, just before its endpoint is known, or left by somebody: looked at a little later."""
-        self._strays.add(route.key)
+    def _look_later(self) -> None:
+        """At a stray, which may be the plugin's just before its endpoint is known; and at what was overwritten, so that
+        two who both want the place do not fight at the speed of events.
+        """
         if self._look_again is None:
             self._look_again = asyncio.get_running_loop().call_later(STRAY_S, self._look_at_strays)
 
     def _look_at_strays(self) -> None:
         self._look_again = None
         strays, self._strays = self._strays, set()
-        if strays - self._reconciler.desired.keys():
-            self._stale = True
+        overwritten, self._overwritten = self._overwritten, set()
+        desired = self._reconciler.desired.keys()
+        for key in overwritten & desired:
+            self._is_lost(key.dst, key)
+        self._stale |= bool(strays - desired)
+        if strays - desired or overwritten & desired:
             self._changed()
 
     def _matters(self, event: Changed) -> bool:
@@ -293,8 +305,6 @@ class InterfaceDriver:
                     link.index, link.up, link.lower_up, link.mtu_bytes,
                 )  # fmt: skip
             case Route() as route:
-                if route.protocol != PROTOCOL_FELIX:
-                    return False
                 wanted = self._reconciler.desired.get(route.key)
                 return (wanted is not None) if event.gone else wanted != route
             case InterfaceAddress() as address:
