@@ -78,13 +78,15 @@ def nth_address(net: str, ordinal: int) -> str:
     return text(Net(version, base + ordinal, BITS[version])).partition("/")[0]
 
 
-def valid_address(text: str) -> str:
-    """An address, with or without a prefix length, as it is; "" for anything else."""
+def valid_address(text: str, version: int | None = None) -> str:
+    """An address, of that family if one is asked for, with or without a prefix length, as it is; "" for anything
+    else.
+    """
     try:
         canonical(text)
     except ValueError:
         return ""
-    return text
+    return text if version in (None, version_of(text)) else ""
 
 
 def valid_mac(text: str) -> str:
