@@ -367,23 +367,23 @@ def _node_input(resource: model.Node) -> NodeInput:
 
 
 def _node(resource: model.Node) -> NodeInfo:
-    """What cannot be read as an address counts as not there, as every node would stumble over it."""
+    """What is no MAC, or no address of the field's family, counts as not there: every node would stumble over it."""
     spec, status = resource.spec, resource.status
     bgp = spec.bgp or model.NodeBGPSpec()
     wireguard = spec.wireguard or model.NodeWireguardSpec()
     return NodeInfo(
-        ipv4=nets.valid_address(bgp.ipv4_address),
-        ipv6=nets.valid_address(bgp.ipv6_address),
+        ipv4=nets.valid_address(bgp.ipv4_address, 4),
+        ipv6=nets.valid_address(bgp.ipv6_address, 6),
         as_number="" if bgp.as_number is None else str(bgp.as_number),
         labels=dict(resource.metadata.labels),
-        vxlan_ipv4=nets.valid_address(spec.ipv4_vxlan_tunnel_addr),
-        vxlan_mac=spec.vxlan_tunnel_mac_addr,
-        vxlan_ipv6=nets.valid_address(spec.ipv6_vxlan_tunnel_addr),
-        vxlan_mac6=spec.vxlan_tunnel_mac_addr_v6,
-        ipip_ipv4=nets.valid_address(bgp.ipv4_ipip_tunnel_addr),
-        wireguard_ipv4=nets.valid_address(wireguard.interface_ipv4_address),
+        vxlan_ipv4=nets.valid_address(spec.ipv4_vxlan_tunnel_addr, 4),
+        vxlan_mac=nets.valid_mac(spec.vxlan_tunnel_mac_addr),
+        vxlan_ipv6=nets.valid_address(spec.ipv6_vxlan_tunnel_addr, 6),
+        vxlan_mac6=nets.valid_mac(spec.vxlan_tunnel_mac_addr_v6),
+        ipip_ipv4=nets.valid_address(bgp.ipv4_ipip_tunnel_addr, 4),
+        wireguard_ipv4=nets.valid_address(wireguard.interface_ipv4_address, 4),
         wireguard_key=status.wireguard_public_key,
-        wireguard_ipv6=nets.valid_address(wireguard.interface_ipv6_address),
+        wireguard_ipv6=nets.valid_address(wireguard.interface_ipv6_address, 6),
         wireguard_key6=status.wireguard_public_key_v6,
     )
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 BITS = {4: 32, 6: 128}
 # Python also reads netmasks and the zones of link-local addresses; neither is a form of the API, nor of nft's sets.
 _FORM = re.compile(r"[0-9a-fA-F.:]+(/[0-9]+)?")
+_MAC = re.compile(r"[0-9a-f]{12}")
 
 
 class Net(NamedTuple):
@@ -77,10 +78,22 @@ def nth_address(net: str, ordinal: int) -> str:
     return text(Net(version, base + ordinal, BITS[version])).partition("/")[0]
 
 
-def valid_address(text: str) -> str:
-    """An address, with or without a prefix length, as it is; "" for anything else."""
+def valid_address(text: str, version: int | None = None) -> str:
+    """An address, of that family if one is asked for, with or without a prefix length, as it is; "" for anything
+    else.
+    """
     try:
         canonical(text)
     except ValueError:
         return ""
-    return text
+    return text if version in (None, version_of(text)) else ""
+
+
+def valid_mac(text: str) -> str:
+    """A MAC that an interface can have, in any form of the API (66:aa:…, 66-aa-…, 66aa.bbcc.ddee), as 66:aa:…; "" for
+    anything else, such as one of a group.
+    """
+    digits = re.sub(r"[:.-]", "", text).lower()
+    if not _MAC.fullmatch(digits) or int(digits[:2], 16) & 1 or not int(digits, 16):
+        return ""
+    return ":".join(re.findall("..", digits))

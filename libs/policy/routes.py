@@ -103,6 +103,7 @@ class RouteResolver:
         self._nodes: dict[str, NodeInfo] = {}
         self._workloads: dict[str, tuple[str, tuple[str, ...]]] = {}
         self._dirty: set[Net] = set()
+        self._moved: set[str] = set()  # nodes with other addresses: routes to them are looked for once, in flush()
 
     def put_pool(self, key: str, pool: Pool | None) -> None:
         old = self._pools.pop(key, None)
@@ -158,7 +159,7 @@ class RouteResolver:
             if name == self.node:
                 self._dirty |= self._ranges.keys()
             else:
-                self._dirty |= {nets.parse(text) for text, route in self.routes.items() if route.dst_node == name}
+                self._moved.add(name)
 
     def put_workload(self, key: str, node: str, networks: Iterable[str] | None) -> None:
         """A workload's addresses. With CalicoIPAM as the source of routes only this node's workloads are told; with
@@ -182,6 +183,9 @@ class RouteResolver:
     def flush(self) -> dict[str, Route | None]:
         """What changed since the last flush, by range; `routes` holds the whole."""
         changes: dict[str, Route | None] = {}
+        if self._moved:
+            self._dirty |= {nets.parse(text) for text, route in self.routes.items() if route.dst_node in self._moved}
+            self._moved.clear()
         for net in self._dirty:
             text = self._text_of(net)
             one = self._ranges.get(net)

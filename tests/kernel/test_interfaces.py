@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
+from libs.netlink.codec import DumpInterrupted
+from libs.netlink.links import Link
 from libs.netlink.netns import in_netns
 from libs.netlink.routes import Route, RouteKey
+from libs.netlink.socket import NetlinkSocket
 from libs.policy.output import Block, Pool, Workload, WorkloadKey
 from libs.testkit.netns import Namespace, namespace, run
 from services.felix.core.overlay import ClusterRoutes
 from services.felix.core.routing import Routing
+from services.felix.drivers import interfaces as module
 from services.felix.drivers.interfaces import InterfaceDriver
 
 pytestmark = pytest.mark.kernel
-POOL, BLOCK = "10.65.0.0/16", "10.65.0.0/26"
+POOL, BLOCK, OTHER_BLOCK = "10.65.0.0/16", "10.65.0.0/26", "10.65.1.0/26"
 
 
 def test_asking_for_the_mtu_or_addresses_does_not_hide_what_must_be_compared() -> None:
@@ -41,6 +46,43 @@ def test_asking_for_the_mtu_or_addresses_does_not_hide_what_must_be_compared() -
                 assert driver.host_addresses()["eth0"] == {"192.0.2.7"}
                 assert await driver.step(routing, {}) == {}
                 assert BLOCK in run(space, ["ip", "route", "show", "type", "blackhole"])
+            finally:
+                await driver.close()
+
+        with in_netns(f"/run/netns/{space.name}"):
+            asyncio.run(scenario())
+
+
+def test_a_listing_that_fails_once_is_told_and_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(netlink: NetlinkSocket) -> list[Link]:
+        raise DumpInterrupted(errno.EINTR, "links")
+
+    with namespace("ifc") as space:
+
+        async def scenario() -> None:
+            driver, routing = InterfaceDriver(("cali",)), Routing("n1", ClusterRoutes.ENABLED)
+            key, waiting = WorkloadKey("k8s", "ns1/web", "eth0"), Workload(name="cali1", nets4=("10.65.0.5/32",))
+            try:
+                routing.put_pool(POOL, Pool(cidr=POOL))
+                routing.put_block(BLOCK, Block(cidr=BLOCK, node="n1"))
+                routing.put_workload(key, waiting)
+                assert await driver.step(routing, {key: waiting}) == {}
+                routing.put_block(BLOCK, Block(cidr=BLOCK, node="n2"))
+                routing.put_block(OTHER_BLOCK, Block(cidr=OTHER_BLOCK, node="n1"))
+                routing.put_workload(key, None)
+                driver.resync()
+                with monkeypatch.context() as patch:
+                    patch.setattr(module, "list_links", interrupted)
+                    assert "links" in (await driver.step(routing, {}))["routes"]
+                    assert driver.underlay_mtu_bytes(), "as known before"
+                    with pytest.raises(DumpInterrupted):
+                        driver.host_addresses()
+                assert await driver.step(routing, {}) == {}
+                shown = run(space, ["ip", "route", "show", "type", "blackhole"])
+                assert BLOCK not in shown
+                assert OTHER_BLOCK in shown
+                assert not driver._owners, "connections of the pod that went are forgotten"
+                assert not driver._waiting
             finally:
                 await driver.close()
 
@@ -125,6 +167,19 @@ def test_a_workloads_routes_follow_its_interface_without_comparing_everything(fa
             (("link", "set", "cali1", "up"), True),
         ]
         assert in_the_node(space, follow(space, ip, steps)) <= 2
+
+
+@pytest.mark.parametrize("family", ["-4", "-6"])
+def test_a_route_that_somebody_overwrites_is_put_back_without_comparing_everything(family: str) -> None:
+    mine = POD4 if family == "-4" else POD6
+    with a_pod() as (space, ip):
+        steps = [
+            ((), False),
+            (("link", "set", "cali1", "up"), True),
+            ((family, "route", "replace", mine, "dev", "lo", "proto", "static"), True),
+        ]
+        assert in_the_node(space, follow(space, ip, steps)) <= 2
+        assert "static" not in ip(family, "route", "show", mine)
 
 
 def test_a_stray_route_of_ours_goes_and_a_renamed_interface_is_found() -> None:

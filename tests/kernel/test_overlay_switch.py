@@ -135,3 +135,32 @@ def test_a_device_that_is_made_anew_takes_its_routes_along() -> None:
 
         with in_netns(space.path):
             asyncio.run(scenario())
+
+
+def test_a_tunnel_address_that_is_taken_back_leaves_the_device_and_comes_again() -> None:
+    with a_node() as space:
+
+        async def scenario() -> None:
+            felix = Felix()
+            try:
+                await felix.step("Always")
+
+                def shown() -> tuple[str, ...]:
+                    return tuple(space.run("ip", family, "route", "show", "proto", "80") for family in ("-4", "-6"))
+
+                before = shown()
+                assert "vxlan" in before[0]
+                felix.routing.put_node("n1", NodeInfo(ipv4="192.0.2.1/24", ipv6="2001:db8::1/64"))
+                await felix.step("Always")
+                for device in ("vxlan.calico", "vxlan-v6.calico"):
+                    assert "scope global" not in space.run("ip", "addr", "show", "dev", device)
+                assert shown() == before, "the way out stays, though the kernel drops the routes with the last address"
+                felix.routing.put_node("n1", NODES["n1"])
+                await felix.step("Always")
+                assert "10.0.1.0/32" in space.run("ip", "addr", "show", "dev", "vxlan.calico")
+                assert shown() == before
+            finally:
+                await felix.close()
+
+        with in_netns(space.path):
+            asyncio.run(scenario())

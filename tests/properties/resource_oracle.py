@@ -188,30 +188,37 @@ def endpoint_slice(r: KubernetesEndpointSlice) -> Meant:
 
 
 def node_info(r: model.Node) -> NodeInfo:
-    """What is no address is not there."""
+    """What is no address of its family is not there, nor a MAC that no interface can have."""
     spec, bgp = r.spec, r.spec.bgp or model.NodeBGPSpec()
 
-    def known(text: str) -> str:
+    def known(text: str, version: int) -> str:
         try:
-            net(text)
+            found = net(text)
         except ValueError:
             return ""
-        return text
+        return text if (":" in found) == (version == 6) else ""
+
+    def mac(text: str) -> str:
+        try:
+            octets = bytes.fromhex(re.sub("[:.-]", "", text))
+        except ValueError:
+            return ""
+        return octets.hex(":") if len(octets) == 6 and any(octets) and not octets[0] % 2 else ""
 
     tunnel = spec.wireguard
     return NodeInfo(
-        ipv4=known(bgp.ipv4_address),
-        ipv6=known(bgp.ipv6_address),
+        ipv4=known(bgp.ipv4_address, 4),
+        ipv6=known(bgp.ipv6_address, 6),
         as_number="" if bgp.as_number is None else str(int(bgp.as_number)),
         labels=r.metadata.labels,
-        vxlan_ipv4=known(spec.ipv4_vxlan_tunnel_addr),
-        vxlan_mac=spec.vxlan_tunnel_mac_addr,
-        vxlan_ipv6=known(spec.ipv6_vxlan_tunnel_addr),
-        vxlan_mac6=spec.vxlan_tunnel_mac_addr_v6,
-        ipip_ipv4=known(bgp.ipv4_ipip_tunnel_addr),
-        wireguard_ipv4="" if tunnel is None else known(tunnel.interface_ipv4_address),
+        vxlan_ipv4=known(spec.ipv4_vxlan_tunnel_addr, 4),
+        vxlan_mac=mac(spec.vxlan_tunnel_mac_addr),
+        vxlan_ipv6=known(spec.ipv6_vxlan_tunnel_addr, 6),
+        vxlan_mac6=mac(spec.vxlan_tunnel_mac_addr_v6),
+        ipip_ipv4=known(bgp.ipv4_ipip_tunnel_addr, 4),
+        wireguard_ipv4="" if tunnel is None else known(tunnel.interface_ipv4_address, 4),
         wireguard_key=r.status.wireguard_public_key,
-        wireguard_ipv6="" if tunnel is None else known(tunnel.interface_ipv6_address),
+        wireguard_ipv6="" if tunnel is None else known(tunnel.interface_ipv6_address, 6),
         wireguard_key6=r.status.wireguard_public_key_v6,
     )
 

@@ -77,6 +77,7 @@ class Routing:
         self._local: dict[Network, dict[WorkloadKey, str]] = {}
         self._workloads: dict[WorkloadKey, Workload] = {}
         self._dirty: set[str] = set()
+        self._moved: set[str] = set()  # nodes with another tunnel end: routes to them are looked for once, in flush()
         self._subnets: tuple[Network, ...] = ()
         self._addresses: dict[int, Address] = {}
 
@@ -104,7 +105,7 @@ class Routing:
         self.overlays.put_node(name, info)
         self._resolver.put_node(name, info)
         if self.overlays.vteps.get(name) != before:
-            self._dirty |= {text for text, route in self._resolver.routes.items() if route.dst_node == name}
+            self._moved.add(name)
         if name == self._node:
             addresses = (info.ipv4, info.ipv6) if info is not None else ()
             interfaces = [ip_interface(text) for text in addresses if text]
@@ -134,7 +135,11 @@ class Routing:
         if self.overlays.enabled != self._enabled:
             self._enabled = self.overlays.enabled
             self._dirty |= self._resolver.routes.keys()
-        for text in self._dirty | self._resolver.flush().keys():
+        self._dirty |= self._resolver.flush().keys()
+        if self._moved:
+            self._dirty |= {text for text, route in self._resolver.routes.items() if route.dst_node in self._moved}
+            self._moved.clear()
+        for text in self._dirty:
             network = ip_network(text)
             wanted = self._want(network, self._resolver.routes.get(text))
             if wanted is None:

@@ -71,6 +71,7 @@ class InterfaceDriver:
         self._plugged = False  # an interface came up since the last step: routes that wait may go there
         self._unplugged: set[Network] = set()  # the kernel took these routes away
         self._strays: set[RouteKey] = set()  # routes of our protocol that were not wanted when they came
+        self._overwritten: set[RouteKey] = set()  # routes of ours in whose place somebody wrote another
         self._look_again: asyncio.TimerHandle | None = None
 
     def prepare_host(self) -> None:
@@ -96,8 +97,14 @@ class InterfaceDriver:
         self._stale = True
 
     def underlay_mtu_bytes(self) -> int:
-        """Of the interfaces that the pattern names and that are up: the smallest."""
-        self._refresh()
+        """Of the interfaces that the pattern names and that are up: the smallest. As known before when they cannot be
+        listed, which `step` reports; raises OSError while nothing is known.
+        """
+        try:
+            self._refresh()
+        except OSError:
+            if not self._links:
+                raise
         return host_mtu_bytes(self._links.values(), self._mtu_pattern)
 
     def running(self) -> frozenset[str]:
@@ -113,7 +120,7 @@ class InterfaceDriver:
         self._unlisted = self._stale = True
 
     def host_addresses(self) -> dict[str, frozenset[str]]:
-        """Addresses of each interface that is no workload's, link-local ones apart."""
+        """Addresses of each interface that is no workload's, link-local ones apart. Raises OSError."""
         self._refresh()
         names = {link.index: name for name, link in self._links.items() if not name.startswith(self._prefixes)}
         found: dict[str, set[str]] = {}
@@ -124,12 +131,19 @@ class InterfaceDriver:
 
     async def step(self, routing: Routing, workloads: dict[WorkloadKey, Workload]) -> dict[str, str]:
         """Make the kernel's routes match `routing`; range -> reason for those that the kernel refused."""
+        try:
+            return await self._step(routing, workloads)
+        except OSError as error:  # a listing: everything is compared again, so what `routing` told is not lost
+            self._list_again()
+            return {"routes": str(error)}
+
+    async def _step(self, routing: Routing, workloads: dict[WorkloadKey, Workload]) -> dict[str, str]:
         changed: dict[Network, WantedRoute | None] = routing.flush()
         if self._stale:
             self._refresh()
             self._stale = False
             self._reconciler.resync()
-            changed = {**dict.fromkeys(self._routes), **routing.wanted}
+            changed = {**dict.fromkeys((*self._routes, *self._waiting, *self._owners)), **routing.wanted}
         again = self._unplugged if not self._plugged else {*self._waiting, *self._unplugged}
         self._plugged, self._unplugged = False, set()
         for network in again:
@@ -230,9 +244,15 @@ class InterfaceDriver:
                     if event.gone and route.table == TABLE_WIREGUARD and route.protocol == PROTOCOL_FELIX:
                         self._encryption_changed()
                     return
-                case Route() as route if route.protocol == PROTOCOL_FELIX:
+                case Route() as route if route.protocol != PROTOCOL_FELIX:
+                    if not event.gone and route.key in self._reconciler.desired:
+                        self._overwritten.add(route.key)
+                        self._look_later()
+                    return
+                case Route() as route:
                     if not event.gone and route.key not in self._reconciler.desired:
-                        self._is_stray(route)
+                        self._strays.add(route.key)
+                        self._look_later()
                         return
                     if event.gone and self._reconciler.desired.get(route.key) is not None:
                         self._is_lost(route.dst, route.key)
@@ -274,17 +294,22 @@ class InterfaceDriver:
         self._reconciler.lost(key)
         self._unplugged.add(network)
 
-    def _is_stray(self, route: Route) -> None:
-        """The plugin's, just before its endpoint is known, or left by somebody: looked at a little later."""
-        self._strays.add(route.key)
+    def _look_later(self) -> None:
+        """At a stray, which may be the plugin's just before its endpoint is known; and at what was overwritten, so that
+        two who both want the place do not fight at the speed of events.
+        """
         if self._look_again is None:
             self._look_again = asyncio.get_running_loop().call_later(STRAY_S, self._look_at_strays)
 
     def _look_at_strays(self) -> None:
         self._look_again = None
         strays, self._strays = self._strays, set()
-        if strays - self._reconciler.desired.keys():
-            self._stale = True
+        overwritten, self._overwritten = self._overwritten, set()
+        desired = self._reconciler.desired.keys()
+        for key in overwritten & desired:
+            self._is_lost(key.dst, key)
+        self._stale |= bool(strays - desired)
+        if strays - desired or overwritten & desired:
             self._changed()
 
     def _matters(self, event: Changed) -> bool:
@@ -297,8 +322,6 @@ class InterfaceDriver:
                     link.index, link.up, link.lower_up, link.mtu_bytes,
                 )  # fmt: skip
             case Route() as route:
-                if route.protocol != PROTOCOL_FELIX:
-                    return False
                 wanted = self._reconciler.desired.get(route.key)
                 return (wanted is not None) if event.gone else wanted != route
             case InterfaceAddress() as address:

@@ -13,6 +13,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from ipaddress import ip_interface
 from typing import Protocol
 
@@ -96,7 +97,9 @@ class OverlayKeeper:
     # --- the two halves of a pass ---
 
     async def prepare(self, wanted: WantedOverlays, settings: OverlaySettings) -> tuple[bool, dict[str, str]]:
-        """(whether a device is new or another now, object → reason for what could not be made). Removes nothing."""
+        """(whether a device is new or another now, or has other addresses, object → reason for what could not be made).
+        Removes nothing but addresses.
+        """
         if self._told != (wanted, settings):
             self._told, self._dirty = (wanted, settings), True
         if not self._dirty:
@@ -104,7 +107,7 @@ class OverlayKeeper:
         self._dirty, self._unfinished = False, True
         try:
             return await self._prepare(wanted, settings)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             self.resync()
             return False, {"overlays": str(error)}
         except BaseException:
@@ -119,6 +122,8 @@ class OverlayKeeper:
             self._have = await self._tunnels.read()
             self._entries.resync()
             self._known.resync()
+        for name in wanted.missing.keys() & self._have.keys():  # its address was taken back, and may be another's soon
+            self._want[name] = replace(self._have[name], addresses=frozenset())
         before = dict(self._tunnels.indexes)
         todo = diff(self._want, self._have)
         todo.drop.clear()
@@ -141,7 +146,7 @@ class OverlayKeeper:
         self._unfinished = False
         try:
             failed = await self._finish(wanted)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             failed = {"overlays": str(error)}
         if failed:
             self.resync()
@@ -149,7 +154,7 @@ class OverlayKeeper:
 
     async def _finish(self, wanted: WantedOverlays) -> dict[str, str]:
         failed: dict[str, str] = {}
-        # One that is wanted and cannot be made as it should be stays: it may still carry what it did before.
+        # One that is wanted and cannot be made as it should be stays: IP in IP needs no address to carry packets.
         unwanted = self._have.keys() - wanted.enabled
         now = asyncio.get_running_loop().time()
         self._unwanted_since = {name: self._unwanted_since.get(name, now) for name in unwanted}

@@ -64,7 +64,7 @@ class RouteWriter(Protocol):
     def resync(self) -> None: ...
 
     def host_addresses(self) -> Mapping[str, frozenset[str]]:
-        """Addresses of each interface that is no workload's, as of now."""
+        """Addresses of each interface that is no workload's, as of now. Raises OSError."""
         ...
 
     async def step(self, routing: Routing, workloads: dict[WorkloadKey, Workload]) -> dict[str, str]:
@@ -359,13 +359,17 @@ class Dataplane:
             self._refused.pop(name, None)
 
     async def _write_tables(self) -> dict[str, str]:
+        unread: dict[str, str] = {}
         if self._builder.expects_addresses:
-            self._tables_work |= self._builder.set_host_addresses(self._routes.host_addresses())
+            try:
+                self._tables_work |= self._builder.set_host_addresses(self._routes.host_addresses())
+            except OSError as failed:  # those known before stand, and it is tried again
+                unread["addresses of interfaces"] = str(failed)
         if not self._tables_work:
-            return self._not_compiled()  # a pass for routes alone does not make these good
+            return unread | self._not_compiled()  # a pass for routes alone does not make these good
         self._tables_work = False
         error = await self._apply_tables()
-        failures = self._not_compiled()
+        failures = unread | self._not_compiled()
         if error is not None:
             log.error("ruleset not applied", extra={"error": str(error)})
             failures[TABLES] = str(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import ItemsView
 
 import pytest
 
@@ -133,6 +134,36 @@ def test_a_block_touches_what_lies_inside_it_and_nothing_else() -> None:
         resolver.put_block(cidr, None)
     resolver.flush()
     assert resolver._ordered == sorted(resolver._ranges)
+
+
+class CountedDict(dict[str, Route]):
+    """How often everything was gone through."""
+
+    scans = 0
+
+    def items(self) -> ItemsView[str, Route]:
+        self.scans += 1
+        return super().items()
+
+
+def test_many_nodes_that_get_addresses_at_once_are_one_scan_of_all_routes() -> None:
+    resolver = RouteResolver("n1")
+    resolver.put_pool("p", Pool(cidr="10.0.0.0/16"))
+    names = [f"n{number}" for number in range(2, 102)]
+    for number, name in enumerate(names):
+        resolver.put_block(name, Block(cidr=f"10.0.{number}.0/26", node=name))
+    resolver.flush()
+    resolver.routes = counted = CountedDict(resolver.routes)
+    for number, name in enumerate(names):
+        resolver.put_node(name, NodeInfo(ipv4=f"192.0.2.{number}/24"))
+    changed = resolver.flush()
+    assert counted.scans == 1
+    for number in range(len(names)):
+        route = changed[f"10.0.{number}.0/26"]
+        assert route is not None
+        assert route.dst_node_ip == f"192.0.2.{number}"
+    assert resolver.flush() == {}
+    assert counted.scans == 1
 
 
 def test_ten_thousand_blocks_are_taken_in_without_holding_up_the_caller() -> None:

@@ -9,7 +9,7 @@ from random import Random
 from libs.feed.delta import Delta
 from libs.feed.feed import Apply
 from libs.nftables.state import TableState
-from libs.policy.output import Pool, Qos, Workload, WorkloadKey
+from libs.policy.output import Host, Pool, Qos, Workload, WorkloadKey
 from services.felix.core.overlay import OverlaySettings, WantedOverlays
 from services.felix.core.routing import Routing
 from services.felix.core.ruleset import RulesetBuilder
@@ -26,6 +26,7 @@ class Kernel:
         self.did: list[str] = []
         self.limited: Mapping[WorkloadKey, Workload] = {}
         self.refuse: dict[str, str] = {}
+        self.unlisted = ""  # why addresses cannot be listed
 
 
 class Table:
@@ -49,7 +50,9 @@ class Routes:
         self._kernel.did.append("resync routes")
 
     def host_addresses(self) -> Mapping[str, frozenset[str]]:
-        return {}
+        if self._kernel.unlisted:
+            raise OSError(self._kernel.unlisted)
+        return {"eth0": frozenset({"192.0.2.1"})}
 
     async def step(self, routing: Routing, workloads: dict[WorkloadKey, Workload]) -> dict[str, str]:
         self._kernel.did.append("routes")
@@ -142,3 +145,22 @@ async def test_new_tunnels_are_there_before_routes_are_resolved_and_old_ones_go_
     plane.push(Apply(epoch=None, rev=7, seq=1, delta=Delta(pools={"10.0.0.0/16": pool})))  # type: ignore[arg-type]
     await plane._pass()
     assert kernel.did[-4:] == ["tunnels made", "resync routes", "routes", "tunnels removed"]
+
+
+async def test_addresses_that_cannot_be_listed_are_told_and_asked_for_again() -> None:
+    kernel = Kernel()
+    builder = RulesetBuilder()
+    tables = tuple(Table(kernel, TableState(table)) for table in RulesetBuilder.tables())
+    plane = Dataplane(
+        builder, (tables[0], tables[1]), Routing("n1"), Routes(kernel), Bandwidth(kernel), Overlays(kernel),
+        on_progress=lambda progress: None, random=Random(1),
+    )  # fmt: skip
+    kernel.unlisted = "interrupted"
+    plane.push(Apply(epoch=None, rev=7, seq=1, delta=Delta(hosts={"h": Host(expected4=("192.0.2.1",))})))  # type: ignore[arg-type]
+    await plane._pass()
+    assert plane.progress.failures == {"addresses of interfaces": "interrupted"}
+    assert kernel.did[-3:] == ["tunnels made", "routes", "tunnels removed"], "all else goes on"
+    kernel.unlisted = ""
+    await plane._pass()
+    assert plane.progress.failures == {}
+    assert builder.interfaces_of_hosts() == {"h": {"eth0"}}

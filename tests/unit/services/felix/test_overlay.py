@@ -279,6 +279,31 @@ async def test_what_is_not_known_yet_is_waited_for_and_is_no_failure() -> None:
     assert made.keeper.waiting == {}
 
 
+@pytest.mark.parametrize("restart", [False, True])
+async def test_an_address_that_was_taken_back_leaves_its_device(restart: bool) -> None:
+    made = stage(POOL4, IPIP_POOL)
+    await made.step()
+    made.wanted.put_node("n1", NodeInfo(ipv4="192.0.2.1/24"))
+    if restart:
+        made.keeper = keeper(made.kernel, made.carriers)
+    assert await made.step() == (True, {}), "routes are compared, as the kernel drops those of a device without address"
+    devices = made.kernel.devices
+    assert {name: (one.addresses, one.up) for name, one in devices.items()} == {
+        VXLAN: (frozenset(), True), TUNL: (frozenset(), True),
+    }  # fmt: skip
+    assert await made.step() == (False, {})
+    assert made.keeper.waiting.keys() == {f"overlay {VXLAN}", f"overlay {TUNL}"}
+    index = made.kernel.indexes[TUNL]
+    strange = InterfaceAddress(ip_interface("10.0.1.1/32"), index)
+    assert made.keeper._matters(Changed(strange, gone=False))
+    assert not made.keeper._matters(Changed(strange, gone=True)), "our own doing is no news"
+    made.wanted.put_node("n1", NODES["n1"])
+    assert await made.step() == (True, {})
+    assert devices[TUNL].addresses == {ip_interface("10.0.1.1/32")}
+    assert len(made.kernel.fdb) == len(made.kernel.neighbours) == 2
+    assert made.kernel.made == [TUNL, VXLAN]
+
+
 async def test_an_address_that_no_interface_has_is_a_failure_until_one_does() -> None:
     made = stage(POOL4)
     made.carriers.indexes.clear()
@@ -373,6 +398,20 @@ async def test_a_kernel_that_cannot_be_read_is_told_and_tried_again(monkeypatch:
         patch.setattr(made.keeper._tunnels, "read", broken)
         assert (await made.step())[1] == {"overlays": "[Errno 5] gone"}
     assert await made.step() == (True, {})
+
+
+async def test_an_end_that_cannot_be_written_is_told_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = stage(POOL4)
+
+    async def broken(todo: object) -> dict[FdbEntry, Exception]:
+        raise ValueError("'66-aa' is no MAC address")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(made.keeper._fdb, "apply", broken)
+        assert (await made.step())[1] == {"overlays": "'66-aa' is no MAC address"}
+        assert (await made.step())[1] == {"overlays": "'66-aa' is no MAC address"}
+    assert (await made.step())[1] == {}
+    assert len(made.kernel.fdb) == len(made.kernel.neighbours) == 2
 
 
 def test_nothing_is_wanted_of_a_cluster_without_overlays() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, ItemsView
 from ipaddress import ip_address, ip_network
 
+import msgspec
 import pytest
 
 from libs.policy.output import Block, NodeInfo, Pool, Workload, WorkloadKey
+from libs.policy.routes import Route as ResolvedRoute
 from services.felix.core.overlay import ClusterRoutes, OverlaySettings
 from services.felix.core.routing import Network, RouteClass, Routing, WantedRoute
 
@@ -148,6 +150,34 @@ def test_a_route_waits_for_the_other_end_and_follows_it() -> None:
         assert made.flush()[network] == route(C.VXLAN_TUNNEL, interface="vxlan.calico", via=address)
     made.put_node("n2", NODES["n2"])
     assert made.flush()[network] is None
+
+
+class CountedDict(dict[str, ResolvedRoute]):
+    """How often everything was gone through."""
+
+    scans = 0
+
+    def items(self) -> ItemsView[str, ResolvedRoute]:
+        self.scans += 1
+        return super().items()
+
+
+def test_many_nodes_that_get_tunnel_addresses_at_once_are_one_scan_of_all_routes() -> None:
+    made = routing(pools={"10.0.0.0/16": Pool(cidr="10.0.0.0/16", vxlan_mode="Always")})
+    names = [f"n{number}" for number in range(10, 110)]
+    infos = {name: NodeInfo(ipv4=f"192.0.2.{name[1:]}/24") for name in names}
+    for name, info in infos.items():
+        made.put_node(name, info)
+        made.put_block(*block(f"10.0.{name[1:]}.0/26", name))
+    assert made.flush() == {}
+    made._resolver.routes = counted = CountedDict(made._resolver.routes)
+    for name, info in infos.items():
+        made.put_node(name, msgspec.structs.replace(info, vxlan_ipv4=f"10.0.{name[1:]}.0"))
+    changed = made.flush()
+    assert counted.scans == 1
+    assert {ip_network(f"10.0.{name[1:]}.0/26") for name in names} == changed.keys()
+    assert made.flush() == {}
+    assert counted.scans == 1
 
 
 def test_a_borrowed_tunnel_address_and_one_that_is_a_block_are_directly_on_the_device() -> None:
