@@ -39,10 +39,11 @@ limit)."""
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Of one peer and family: prefixes received (rejected ones too) and advertised; End-of-RIB seen; stale paths
-    kept."""
+    """Of one peer and family: prefixes received (rejected ones too) and advertised; paths that import policy took;
+    End-of-RIB seen; stale paths kept."""
 
     received: int
+    accepted: int
     advertised: int
     end_of_rib: bool
     stale: bool
@@ -268,11 +269,13 @@ class Rib:
 
     # --- for people ---
 
-    def explain(self, family: Family, prefix: Nlri) -> Explanation:
-        """Everything about one prefix (exactly that one)."""
+    def explain(self, family: Family, prefix: Nlri, *, told: bool = True) -> Explanation:
+        """Everything about one prefix (exactly that one). told: also what each peer is told of it, which costs most
+        where peers are many."""
         self._flush(family)
         entry = self._loc.tables[family].get(prefix)
-        return explain(family, prefix, entry, self._fibs[family].installed.get(prefix), self._joined[family])
+        groups = self._joined[family] if told else {}
+        return explain(family, prefix, entry, self._fibs[family].installed.get(prefix), groups)
 
     def prefixes(self, family: Family) -> list[Nlri]:
         """All of which there is a path, rejected ones included; in no order."""
@@ -299,6 +302,7 @@ class Rib:
         peer, group = self._peers.get(name), self._joined[family].get(name)
         return Counts(
             received=len(peer.prefixes[family]) if peer is not None else 0,
+            accepted=self._loc.accepted(peer, family) if peer is not None else 0,
             advertised=group.count(name) if group is not None else 0,
             end_of_rib=peer is not None and family in peer.end_of_rib,
             stale=peer is not None and family in peer.stale_until,
