@@ -1,4 +1,4 @@
-"""What status calls cost: they are answered on the event loop, beside keepalives."""
+"""What the shell makes of the tables: status calls, answered on the event loop beside keepalives; refreshes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from libs.bus import bgp as told
 from services.bgp.core.paths import Family
 from services.bgp.core.rib.explain import Explanation
 from services.bgp.shell import control, report
+from services.bgp.shell.peer import Peer
 from services.bgp.shell.speaker import Speaker as RunningSpeaker
-from tests.unit.services.bgp.speakers import V4, Speaker, external, internal, key, peer
+from tests.unit.services.bgp.speakers import V4, V6, Speaker, external, internal, key, peer
 
 
 def running(speaker: Speaker) -> RunningSpeaker:
@@ -24,6 +25,31 @@ def running(speaker: Speaker) -> RunningSpeaker:
         rib=speaker.rib, peers=peers, dynamic={}, kernel=kernel, all_peers=lambda: list(peers.values())
     )
     return cast(RunningSpeaker, found)
+
+
+class Marked:
+    """A peer that notes the answers to its refreshes."""
+
+    name = "Global_1"
+
+    def __init__(self) -> None:
+        self.answers: list[Family] = []
+
+    def answer_refresh(self, family: Family) -> None:
+        self.answers.append(family)
+
+
+def test_no_marks_around_nothing_while_our_own_restart_lasts() -> None:
+    """RFC 7313: between the marks is all that we have, and what was not repeated is dropped at the second."""
+    speaker = Speaker(peer(1), deferral_s=100.0)
+    speaker.up()
+    asking, shell = Marked(), SimpleNamespace(rib=speaker.rib, wake=lambda: None)
+    RunningSpeaker.refresh_requested(cast(RunningSpeaker, shell), cast(Peer, asking), V4)
+    assert asking.answers == []
+    speaker.end_of_rib("Global_1", V4)
+    for family in (V4, V6):
+        RunningSpeaker.refresh_requested(cast(RunningSpeaker, shell), cast(Peer, asking), family)
+    assert asking.answers == [V4]
 
 
 def prefixes(count: int) -> list[str]:
