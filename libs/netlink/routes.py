@@ -245,9 +245,15 @@ def _decode_hops(data: bytes) -> Iterator[NextHop]:
 
 
 def list_routes(
-    netlink: NetlinkSocket, *, protocol: int = 0, table: int = TABLE_MAIN, families: Iterable[int] = (4, 6)
+    netlink: NetlinkSocket,
+    *,
+    protocol: int = 0,
+    without: int = 0,
+    table: int = TABLE_MAIN,
+    families: Iterable[int] = (4, 6),
 ) -> list[Route]:
-    """Routes of one table; protocol 0: of all protocols. The kernel filters where it can: that makes it fast."""
+    """Routes of one table; protocol 0: of all protocols. The kernel filters where it can: that makes it fast. without:
+    a protocol whose routes, maybe very many, are not even decoded."""
     found = []
     for version in families:
         body = RTMSG.pack(FAMILIES[version], 0, 0, 0, min(table, 255), protocol, 0, 0, 0) + u32(_TABLE, table)
@@ -256,7 +262,10 @@ def list_routes(
         except ObjectNotFound:  # a table that nobody has put a route in yet
             continue
         for kind, reply in replies:
-            if kind != RTM_NEWROUTE or RTMSG.unpack_from(reply)[8] & RTM_F_CLONED:
+            if kind != RTM_NEWROUTE:
+                continue
+            head = RTMSG.unpack_from(reply)
+            if head[8] & RTM_F_CLONED or (without and head[5] == without):
                 continue
             route = decode_route(reply)
             if route.table == table and protocol in (0, route.protocol):

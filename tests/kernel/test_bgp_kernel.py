@@ -138,6 +138,25 @@ async def test_next_hop_that_moves_takes_its_routes_along(space: netns.Namespace
         await until(lambda: "10.65.2.0/26" not in side.routes(), "the next hop cannot be reached")
 
 
+async def test_route_that_covers_its_own_next_hop_stays(space: netns.Namespace) -> None:
+    """By others' routes alone is its next hop reached, so it does not take the ground from under itself."""
+    async with running(space) as side:
+        space.run("ip", "route", "add", "default", "via", "10.9.1.7", "metric", "20000")
+        side.tell("172.20.0.0/16", "10.65.2.0/26", via="172.20.0.9")
+        for number in range(3):
+            space.run("ip", "route", "add", f"10.77.{number}.0/24", "via", "10.9.1.7")  # looks again at next hops
+            side.tell(f"10.65.3.{number}/32")
+            await until(lambda n=number: f"10.65.3.{n}" in side.routes(), "all that came before is in the kernel")  # type: ignore[misc]
+            states, _ = side.kernel.next_hops.look_again(side.rib.next_hops())
+            assert states == {}
+            assert side.routes()["172.20.0.0/16"] == side.routes()["10.65.2.0/26"] == "10.9.1.7 vc"
+        space.run("ip", "route", "add", "172.20.0.0/24", "via", "10.9.0.7", "metric", "50")
+        await until(lambda: side.routes().get("10.65.2.0/26") == "10.9.0.7 va", "the others' longest")
+        space.run("ip", "route", "del", "172.20.0.0/24")
+        space.run("ip", "route", "del", "default")
+        await until(lambda: "10.65.2.0/26" not in side.routes(), "the next hop cannot be reached")
+
+
 async def test_route_of_another_program_stays_and_ours_waits(space: netns.Namespace) -> None:
     async with running(space) as side:
         metric = str(2147483647 - 100)

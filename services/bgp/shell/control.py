@@ -7,10 +7,11 @@ POST /refresh?peer=NAME          POST /reset?peer=NAME&message=TEXT
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from ipaddress import ip_network
 from pathlib import Path
@@ -27,6 +28,8 @@ from services.bgp.shell import report
 from services.bgp.shell.speaker import Speaker
 
 log = logging.getLogger(__name__)
+
+ROWS = 500  # of a table between two turns of the event loop
 
 
 class Control:
@@ -92,10 +95,10 @@ class Control:
             raise web.HTTPBadRequest(text="table is one of loc, in, out")
         family = _family(request)
         try:
-            rows = list(report.rib(speaker, family=family, table=table, peer=request.query.get("peer", "")))
+            rows = await _in_turns(report.rib(speaker, family=family, table=table, peer=request.query.get("peer", "")))
         except KeyError as error:
             raise web.HTTPNotFound(text=_no_peer(speaker, str(error.args[0]))) from error
-        return _json(rows)
+        return web.Response(body=msgspec.json.encode(rows), content_type="application/json")
 
     async def _explain(self, request: web.Request) -> web.Response:
         text = request.query.get("prefix", "")
@@ -124,6 +127,16 @@ class Control:
             raise web.HTTPNotFound(text=_no_peer(speaker, name))
         peer.reset(request.query.get("message", ""))
         return _json({"reset": name})
+
+
+async def _in_turns(found: Iterable[Any]) -> list[Any]:
+    """Rows of a large table, made a few at a time: keepalives and UPDATEs go on in between."""
+    rows: list[Any] = []
+    for row in found:
+        rows.append(row)
+        if len(rows) % ROWS == 0:
+            await asyncio.sleep(0)
+    return rows
 
 
 def _family(request: web.Request) -> Family:

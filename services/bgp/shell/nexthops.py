@@ -1,23 +1,28 @@
 """Next hops as the kernel's own routes lead to them: asked when first seen, asked again when something changed there.
 
-A next hop that is reached by a route of ours does not count: it would hang on itself.
+Routes of ours do not count: a next hop that is reached by one would hang on itself, and a route that covers its own
+next hop would come and go for ever. Where the kernel would take one, the best of the others' routes decides.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from functools import lru_cache
 from ipaddress import ip_address
 from pathlib import Path
 
 from libs.netlink.links import list_links
-from libs.netlink.routes import PROTOCOL_BGP, UNICAST, NextHop, Route, lookup
+from libs.netlink.routes import PROTOCOL_BGP, UNICAST, NextHop, Route, list_routes, lookup
 from libs.netlink.socket import NETLINK_ROUTE, NetlinkSocket
+from services.bgp.core.paths import IPAddress
 from services.bgp.core.rib.fib import Hop
 from services.bgp.core.rib.path import NextHopState
 
 UNREACHABLE = NextHopState(reachable=False)
 TUNNEL = "tunl0"
+
+log = logging.getLogger(__name__)
 
 
 class NextHops:
@@ -29,6 +34,8 @@ class NextHops:
         self.by_gateway: frozenset[bytes] = frozenset()  # peers to whom a route of ours leads because settings say so
         self._tunnel: int | None = None
         self._known: dict[bytes, tuple[NextHopState, NextHop | None]] = {}
+        self._others: list[Route] = []  # all routes but ours, as listed when one was needed
+        self._others_listed = False  # since the last `look_again`
         self.links_changed()
 
     def links_changed(self) -> None:
@@ -46,6 +53,7 @@ class NextHops:
         """Asks for all of these; (states that changed, those to which packets go another way now). Others are
         forgotten."""
         before, self._known = self._known, {}
+        self._others_listed = False
         states, moved = {}, set()
         for address in addresses:
             self._known[address] = now = self._ask(address)
@@ -68,18 +76,28 @@ class NextHops:
             return UNREACHABLE, None
         address = _address(packed)
         route = lookup(self._netlink, address)
-        if route is None or not _leads(route, ours=packed in self.by_gateway):
+        if route is not None and route.protocol == PROTOCOL_BGP and packed not in self.by_gateway:
+            route = self._without_ours(address)
+        if route is None or route.type != UNICAST or not route.hops:
             return UNREACHABLE, None
         way = route.hops[0]
         state = NextHopState(True, route.metric, self.names.get(way.oif, ""))
         return state, NextHop(way.oif, way.gateway or address, onlink=way.onlink)
 
+    def _without_ours(self, address: IPAddress) -> Route | None:
+        """The route that would be taken if there were none of protocol 81: the longest, of these the first by
+        metric."""
+        if not self._others_listed:
+            try:
+                self._others = list_routes(self._netlink, without=PROTOCOL_BGP)
+            except OSError as error:  # it changes all the time: what was listed before is nearly right
+                log.warning("routes not listed", extra={"error": str(error)})
+            self._others_listed = True
+        covering = [one for one in self._others if one.dst.version == address.version and address in one.dst]
+        return max(covering, key=lambda one: (one.dst.prefixlen, -one.metric), default=None)
+
     def close(self) -> None:
         self._netlink.close()
-
-
-def _leads(route: Route, *, ours: bool) -> bool:
-    return route.type == UNICAST and bool(route.hops) and (ours or route.protocol != PROTOCOL_BGP)
 
 
 _address = lru_cache(maxsize=4096)(ip_address)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from heapq import nsmallest
 from ipaddress import IPv4Address, ip_address
 from typing import Any
 
@@ -57,7 +58,7 @@ def peer_state(speaker: Speaker, peer: Peer) -> told.Peer:
         last_error_at=_ago(status.last_error_at) if status.last_error_at is not None else "",
         detail="" if peer.up else peer.held_down or status.last_error or "not connected yet",
         received=sum(count.received for count in counts),
-        accepted=sum(1 for one in Family for _, path in speaker.rib.received(peer.name, one) if path.rejected is None),
+        accepted=sum(count.accepted for count in counts),
         advertised=sum(count.advertised for count in counts),
         negotiated=_negotiated(status.negotiated) if status.negotiated else None,
         interface=settings.interface,
@@ -81,8 +82,9 @@ def _negotiated(agreed: Negotiated) -> told.Negotiated:
 
 def _routes(speaker: Speaker, limit: int) -> Iterator[told.Route]:
     for family in Family:
-        for prefix in in_order(family, speaker.rib.prefixes(family))[:limit]:
-            best = next((p for p in speaker.rib.explain(family, prefix).paths if p.rejected is None), None)
+        for prefix in nsmallest(min(limit, told.ROUTES_LIMIT), speaker.rib.prefixes(family), key=_order(family)):
+            found = speaker.rib.explain(family, prefix, told=False)
+            best = next((path for path in found.paths if path.rejected is None), None)
             if best is not None:
                 yield _route(speaker, family, prefix, best)
 
@@ -106,7 +108,11 @@ def _route(speaker: Speaker, family: Family, prefix: Nlri, best: PathExplanation
 
 
 def in_order(family: Family, prefixes: list[Nlri]) -> list[Nlri]:
-    return sorted(prefixes, key=lambda prefix: (prefix[1:].ljust(family.octets, b"\0"), prefix[0]))
+    return sorted(prefixes, key=_order(family))
+
+
+def _order(family: Family) -> Callable[[Nlri], tuple[bytes, int]]:
+    return lambda prefix: (prefix[1:].ljust(family.octets, b"\0"), prefix[0])
 
 
 def peers(speaker: Speaker) -> JSON:
@@ -128,7 +134,7 @@ def rib(speaker: Speaker, *, family: Family, table: str, peer: str) -> Iterator[
     """table: `loc` every path, `in` those of a peer as received, `out` what a peer was told. Raises KeyError."""
     if table == "loc":
         for prefix in in_order(family, speaker.rib.prefixes(family)):
-            for one in speaker.rib.explain(family, prefix).paths:
+            for one in speaker.rib.explain(family, prefix, told=False).paths:
                 yield {"prefix": str(network(family, prefix)), **_explained(one)}
         return
     if peer not in {one.name for one in speaker.all_peers()}:

@@ -133,6 +133,7 @@ class Speaker:
                 peer.start()
         for peer in self.dynamic.values():
             peer.update(peer.settings, self._secret(peer.settings))
+        self.rib.hold_down(name for name, peer in self.peers.items() if peer.held_down)
 
     def _make(self, settings: PeerSettings, secret: Password) -> Peer:
         dynamic = settings.name not in {peer.name for peer in self.settings.peers}
@@ -241,6 +242,7 @@ class Speaker:
             addresses={**own, **peer.local_addresses},
             graceful=frozenset(negotiated.families) if negotiated.expects_end_of_rib else frozenset(),
             preserved=negotiated.forwarding,
+            restarting=negotiated.peer_restarting,
             restart_time_s=negotiated.restart_time_s or 0,
             long_lived=dict(negotiated.long_lived),
         )
@@ -258,6 +260,8 @@ class Speaker:
         self.wake()
 
     def refresh_requested(self, peer: Peer, family: Family) -> None:
+        if not self.rib.sweep_allowed(family):
+            return  # after our own restart: nothing is told yet, and all of it will be
         peer.answer_refresh(family)
         self.rib.refresh(peer.name, family)
         self.wake()

@@ -195,8 +195,10 @@ class Group:
         return had
 
     def refresh(self, name: str) -> None:
-        """Everything again (RFC 2918). What is still in the row comes after it and brings it up to date once more."""
-        self._tell_all(self.members[name], ())
+        """Everything again (RFC 2918). What is still in the row comes after it and brings it up to date once more.
+        Whoever asks again before it has begun to take the last answer gets that one."""
+        if not self.members[name].own:
+            self._tell_all(self.members[name], ())
 
     def _tell_all(self, member: Member, had: Iterable[Nlri]) -> None:
         whole = self._whole() if self._whole is not None else None

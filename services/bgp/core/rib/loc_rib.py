@@ -142,6 +142,17 @@ class LocRib:
                     mine.discard(prefix)
                 dirty[prefix] = None
 
+    def accepted(self, peer: Peer, family: Family) -> int:
+        """How many paths of a peer import policy has not rejected. Written for a whole table: it is counted on the
+        event loop."""
+        count = 0
+        for entry in map(self.tables[family].__getitem__, peer.prefixes[family]):
+            if isinstance(entry, Path):
+                count += entry.rejected is None
+            else:
+                count += sum(path.source is peer and path.rejected is None for path in entry)
+        return count
+
     def best(self, family: Family, prefixes: Iterable[Nlri]) -> dict[Path | None, list[Nlri]]:
         """Prefixes by their best path, under None those that have none that could be used."""
         found: defaultdict[Path | None, list[Nlri]] = defaultdict(list)

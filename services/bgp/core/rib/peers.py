@@ -20,7 +20,8 @@ class Session:
 
     remote_as, remote_id: from its OPEN. addresses: ours towards it, packed, by family: the next hops that stand for us.
     graceful: families it sends End-of-RIB for (RFC 4724). preserved: those whose forwarding state it kept over its
-    restart. restart_time_s: how long it may stay away. long_lived: seconds by family (RFC 9494), of those both sides
+    restart. restarting: it is just back itself, and tells nothing before we have told it ours or its patience is over.
+    restart_time_s: how long it may stay away. long_lived: seconds by family (RFC 9494), of those both sides
     announced.
     """
 
@@ -30,6 +31,7 @@ class Session:
     addresses: Mapping[Family, bytes] = field(default_factory=dict)
     graceful: frozenset[Family] = frozenset()
     preserved: frozenset[Family] = frozenset()
+    restarting: bool = False
     restart_time_s: float = 120
     long_lived: Mapping[Family, float] = field(default_factory=dict)
 

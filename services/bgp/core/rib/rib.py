@@ -30,7 +30,7 @@ from services.bgp.core.rib.outgoing import Exporter, Terms, keeps_next_hop
 from services.bgp.core.rib.path import NextHop, NextHopState, Path, Preference, Source
 from services.bgp.core.rib.peers import Identity, Peer, Session
 from services.bgp.core.rib.table import of_source, paths_of
-from services.bgp.core.settings import Originated, PeerSettings, SpeakerSettings
+from services.bgp.core.settings import Originated, PeerKind, PeerSettings, SpeakerSettings
 
 STALE_PATH_TIME_S = 360.0
 """How long stale paths wait for End-of-RIB once their peer is back (FRR's default; RFC 4724 section 4.2 asks for a
@@ -39,10 +39,11 @@ limit)."""
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Of one peer and family: prefixes received (rejected ones too) and advertised; End-of-RIB seen; stale paths
-    kept."""
+    """Of one peer and family: prefixes received (rejected ones too) and advertised; paths that import policy took;
+    End-of-RIB seen; stale paths kept."""
 
     received: int
+    accepted: int
     advertised: int
     end_of_rib: bool
     stale: bool
@@ -75,6 +76,8 @@ class Rib:
         self._kernel_routes: dict[tuple[Family, Nlri], Originated] = {}
         self._deferred = set(Family) if deferral_s is not None else set()
         self._deferred_until = now + (deferral_s or 0.0)
+        self._now = now  # the latest that anybody said
+        self._held_down: frozenset[str] = frozenset()
         self._originate(settings.originated)
         self._end_deferral(now)
 
@@ -127,6 +130,12 @@ class Rib:
             peer.up = False
         for family in Family:
             self._loc.remove_all(peer, family)
+        self._end_deferral(self._now)
+
+    def hold_down(self, names: Iterable[str]) -> None:
+        """The peers, all of them, with whom there are no sessions for the time being: nobody waits for those."""
+        self._held_down = frozenset(names)
+        self._end_deferral(self._now)
 
     def receive(self, name: str, changes: Iterable[Change], now: float = 0.0) -> None:
         """What a peer's UPDATE says, as decoded."""
@@ -224,6 +233,7 @@ class Rib:
             if kernel_part(before) != kernel_part(settings):
                 self._fibs[family].configure(settings)
                 self._fibs[family].mark(self._loc.tables[family])
+        self._end_deferral(self._now)
 
     # --- what goes out ---
 
@@ -268,11 +278,13 @@ class Rib:
 
     # --- for people ---
 
-    def explain(self, family: Family, prefix: Nlri) -> Explanation:
-        """Everything about one prefix (exactly that one)."""
+    def explain(self, family: Family, prefix: Nlri, *, told: bool = True) -> Explanation:
+        """Everything about one prefix (exactly that one). told: also what each peer is told of it, which costs most
+        where peers are many."""
         self._flush(family)
         entry = self._loc.tables[family].get(prefix)
-        return explain(family, prefix, entry, self._fibs[family].installed.get(prefix), self._joined[family])
+        groups = self._joined[family] if told else {}
+        return explain(family, prefix, entry, self._fibs[family].installed.get(prefix), groups)
 
     def prefixes(self, family: Family) -> list[Nlri]:
         """All of which there is a path, rejected ones included; in no order."""
@@ -299,6 +311,7 @@ class Rib:
         peer, group = self._peers.get(name), self._joined[family].get(name)
         return Counts(
             received=len(peer.prefixes[family]) if peer is not None else 0,
+            accepted=self._loc.accepted(peer, family) if peer is not None else 0,
             advertised=group.count(name) if group is not None else 0,
             end_of_rib=peer is not None and family in peer.end_of_rib,
             stale=peer is not None and family in peer.stale_until,
@@ -480,6 +493,7 @@ class Rib:
     # --- our own restart ---
 
     def _end_deferral(self, now: float) -> None:
+        self._now = now = max(now, self._now)
         for family in list(self._deferred):
             if now >= self._deferred_until or self._heard_all(family):
                 self._deferred.discard(family)
@@ -488,9 +502,13 @@ class Rib:
                         self._join(peer, family, greet=True)
 
     def _heard_all(self, family: Family) -> bool:
-        """Has every peer that restarts gracefully sent all it has, or said that it will not say when."""
+        """Has every peer that restarts gracefully sent all it has, or said that it will not say when. Not waited for:
+        those that are back from a restart themselves (RFC 4724 section 4.1: they wait for us), those held down, and
+        workloads, which may begin long after their node."""
         for settings in self.settings.peers:
-            if settings.prefix is not None or settings.restart_time_s is None:
+            if settings.prefix is not None or settings.restart_time_s is None or settings.name in self._held_down:
+                continue
+            if settings.kind is PeerKind.LOCAL_WORKLOAD:
                 continue
             if settings.families and family not in settings.families:
                 continue
@@ -499,6 +517,8 @@ class Rib:
             peer = self._peers.get(settings.name)
             if peer is None or not peer.up or peer.session is None:
                 return False
+            if peer.session.restarting:
+                continue
             if family in peer.session.families & peer.session.graceful and family not in peer.end_of_rib:
                 return False
         return True

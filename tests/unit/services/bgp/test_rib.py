@@ -13,7 +13,7 @@ from services.bgp.core.rib.decision import Reason
 from services.bgp.core.rib.outgoing import Out, Withheld
 from services.bgp.core.rib.path import NextHop, Path, Rejected
 from services.bgp.core.rib.rib import STALE_PATH_TIME_S
-from services.bgp.core.settings import NextHopMode, Originated, PeerSettings
+from services.bgp.core.settings import NextHopMode, Originated, PeerKind, PeerSettings
 from services.bgp.core.wire.context import Context
 from tests.unit.services.bgp.speakers import (
     AS,
@@ -344,6 +344,26 @@ def test_refresh_tells_everything_again() -> None:
     assert speaker.views["Global_2"].ends == [V4, V6]
 
 
+def test_refreshes_of_who_takes_nothing_are_one() -> None:
+    """Each would be a copy of the table otherwise. One that is asked for while the last is being told is answered."""
+    speaker = reflector(client(1), client(2))
+    speaker.tell("Global_1", internal(), ROUTE)
+    speaker.read("Global_2")
+    for med in range(5):
+        speaker.tell("Global_1", internal(med=med), "10.6.0.0/16")
+        speaker.rib.has_messages("Global_2")
+        speaker.rib.refresh("Global_2", V4)
+    assert speaker.read("Global_2")["10.6.0.0/16"].med == 4
+    told = [prefix for reached in speaker.views["Global_2"].reached for prefix in reached]
+    assert told.count(key(ROUTE)) == 2
+    speaker.rib.refresh("Global_2", V4)
+    speaker.views["Global_2"].feed(speaker.rib.take_messages("Global_2", 1))
+    speaker.rib.refresh("Global_2", V4)
+    speaker.read("Global_2")
+    told = [prefix for reached in speaker.views["Global_2"].reached for prefix in reached]
+    assert told.count(key(ROUTE)) == 4
+
+
 def test_long_attributes_that_leave_no_room_withdraw() -> None:
     """The peer must not keep what was there before (RFC 8654 section 4)."""
     speaker = reflector(client(1), client(2))
@@ -525,6 +545,43 @@ def test_own_restart_does_not_wait_for_who_sends_no_end_of_rib() -> None:
     assert not speaker.rib.sweep_allowed(V4)
     speaker.up("Global_2", graceful=frozenset())
     assert speaker.rib.sweep_allowed(V4)
+
+
+def test_speakers_that_restart_together_do_not_wait_for_each_other() -> None:
+    """RFC 4724 section 4.1: not for a peer that says it is restarting; and it gets what we have, End-of-RIB too."""
+    speaker = Speaker(client(1), client(2), deferral_s=100.0, cluster_id=7)
+    speaker.up("Global_1", restarting=True)
+    assert not speaker.rib.sweep_allowed(V4)
+    speaker.up("Global_2")
+    assert not speaker.rib.sweep_allowed(V4)
+    speaker.end_of_rib("Global_2")
+    assert speaker.rib.sweep_allowed(V4)
+    speaker.read("Global_1")
+    assert speaker.views["Global_1"].ends == [V4, V6]
+
+
+def test_own_restart_does_not_wait_for_who_never_comes() -> None:
+    """Held down for want of a password, taken out of the settings, or a workload's."""
+    workload = replace(client(3), kind=PeerKind.LOCAL_WORKLOAD)
+    speaker = Speaker(client(1), client(2), workload, deferral_s=100.0, cluster_id=7)
+    speaker.up("Global_1")
+    speaker.end_of_rib("Global_1")
+    assert not speaker.rib.sweep_allowed(V4)
+    speaker.rib.hold_down(["Global_2"])
+    assert speaker.rib.sweep_allowed(V4)
+    speaker.read("Global_1")
+    assert speaker.views["Global_1"].ends == [V4, V6]
+
+
+def test_settings_without_the_peer_that_is_missing_end_the_wait() -> None:
+    speaker = Speaker(client(1), client(2), deferral_s=100.0, cluster_id=7)
+    speaker.up("Global_1")
+    speaker.end_of_rib("Global_1")
+    assert not speaker.rib.sweep_allowed(V4)
+    speaker.rib.configure(replace(speaker.settings, peers=(client(1),)))
+    assert speaker.rib.sweep_allowed(V4)
+    speaker.read("Global_1")
+    assert speaker.views["Global_1"].ends == [V4, V6]
 
 
 def test_own_restart_without_peers_is_no_wait() -> None:
