@@ -28,12 +28,20 @@ R = TypeVar("R", bound=Resource)
 class Mirror:
     """changed: called with the kinds that a batch of changes touched, after it was taken in; the first time with all.
 
+    keep: which resources are held, all by default; changes of others are not told.
+
     A value that cannot be read is not among the resources; `unreadable` tells of it, because "there is one that we do
     not understand" must not lead to what "there is none" leads to.
     """
 
     def __init__(
-        self, store: Store, kinds: Iterable[str], changed: Callable[[frozenset[str]], None], random: Random
+        self,
+        store: Store,
+        kinds: Iterable[str],
+        changed: Callable[[frozenset[str]], None],
+        random: Random,
+        *,
+        keep: Callable[[Resource], bool] = lambda resource: True,
     ) -> None:
         self.kinds = frozenset(kinds)
         self.revision = 0  # up to which everything is in; 0 before the first listing
@@ -41,6 +49,7 @@ class Mirror:
         (only,) = self.kinds if len(self.kinds) == 1 else ("",)
         self._prefix = keys.resource_prefix(only) if only else keys.RESOURCES  # one watch for all: one revision
         self._changed = changed
+        self._keep = keep
         self._backoff = Backoff(random, first_s=0.2, cap_s=5.0)
         self._held: dict[str, dict[keys.ResourceKey, Resource]] = {kind: {} for kind in self.kinds}
         self._bad: dict[str, dict[keys.ResourceKey, str]] = {kind: {} for kind in self.kinds}
@@ -104,20 +113,24 @@ class Mirror:
                 await self._told(batch.revision, frozenset(touched))
 
     def _take(self, key: str, kv: KeyValue | None) -> str | None:
-        """The kind that changed, None when it is none of ours."""
+        """The kind that changed, None when it is none of ours, or only what is not held."""
         parsed = keys.parse_key(key)
         if not isinstance(parsed, keys.ResourceKey) or parsed.kind not in self.kinds:
             return None
         held, bad = self._held[parsed.kind], self._bad[parsed.kind]
-        held.pop(parsed, None)
-        bad.pop(parsed, None)
+        touched = held.pop(parsed, None) is not None
+        touched |= bad.pop(parsed, None) is not None
         if kv is not None:
             try:
-                held[parsed] = model.from_storage(key, kv.value, kv.mod_revision)
+                resource = model.from_storage(key, kv.value, kv.mod_revision)
+                if self._keep(resource):
+                    held[parsed] = resource
+                    touched = True
             except model.DecodeError as error:
                 bad[parsed] = str(error)
+                touched = True
                 log.error("bad value", extra={"key": key, "rev": kv.mod_revision, "error": str(error)})
-        return parsed.kind
+        return parsed.kind if touched else None
 
     async def _told(self, revision: int, kinds: frozenset[str]) -> None:
         async with self._moved:

@@ -102,7 +102,7 @@ async def before_create(client: ResourceClient, resource: Resource) -> list[Comp
     if isinstance(resource, BGPPeer):
         await _check_filters(client, resource)
     if isinstance(resource, ROUTE_OWNERS):
-        await _check_route_owners(client, resource)
+        await _check_route_owners(client, resource, None)
     return []
 
 
@@ -113,7 +113,7 @@ async def before_update(client: ResourceClient, resource: Resource, current: Res
     if isinstance(resource, BGPPeer):
         await _check_filters(client, resource)
     if isinstance(resource, ROUTE_OWNERS):
-        await _check_route_owners(client, resource)
+        await _check_route_owners(client, resource, current)
 
 
 async def before_delete(client: ResourceClient, identity: Identity) -> None:
@@ -143,8 +143,22 @@ async def _check_filters(client: ResourceClient, peer: BGPPeer) -> None:
 # --- who programs routes to other nodes' blocks ----------------------------------------------------------------------
 
 
-async def _check_route_owners(client: ResourceClient, resource: FelixConfiguration | BGPConfiguration) -> None:
+def _selects_route_owner(resource: Resource | None) -> bool:
+    """bgp knows only the configurations of the cluster and of nodes by name, so it would not follow."""
+    return isinstance(resource, FelixConfiguration) and bool(
+        resource.spec.node_selector and resource.spec.program_cluster_routes
+    )
+
+
+async def _check_route_owners(
+    client: ResourceClient, resource: FelixConfiguration | BGPConfiguration, current: Resource | None
+) -> None:
     identity = codec.identity(resource)
+    if _selects_route_owner(resource):
+        if not _selects_route_owner(current):
+            reason = "must not be set together with nodeSelector: it belongs to `default` or `node.<name>`"
+            raise ValidationError(identity, [FieldProblem("spec.programClusterRoutes", reason)])
+        return
     if problems := await _route_owners(client, identity, resource.spec.program_cluster_routes or ""):
         raise ValidationError(identity, [FieldProblem("spec.programClusterRoutes", text) for text in problems])
 
@@ -156,7 +170,7 @@ async def _route_owners(client: ResourceClient, changed: Identity, value: str) -
     felix: dict[str, str] = {}
     bgp: dict[str, str] = {}
     for item in (*(await client.list("FelixConfiguration")).items, *(await client.list("BGPConfiguration")).items):
-        if isinstance(item, ROUTE_OWNERS) and item.spec.program_cluster_routes:
+        if isinstance(item, ROUTE_OWNERS) and item.spec.program_cluster_routes and not _selects_route_owner(item):
             found = felix if isinstance(item, FelixConfiguration) else bgp
             found[item.metadata.name] = item.spec.program_cluster_routes
     before = set(conflicts.route_owners(felix, bgp))

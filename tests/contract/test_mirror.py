@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from random import Random
 
@@ -11,6 +11,7 @@ import pytest
 
 from libs import model
 from libs.model import keys
+from libs.model.base import Resource
 from libs.resources.mirror import Mirror
 from libs.store import Store
 from libs.testkit.servers import EtcdServer
@@ -32,17 +33,17 @@ async def backend(request: pytest.FixtureRequest) -> AsyncIterator[Backend]:
 
 
 class Followed:
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, keep: Callable[[Resource], bool]) -> None:
         self.told: list[frozenset[str]] = []
-        self.mirror = Mirror(store, ("Node", "HostEndpoint"), self.told.append, Random(7))
+        self.mirror = Mirror(store, ("Node", "HostEndpoint"), self.told.append, Random(7), keep=keep)
 
     def names(self) -> list[str]:
         return [one.metadata.name for one in self.mirror.of(model.Node)]
 
 
 @asynccontextmanager
-async def following(store: Store) -> AsyncIterator[Followed]:
-    made = Followed(store)
+async def following(store: Store, keep: Callable[[Resource], bool] = lambda resource: True) -> AsyncIterator[Followed]:
+    made = Followed(store, keep)
     task = asyncio.create_task(made.mirror.run(), name="mirror")
     try:
         yield made
@@ -77,6 +78,31 @@ async def test_it_holds_what_there_is_and_what_comes_and_nothing_else(backend: B
         assert deleted is not None
         await mirror.reached(deleted)
         assert followed.names() == ["a"]
+
+
+async def test_what_is_not_to_be_kept_is_neither_held_nor_told(backend: Backend) -> None:
+    other = backend.other()
+
+    async def put_node(name: str, owner: str) -> int:
+        return await other.put(*value("Node", name, {}, labels={"owner": owner}))
+
+    await put_node("a", "me")
+    await put_node("b", "you")
+    async with following(backend.store(), lambda one: one.metadata.labels.get("owner") == "me") as followed:
+        mirror = followed.mirror
+        await eventually(lambda: mirror.in_sync)
+        assert followed.names() == ["a"]
+        await mirror.reached(await put_node("b", "you"))
+        await mirror.reached(await put_node("c", "you"))
+        assert len(followed.told) == 1, "others' changes are nobody's news"
+        await mirror.reached(await put_node("c", "me"))
+        assert followed.names() == ["a", "c"]
+        await mirror.reached(await put_node("a", "you"))
+        assert followed.names() == ["c"]
+        deleted = await other.delete(keys.resource_key("Node", "b"))
+        assert deleted is not None
+        await mirror.reached(deleted)
+        assert followed.told[1:] == [frozenset({"Node"})] * 2
 
 
 async def test_a_value_that_cannot_be_read_is_there_and_yet_none(backend: Backend) -> None:

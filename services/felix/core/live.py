@@ -154,6 +154,11 @@ def effective(
             own = _layer(name, resource.spec, problems) | ours
         elif matches and (oldest is None or (created, name) < oldest):
             oldest, selected = (created, name), _layer(name, resource.spec, problems) | ours
+    if (ignored := selected.pop("program_cluster_routes", None)) is not None:  # bgp does not know of this layer
+        problems.append(
+            f"programClusterRoutes ({ignored.source}): has no effect together with nodeSelector; it belongs to"
+            f" `default` or `node.{node}`"
+        )
     from_environment = {name: Setting(text, ENVIRONMENT) for name, text in (environment or {}).items()}
     settings = _merge([default, selected, own, from_environment], start or RulesetOptions(), problems)
     return replace(settings, service_cidrs=_service_cidrs(stored, problems), problems=tuple(problems))

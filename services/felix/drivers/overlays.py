@@ -83,7 +83,7 @@ class OverlayKeeper:
         self._have: dict[str, TunnelDevice] = {}
         self._stale = True  # read the kernel; also set by events while a pass is under way
         self._want: dict[str, TunnelDevice] = {}
-        self._told: tuple[WantedOverlays, OverlaySettings] | None = None
+        self._told: tuple[WantedOverlays, OverlaySettings, int] | None = None  # and the host's MTU
         self._ends: set[RemoteEnd] = set()  # that the two reconcilers were told of
         self._indexes: dict[str, int] = {}  # of the devices that they were told for
         self._dirty = True
@@ -100,12 +100,13 @@ class OverlayKeeper:
         """(whether a device is new or another now, or has other addresses, object → reason for what could not be made).
         Removes nothing but addresses.
         """
-        if self._told != (wanted, settings):
-            self._told, self._dirty = (wanted, settings), True
-        if not self._dirty:
-            return False, {}
-        self._dirty, self._unfinished = False, True
         try:
+            told = wanted, settings, self._carriers.underlay_mtu_bytes() if wanted.devices else 0
+            if self._told != told:
+                self._told, self._dirty = told, True
+            if not self._dirty:
+                return False, {}
+            self._dirty, self._unfinished = False, True
             return await self._prepare(wanted, settings)
         except (OSError, ValueError) as error:
             self.resync()

@@ -17,6 +17,7 @@ import msgspec
 from libs.bus import Bus, BusError, wire
 from libs.bus.bgp import State, StateRequest, state_subject
 from libs.model import CalicoNodeStatus
+from libs.model.base import Resource
 from libs.model.bgp import CalicoNodeStatusSpec
 from libs.resources.client import MAX_TRIES, ResourceClient
 from libs.resources.codec import timestamp
@@ -49,7 +50,7 @@ class StatusReporter:
         self._timeout_s = bgp_timeout_s
         self._now = now
         self._resources = ResourceClient(store)
-        self._mirror = Mirror(store, {CalicoNodeStatus.kind}, self._on_change, random)
+        self._mirror = Mirror(store, {CalicoNodeStatus.kind}, self._on_change, random, keep=self._is_mine)
         self._changed = asyncio.Event()
         self._due: dict[str, tuple[CalicoNodeStatusSpec, float]] = {}  # name -> what it asks for, when it is due
 
@@ -63,6 +64,10 @@ class StatusReporter:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._mirror.run(), name="mirror")
             tasks.create_task(self._report(health), name="report")
+
+    def _is_mine(self, resource: Resource) -> bool:
+        """Every node's objects are written in their periods, with all of its routes."""
+        return isinstance(resource, CalicoNodeStatus) and resource.spec.node == self._node
 
     def _on_change(self, kinds: frozenset[str]) -> None:
         self._changed.set()
@@ -93,9 +98,7 @@ class StatusReporter:
     def _take(self, now: float) -> None:
         """One that is new or asks for something else is due at once; our own writes change nothing."""
         wanted = {
-            one.metadata.name: one.spec
-            for one in self._mirror.of(CalicoNodeStatus)
-            if one.spec.node == self._node and one.spec.update_period_seconds
+            one.metadata.name: one.spec for one in self._mirror.of(CalicoNodeStatus) if one.spec.update_period_seconds
         }
         for name in self._due.keys() - wanted.keys():
             del self._due[name]

@@ -158,6 +158,21 @@ def test_g22_a_pair_of_route_owners_with_holes_or_overlaps_is_refused(ctl: Ctl) 
     ctl.apply(owner("FelixConfiguration", "Enabled").replace("spec: {", "spec: {logSeverityScreen: Debug, "))
 
 
+def test_the_owner_of_routes_is_not_chosen_by_labels_as_bgp_would_not_follow(ctl: Ctl) -> None:
+    chosen = owner("FelixConfiguration", "Enabled", "edge").replace("spec: {", "spec: {nodeSelector: has(edge), ")
+    said = ctl.bad("create", "-f", "-", stdin=chosen)
+    assert "spec.programClusterRoutes: must not be set together with nodeSelector" in said
+    ctl.apply(owner("FelixConfiguration", "", "edge").replace("spec: {", "spec: {nodeSelector: has(edge)"))
+    assert "together with nodeSelector" in ctl.bad("apply", "-f", "-", stdin=chosen)
+    # One that was written past the rules keeps nothing else from being changed.
+    spec = model.FelixConfigurationSpec(node_selector="all()", program_cluster_routes="Enabled")
+    metadata = model.ObjectMeta(name="raw", uid="1", creation_timestamp="2026-01-01T00:00:00Z")
+    written = model.FelixConfiguration(metadata=metadata, spec=spec)
+    ctl.run(ctl.client().store.put(*codec.to_storage(written)))
+    ctl.apply(owner("BGPConfiguration", "EnabledNoEncapOnly"))
+    ctl.apply(chosen.replace("edge", "raw").replace("spec: {", "spec: {logSeverityScreen: Debug, "))
+
+
 def test_cidr_and_block_size_of_a_pool_stay(ctl: Ctl) -> None:
     ctl.apply(pool("p", "10.0.0.0/16"))
     assert "spec.cidr: cannot change" in ctl.bad("apply", "-f", "-", stdin=pool("p", "10.1.0.0/16"))

@@ -66,6 +66,22 @@ def test_of_several_selected_ones_the_oldest_counts_and_names_break_the_tie() ->
         assert effective(stored(*configs), "node1", LABELS).log_levels == {"screen": level}
 
 
+def test_the_owner_of_routes_is_not_chosen_by_labels_as_bgp_would_not_follow() -> None:
+    layers = stored(
+        ("default", {"programClusterRoutes": "EnabledNoEncapOnly"}),
+        ("rack-a", {"nodeSelector": "rack == 'a'", "programClusterRoutes": "Enabled", "logSeverityScreen": "Debug"}),
+    )
+    found = effective(layers, "node1", LABELS)
+    assert (found.cluster_routes, found.log_levels) == (ClusterRoutes.NO_ENCAP_ONLY, {"screen": "debug"})
+    assert found.problems == (
+        "programClusterRoutes (rack-a): has no effect together with nodeSelector; it belongs to `default` or "
+        "`node.node1`",
+    )
+    assert effective(layers, "node2", {}).problems == ()
+    layers |= stored(("node.node1", {"programClusterRoutes": "Disabled"}))
+    assert effective(layers, "node1", LABELS).cluster_routes is ClusterRoutes.DISABLED
+
+
 def test_what_cannot_be_read_is_named_and_leaves_the_rest() -> None:
     layers = stored(
         ("default", {"logSeverityScreen": "Loud", "logSeveritySys": "Info", "routeRefreshInterval": "soon"}),

@@ -321,6 +321,15 @@ async def test_the_devices_mtu_follows_the_hosts() -> None:
     assert made.kernel.devices[VXLAN].mtu_bytes == 1350
 
 
+async def test_the_mtu_follows_an_interface_that_carries_no_tunnel_too() -> None:
+    made = stage(POOL4, IPIP_POOL)
+    await made.step()
+    made.carriers.mtu_bytes = 1400  # the driver of interfaces heard of it, and made a pass
+    assert (await made.step())[1] == {}
+    assert {name: device.mtu_bytes for name, device in made.kernel.devices.items()} == {VXLAN: 1350, TUNL: 1380}
+    assert await made.step() == (False, {})
+
+
 @pytest.mark.parametrize(
     ("release", "override", "offload"),
     [("6.1.0", None, True), ("5.4.0-150-generic", None, False), ("5.4.0", False, True), ("6.1.0", True, False)],

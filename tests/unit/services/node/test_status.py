@@ -197,3 +197,31 @@ async def test_what_a_user_changes_meanwhile_is_kept() -> None:
         found = await stage.resources.get("CalicoNodeStatus", "mine")
         assert isinstance(found, model.CalicoNodeStatus)
         assert found.spec.update_period_seconds == 2
+
+
+async def test_of_a_large_cluster_only_the_nodes_own_objects_are_held_and_looked_at() -> None:
+    stage, looks = Stage(), 0
+    take = stage.reporter._take
+
+    def counted(now: float) -> None:
+        nonlocal looks
+        looks += 1
+        take(now)
+
+    stage.reporter._take = counted  # type: ignore[method-assign]
+    await stage.want("mine", 600, "Agent")
+    for number in range(2, 22):
+        await stage.want(f"of-{number}", 10, "Agent", node=f"node{number}")
+    async with stage.running():
+        await stage.until("mine", "NotReady")
+        revision = (await stage.store.status()).revision
+        await eventually(lambda: stage.reporter.mirrored >= revision)
+        before = looks
+        for number in range(2, 22):
+            await stage.want(f"of-{number}", 20, "Agent", node=f"node{number}")
+        revision = (await stage.store.status()).revision
+        await eventually(lambda: stage.reporter.mirrored >= revision)
+        assert looks <= before + 1, "its own write, at most"
+        assert [one.metadata.name for one in stage.reporter._mirror.of(model.CalicoNodeStatus)] == ["mine"]
+        await stage.want("of-2", 10, "Agent")  # another node's becomes ours
+        await stage.until("of-2", "NotReady")
