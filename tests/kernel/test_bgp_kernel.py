@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -155,6 +156,33 @@ async def test_route_that_covers_its_own_next_hop_stays(space: netns.Namespace) 
         space.run("ip", "route", "del", "172.20.0.0/24")
         space.run("ip", "route", "del", "default")
         await until(lambda: "10.65.2.0/26" not in side.routes(), "the next hop cannot be reached")
+
+
+async def test_tunnel_that_comes_late_or_again_is_used(space: netns.Namespace) -> None:
+    """Felix makes tunl0 when it has read its settings, which may be after us. (Any link of that name will do here.)"""
+
+    def make() -> int:
+        space.run("ip", "link", "add", "tunl0", "type", "veth", "peer", "name", "tunl0x")
+        space.run("ip", "link", "set", "tunl0x", "up")
+        space.run("ip", "link", "set", "tunl0", "up")
+        return int(json.loads(space.run("ip", "-j", "link", "show", "tunl0"))[0]["ifindex"])
+
+    overlaid = replace(
+        SETTINGS, pools=(PoolExport(ip_network("10.65.0.0/16"), ipip_mode="Always"),), program_cluster_routes="Enabled"
+    )
+    async with running(space) as side:
+        side.rib.configure(overlaid)
+        side.tell("10.65.2.0/26", "10.65.3.0/26")
+        place = (Family.IPV4, nlri(ip_network("10.65.2.0/26")))
+        await until(lambda: not side.rib.fib_waiting() and place[1] in side.rib.fib(Family.IPV4), "handed out")
+        assert "10.65.2.0/26" not in side.routes()
+        first = make()
+        await until(lambda: side.routes().get("10.65.2.0/26") == "10.9.0.2 tunl0", "now there is a tunnel")
+        space.run("ip", "link", "del", "tunl0")
+        second = make()
+        assert second != first
+        await until(lambda: side.routes().get("10.65.2.0/26") == "10.9.0.2 tunl0", "by the new tunnel")
+        await until(lambda: "10.65.3.0/26" in side.routes(), "all of them")
 
 
 async def test_route_of_another_program_stays_and_ours_waits(space: netns.Namespace) -> None:

@@ -274,7 +274,8 @@ class Kernel:
             self._look = False
             self.next_hops.links_changed()
             states, moved = self.next_hops.look_again(self._rib.next_hops())
-            if moved:
+            if moved or self.next_hops.tunnel_moved:
+                self.next_hops.tunnel_moved = False
                 self.fib.hops_changed()
                 self._resync = True
             if states:

@@ -32,15 +32,19 @@ class NextHops:
         self._netlink = NetlinkSocket(NETLINK_ROUTE, netns)
         self.names: dict[int, str] = {}
         self.by_gateway: frozenset[bytes] = frozenset()  # peers to whom a route of ours leads because settings say so
+        self.tunnel_moved = False  # it came, went, or is another one now: for the owner, who sets it back
         self._tunnel: int | None = None
         self._known: dict[bytes, tuple[NextHopState, NextHop | None]] = {}
         self._others: list[Route] = []  # all routes but ours, as listed when one was needed
         self._others_listed = False  # since the last `look_again`
         self.links_changed()
+        self.tunnel_moved = False
 
     def links_changed(self) -> None:
         self.names = {link.index: link.name for link in list_links(self._netlink)}
+        before = self._tunnel
         self._tunnel = next((index for index, name in self.names.items() if name == TUNNEL), None)
+        self.tunnel_moved |= self._tunnel != before
 
     def resolve(self, address: bytes) -> NextHopState:
         """Asks the kernel; what it says stays known until the next `look_again`."""
