@@ -60,7 +60,11 @@ class Bgp:
             speaker = Speaker(settings, kernel, SecretDirectory(self.config.secrets_dir), Random())
             kernel.on_routes += self.on_routes
             speaker.on_session.append(self._session_changed)
-            await speaker.start()
+            try:
+                await speaker.start()
+            except BaseException:
+                await speaker.stop()  # the next one listens where this one does
+                raise
             self.speaker = speaker
         else:
             await self.speaker.configure(settings)

@@ -54,7 +54,9 @@ class Cluster:
         self._bus, self._node, self._router_id = bus, node, router_id
         self._file = state_dir / FILE
         self._take, self._state = take, state
-        self._good: Tables | None = None
+        self._good: Tables | None = None  # in force
+        self._trying: Tables | None = None  # on their way there
+        self._failed = False  # the last try: what is in force may be a part of it
         self._pending: tuple[Tables, dict[str, str], Apply] | None = None
         self._reported: tuple[Apply, dict[str, str]] | None = None
         self._news = asyncio.Event()
@@ -67,14 +69,18 @@ class Cluster:
     async def start_from_disk(self) -> bool:
         """False when nothing usable is saved: then there are no sessions before typha has been heard."""
         try:
-            self.rev, tables = decode(self._node, await asyncio.to_thread(self._file.read_bytes))
+            rev, tables = decode(self._node, await asyncio.to_thread(self._file.read_bytes))
         except FileNotFoundError:
             return False
         except (OSError, SavedError) as error:
             log.error("last good input not used", extra={"file": str(self._file), "error": str(error)})
             return False
-        self._good = tables
-        await self._take(plan(self._node, tables, router_id=self._router_id))
+        try:
+            await self._take(plan(self._node, tables, router_id=self._router_id))
+        except Exception:  # whatever it is: a service that starts again would only find the same file
+            log.exception("last good input not used", extra={"file": str(self._file)})
+            return False
+        self.rev, self._good = rev, tables
         log.info("started from the last good input", extra={"revision": self.rev})
         return True
 
@@ -94,24 +100,36 @@ class Cluster:
 
     def _on_tables(self, tables: Tables, apply: Apply, _: str | None) -> None:
         """The tables change under us at the next step: `hold` copies them."""
-        kept, problems = hold(tables, self._pending[0] if self._pending is not None else self._good)
+        newest = self._pending[0] if self._pending is not None else self._trying or self._good
+        kept, problems = hold(tables, newest)
         self._pending = (kept, problems, apply)
         self._news.set()
 
     async def _apply_forever(self) -> None:
-        """Only the newest counts: what came while the last was put in force is skipped."""
+        """Only the newest counts: what came while the last was put in force is skipped. What cannot be put in force is
+        reported, and neither kept nor saved: the last good settings stay until something changes."""
         while True:
             await self._news.wait()
             self._news.clear()
             if self._pending is None:
                 continue
             (tables, held, apply), self._pending = self._pending, None
-            if tables != self._good:
-                self._good = tables
+            if tables != self._good or self._failed:
+                self._trying = tables
+                try:
+                    settings = plan(self._node, tables, router_id=self._router_id)
+                    settings.problems.update(held)
+                    await self._take(settings)
+                except Exception as error:
+                    self._failed = True
+                    log.exception("settings not in force, the last good ones stay")
+                    self._reported = (apply, {**held, "speaker": f"settings not in force: {error!r}"})
+                    self._report()
+                    continue
+                finally:
+                    self._trying = None
+                self._good, self._failed = tables, False
                 self._unsaved.set()
-                settings = plan(self._node, tables, router_id=self._router_id)
-                settings.problems.update(held)
-                await self._take(settings)
                 for name, problem in settings.problems.items():
                     log.warning("not in force", extra={"resource": name, "problem": problem})
                 self._reported = (apply, settings.problems)

@@ -1,0 +1,128 @@
+"""The speaker's input, by typha or from disk: what cannot be put in force is reported, and never takes the place of
+what can."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from random import Random
+
+from libs.bus import subjects, wire
+from libs.bus.memory import MemoryBroker
+from libs.feed.delta import Delta
+from libs.feed.feed import Apply
+from libs.policy.output import NodeInfo
+from services.bgp.core.saved import decode, encode
+from services.bgp.core.settings import SpeakerSettings
+from services.bgp.core.tables import Tables
+from services.bgp.shell.cluster import FILE, Cluster
+
+NODE = "node1"
+EPOCH = wire.Epoch("typha-1", 1, 1)
+
+
+def tables(address: str) -> Tables:
+    return Tables(nodes={NODE: NodeInfo(ipv4=address)})
+
+
+GOOD, BETTER, BAD = tables("10.9.0.1/24"), tables("10.9.0.2/24"), tables("garbage")
+
+
+class Side:
+    """A speaker that notes its settings, and what typha is told. refused: the router ids it cannot run with."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.file = state_dir / FILE
+        self.broker = MemoryBroker()
+        self.bus = self.broker.connect("bgp")
+        self.taken: list[str] = []
+        self.refused: set[str] = set()
+        self.reports: list[wire.Applied] = []
+        self.cluster = Cluster(
+            self.bus, NODE, router_id="", state_dir=state_dir, take=self.take, state=lambda _: None, random=Random(1)
+        )
+        typha = self.broker.connect("typha")
+        typha.subscribe(
+            subjects.applied(NODE, subjects.Role.BGP),
+            lambda message: self.reports.append(wire.decoder(wire.Applied).decode(message.data)),
+        )
+
+    async def take(self, settings: SpeakerSettings) -> None:
+        address = str(settings.addresses[0])
+        if address in self.refused:
+            raise RuntimeError(f"no {address} here")
+        self.taken.append(address)
+
+    def hear(self, now: Tables, rev: int) -> None:
+        self.cluster._on_tables(now, Apply(Delta(), rev, rev, EPOCH), None)
+
+    async def failures(self, rev: int) -> dict[str, str]:
+        await until(lambda: bool(self.reports) and self.reports[-1].rev == rev)
+        return self.reports[-1].failures
+
+    def saved(self) -> tuple[int, Tables] | None:
+        return decode(NODE, self.file.read_bytes()) if self.file.exists() else None
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def running(state_dir: Path) -> AsyncIterator[Side]:
+    side = Side(state_dir)
+    task = asyncio.create_task(side.cluster.run())
+    try:
+        yield side
+        assert not task.done(), "it goes on whatever it is told"
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_saved_tables_without_sense_are_no_start(tmp_path: Path) -> None:
+    """Else the service would end at every start, before it could hear of better ones."""
+    side = Side(tmp_path)
+    side.file.write_bytes(encode(NODE, 7, BAD))
+    assert not await side.cluster.start_from_disk()
+    assert (side.cluster.rev, side.taken) == (0, [])
+    side.file.write_bytes(encode(NODE, 8, GOOD))
+    side.refused.add("10.9.0.1")
+    assert not await side.cluster.start_from_disk()
+    side.refused.clear()
+    assert await side.cluster.start_from_disk()
+    assert (side.cluster.rev, side.taken) == (8, ["10.9.0.1"])
+
+
+async def test_tables_without_sense_are_reported_and_not_saved(tmp_path: Path) -> None:
+    async with running(tmp_path) as side:
+        side.hear(GOOD, 1)
+        assert await side.failures(1) == {}
+        await until(lambda: side.saved() == (1, GOOD))
+        side.hear(BAD, 2)
+        assert "garbage" in (await side.failures(2))["speaker"]
+        side.hear(BETTER, 3)
+        assert await side.failures(3) == {}
+        assert side.taken == ["10.9.0.1", "10.9.0.2"]
+        await until(lambda: side.saved() == (3, BETTER))
+
+
+async def test_settings_that_fail_half_way_are_replaced_by_the_last_good_ones(tmp_path: Path) -> None:
+    """When they are told again, though nothing differs from what was in force before."""
+    async with running(tmp_path) as side:
+        side.hear(GOOD, 1)
+        await side.failures(1)
+        await until(lambda: side.saved() == (1, GOOD))
+        side.refused.add("10.9.0.2")
+        side.hear(BETTER, 2)
+        assert "no 10.9.0.2 here" in (await side.failures(2))["speaker"]
+        assert side.saved() == (1, GOOD)
+        side.hear(GOOD, 3)
+        assert await side.failures(3) == {}
+        assert side.taken == ["10.9.0.1", "10.9.0.1"]
