@@ -18,12 +18,12 @@ that is remembered (`turned`) and it gets a withdrawal instead.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 
 from services.bgp.core.paths import Attributes, Nlri
 from services.bgp.core.rib.outgoing import Export, Exporter, Out, Terms
-from services.bgp.core.rib.path import Path, Source
+from services.bgp.core.rib.path import NextHop, Path, Source
 from services.bgp.core.wire.encode import encode_attributes, encode_end_of_rib, encode_reach, encode_unreach
 
 NOBODY = Source("", remote=False)
@@ -96,6 +96,10 @@ class Group:
         """Facts about these paths changed that export policy may have asked for."""
         for path in paths:
             self._exports.pop(path, None)
+
+    def forget_by(self, next_hops: Set[NextHop]) -> None:
+        """The same of every path by these: paths are few where prefixes are many."""
+        self.forget([path for path in self._exports if path.next_hop in next_hops])
 
     def intern(self, attributes: Attributes, source: Source) -> Out:
         key = (attributes, source)

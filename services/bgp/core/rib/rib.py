@@ -29,7 +29,7 @@ from services.bgp.core.rib.loc_rib import LocRib
 from services.bgp.core.rib.outgoing import Exporter, Terms, keeps_next_hop
 from services.bgp.core.rib.path import NextHop, NextHopState, Path, Preference, Source
 from services.bgp.core.rib.peers import Identity, Peer, Session
-from services.bgp.core.rib.table import of_source, paths_of
+from services.bgp.core.rib.table import of_source
 from services.bgp.core.settings import Originated, PeerKind, PeerSettings, SpeakerSettings
 
 STALE_PATH_TIME_S = 360.0
@@ -368,10 +368,8 @@ class Rib:
         for peer in self._peers.values():
             if peer.interfaces_changed(family):
                 self._loc.judge_again(peer, family, prefixes)
-        table = self._loc.tables[family]
-        paths = {path for prefix in prefixes for path in paths_of(table[prefix]) if path.next_hop in turned}
         for group in self._groups[family].values():
-            group.forget(paths)
+            group.forget_by(turned)
 
     # --- this node's own ---
 
