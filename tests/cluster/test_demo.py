@@ -54,7 +54,7 @@ def test_the_example_is_consistent() -> None:
     assert all(len(stage.expected) == 9 * 8 * len(example.ports) for stage in example.stages)
 
 
-@pytest.mark.parametrize("networking", ["none", "vxlan"])
+@pytest.mark.parametrize("networking", ["none", "bgp", "vxlan", "vxlan-crosssubnet"])
 def test_demo_shows_every_cell_as_a_person_expected(env: dict[str, str], tmp_path: Path, networking: str) -> None:
     spaces, devices = namespaces(), links()
     report = tmp_path / "report.json"
@@ -68,6 +68,7 @@ def test_demo_shows_every_cell_as_a_person_expected(env: dict[str, str], tmp_pat
     assert {cell["actual"] for cell in cells} == {"allow", "deny"}
     assert written["times_ms"]["apply to enforcement, median"] > 0
     assert "kill -9 of felix on node2" in written["times_ms"]
+    assert ("kill -9 of bgp on node2" in written["times_ms"]) is (networking == "bgp")
     assert left_behind(spaces, devices) == (set(), set())
 
 
