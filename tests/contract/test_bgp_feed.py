@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from random import Random
 from typing import Any, Self
@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from libs.bus import subjects, wire
-from libs.bus.api import Bus, Msg
+from libs.bus.api import Bus
 from libs.bus.applied import WaitProblem, listening
 from libs.bus.subjects import Role
 from libs.feed.feed import Apply
@@ -21,6 +21,7 @@ from services.bgp.core.plan import plan
 from services.bgp.core.settings import SpeakerSettings
 from services.bgp.core.tables import Tables
 from services.bgp.shell.feed import TablesFeed
+from tests.contract.lossy import Lossy
 from tests.contract.typha_stage import Stage, eventually
 from tests.unit.services.typha.samples import endpoint, policy, value
 
@@ -70,27 +71,6 @@ class Speaker:
     async def reached(self, revision: int, timeout_s: float = 30.0) -> None:
         feed = self.feed.runner.feed
         await eventually(lambda: self.feed.runner.following and feed.rev >= revision, timeout_s, f"revision {revision}")
-
-
-class Lossy:
-    """A bus on which chosen messages to one subscriber are lost."""
-
-    def __init__(self, bus: Bus) -> None:
-        self._bus = bus
-        self.lose: Callable[[Msg], bool] = lambda msg: False
-        self.lost: list[str] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._bus, name)
-
-    def subscribe(self, subject: str, callback: Callable[[Msg], None], queue: str | None = None) -> Any:
-        def deliver(msg: Msg) -> None:
-            if self.lose(msg):
-                self.lost.append(msg.subject)
-            else:
-                callback(msg)
-
-        return self._bus.subscribe(subject, deliver, queue)
 
 
 @pytest_asyncio.fixture

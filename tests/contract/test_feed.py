@@ -13,7 +13,7 @@ import pytest_asyncio
 from prometheus_client import CollectorRegistry
 
 from libs.bus import subjects, wire
-from libs.bus.api import Bus, Msg
+from libs.bus.api import Bus
 from libs.bus.config import BusConfig
 from libs.bus.memory import MemoryBroker
 from libs.bus.nats import connect
@@ -24,29 +24,9 @@ from libs.testkit.servers import NatsServer
 from services.typha.metrics import Metrics
 from services.typha.shell import serve
 from services.typha.shell.serve import Contact, Server
+from tests.contract.lossy import Lossy
 from tests.contract.typha_stage import eventually
 from tests.unit.services.typha.samples import Writer, endpoint, many_nets, network_set, policy
-
-
-class Lossy:
-    """A bus on which chosen messages to one subscriber are lost."""
-
-    def __init__(self, bus: Bus) -> None:
-        self._bus = bus
-        self.lose: Callable[[Msg], bool] = lambda msg: False
-        self.lost: list[str] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._bus, name)
-
-    def subscribe(self, subject: str, callback: Callable[[Msg], None], queue: str | None = None) -> Any:
-        def deliver(msg: Msg) -> None:
-            if self.lose(msg):
-                self.lost.append(msg.subject)
-            else:
-                callback(msg)
-
-        return self._bus.subscribe(subject, deliver, queue)
 
 
 class Pair:
