@@ -27,8 +27,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here in Path(item.fspath).parents:
             item.add_marker(pytest.mark.interop)
-            # They mostly wait for each other's timers: beside other tests, one file at a time.
-            item.add_marker(pytest.mark.xdist_group(f"interop {item.fspath.basename}"))
 
 
 @pytest.fixture
