@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import ClassVar
 
+from libs.testkit.netns import CommandFailed
 from libs.testkit.routers.model import Family, Neighbour, Route, Router, Session
 from libs.testkit.routers.peer import Peer, RouterError, program
 
@@ -58,7 +59,10 @@ class Bird(Peer):
         return self.run(str(program("birdcl")), "-s", str(self.directory / "bird.ctl"), command)
 
     def ready(self) -> bool:
-        return (self.directory / "bird.ctl").exists() and "up and running" in self.birdc("show status")
+        try:  # its socket has a name before anybody listens at it
+            return (self.directory / "bird.ctl").exists() and "up and running" in self.birdc("show status")
+        except CommandFailed:
+            return False
 
     def apply(self) -> None:
         self.write_config()
