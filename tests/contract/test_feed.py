@@ -116,6 +116,7 @@ async def test_lost_content_is_fetched_long_before_the_next_beat_is_due(pair: Ma
     made = await pair()
     # Only what is subscribed to can be lost; the runner does so a turn after the snapshot that calls for it.
     await eventually(lambda: any(".ipset." in subject for subject in made.runner._subscriptions))
+    await made.bus.barrier()  # the server knows of it
     made.bus.lose = lambda msg: ".ipset." in msg.subject
     made.beat_s = 3.0  # 30 ms are what it takes; a loaded machine gets a hundred times that
     for host in range(10, 13):

@@ -323,8 +323,9 @@ def _finished(reading: _Reading, context: Context, *, empty: bool) -> Block:
     fields = reading.fields
     as4_path, as4_aggregator = fields.pop("as4_path", None), fields.pop("as4_aggregator", None)
     aggregator = fields.get("aggregator")
-    if aggregator is not None and aggregator[0] != AS_TRANS and (as4_path is not None or as4_aggregator is not None):
-        # The last to aggregate knew only two octets: what was said in four is older (RFC 6793 section 4.2.3).
+    if aggregator is not None and aggregator[0] != AS_TRANS and as4_aggregator is not None:
+        # The last to aggregate knew only two octets: what was said in four is older (RFC 6793 section 4.2.3). Without
+        # AS4_AGGREGATOR nobody said anything in four: the aggregator's number just fits into two.
         as4_path = as4_aggregator = None
     if aggregator is not None and as4_aggregator is not None:
         fields["aggregator"] = as4_aggregator

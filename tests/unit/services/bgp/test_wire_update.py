@@ -368,6 +368,8 @@ def test_as4_aggregator() -> None:
     attributes = attributes_of(f"{base} c00706 fde8 0a000008", OLD)
     assert attributes.aggregator == (65000, b"\x0a\0\0\x08")
     assert attributes.first_as == 23456
+    alone = f"{ORIGIN} 400204 0201 5ba0 {NEXT_HOP} c01106 0201 000186a0 c00706 fde8 0a000008"
+    assert attributes_of(alone, OLD).first_as == 100000  # its number fits into two octets: nothing is stale
 
 
 def test_to_a_two_octet_peer() -> None:
