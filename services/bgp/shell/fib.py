@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeVar
 
 from libs.netlink.codec import NetlinkError, ObjectExists
 from libs.netlink.fib import FibWriter
-from libs.netlink.routes import PROTOCOL_BGP, NextHop, RouteKey, list_routes
+from libs.netlink.routes import PROTOCOL_BGP, NextHop, list_routes
 from services.bgp.core.paths import Family, Nlri, network, nlri
 from services.bgp.core.rib.fib import FibChange, FibRoute, Hop
 
@@ -120,10 +120,6 @@ class KernelFib:
             await self._drop(family, metric, prefixes)
         return sum(map(len, left.values()))
 
-    async def withdraw_all(self) -> None:
-        for family in Family:
-            await self.sweep(family, {})
-
     async def _put(
         self, family: Family, metric: int, routes: list[tuple[Nlri, tuple[NextHop, ...]]], *, exclusive: bool
     ) -> None:
@@ -163,11 +159,6 @@ class KernelFib:
     def close(self) -> None:
         self._worker.shutdown(wait=True)
         self._writer.close()
-
-
-def place(family: Family, prefix: Nlri, metric: int) -> RouteKey:
-    """Where in the kernel's table a route of ours stands."""
-    return RouteKey(network(family, prefix), 254, metric)
 
 
 def _reason(error: NetlinkError) -> str:

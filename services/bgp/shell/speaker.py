@@ -135,8 +135,7 @@ class Speaker:
             peer.update(peer.settings, self._secret(peer.settings))
         self.rib.hold_down(name for name, peer in self.peers.items() if peer.held_down)
 
-    def _make(self, settings: PeerSettings, secret: Password) -> Peer:
-        dynamic = settings.name not in {peer.name for peer in self.settings.peers}
+    def _make(self, settings: PeerSettings, secret: Password, gone: Callable[[Peer], None] | None = None) -> Peer:
         return Peer(
             settings,
             self.settings.router_id,
@@ -145,7 +144,7 @@ class Speaker:
             secret=secret,
             restart=self._restart,
             hostname=self.settings.node,
-            gone=self._dynamic_gone if dynamic else None,
+            gone=gone,
         )
 
     def _end(self, names: list[str]) -> None:
@@ -184,7 +183,7 @@ class Speaker:
                 log.error("too many dynamic peers", extra={"limit": DYNAMIC_LIMIT})
                 return None
             settings = replace(one, name=f"{one.name}_{address}", address=address, passive=True)
-            peer = self.dynamic[settings.name] = self._make(settings, self._secret(one))
+            peer = self.dynamic[settings.name] = self._make(settings, self._secret(one), self._dynamic_gone)
             peer.start()
             return peer
         return None
