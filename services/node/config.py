@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import socket
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 from libs.runtime.config import RuntimeConfig, setting
-
-NODENAME_FILE = Path("/var/lib/calico/nodename")
+from libs.runtime.nodename import node_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +37,4 @@ class NodeConfig(RuntimeConfig):
     )
 
     def node_name(self) -> str:
-        if self.node:
-            return self.node
-        if NODENAME_FILE.is_file():
-            return NODENAME_FILE.read_text().strip()
-        return socket.gethostname().lower()
+        return node_name(self.node)

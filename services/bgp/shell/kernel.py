@@ -63,7 +63,6 @@ class Kernel:
         self._monitor = Monitor(self._event, (*ROUTES, *LINKS, *ADDRESSES), netns, ignore_port=self.fib.port)
         self._rib: Rib | None = None
         self._owner: Owner | None = None
-        self._names: dict[int, str] = {}
         self._workloads: dict[tuple[Family, Nlri], Originated] = {}
         self._work = asyncio.Event()
         self._settle: asyncio.TimerHandle | None = None
@@ -81,7 +80,7 @@ class Kernel:
         self._owner = owner
         self._monitor.start()
         await self.fib.adopt()
-        self._read_names()
+        self.next_hops.links_changed()
         return any(self.fib.held.values())
 
     def attach(self, rib: Rib) -> None:
@@ -178,10 +177,7 @@ class Kernel:
         if isinstance(event, Lost):
             self._look = self._resync = self._relist = True
         elif isinstance(event.object, Link):
-            if event.gone:
-                self._names.pop(event.object.index, None)
-            else:
-                self._names[event.object.index] = event.object.name
+            self.next_hops.link_changed(event.object.index, "" if event.gone else event.object.name)
             if event.gone or not event.object.up:  # its routes are gone, those of IPv4 without a word
                 for place in [p for p, one in self._workloads.items() if one.interface == event.object.name]:
                     self._drop_workload(place)
@@ -218,7 +214,7 @@ class Kernel:
         """What is announced of a kernel route: that of a workload on this node."""
         if route.protocol not in (PROTOCOL_FELIX, PROTOCOL_BOOT) or route.type != UNICAST or len(route.hops) != 1:
             return None
-        name = self._names.get(route.hops[0].oif, "")
+        name = self.next_hops.names.get(route.hops[0].oif, "")
         if not name.startswith(self._prefixes) or name in self._ignored:
             return None
         return Originated(_family(route), nlri(route.dst), Attributes(), priority=route.metric or None, interface=name)
@@ -235,7 +231,7 @@ class Kernel:
             self._owner.wake()
 
     def _list_workloads(self) -> None:
-        self._read_names()
+        self.next_hops.links_changed()
         found: dict[tuple[Family, Nlri], Originated] = {}
         for protocol in (PROTOCOL_FELIX, PROTOCOL_BOOT):
             for route in list_routes(self._netlink, protocol=protocol):
@@ -246,10 +242,6 @@ class Kernel:
         for place, workload in found.items():
             if self._workloads.get(place) != workload:
                 self._put_workload(place, workload)
-
-    def _read_names(self) -> None:
-        self.next_hops.links_changed()
-        self._names = self.next_hops.names
 
     def _later(self) -> None:
         if self._settle is None:
@@ -272,7 +264,6 @@ class Kernel:
             self._list_workloads()
         if self._look and self._rib is not None and self._owner is not None:
             self._look = False
-            self.next_hops.links_changed()
             states, moved = self.next_hops.look_again(self._rib.next_hops())
             if moved or self.next_hops.tunnel_moved:
                 self.next_hops.tunnel_moved = False
@@ -285,7 +276,7 @@ class Kernel:
     def _place_gateways(self) -> None:
         if self._rib is None:
             return
-        workloads = {index: name for index, name in self._names.items() if name.startswith(self._prefixes)}
+        workloads = {index: name for index, name in self.next_hops.names.items() if name.startswith(self._prefixes)}
         self._unplaced = self._gateways.step(self._rib.settings, workloads)
 
     # --- ours ---

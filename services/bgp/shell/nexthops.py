@@ -40,8 +40,21 @@ class NextHops:
         self.links_changed()
         self.tunnel_moved = False
 
+    def link_changed(self, index: int, name: str) -> None:
+        """As the kernel tells it. name: empty when the link is gone."""
+        if name:
+            self.names[index] = name
+        else:
+            self.names.pop(index, None)
+        if name == TUNNEL or index == self._tunnel:
+            self._find_tunnel()
+
     def links_changed(self) -> None:
+        """Events may have been missed: list them all."""
         self.names = {link.index: link.name for link in list_links(self._netlink)}
+        self._find_tunnel()
+
+    def _find_tunnel(self) -> None:
         before = self._tunnel
         self._tunnel = next((index for index, name in self.names.items() if name == TUNNEL), None)
         self.tunnel_moved |= self._tunnel != before
