@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
-import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +15,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from libs.runtime.unix_http import UnixConnection
 from services.bgp.config import SOCKET
 
 JSON = Any
@@ -30,20 +29,9 @@ _output = click.option(
 )
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=30)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
-
-
 def ask(path: Path, method: str, target: str, query: Mapping[str, str]) -> JSON:
     """Ends the program with a message when there is no good answer."""
-    connection = _UnixConnection(path)
+    connection = UnixConnection(path)
     try:
         connection.request(method, f"{target}?{urlencode(query)}" if query else target)
         response = connection.getresponse()

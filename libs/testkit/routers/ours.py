@@ -6,10 +6,8 @@ library imports no service, and a change of the format has to be noticed.
 
 from __future__ import annotations
 
-import http.client
 import json
 import signal
-import socket
 import struct
 import sys
 from collections.abc import Callable
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlencode
 
+from libs.runtime.unix_http import UnixConnection
 from libs.testkit.routers import raw
 from libs.testkit.routers.model import Family, Neighbour, Route, Router, Session, family_of
 from libs.testkit.routers.peer import Peer, RouterError, until
@@ -92,7 +91,7 @@ class Ours(Peer):
 
     def ask(self, path: str, method: str = "GET", **query: str) -> Any:
         """What the control socket answers, as `calico-bgp` asks it. Raises RouterError."""
-        with closing(_UnixConnection(self.socket_path)) as connection:
+        with closing(UnixConnection(self.socket_path)) as connection:
             connection.request(method, f"{path}?{urlencode(query)}")
             response = connection.getresponse()
             body = response.read()
@@ -157,17 +156,6 @@ class Ours(Peer):
     def shut(self, neighbour: str, message: str = "") -> None:
         """Ends the session; it begins again by itself."""
         self.ask("/reset", "POST", peer=self._name(neighbour), message=message)
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=30)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
 
 
 def _same(one: str, other: str) -> bool:
