@@ -11,11 +11,13 @@ from libs.store.api import (
     Compacted,
     Compare,
     Conflict,
+    FutureRevision,
     KeyExists,
     KeyValue,
     LeaseLost,
     Listing,
     Op,
+    Page,
     Put,
     ServerStatus,
     StoreError,
@@ -40,6 +42,7 @@ from libs.store.lease import LeaseKeeper
 from libs.store.watch import Watch
 
 _COMPACTED = "required revision has been compacted"
+_FUTURE = "required revision is a future revision"
 _LIST_TRIES = 5
 
 
@@ -86,6 +89,20 @@ class EtcdStore:
             if not reply.more:
                 return Listing(kvs, revision)
             start = reply.kvs[-1].key + b"\0"
+
+    async def page(self, prefix: str, *, limit: int, after: str = "", revision: int = 0) -> Page:
+        start, range_end = prefix_range(prefix)
+        if after:
+            start = encode_key(after) + b"\0"
+        request = pb.RangeRequest(key=start, range_end=range_end, limit=limit, revision=revision)
+        try:
+            reply = await self._range(request)
+        except StoreError as error:
+            if _FUTURE not in str(error):
+                raise
+            raise FutureRevision(revision, (await self.status()).revision) from error
+        kvs = list(map(key_value, reply.kvs))
+        return Page(kvs, revision or reply.header.revision, reply.count - len(kvs))
 
     async def _range(self, request: Any) -> Any:
         try:

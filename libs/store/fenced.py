@@ -19,6 +19,7 @@ from libs.store.api import (
     LeaseLost,
     Listing,
     Op,
+    Page,
     Put,
     ServerStatus,
     Store,
@@ -103,6 +104,9 @@ class FencedStore:
 
     async def list(self, prefix: str, *, revision: int = 0, keys_only: bool = False) -> Listing:
         return await self._store.list(prefix, revision=revision, keys_only=keys_only)
+
+    async def page(self, prefix: str, *, limit: int, after: str = "", revision: int = 0) -> Page:
+        return await self._store.page(prefix, limit=limit, after=after, revision=revision)
 
     def watch(
         self, prefix: str, *, revision: int, known: dict[str, int] | None = None

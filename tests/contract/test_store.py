@@ -13,6 +13,7 @@ from libs.store import (
     Compare,
     Conflict,
     Delete,
+    FutureRevision,
     KeyExists,
     LeaseLost,
     Put,
@@ -181,6 +182,30 @@ async def test_list_without_values_has_the_rest(backend: Backend) -> None:
     revision = await store.put(key, b"1")
     (kv,) = (await store.list(backend.prefix, keys_only=True)).kvs
     assert (kv.key, kv.value, kv.mod_revision) == (key, b"", revision)
+
+
+async def test_pages_at_one_revision_are_one_listing(backend: Backend) -> None:
+    store, prefix = backend.store(), backend.prefix
+    names = [f"{prefix}{number}" for number in range(10)]
+    for name in names:
+        await store.put(name, b"x")
+    first = await store.page(prefix, limit=4)
+    assert ([kv.key for kv in first.kvs], first.remaining) == (names[:4], 6)
+    await store.delete(names[5])
+    await store.put(prefix + "55", b"new")
+    second = await store.page(prefix, limit=4, after=names[3], revision=first.revision)
+    third = await store.page(prefix, limit=4, after=names[7], revision=first.revision)
+    assert [kv.key for kv in (*first.kvs, *second.kvs, *third.kvs)] == names
+    assert (second.remaining, third.remaining) == (2, 0)
+    assert first.revision == second.revision == third.revision
+    assert [kv.key for kv in (await store.page(prefix, limit=9, after=names[4])).kvs] == [prefix + "55", *names[6:]]
+    newest = (await store.list(prefix)).revision
+    with pytest.raises(FutureRevision) as refused:
+        await store.page(prefix, limit=1, revision=newest + 1000)
+    assert refused.value.revision >= newest
+    await store.compact(newest)
+    with pytest.raises(Compacted):
+        await store.page(prefix, limit=1, after=names[0], revision=first.revision)
 
 
 async def test_list_of_more_keys_than_a_page_is_one_revision(backend: Backend) -> None:
