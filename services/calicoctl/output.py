@@ -18,9 +18,9 @@ import yaml
 from libs.model import codec
 from libs.model.base import ObjectMeta, V3Struct
 from libs.model.base import Resource as Typed
+from libs.model.yamltext import IMPLICIT_RESOLVERS, Json
 from services.calicoctl import gotemplate
 from services.calicoctl.columns import Resource, rows
-from services.calicoctl.documents import IMPLICIT_RESOLVERS, Json
 
 API_VERSION = "projectcalico.org/v3"
 FORMATS = "ps, wide, yaml, json, name, custom-columns=…, go-template=…, go-template-file=…"
