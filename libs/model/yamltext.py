@@ -1,4 +1,4 @@
-"""One YAML document into plain JSON values, as Go's YAML libraries and Kubernetes read it.
+"""One YAML document into plain JSON values and back, as Go's YAML libraries and Kubernetes read it.
 
 Compared with a plain YAML loader: duplicate keys are found (the last one would win silently), `22:53` and `2026-01-02`
 stay text (YAML 1.1 would make them a base-60 number and a date; a port range and a label they are), every key is the
@@ -188,3 +188,24 @@ def load(text: str, duplicates: list[str] | None = None) -> Json:
         raise SyntaxProblem(" ".join(str(error).split()), Position(1)) from error
     except RecursionError as error:
         raise SyntaxProblem("nested too deeply", Position(1)) from error
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes shared values out each time: aliases would surprise readers of a resource file.
+
+    Text is quoted when any reader would take it for something else: YAML 1.1, our own, or Go's (`y` is true there).
+    """
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+_Dumper.yaml_implicit_resolvers = {
+    first: [*yaml.SafeDumper.yaml_implicit_resolvers.get(first, []), *IMPLICIT_RESOLVERS.get(first, [])]
+    for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *IMPLICIT_RESOLVERS}
+}
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^[yYnN]$"), list("yYnN"))
+
+
+def dump_yaml(value: Json) -> str:
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=True, default_flow_style=False, allow_unicode=True, width=10_000)
