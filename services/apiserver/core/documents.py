@@ -70,8 +70,10 @@ def _duplicates(value: Any, path: str, found: list[str]) -> None:
             _duplicates(item, f"{path}[{index}]", found)
 
 
-def read(raw: bytes, *, yaml: bool, kind: Kind, validation: FieldValidation) -> tuple[JsonObject, list[str]]:
-    """An object of the kind as the client wrote it, known fields alone and no nulls, and warnings.
+def read(
+    raw: bytes, *, yaml: bool, kind: Kind, validation: FieldValidation, nulls: bool = False
+) -> tuple[JsonObject, list[str]]:
+    """An object of the kind as the client wrote it, known fields alone, and warnings. nulls: are kept.
 
     Raises ApiError 400: no object, of another kind or version, or with faults under strict validation.
     """
@@ -88,20 +90,25 @@ def read(raw: bytes, *, yaml: bool, kind: Kind, validation: FieldValidation) -> 
         raise bad_request(
             f"the object provided is unrecognized (must be of type {kind.kind}): expected an object, not {name}"
         )
-    value, warnings = known_fields(decoded.value, kind, validation, decoded.faults)
-    return value, warnings
+    return known_fields(decoded.value, kind, validation, decoded.faults, nulls=nulls)
 
 
 def known_fields(
-    value: JsonObject, kind: Kind, validation: FieldValidation, faults: tuple[str, ...] = ()
+    value: JsonObject,
+    kind: Kind,
+    validation: FieldValidation,
+    faults: tuple[str, ...] = (),
+    *,
+    nulls: bool = False,
 ) -> tuple[JsonObject, list[str]]:
-    """The object with apiVersion and kind, without unknown fields and nulls, and warnings. Raises ApiError 400."""
+    """The object with apiVersion and kind, without unknown fields, and warnings. Raises ApiError 400."""
     check_kind(value, kind)
     kept, unknown = without_unknown(value, kind)
     found = [*(f'unknown field "{path}"' for path in unknown), *faults]
     if found and validation is FieldValidation.STRICT:
         raise cannot_handle(kind, f"strict decoding error: {', '.join(found)}")
-    plain = codec.drop_nulls({**kept, "apiVersion": API_VERSION, "kind": kind.kind})
+    whole = {**kept, "apiVersion": API_VERSION, "kind": kind.kind}
+    plain: JsonObject = whole if nulls else codec.drop_nulls(whole)
     return plain, found if validation is FieldValidation.WARN else []
 
 

@@ -144,7 +144,8 @@ def for_update(value: JsonObject, live: JsonObject, target: Target) -> JsonObjec
 
 
 def _no_new_finalizers(metadata: JsonObject, present: JsonObject, target: Target) -> None:
-    new = [name for name in metadata.get("finalizers", []) if name not in present.get("finalizers", [])]
+    wanted = metadata.get("finalizers")
+    new = [name for name in wanted if name not in present.get("finalizers", [])] if isinstance(wanted, list) else []
     if new:
         shown = ", ".join(f'"{name}"' for name in new)
         message = (
