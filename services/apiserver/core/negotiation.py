@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from services.apiserver.core.accept import parse
 from services.apiserver.core.status import bad_request, not_acceptable, unsupported_media_type
 
 JSON, YAML = "application/json", "application/yaml"
@@ -50,7 +51,8 @@ class Output:
 
 def output(accept: str, *, listing: bool = False, watching: bool = False) -> Output:
     """The first acceptable clause, those of higher q first. Raises ApiError 406."""
-    for media, parameters in _clauses(accept or JSON):
+    for clause in parse(accept or JSON):
+        media, parameters = f"{clause.type}/{clause.subtype}", clause.params
         if media not in (JSON, YAML) and media not in _ANY:
             continue
         wanted = parameters.get("as", "")
@@ -95,21 +97,3 @@ def patch_kind(content_type: str) -> PatchKind:
     raise unsupported_media_type(
         f"the body of the request was in an unknown format - accepted media types include: {known}"
     )
-
-
-def _clauses(accept: str) -> list[tuple[str, dict[str, str]]]:
-    """(media type, parameters), most wanted first."""
-    found = []
-    for clause in accept.split(","):
-        media, *rest = (part.strip() for part in clause.split(";"))
-        parameters = {}
-        for parameter in rest:
-            name, _, value = parameter.partition("=")
-            parameters[name.strip().lower()] = value.strip().strip('"')
-        try:
-            quality = float(parameters.get("q", "1"))
-        except ValueError:
-            quality = 1.0
-        if media and quality > 0:
-            found.append((quality, media.lower(), parameters))
-    return [(media, parameters) for _, media, parameters in sorted(found, key=lambda item: -item[0])]
