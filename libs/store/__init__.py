@@ -18,6 +18,7 @@ from libs.store.api import (
     StoreAuthError,
     StoreError,
     StoreUnavailable,
+    Summary,
     TxnResult,
     WatchBatch,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "StoreConfigError",
     "StoreError",
     "StoreUnavailable",
+    "Summary",
     "TxnResult",
     "WatchBatch",
 ]

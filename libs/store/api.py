@@ -79,6 +79,18 @@ class Listing:
 
 
 @dataclass(frozen=True, slots=True)
+class Summary:
+    """What is under a prefix at `revision`, without reading it. touched: a key that is there was written after the
+    revision asked about. Nothing touched and as many keys as before: nothing changed, since what was only deleted is
+    missed in `keys`.
+    """
+
+    keys: int
+    touched: bool
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """One change. `kv` is None for a deletion; `previous` is what was there before, where the server still knew it."""
 
@@ -150,6 +162,12 @@ class Store(Protocol):
 
     async def list(self, prefix: str, *, revision: int = 0, keys_only: bool = False) -> Listing:
         """Pages internally at one pinned revision. Raises Compacted when `revision` is no longer kept."""
+        ...
+
+    async def summary(self, prefix: str, *, after: int) -> Summary:
+        """Linearizable: it tells of every write that had been answered when it was asked. etcd looks at every key under
+        the prefix, and sends next to nothing.
+        """
         ...
 
     def watch(

@@ -19,6 +19,7 @@ from libs.store.api import (
     Put,
     ServerStatus,
     StoreError,
+    Summary,
     TxnResult,
     WatchBatch,
 )
@@ -86,6 +87,13 @@ class EtcdStore:
             if not reply.more:
                 return Listing(kvs, revision)
             start = reply.kvs[-1].key + b"\0"
+
+    async def summary(self, prefix: str, *, after: int) -> Summary:
+        # Filtered by revision, etcd still counts all keys of the range (server/etcdserver/apply.go, Range).
+        key, range_end = prefix_range(prefix)
+        request = pb.RangeRequest(key=key, range_end=range_end, limit=1, keys_only=True, min_mod_revision=after + 1)
+        reply = await self._range(request)
+        return Summary(reply.count, bool(reply.kvs), reply.header.revision)
 
     async def _range(self, request: Any) -> Any:
         try:

@@ -22,6 +22,7 @@ from libs.store.api import (
     Put,
     ServerStatus,
     Store,
+    Summary,
     TxnResult,
     WatchBatch,
 )
@@ -103,6 +104,9 @@ class FencedStore:
 
     async def list(self, prefix: str, *, revision: int = 0, keys_only: bool = False) -> Listing:
         return await self._store.list(prefix, revision=revision, keys_only=keys_only)
+
+    async def summary(self, prefix: str, *, after: int) -> Summary:
+        return await self._store.summary(prefix, after=after)
 
     def watch(
         self, prefix: str, *, revision: int, known: dict[str, int] | None = None

@@ -33,6 +33,7 @@ from libs.store.api import (
     ServerStatus,
     StoreError,
     StoreUnavailable,
+    Summary,
     TxnResult,
     WatchBatch,
 )
@@ -84,6 +85,9 @@ class MemoryStore:
 
     async def list(self, prefix: str, *, revision: int = 0, keys_only: bool = False) -> Listing:
         return await self._call("list", prefix, lambda: self.server.listing(prefix, revision, keys_only))
+
+    async def summary(self, prefix: str, *, after: int) -> Summary:
+        return await self._call("summary", prefix, lambda: self.server.summary(prefix, after))
 
     def watch(
         self, prefix: str, *, revision: int, known: dict[str, int] | None = None

@@ -18,6 +18,7 @@ from libs.store.api import (
     Op,
     Put,
     StoreError,
+    Summary,
     TxnResult,
 )
 from libs.store.codec import decode_key, encode_key
@@ -147,6 +148,10 @@ class MemoryEtcd:
         if keys_only:
             found = [KeyValue(kv.key, b"", kv.mod_revision, kv.create_revision, kv.version, kv.lease) for kv in found]
         return Listing(found, revision or self.revision)
+
+    def summary(self, prefix: str, after: int) -> Summary:
+        found = self.listing(prefix, 0, keys_only=True)
+        return Summary(len(found.kvs), any(kv.mod_revision > after for kv in found.kvs), found.revision)
 
     def get(self, key: str) -> KeyValue | None:
         return self._current.get(key)
