@@ -20,6 +20,7 @@ from libs.store.api import (
     StoreAuthError,
     StoreError,
     StoreUnavailable,
+    Summary,
     TxnResult,
     WatchBatch,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "StoreConfigError",
     "StoreError",
     "StoreUnavailable",
+    "Summary",
     "TxnResult",
     "WatchBatch",
 ]

@@ -97,6 +97,18 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
+class Summary:
+    """What is under a prefix at `revision`, without reading it. touched: a key that is there was written after the
+    revision asked about. Nothing touched and as many keys as before: nothing changed, since what was only deleted is
+    missed in `keys`.
+    """
+
+    keys: int
+    touched: bool
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """One change. `kv` is None for a deletion; `previous` is what was there before, where the server still knew it."""
 
@@ -173,6 +185,12 @@ class Store(Protocol):
     async def page(self, prefix: str, *, limit: int, after: str = "", revision: int = 0) -> Page:
         """At most `limit` keys that come after the key `after`, "" for the first. `revision` of the page before it
         makes several pages one listing. Raises Compacted, FutureRevision.
+        """
+        ...
+
+    async def summary(self, prefix: str, *, after: int) -> Summary:
+        """Linearizable: it tells of every write that had been answered when it was asked. etcd looks at every key under
+        the prefix, and sends next to nothing.
         """
         ...
 

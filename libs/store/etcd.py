@@ -21,6 +21,7 @@ from libs.store.api import (
     Put,
     ServerStatus,
     StoreError,
+    Summary,
     TxnResult,
     WatchBatch,
 )
@@ -103,6 +104,13 @@ class EtcdStore:
             raise FutureRevision(revision, (await self.status()).revision) from error
         kvs = list(map(key_value, reply.kvs))
         return Page(kvs, revision or reply.header.revision, reply.count - len(kvs))
+
+    async def summary(self, prefix: str, *, after: int) -> Summary:
+        # Filtered by revision, etcd still counts all keys of the range (server/etcdserver/apply.go, Range).
+        key, range_end = prefix_range(prefix)
+        request = pb.RangeRequest(key=key, range_end=range_end, limit=1, keys_only=True, min_mod_revision=after + 1)
+        reply = await self._range(request)
+        return Summary(reply.count, bool(reply.kvs), reply.header.revision)
 
     async def _range(self, request: Any) -> Any:
         try:

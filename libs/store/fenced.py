@@ -23,6 +23,7 @@ from libs.store.api import (
     Put,
     ServerStatus,
     Store,
+    Summary,
     TxnResult,
     WatchBatch,
 )
@@ -107,6 +108,9 @@ class FencedStore:
 
     async def page(self, prefix: str, *, limit: int, after: str = "", revision: int = 0) -> Page:
         return await self._store.page(prefix, limit=limit, after=after, revision=revision)
+
+    async def summary(self, prefix: str, *, after: int) -> Summary:
+        return await self._store.summary(prefix, after=after)
 
     def watch(
         self, prefix: str, *, revision: int, known: dict[str, int] | None = None

@@ -34,6 +34,7 @@ from libs.store.api import (
     ServerStatus,
     StoreError,
     StoreUnavailable,
+    Summary,
     TxnResult,
     WatchBatch,
 )
@@ -88,6 +89,9 @@ class MemoryStore:
 
     async def page(self, prefix: str, *, limit: int, after: str = "", revision: int = 0) -> Page:
         return await self._call("list", prefix, lambda: self.server.page(prefix, limit, after, revision))
+
+    async def summary(self, prefix: str, *, after: int) -> Summary:
+        return await self._call("summary", prefix, lambda: self.server.summary(prefix, after))
 
     def watch(
         self, prefix: str, *, revision: int, known: dict[str, int] | None = None

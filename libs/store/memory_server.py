@@ -20,6 +20,7 @@ from libs.store.api import (
     Page,
     Put,
     StoreError,
+    Summary,
     TxnResult,
 )
 from libs.store.codec import decode_key, encode_key
@@ -156,6 +157,10 @@ class MemoryEtcd:
         listing = self.listing(prefix, revision, keys_only=False)
         later = [kv for kv in listing.kvs if not after or encode_key(kv.key) > encode_key(after)]
         return Page(later[:limit], listing.revision, max(0, len(later) - limit))
+
+    def summary(self, prefix: str, after: int) -> Summary:
+        found = self.listing(prefix, 0, keys_only=True)
+        return Summary(len(found.kvs), any(kv.mod_revision > after for kv in found.kvs), found.revision)
 
     def get(self, key: str) -> KeyValue | None:
         return self._current.get(key)

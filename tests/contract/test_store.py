@@ -323,6 +323,23 @@ async def test_txn_must_not_name_a_key_twice(backend: Backend) -> None:
 # --- watch -----------------------------------------------------------------------------------------------------------
 
 
+async def test_summary_counts_keys_and_tells_whether_one_was_written_since(backend: Backend) -> None:
+    store, prefix = backend.store(), backend.prefix
+    for name in "abc":
+        last = await store.put(prefix + name, b"1")
+    await store.put(f"{prefix[:-1]}0", b"of another prefix")
+    found = await store.summary(prefix, after=last)
+    assert (found.keys, found.touched) == (3, False)
+    assert found.revision > last
+    assert (await store.summary(prefix, after=last - 1)).touched
+    await store.delete(prefix + "c")
+    found = await store.summary(prefix, after=last)
+    assert (found.keys, found.touched) == (2, False)
+    revision = await store.put(prefix + "a", b"2")
+    found = await store.summary(prefix, after=last)
+    assert (found.keys, found.touched, found.revision) == (2, True, revision)
+
+
 async def test_watch_tells_history_from_its_revision_on_and_then_what_happens(backend: Backend) -> None:
     store, prefix = backend.store(), backend.prefix
     await store.put(prefix + "a", b"0")
