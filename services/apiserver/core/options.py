@@ -15,7 +15,7 @@ from libs.resources.options import Preconditions
 from services.apiserver.core import continuation, selectors
 from services.apiserver.core.continuation import Continue
 from services.apiserver.core.request import is_true
-from services.apiserver.core.selectors import FieldSelector, LabelSelector
+from services.apiserver.core.selectors import FieldSelector, FieldTerm, LabelSelector
 from services.apiserver.core.status import ApiError, Cause, bad_request
 
 Query = Mapping[str, str]
@@ -235,3 +235,8 @@ def _invalid(kind: str, causes: Sequence[Cause]) -> ApiError:
     faults = [f"{cause.field}: {cause.message}" for cause in causes]
     text = faults[0] if len(faults) == 1 else f"[{', '.join(faults)}]"
     return ApiError(422, "Invalid", f'{kind}.meta.k8s.io "" is invalid: {text}', causes=causes)
+
+
+def only(name: str) -> FieldSelector:
+    """The object of that name alone: a watch of one object."""
+    return (FieldTerm(selectors.NAME, name),)

@@ -43,7 +43,7 @@ class Answers:
             case Form.WHOLE:
                 body = json
             case Form.METADATA:
-                body = _partial(json, self._output)
+                body = partial(json, self._output)
             case Form.TABLE:
                 version = resource.metadata.resource_version
                 body = self._table([resource], version, "", None)
@@ -65,7 +65,7 @@ class Answers:
                 return self._whole(body)
             case Form.METADATA:
                 head = {"kind": "PartialObjectMetadataList", "apiVersion": f"meta.k8s.io/{self._output.version}"}
-                items = (_partial(item.json, self._output) for item in page.items)
+                items = (partial(item.json, self._output) for item in page.items)
             case Form.WHOLE:
                 head = {"kind": f"{self._kind.kind}List", "apiVersion": API_VERSION}
                 items = (item.json for item in page.items)
@@ -114,7 +114,7 @@ class Answers:
         return response
 
 
-def _partial(json: bytes, output: Output) -> bytes:
+def partial(json: bytes, output: Output) -> bytes:
     """PartialObjectMetadata of an encoded object; nothing but its outermost level is decoded."""
     metadata = msgspec.json.decode(json, type=dict[str, msgspec.Raw])["metadata"]
     version = output.version.encode()
