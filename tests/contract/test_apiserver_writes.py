@@ -207,7 +207,7 @@ async def test_each_kind_of_patch(stage: Stage) -> None:
         (JSON_PATCH, {"op": "add"}, 400, "must be a list of operations"),
         (JSON_PATCH, [5], 400, "must be a list of operations"),
         (JSON_PATCH, [{"op": "test", "path": "/kind", "value": "NetworkSet"}] * 10_001, 413, "got 10001"),
-        (JSON_PATCH, [{"op": "copy", "from": "/spec/nets", "path": "/spec/nets/-"}] * 50, 413, "more than 1048576 bytes"),
+        (JSON_PATCH, [{"op": "copy", "from": "/spec/nets", "path": "/spec/nets/-"}] * 50, 413, "more than 1048576"),
         (JSON_PATCH, [{"op": "replace", "path": "", "value": 5}], 422, "replaces the whole object"),
         (MERGE, [], 400, "the patch must be an object"),
         (MERGE, b"{", 400, "error decoding patch"),
