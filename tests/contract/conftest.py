@@ -10,7 +10,7 @@ import pytest
 from libs.store import StoreConfig
 from libs.store.etcd import connect
 from libs.testkit.servers import EtcdServer
-from tests.contract.rest_stage import Stage, open_stage
+from tests.contract.verbs_stage import Stage, open_stage
 from tests.contract.ipam_stage import Cluster, wipe
 from tests.contract.store_backends import open_backend
 

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from libs.model.storage import TIER_LABEL
-from tests.contract.rest_stage import API_VERSION, Stage
+from tests.contract.verbs_stage import API_VERSION, Stage
 
 pytestmark = pytest.mark.servers
 
