@@ -158,7 +158,8 @@ class _Operations:
                 _responses(created, _WRITES), _body(self.object, BODY_TYPES),
             ),
             "delete": self._operation(
-                self._name("deleteCollection", ""), "deletecollection", f"Delete all {kind} objects that are selected.",
+                f"delete{_OPERATION}Collection{self.scope}{kind}", "deletecollection",
+                f"Delete all {kind} objects that are selected.",
                 (*parameters.SELECT, *parameters.DELETE), _responses(deleted, _WRITES),
                 _body(META + "DeleteOptions", BODY_TYPES, required=False),
             ),

@@ -1,4 +1,4 @@
-"""A small server with the API's documents, and lists and objects that stand still: enough for kubectl to look around."""
+"""A small server with the API's documents, and objects that stand still: enough for kubectl to look around."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 
 from aiohttp import web
 
@@ -44,10 +45,22 @@ async def errors(
         return web.json_response(not_found_path().status(), status=404)
 
 
+@cache
+def _documents() -> Documents:
+    """They never change, so one set does for all servers."""
+    return new_documents()
+
+
+def new_documents() -> Documents:
+    return Documents(VERSION, other_paths=["/healthz"])
+
+
 @asynccontextmanager
-async def described(resources: Mapping[str, list[Resource]] | None = None) -> AsyncIterator[Described]:
-    """resources: by plural."""
-    documents = Documents(VERSION, other_paths=["/healthz"])
+async def described(
+    resources: Mapping[str, list[Resource]] | None = None, *, fresh: bool = False
+) -> AsyncIterator[Described]:
+    """resources: by plural. fresh: with documents that were made anew, as another replica makes them."""
+    documents = new_documents() if fresh else _documents()
     there = resources or {}
     seen = Described("", documents)
 

@@ -16,9 +16,12 @@ from services.apiserver.core.status import JsonObject
 Path = tuple[str | int, ...]
 _REF = "#/components/schemas/"
 _SCALARS: dict[type, object] = {
-    scalars.Protocol: scalars.Protocol("TCP"), scalars.Port: scalars.Port(80), scalars.ASNumber: scalars.ASNumber(64512),
-    scalars.DSCP: scalars.DSCP("EF"), scalars.Duration: scalars.Duration("90s"),
-}  # fmt: skip
+    scalars.Protocol: scalars.Protocol("TCP"),
+    scalars.Port: scalars.Port(80),
+    scalars.ASNumber: scalars.ASNumber(64512),
+    scalars.DSCP: scalars.DSCP("EF"),
+    scalars.Duration: scalars.Duration("90s"),
+}
 
 
 def resolve(value: JsonObject) -> JsonObject:

@@ -267,8 +267,8 @@ def test_prefix_lengths_are_limited_by_the_version_of_their_rules() -> None:
     [
         ("NetworkPolicy", {"ingress": [{"action": "Allow", "protocol": "tcp"}]}, "spec.ingress[0].protocol"),
         ("NetworkPolicy", {"ingress": [{"action": "Allow", "protocol": 256}]}, "spec.ingress[0].protocol"),
-        ("NetworkPolicy", {"ingress": [{"source": {"ports": [65536]}, "action": "Deny"}]}, "spec.ingress[0].source.ports[0]"),
-        ("NetworkPolicy", {"ingress": [{"source": {"ports": [True]}, "action": "Deny"}]}, "spec.ingress[0].source.ports[0]"),
+        ("Profile", {"egress": [{"source": {"ports": [65536]}, "action": "Log"}]}, "spec.egress[0].source.ports[0]"),
+        ("Profile", {"egress": [{"source": {"ports": [True]}, "action": "Log"}]}, "spec.egress[0].source.ports[0]"),
         ("NetworkPolicy", {"order": "1"}, "spec.order"),
         ("IPPool", {}, "spec"),
         ("IPPool", {"cidr": "fd00::/48", "natOutgoing": "yes"}, "spec.natOutgoing"),
