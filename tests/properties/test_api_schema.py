@@ -12,13 +12,14 @@ from typing import Any
 
 import jsonschema_rs
 import pytest
-from hypothesis import given
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from libs import model
 from libs.model import validation
 from libs.model.kinds import KINDS
-from services.apiserver.core import schema
+from services.apiserver.core import openapi, schema
 from services.apiserver.core.request import SERVED
 from tests.properties.test_model import MORE, RESOURCES
 from tests.unit.services.apiserver.schemas import related, written
@@ -40,17 +41,18 @@ def validator(name: str) -> jsonschema_rs.Validator:
 
 @cache
 def shape(name: str) -> jsonschema_rs.Validator:
-    """Of types and fields alone: without limits, and with no fields besides those that are named."""
+    """Of types and fields alone."""
     return jsonschema_rs.validator_for(strict(schema.standalone(KINDS[name])))
 
 
-def strict(value: Any) -> Any:
+def strict(value: Any, without: frozenset[str] = LIMITS) -> Any:
+    """The schema without some of its words, and with no fields besides those that are named."""
     if isinstance(value, list):
-        return [strict(one) for one in value]
+        return [strict(one, without) for one in value]
     if not isinstance(value, dict):
         return value
     # A field may be called like a limit; its schema is then an object.
-    found = {key: strict(one) for key, one in value.items() if key not in LIMITS or isinstance(one, dict)}
+    found = {key: strict(one, without) for key, one in value.items() if key not in without or isinstance(one, dict)}
     if "properties" in value and isinstance(value.get("type"), str):
         found["additionalProperties"] = False
     return found
@@ -75,6 +77,30 @@ def test_a_schema_refuses_only_what_the_rules_refuse(data: st.DataObject, name: 
     for error in validator(name).iter_errors(document):
         place = written(tuple(error.instance_path))
         assert any(related(place, path) for path in refused), f"{place}: {error.message}"
+
+
+@settings(max_examples=5, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+@pytest.mark.parametrize("plural", ["ippools", "felixconfigurations", "bgpfilters", "globalnetworkpolicies"])
+def test_what_a_schema_describes_is_understood(data: st.DataObject, plural: str) -> None:
+    """Objects made from the document alone have the right fields and types; limits of a text's own form apart."""
+    case = data.draw(operation(plural).as_strategy())
+    document = case.body | {"kind": SERVED[plural].kind, "apiVersion": "projectcalico.org/v3"}
+    problems: list[validation.Problem] = []
+    try:
+        validation.decode_user(document)
+    except validation.ValidationError as error:
+        problems = error.problems
+    forms = ("port number", "port range", "AS number", "each half of AS number", "duration")
+    assert [str(one) for one in problems if not one.message.startswith(forms)] == []
+
+
+@cache
+def operation(plural: str) -> Any:
+    """The creation of a kind, in a document that allows no fields but those that it names."""
+    document = openapi.document("1")
+    document["components"]["schemas"] = strict(document["components"]["schemas"], without=frozenset())
+    return schemathesis.openapi.from_dict(document)[f"/apis/projectcalico.org/v3/{plural}"]["POST"]
 
 
 def test_the_shape_is_strict() -> None:

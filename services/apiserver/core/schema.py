@@ -83,12 +83,12 @@ _SCALARS: dict[type, JsonObject] = {
     Port: _scalar(
         'A port: its number, a range such as "8000:8100", or the name of an endpoint\'s port.',
         _number(65535),
-        {"type": "string", "pattern": "^([0-9]+:[0-9]+|[a-zA-Z0-9_.-]{1,128})$"},
+        {"type": "string", "pattern": "^(0*[0-9]{1,5}:0*[0-9]{1,5}|[a-zA-Z0-9_.-]{1,128})$"},
     ),
     ASNumber: _scalar(
         'An AS number, 32 bits: a number, or dotted as in "1.10".',
         _number(2**32 - 1),
-        {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?$"},
+        {"type": "string", "pattern": r"^0*([0-9]{1,10}|[0-9]{1,5}\.0*[0-9]{1,5})$"},
     ),
     DSCP: _scalar(
         "A differentiated services code point by number or name (EF, AF11, CS1).", _number(63), {"type": "string"}
@@ -96,7 +96,7 @@ _SCALARS: dict[type, JsonObject] = {
     Duration: {
         "description": "A duration in Go's form: 90s, 1m30s, 100ms.",
         "type": "string",
-        "pattern": "^[-+]?(0|([0-9.]+(ns|us|\u00b5s|\u03bcs|ms|s|m|h))+)$",
+        "pattern": "^[-+]?(0|(([0-9]+\\.?[0-9]*|\\.[0-9]+)(ns|us|\u00b5s|\u03bcs|ms|s|m|h))+)$",
     },
 }
 _INT32 = 2**31 - 1
