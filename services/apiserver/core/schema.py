@@ -17,7 +17,7 @@ from libs.model.base import Resource, V3Struct
 from libs.model.descriptions import Note, about, note
 from libs.model.kinds import Kind
 from libs.model.scalars import DSCP, PROTOCOL_NUMBERS, ASNumber, Duration, Port, Protocol
-from services.apiserver.core import metaschema
+from services.apiserver.core import listtypes, metaschema
 from services.apiserver.core.metaschema import META, ref
 from services.apiserver.core.request import SERVED, VERSION
 from services.apiserver.core.status import GROUP, JsonObject
@@ -44,15 +44,6 @@ _NAMES: dict[type[V3Struct], str] = {
 _BY_VERSION: tuple[type[V3Struct], ...] = (bgp.BGPFilterRule, bgp.BGPFilterPrefixLength)
 _PREFIX_BITS = {"V4": 32, "V6": 128}
 _TIMES = frozenset({"creation_timestamp", "deletion_timestamp", "last_transition_time", "last_updated"})
-# How lists merge, where not as a whole (core/listtypes.py).
-_LIST_TYPES: dict[tuple[type[V3Struct], str], JsonObject] = {
-    (base.ObjectMeta, "finalizers"): {"x-kubernetes-list-type": "set", "x-kubernetes-patch-strategy": "merge"},
-    (base.ObjectMeta, "owner_references"): {
-        "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["uid"], "x-kubernetes-patch-merge-key": "uid",
-        "x-kubernetes-patch-strategy": "merge",
-    },
-    (policy.TierStatus, "conditions"): {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
-}  # fmt: skip
 
 _BYTE = "0*([0-9]|[1-9][0-9]|1[0-9]{2}|2[0-4][0-9]|25[0-5])"
 _INT_OR_STRING = "io.k8s.apimachinery.pkg.util.intstr.IntOrString"
@@ -207,7 +198,8 @@ def _struct(
             said = Note(said.text, low=said.low, high=_PREFIX_BITS[version])
         below = field.encode_name[-2:] if struct is bgp.BGPFilterSpec else version
         value = ref(META + "Time") if field.name in _TIMES else _collect(found, field.type, below)
-        properties[field.encode_name] = _with_note(value, said, zero=_writes_zero(field)) | _merging(struct, field)
+        merging = listtypes.openapi_extensions(struct, field.encode_name)
+        properties[field.encode_name] = _with_note(value, said, zero=_writes_zero(field)) | merging
         if said.required:
             required.append(field.encode_name)
     schema: JsonObject = {"description": about(struct), "type": "object", "properties": properties}
@@ -228,17 +220,6 @@ _RESOURCE_FIELDS = {
 def _writes_zero(field: inspect.Field) -> bool:
     """Whether the field is written even when it holds nothing, so that "" must be among its choices."""
     return callable(field.default_factory) and field.default_factory() == ""
-
-
-def _merging(struct: type, field: inspect.Field) -> JsonObject:
-    is_list = isinstance(field.type, inspect.ListType) or (
-        isinstance(field.type, inspect.UnionType) and any(isinstance(one, inspect.ListType) for one in field.type.types)
-    )
-    if not is_list:
-        return {}
-    if field.name == "conditions":
-        struct = policy.TierStatus
-    return _LIST_TYPES.get((struct, field.name), {"x-kubernetes-list-type": "atomic"})
 
 
 def _with_note(schema: JsonObject, said: Note, *, zero: bool) -> JsonObject:

@@ -244,8 +244,11 @@ def test_lists_say_how_they_merge() -> None:
     pool = dict(schemas.walk(schema.schema_of(KINDS["IPPool"])))
     assert pool["status", "conditions"]["x-kubernetes-list-type"] == "map"
     assert pool["status", "conditions"]["x-kubernetes-list-map-keys"] == ["type"]
-    rules = dict(schemas.places(KINDS["NetworkPolicy"]))["spec", "ingress"]
-    assert rules["x-kubernetes-list-type"] == "atomic"
+    policy = dict(schemas.places(KINDS["NetworkPolicy"]))
+    assert policy["spec", "ingress"]["x-kubernetes-list-type"] == "atomic"
+    assert policy["spec", "types"]["x-kubernetes-list-type"] == "set"
+    lists = [of for kind in SERVED.values() for _, of in schemas.places(kind) if of.get("type") == "array"]
+    assert all(of["x-kubernetes-list-type"] in ("atomic", "set", "map") for of in lists)
 
 
 def test_kinds_are_marked() -> None:
