@@ -274,23 +274,36 @@ async def run(config: ApiserverConfig, service: Service) -> None:
 
         access = Tiered(parts.authorization, all_tiers)
         routes = await stack.enter_async_context(api_routes(config, service, store, access))
-        app = application(
-            parts.front,
-            routes,
-            Probes(service.health, lambda: parts.front.stopping or service.stop.is_set()),
-            max_body_bytes=config.max_request_body_bytes,
-        )
-        runner = Runner(app, head_timeout_s=config.head_timeout_s, idle_timeout_s=config.idle_timeout_s)
-        await runner.setup()
-        stack.push_async_callback(runner.cleanup)
+        async with serving(config, service, parts, routes, metrics) as listeners:
+            _say_hello(config, listeners, instance)
+            service.ready()
+            await service.stop.wait()
+        audit.flush()
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    config: ApiserverConfig,
+    service: Service,
+    parts: Parts,
+    routes: Iterable[web.AbstractRouteDef],
+    metrics: Metrics,
+) -> AsyncIterator[Sequence[Listener]]:
+    """Serves while the block is open; leaving it ends in order (`_stop`). Raises ServiceExit for an address that cannot
+    be listened on.
+    """
+    probes = Probes(service.health, lambda: parts.front.stopping or service.stop.is_set())
+    app = application(parts.front, routes, probes, max_body_bytes=config.max_request_body_bytes)
+    runner = Runner(app, head_timeout_s=config.head_timeout_s, idle_timeout_s=config.idle_timeout_s)
+    await runner.setup()
+    try:
         listeners = _listeners(config, parts, runner, metrics)
         tasks = [service.spawn(one.serve(), name=f"listen {one.ports}") for one in listeners]
         metrics.connections.set_function(lambda: listeners[0].connections)
-        _say_hello(config, listeners, instance)
-        service.ready()
-        await service.stop.wait()
+        yield listeners
         await _stop(config, parts.front, tasks)
-        audit.flush()
+    finally:
+        await runner.cleanup()
 
 
 def _listeners(config: ApiserverConfig, parts: Parts, runner: Runner, metrics: Metrics) -> list[Listener]:
