@@ -126,5 +126,10 @@ def bgp_route(node: str) -> str:
     return f"calico.bgp.{encode_token(node)}.route"
 
 
+def audit(instance: str) -> str:
+    """Audit events of one replica of apiserver: JSON of audit.k8s.io/v1."""
+    return f"calico.apiserver.{encode_token(instance)}.audit"
+
+
 def rpc(service: str, node: str, verb: str) -> str:
     return f"calico.{service}.{encode_token(node)}.rpc.{verb}"

@@ -80,7 +80,7 @@ _ALL = (
         "KubeControllersConfiguration",
         "kubecontrollersconfigurations",
         cluster.KubeControllersConfiguration,
-        short_names=("kcc", "kccs"),
+        short_names=("kcc", "kccs", "kcconfig"),
         aliases=("kubecontrollersconfig",),
         singleton=True,
     ),

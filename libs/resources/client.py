@@ -18,13 +18,10 @@ from functools import wraps
 from typing import ParamSpec, Protocol
 from uuid import uuid4
 
-import msgspec
-
-from libs.ipam.poolstate import terminating
 from libs.model.base import Resource
 from libs.model.cluster import ClusterInformation
 from libs.model.pools import IPPool
-from libs.resources import codec, rules
+from libs.resources import codec, pool_deletion, rules
 from libs.resources.errors import (
     AlreadyExists,
     Conflict,
@@ -34,6 +31,7 @@ from libs.resources.errors import (
     NotSupported,
     ValidationError,
 )
+from libs.resources.options import PLAIN, Preconditions, WriteOptions
 from libs.resources.patch import PatchError, PatchType, apply_patch
 from libs.runtime import tracing
 from libs.store import api as store_api
@@ -44,17 +42,23 @@ trace = tracing.tracer("resources")
 
 MAX_TRIES = 5
 """Times that an update without a given resource version is tried again when somebody else was faster."""
-POOL_REST_S = 0.5
-"""Between disabling a pool and releasing its blocks, so that allocations under way with the old pool finish first."""
+
+Edit = Callable[[Resource], Awaitable[Resource]]
+"""From a resource as it stands to the one to be stored. May be called again when somebody else was faster."""
+Approve = Callable[[Resource], Awaitable[None]]
+"""Raises when what stands there must not be touched."""
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A resource as it now stands. revision: of the write; of the earlier one when nothing had to change."""
+    """A resource as it now stands. revision: of the write; of the earlier one when nothing had to change, 0 of a dry
+    run. deleted: it is gone (a deletion that waits for finalizers leaves it in place).
+    """
 
     resource: Resource
     revision: int
     created: bool = False
+    deleted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +143,7 @@ class ResourceClient:
     # --- writing -----------------------------------------------------------------------------------------------------
 
     @_traced
-    async def create(self, resource: Resource) -> Written:
+    async def create(self, resource: Resource, options: WriteOptions = PLAIN) -> Written:
         """Raises AlreadyExists, NotFound (the tier of a policy), ValidationError, NotSupported."""
         identity = codec.identity(resource)
         if rules.is_default_allow(identity.kind, identity.name):
@@ -151,12 +155,16 @@ class ResourceClient:
             resource,
             uid=resource.metadata.uid or self._new_uid(),
             creation_timestamp=resource.metadata.creation_timestamp or codec.timestamp(self._now()),
+            **({"generation": 1} if options.generation else {}),
         )
         ready = self._checked(stamped)
         key, value = codec.to_storage(ready)
         # An existing one is told as such before rules that would trip over it (a pool overlaps itself).
         if await self.store.get(key) is not None:
             raise AlreadyExists(identity)
+        if options.dry_run:
+            await rules.before_create(self, ready)
+            return Written(codec.unstored(ready), 0, created=True)
         if identity.kind == "Node":
             await self.ensure_initialized()
         for _ in range(MAX_TRIES):
@@ -237,62 +245,117 @@ class ResourceClient:
         """
         identity = Identity(kind, name, namespace)
         self._refuse_default_allow("patch", identity)
-        for _ in range(MAX_TRIES):
-            found = await self.store.get(codec.key(identity))
-            if found is None:
-                raise NotFound(identity)
-            before = codec.to_json(codec.from_kv(kind, found))
+
+        async def change(current: Resource) -> Resource:
             try:
-                after = apply_patch(before, patch, patch_type)
+                after = apply_patch(codec.to_json(current), patch, patch_type)
             except PatchError as error:
                 raise ValidationError(identity, [FieldProblem("", str(error))]) from error
             changed = codec.from_json(after)
             if codec.identity(changed) != identity:
                 problem = FieldProblem("metadata", "a patch may not change kind, name or namespace")
                 raise ValidationError(identity, [problem])
-            wanted = changed.metadata.resource_version
-            if wanted and wanted != str(found.mod_revision):
-                raise Conflict(identity, wanted, str(found.mod_revision))
+            return changed
+
+        return await self.edit(identity, change)
+
+    @_traced
+    async def edit(self, identity: Identity, change: Edit, options: WriteOptions = PLAIN) -> Written:
+        """Read, change, write; repeated when somebody else was faster. A resource version that the changed one names
+        must be the latest. Raises NotFound, ValidationError, Conflict, what `change` raises.
+        """
+        self._refuse_default_allow("update", identity)
+        for _ in range(options.tries):
+            found = await self.store.get(codec.key(identity))
+            if found is None:
+                raise NotFound(identity)
+            wanted = await change(codec.from_kv(identity.kind, found))
+            given = wanted.metadata.resource_version
+            if given and given != str(found.mod_revision):
+                raise Conflict(identity, given, str(found.mod_revision))
             try:
-                return await self._swap(changed, found)
+                return await self._swap(wanted, found, options)
             except Conflict:
                 continue
         raise Conflict(identity)
 
     @_traced
-    async def delete(self, kind: str, name: str, namespace: str = "", resource_version: str = "") -> Written:
-        """What was deleted, and the revision of that. Raises NotFound, Conflict, NotSupported.
+    async def delete(
+        self,
+        kind: str,
+        name: str,
+        namespace: str = "",
+        resource_version: str = "",
+        *,
+        approve: Approve | None = None,
+        preconditions: Preconditions | None = None,
+        options: WriteOptions = PLAIN,
+    ) -> Written:
+        """What was deleted, and the revision of that. Raises NotFound, Conflict, PreconditionFailed, NotSupported.
 
         A tier must have no policies. A pool is disabled first and its blocks released; one with finalizers stays,
         terminating, until its last block is gone (`libs.ipam.poolstate`). A node takes its endpoints, addresses and
-        per-node configuration along.
+        per-node configuration along. approve: is asked about exactly what is then deleted.
         """
         identity = Identity(kind, name, namespace)
         self._refuse_default_allow("delete", identity)
-        key = codec.key(identity)
-        found = await self.store.get(key)
-        if found is None:
-            raise NotFound(identity)
-        if resource_version and resource_version != str(found.mod_revision):
-            raise Conflict(identity, resource_version, str(found.mod_revision))
-        await rules.before_delete(self, identity)
-        pool = codec.readable(kind, found) if kind == "IPPool" else None
-        if isinstance(pool, IPPool) and pool.metadata.finalizers:
-            return await self._terminate_pool(pool, found)
+        for _ in range(options.tries):
+            found = await self.store.get(codec.key(identity))
+            if found is None:
+                raise NotFound(identity)
+            if resource_version and resource_version != str(found.mod_revision):
+                raise Conflict(identity, resource_version, str(found.mod_revision))
+            current = codec.readable(kind, found) or codec.placeholder(identity)
+            if preconditions is not None:
+                preconditions.check(identity, current.metadata.uid, str(found.mod_revision))
+            if approve is not None:
+                await approve(current)
+            await rules.before_delete(self, identity)
+            pinned = bool(resource_version or approve or preconditions)
+            try:
+                return await self._delete(identity, current, found, pinned, options)
+            except Conflict:
+                if resource_version or not pinned:
+                    raise
+        raise Conflict(identity)
+
+    async def _delete(
+        self, identity: Identity, current: Resource, found: KeyValue, pinned: bool, options: WriteOptions
+    ) -> Written:
+        kind, key = identity.kind, codec.key(identity)
+        if options.dry_run:
+            return Written(current, 0, deleted=not current.metadata.finalizers)
+        if isinstance(current, IPPool) and current.metadata.finalizers:
+            now = codec.timestamp(self._now())
+            left = await pool_deletion.terminate(self.store, current, found, self._release, now, self._sleep)
+            if left is None:
+                return Written(current, (await self.store.status()).revision, deleted=True)
+            return Written(codec.from_kv(kind, left), left.mod_revision)
+        if options.finalizers and current.metadata.finalizers:
+            return await self._mark_deleted(current, found)
         if kind == "IPPool":
-            found = await self._retire_pool(found)
+            found = await pool_deletion.retire(self.store, found, self._release, self._sleep)
         elif kind == "Node":
-            await self._delete_of_node(name)
-        pinned = found.mod_revision if resource_version or kind in ("IPPool", "Tier") else None
+            await self._delete_of_node(identity.name)
+        demanded = found.mod_revision if pinned or kind in ("IPPool", "Tier") else None
         try:
-            revision = await self.store.delete(key, mod_revision=pinned)
+            revision = await self.store.delete(key, mod_revision=demanded)
         except store_api.Conflict as conflict:
             latest = str(conflict.current.mod_revision) if conflict.current else ""
             raise Conflict(identity, str(found.mod_revision), latest) from conflict
         if revision is None:
             raise NotFound(identity)
         gone = codec.readable(kind, found) or codec.placeholder(identity)
-        return Written(gone, revision)
+        return Written(gone, revision, deleted=True)
+
+    async def _mark_deleted(self, current: Resource, found: KeyValue) -> Written:
+        """Its finalizers' owners take it from here: who removes the last one ends it (`_swap`)."""
+        if current.metadata.deletion_timestamp:
+            return Written(current, found.mod_revision)
+        marked = codec.with_metadata(
+            current, deletion_timestamp=codec.timestamp(self._now()), deletion_grace_period_seconds=0
+        )
+        return await self._put(marked, found)
 
     # --- initialisation ----------------------------------------------------------------------------------------------
 
@@ -335,7 +398,7 @@ class ResourceClient:
         if rules.is_default_allow(identity.kind, identity.name):
             raise NotSupported(operation, identity, "it is built in and not stored")
 
-    async def _swap(self, resource: Resource, found: KeyValue) -> Written:
+    async def _swap(self, resource: Resource, found: KeyValue, options: WriteOptions = PLAIN) -> Written:
         """Write over `found`, provided that nobody changed it since. Equal content is not written again."""
         identity = codec.identity(resource)
         current = codec.from_kv(identity.kind, found)
@@ -348,7 +411,26 @@ class ResourceClient:
         if isinstance(kept, IPPool) and isinstance(current, IPPool) and kept.status is None:
             kept.status = current.status  # its controller's, not the user's who applies a file
         ready = self._checked(kept)
+        if options.generation:
+            changed = ready.spec != current.spec
+            ready = codec.with_metadata(ready, generation=current.metadata.generation + changed)
         await rules.before_update(self, ready, current)
+        if options.dry_run:
+            return Written(codec.stored(ready, found.mod_revision), 0)
+        if options.finalizers and ready.metadata.deletion_timestamp and not ready.metadata.finalizers:
+            return await self._end(ready, found)
+        return await self._put(ready, found)
+
+    async def _end(self, resource: Resource, found: KeyValue) -> Written:
+        try:
+            revision = await self.store.delete(found.key, mod_revision=found.mod_revision)
+        except store_api.Conflict as conflict:
+            raise Conflict(codec.identity(resource), str(found.mod_revision)) from conflict
+        assert revision is not None, "a deletion at a revision either happens or conflicts"
+        return Written(codec.stored(resource, revision), revision, deleted=True)
+
+    async def _put(self, ready: Resource, found: KeyValue) -> Written:
+        identity = codec.identity(ready)
         key, value = codec.to_storage(ready)
         if value == found.value:
             return Written(codec.stored(ready, found.mod_revision), found.mod_revision)
@@ -370,44 +452,6 @@ class ResourceClient:
             return
         await self.store.delete(codec.key(identity), mod_revision=revision)
         raise ValidationError(identity, [earlier])
-
-    async def _retire_pool(self, found: KeyValue) -> KeyValue:
-        """Disable a pool and give its blocks back; returns it as stored then."""
-        pool = codec.from_kv("IPPool", found)
-        assert isinstance(pool, IPPool)
-        identity = codec.identity(pool)
-        if not pool.spec.disabled:
-            spec = msgspec.structs.replace(pool.spec, disabled=True)
-            key, value = codec.to_storage(msgspec.structs.replace(pool, spec=spec))
-            try:
-                await self.store.update(key, value, mod_revision=found.mod_revision)
-            except store_api.Conflict as conflict:
-                raise Conflict(identity, str(found.mod_revision)) from conflict
-            if self._release is not None:
-                await self._sleep(POOL_REST_S)
-        if self._release is not None:
-            await self._release.release_pool(pool.spec.cidr)
-        latest = await self.store.get(codec.key(identity))
-        if latest is None:
-            raise NotFound(identity)
-        return latest
-
-    async def _terminate_pool(self, pool: IPPool, found: KeyValue) -> Written:
-        """Who cannot release addresses only marks the pool; its controller does the rest."""
-        identity = codec.identity(pool)
-        if not pool.metadata.deletion_timestamp:
-            key, value = codec.to_storage(terminating(pool, codec.timestamp(self._now())))
-            try:
-                await self.store.update(key, value, mod_revision=found.mod_revision)
-            except store_api.Conflict as conflict:
-                raise Conflict(identity, str(found.mod_revision)) from conflict
-        if self._release is not None:
-            await self._sleep(POOL_REST_S)
-            await self._release.finish_pool(identity.name)
-        latest = await self.store.get(codec.key(identity))
-        if latest is None:
-            return Written(pool, (await self.store.status()).revision)
-        return Written(codec.from_kv("IPPool", latest), latest.mod_revision)
 
     async def _delete_of_node(self, node: str) -> None:
         """What makes no sense without the node, in Calico's order: addresses, endpoints, peers, configuration."""

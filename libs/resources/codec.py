@@ -126,6 +126,11 @@ def stored(resource: Resource, revision: int) -> Resource:
     return storage.from_storage(key(identity(resource)), storage.to_storage(resource), revision)
 
 
+def unstored(resource: Resource) -> Resource:
+    """The same for one that is not written after all; it has no resource version."""
+    return with_metadata(stored(resource, 0), resource_version="")
+
+
 # --- what users send -------------------------------------------------------------------------------------------------
 
 

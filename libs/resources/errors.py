@@ -51,6 +51,14 @@ class Conflict(ResourceError):
         self.latest = latest
 
 
+class PreconditionFailed(ResourceError):
+    """The resource is there, and not the one that the request was meant for. field: `UID` or `ResourceVersion`."""
+
+    def __init__(self, identity: Identity, field: str, wanted: str, found: str) -> None:
+        text = f"Precondition failed: {field} in precondition: {wanted}, {field} in object meta: {found}"
+        super().__init__(text, identity)
+
+
 class NotSupported(ResourceError):
     """Never allowed, whoever asks."""
 
@@ -76,6 +84,7 @@ __all__ = [
     "Identity",
     "NotFound",
     "NotSupported",
+    "PreconditionFailed",
     "ResourceError",
     "ValidationError",
 ]

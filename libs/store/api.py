@@ -52,6 +52,15 @@ class Compacted(StoreError):
         self.revision = revision
 
 
+class FutureRevision(StoreError):
+    """The revision asked for has not been reached yet; `revision` is the newest that there is."""
+
+    def __init__(self, wanted: int, revision: int) -> None:
+        super().__init__(f"revision {wanted} is not reached yet: the newest is {revision}")
+        self.wanted = wanted
+        self.revision = revision
+
+
 class LeaseLost(StoreError):
     """The lease expired or was revoked; what hung on it is gone."""
 
@@ -75,6 +84,27 @@ class Listing:
     """Every key under a prefix at one revision, sorted by key."""
 
     kvs: list[KeyValue]
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some keys under a prefix at one revision, sorted by key. remaining: how many come after them."""
+
+    kvs: list[KeyValue]
+    revision: int
+    remaining: int
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What is under a prefix at `revision`, without reading it. touched: a key that is there was written after the
+    revision asked about. Nothing touched and as many keys as before: nothing changed, since what was only deleted is
+    missed in `keys`.
+    """
+
+    keys: int
+    touched: bool
     revision: int
 
 
@@ -150,6 +180,18 @@ class Store(Protocol):
 
     async def list(self, prefix: str, *, revision: int = 0, keys_only: bool = False) -> Listing:
         """Pages internally at one pinned revision. Raises Compacted when `revision` is no longer kept."""
+        ...
+
+    async def page(self, prefix: str, *, limit: int, after: str = "", revision: int = 0) -> Page:
+        """At most `limit` keys that come after the key `after`, "" for the first. `revision` of the page before it
+        makes several pages one listing. Raises Compacted, FutureRevision.
+        """
+        ...
+
+    async def summary(self, prefix: str, *, after: int) -> Summary:
+        """Linearizable: it tells of every write that had been answered when it was asked. etcd looks at every key under
+        the prefix, and sends next to nothing.
+        """
         ...
 
     def watch(

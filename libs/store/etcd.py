@@ -11,14 +11,17 @@ from libs.store.api import (
     Compacted,
     Compare,
     Conflict,
+    FutureRevision,
     KeyExists,
     KeyValue,
     LeaseLost,
     Listing,
     Op,
+    Page,
     Put,
     ServerStatus,
     StoreError,
+    Summary,
     TxnResult,
     WatchBatch,
 )
@@ -40,6 +43,7 @@ from libs.store.lease import LeaseKeeper
 from libs.store.watch import Watch
 
 _COMPACTED = "required revision has been compacted"
+_FUTURE = "required revision is a future revision"
 _LIST_TRIES = 5
 
 
@@ -86,6 +90,27 @@ class EtcdStore:
             if not reply.more:
                 return Listing(kvs, revision)
             start = reply.kvs[-1].key + b"\0"
+
+    async def page(self, prefix: str, *, limit: int, after: str = "", revision: int = 0) -> Page:
+        start, range_end = prefix_range(prefix)
+        if after:
+            start = encode_key(after) + b"\0"
+        request = pb.RangeRequest(key=start, range_end=range_end, limit=limit, revision=revision)
+        try:
+            reply = await self._range(request)
+        except StoreError as error:
+            if _FUTURE not in str(error):
+                raise
+            raise FutureRevision(revision, (await self.status()).revision) from error
+        kvs = list(map(key_value, reply.kvs))
+        return Page(kvs, revision or reply.header.revision, reply.count - len(kvs))
+
+    async def summary(self, prefix: str, *, after: int) -> Summary:
+        # Filtered by revision, etcd still counts all keys of the range (server/etcdserver/apply.go, Range).
+        key, range_end = prefix_range(prefix)
+        request = pb.RangeRequest(key=key, range_end=range_end, limit=1, keys_only=True, min_mod_revision=after + 1)
+        reply = await self._range(request)
+        return Summary(reply.count, bool(reply.kvs), reply.header.revision)
 
     async def _range(self, request: Any) -> Any:
         try:

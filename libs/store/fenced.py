@@ -19,9 +19,11 @@ from libs.store.api import (
     LeaseLost,
     Listing,
     Op,
+    Page,
     Put,
     ServerStatus,
     Store,
+    Summary,
     TxnResult,
     WatchBatch,
 )
@@ -103,6 +105,12 @@ class FencedStore:
 
     async def list(self, prefix: str, *, revision: int = 0, keys_only: bool = False) -> Listing:
         return await self._store.list(prefix, revision=revision, keys_only=keys_only)
+
+    async def page(self, prefix: str, *, limit: int, after: str = "", revision: int = 0) -> Page:
+        return await self._store.page(prefix, limit=limit, after=after, revision=revision)
+
+    async def summary(self, prefix: str, *, after: int) -> Summary:
+        return await self._store.summary(prefix, after=after)
 
     def watch(
         self, prefix: str, *, revision: int, known: dict[str, int] | None = None

@@ -29,10 +29,12 @@ from libs.store.api import (
     KeyValue,
     Listing,
     Op,
+    Page,
     Put,
     ServerStatus,
     StoreError,
     StoreUnavailable,
+    Summary,
     TxnResult,
     WatchBatch,
 )
@@ -84,6 +86,12 @@ class MemoryStore:
 
     async def list(self, prefix: str, *, revision: int = 0, keys_only: bool = False) -> Listing:
         return await self._call("list", prefix, lambda: self.server.listing(prefix, revision, keys_only))
+
+    async def page(self, prefix: str, *, limit: int, after: str = "", revision: int = 0) -> Page:
+        return await self._call("list", prefix, lambda: self.server.page(prefix, limit, after, revision))
+
+    async def summary(self, prefix: str, *, after: int) -> Summary:
+        return await self._call("summary", prefix, lambda: self.server.summary(prefix, after))
 
     def watch(
         self, prefix: str, *, revision: int, known: dict[str, int] | None = None

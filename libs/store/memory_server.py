@@ -12,12 +12,15 @@ from libs.store.api import (
     Compare,
     Delete,
     Event,
+    FutureRevision,
     KeyValue,
     LeaseLost,
     Listing,
     Op,
+    Page,
     Put,
     StoreError,
+    Summary,
     TxnResult,
 )
 from libs.store.codec import decode_key, encode_key
@@ -147,6 +150,17 @@ class MemoryEtcd:
         if keys_only:
             found = [KeyValue(kv.key, b"", kv.mod_revision, kv.create_revision, kv.version, kv.lease) for kv in found]
         return Listing(found, revision or self.revision)
+
+    def page(self, prefix: str, limit: int, after: str, revision: int) -> Page:
+        if revision > self.revision:
+            raise FutureRevision(revision, self.revision)
+        listing = self.listing(prefix, revision, keys_only=False)
+        later = [kv for kv in listing.kvs if not after or encode_key(kv.key) > encode_key(after)]
+        return Page(later[:limit], listing.revision, max(0, len(later) - limit))
+
+    def summary(self, prefix: str, after: int) -> Summary:
+        found = self.listing(prefix, 0, keys_only=True)
+        return Summary(len(found.kvs), any(kv.mod_revision > after for kv in found.kvs), found.revision)
 
     def get(self, key: str) -> KeyValue | None:
         return self._current.get(key)

@@ -1,39 +1,26 @@
 """Resource files: YAML or JSON text in, plain documents out, each knowing where in the text its fields stand.
 
 A file is cut at its `---` lines first, so a document that cannot be read spoils only itself: the others are still
-handled and reported one by one. Compared with a plain YAML loader this one refuses duplicate keys (the last one would
-win silently), leaves `22:53` and `2026-01-02` text (YAML 1.1 would make them a base-60 number and a date; a port range
-and a label they are), and turns every key into the text it was written as. Python objects and unknown tags are refused.
+handled and reported one by one. YAML is read as `libs.model.yamltext` has it; duplicate keys are refused.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO, TypeAlias
+from typing import TextIO
 
 import yaml
 
-Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
+from libs.model.yamltext import MAX_NODES, Builder, Json, Loader, Position, SyntaxProblem, join
 
-MAX_NODES = 200_000
-"""Values one document may expand to: a few aliases of aliases would otherwise fill the memory."""
 SUFFIXES = (".yaml", ".yml", ".json")
 STDIN = "-"
 ARGUMENTS = ""
 """Source of what the command line itself names; it has no place worth telling."""
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """Place in a file, both from 1; column 0: unknown."""
-
-    line: int
-    column: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +43,7 @@ class Document:
         return f"{self.source}: document {self.number}{item}, line {position.line}{column}"
 
     def position(self, path: str) -> Position:
-        full = _join(self.prefix, path)
+        full = join(self.prefix, path)
         while full:
             if found := self.marks.get(full):
                 return found
@@ -76,141 +63,6 @@ class Broken:
     def __str__(self) -> str:
         column = f", column {self.position.column}" if self.position.column else ""
         return f"{self.source}: document {self.number}, line {self.position.line}{column}: {self.message}"
-
-
-class _SyntaxProblem(Exception):
-    def __init__(self, message: str, position: Position) -> None:
-        super().__init__(message)
-        self.message = message
-        self.position = position
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader whose plain scalars resolve as Go's YAML does: no base-60 numbers, no dates."""
-
-
-_Loader.yaml_implicit_resolvers = {}
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool",
-    re.compile(r"^(?:yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF)$"),
-    list("yYnNtTfFoO"),
-)
-_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:int",
-    re.compile(r"^[-+]?(?:0|[1-9][0-9]*|0x[0-9a-fA-F]+|0o?[0-7]+|0b[01]+)$"),
-    list("-+0123456789"),
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$"),
-    list("-+0123456789."),
-)
-_Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"^(?:<<)$"), ["<"])
-
-IMPLICIT_RESOLVERS: dict[str | None, list[tuple[str, re.Pattern[str]]]] = _Loader.yaml_implicit_resolvers
-"""First character -> (tag, pattern) of plain scalars that are not text here; writers must quote such text."""
-
-_TRUE = {"yes", "true", "on"}
-_PREFIX = "tag:yaml.org,2002:"
-
-
-class _Builder:
-    """Turns a YAML node graph into plain values, noting where each field stands."""
-
-    def __init__(self, line_offset: int) -> None:
-        self.marks: dict[str, Position] = {}
-        self._offset = line_offset
-        self._nodes = 0
-        self._open: set[int] = set()
-
-    def at(self, node: yaml.Node) -> Position:
-        return Position(node.start_mark.line + 1 + self._offset, node.start_mark.column + 1)
-
-    def build(self, node: yaml.Node, path: str) -> Json:
-        self._nodes += 1
-        if self._nodes > MAX_NODES:
-            raise _SyntaxProblem(f"more than {MAX_NODES} values (aliases counted each time)", self.at(node))
-        if id(node) in self._open:
-            raise _SyntaxProblem("an alias may not contain itself", self.at(node))
-        if path and path not in self.marks:
-            self.marks[path] = self.at(node)
-        self._open.add(id(node))
-        try:
-            if isinstance(node, yaml.MappingNode):
-                return self._mapping(node, path)
-            if isinstance(node, yaml.SequenceNode):
-                if node.tag != _PREFIX + "seq":
-                    raise _SyntaxProblem(f"tag {node.tag} is not supported", self.at(node))
-                return [self.build(item, f"{path}[{index}]") for index, item in enumerate(node.value)]
-            return self._scalar(node)
-        finally:
-            self._open.discard(id(node))
-
-    def _mapping(self, node: yaml.MappingNode, path: str) -> dict[str, Json]:
-        if node.tag != _PREFIX + "map":
-            raise _SyntaxProblem(f"tag {node.tag} is not supported", self.at(node))
-        values: dict[str, Json] = {}
-        merged: dict[str, Json] = {}
-        first: dict[str, Position] = {}
-        for key_node, value_node in node.value:
-            if key_node.tag == _PREFIX + "merge":
-                sources = value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
-                for source in sources:
-                    if not isinstance(source, yaml.MappingNode):
-                        raise _SyntaxProblem("`<<` needs a mapping or a list of mappings", self.at(source))
-                    for name, value in self._mapping(source, path).items():
-                        merged.setdefault(name, value)
-                continue
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise _SyntaxProblem("a key must be a plain value, not a list or mapping", self.at(key_node))
-            name = key_node.value
-            here = self.at(key_node)
-            if name in first:
-                raise _SyntaxProblem(f"field {name!r} is given twice (first on line {first[name].line})", here)
-            first[name] = here
-            child = _join(path, name)
-            self.marks[child] = here
-            values[name] = self.build(value_node, child)
-        return {**merged, **values}
-
-    def _scalar(self, node: yaml.Node) -> Json:
-        text = str(node.value)
-        match node.tag.removeprefix(_PREFIX):
-            case "str":
-                return text
-            case "null":
-                return None
-            case "bool":
-                return text.lower() in _TRUE
-            case "int":
-                return _integer(text, self.at(node))
-            case "float":
-                try:
-                    return float(text)
-                except ValueError as error:
-                    raise _SyntaxProblem(f"{text!r} is not a number", self.at(node)) from error
-            case _:
-                raise _SyntaxProblem(f"tag {node.tag} is not supported", self.at(node))
-
-
-def _integer(text: str, position: Position) -> int:
-    digits = text.lstrip("+-")
-    sign = -1 if text.startswith("-") else 1
-    try:
-        if len(digits) > 1 and digits[0] == "0" and digits[1].isdigit():
-            return sign * int(digits, 8)
-        return sign * int(digits, 0)
-    except ValueError as error:
-        raise _SyntaxProblem(f"{text!r} is not an integer", position) from error
-
-
-def _join(path: str, name: str) -> str:
-    if not path or not name:
-        return path or name
-    return path + name if name.startswith("[") else f"{path}.{name}"
 
 
 def _parent(path: str) -> str:
@@ -251,14 +103,14 @@ def parse(text: str, source: str) -> Iterator[Document | Broken]:
     for number, (offset, chunk) in enumerate(_chunks(text), start=1):
         start = Position(_first_line(chunk) + offset)
         try:
-            builder = _Builder(offset)
-            loader = _Loader(chunk)
+            builder = Builder(offset)
+            loader = Loader(chunk)
             try:
                 node = loader.get_single_node()
             finally:
                 loader.dispose()
             value = builder.build(node, "") if node is not None else None
-        except _SyntaxProblem as problem:
+        except SyntaxProblem as problem:
             yield Broken(source, number, problem.message, problem.position)
         except yaml.MarkedYAMLError as error:
             place = _place(error, chunk, offset) or start
@@ -297,7 +149,7 @@ def _parse_json(text: str, source: str) -> list[Document | Broken] | None:
         line = text.count("\n", 0, at) + 1
         try:
             value, at = decoder.raw_decode(text, at)
-        except _SyntaxProblem as problem:
+        except SyntaxProblem as problem:
             return [*found, Broken(source, number, problem.message, Position(line))]
         except json.JSONDecodeError as error:
             if not source.endswith(".json"):
@@ -319,7 +171,7 @@ def _pairs(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     values: dict[str, Json] = {}
     for name, value in pairs:
         if name in values:
-            raise _SyntaxProblem(f"field {name!r} is given twice", Position(1))
+            raise SyntaxProblem(f"field {name!r} is given twice", Position(1))
         values[name] = value
     return values
 
@@ -409,3 +261,16 @@ def _expand(name: str, recursive: bool) -> Iterator[str]:
                 yield from _expand(str(entry), recursive)
         elif entry.suffix in SUFFIXES:
             yield str(entry)
+
+
+__all__ = [
+    "ARGUMENTS",
+    "MAX_NODES",
+    "Broken",
+    "Document",
+    "FileProblem",
+    "Json",
+    "Position",
+    "parse",
+    "read_all",
+]

@@ -7,20 +7,18 @@ with the revision it was read at, several named ones as a plain sequence: as Cal
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import yaml
-
 from libs.model import codec
 from libs.model.base import ObjectMeta, V3Struct
 from libs.model.base import Resource as Typed
+from libs.model.yamltext import Json
+from libs.model.yamltext import dump_yaml as dump_yaml
 from services.calicoctl import gotemplate
 from services.calicoctl.columns import Resource, rows
-from services.calicoctl.documents import IMPLICIT_RESOLVERS, Json
 
 API_VERSION = "projectcalico.org/v3"
 FORMATS = "ps, wide, yaml, json, name, custom-columns=…, go-template=…, go-template-file=…"
@@ -154,27 +152,6 @@ def boxed(lines: Sequence[Sequence[str]], right: frozenset[int] = frozenset()) -
 
     body = [line(cells, right) for cells in lines[1:]]
     return "\n".join([rule, line(lines[0], frozenset()), rule, *body, *([rule] if body else [])]) + "\n"
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes shared values out each time: aliases would surprise readers of a resource file.
-
-    Text is quoted when any reader would take it for something else: YAML 1.1, our own, or Go's (`y` is true there).
-    """
-
-    def ignore_aliases(self, data: object) -> bool:
-        return True
-
-
-_Dumper.yaml_implicit_resolvers = {
-    first: [*yaml.SafeDumper.yaml_implicit_resolvers.get(first, []), *IMPLICIT_RESOLVERS.get(first, [])]
-    for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *IMPLICIT_RESOLVERS}
-}
-_Dumper.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^[yYnN]$"), list("yYnN"))
-
-
-def dump_yaml(value: Json) -> str:
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=True, default_flow_style=False, allow_unicode=True, width=10_000)
 
 
 _CLUSTER_FIELDS = (

@@ -13,6 +13,7 @@ from libs.store import (
     Compare,
     Conflict,
     Delete,
+    FutureRevision,
     KeyExists,
     LeaseLost,
     Put,
@@ -183,6 +184,30 @@ async def test_list_without_values_has_the_rest(backend: Backend) -> None:
     assert (kv.key, kv.value, kv.mod_revision) == (key, b"", revision)
 
 
+async def test_pages_at_one_revision_are_one_listing(backend: Backend) -> None:
+    store, prefix = backend.store(), backend.prefix
+    names = [f"{prefix}{number}" for number in range(10)]
+    for name in names:
+        await store.put(name, b"x")
+    first = await store.page(prefix, limit=4)
+    assert ([kv.key for kv in first.kvs], first.remaining) == (names[:4], 6)
+    await store.delete(names[5])
+    await store.put(prefix + "55", b"new")
+    second = await store.page(prefix, limit=4, after=names[3], revision=first.revision)
+    third = await store.page(prefix, limit=4, after=names[7], revision=first.revision)
+    assert [kv.key for kv in (*first.kvs, *second.kvs, *third.kvs)] == names
+    assert (second.remaining, third.remaining) == (2, 0)
+    assert first.revision == second.revision == third.revision
+    assert [kv.key for kv in (await store.page(prefix, limit=9, after=names[4])).kvs] == [prefix + "55", *names[6:]]
+    newest = (await store.list(prefix)).revision
+    with pytest.raises(FutureRevision) as refused:
+        await store.page(prefix, limit=1, revision=newest + 1000)
+    assert refused.value.revision >= newest
+    await store.compact(newest)
+    with pytest.raises(Compacted):
+        await store.page(prefix, limit=1, after=names[0], revision=first.revision)
+
+
 async def test_list_of_more_keys_than_a_page_is_one_revision(backend: Backend) -> None:
     store, prefix = backend.store(), backend.prefix
     names = [f"{prefix}{number:05}" for number in range(12_034)]
@@ -296,6 +321,23 @@ async def test_txn_must_not_name_a_key_twice(backend: Backend) -> None:
 
 
 # --- watch -----------------------------------------------------------------------------------------------------------
+
+
+async def test_summary_counts_keys_and_tells_whether_one_was_written_since(backend: Backend) -> None:
+    store, prefix = backend.store(), backend.prefix
+    for name in "abc":
+        last = await store.put(prefix + name, b"1")
+    await store.put(f"{prefix[:-1]}0", b"of another prefix")
+    found = await store.summary(prefix, after=last)
+    assert (found.keys, found.touched) == (3, False)
+    assert found.revision > last
+    assert (await store.summary(prefix, after=last - 1)).touched
+    await store.delete(prefix + "c")
+    found = await store.summary(prefix, after=last)
+    assert (found.keys, found.touched) == (2, False)
+    revision = await store.put(prefix + "a", b"2")
+    found = await store.summary(prefix, after=last)
+    assert (found.keys, found.touched, found.revision) == (2, True, revision)
 
 
 async def test_watch_tells_history_from_its_revision_on_and_then_what_happens(backend: Backend) -> None:

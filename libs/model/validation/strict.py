@@ -20,7 +20,7 @@ from libs.model.validation.problems import At, ValidationError
 
 S = TypeVar("S", bound=msgspec.Struct)
 
-_OUTER_FIELDS = ("kind", "apiVersion")
+OUTER_FIELDS = ("kind", "apiVersion")
 
 
 def decode_user(value: object, *, kind: str = "") -> Resource:
@@ -48,7 +48,7 @@ def decode_part(value: object, struct: type[S]) -> S:
 
 def _decode(at: At, value: object, struct: type[S]) -> S:
     try:
-        _check(at, value, _type_of(struct))
+        _check(at, value, type_of(struct))
         if not at.problems:
             return codec.convert(struct, codec.drop_nulls(value))
     except RecursionError:
@@ -75,7 +75,7 @@ def _kind(at: At, value: Mapping[str, Any], wanted: str) -> kinds.Kind | None:
 
 
 @cache
-def _type_of(struct: type) -> inspect.Type:
+def type_of(struct: type) -> inspect.Type:
     return inspect.type_info(struct)
 
 
@@ -127,7 +127,7 @@ def _struct(at: At, value: Any, wanted: inspect.StructType) -> None:
         at.refuse(f"expected an object, not {_name(value)}", value)
         return
     known = {field.encode_name: field.type for field in wanted.fields}
-    outer = _OUTER_FIELDS if issubclass(wanted.cls, Resource) else ()
+    outer = OUTER_FIELDS if issubclass(wanted.cls, Resource) else ()
     for name, member in value.items():
         if not isinstance(name, str):
             at.refuse(f"expected text as field name, not {_name(name)}", name)

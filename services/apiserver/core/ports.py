@@ -2,7 +2,7 @@
 
 front (authn, authz, limits, TLS, audit)  →  verbs (get, list, create …)  →  libs.resources  →  etcd
                                                 ↓
-                                              cache (one etcd watch for each kind, a window of recent changes)
+                                              cache (one etcd watch for all kinds, a window of recent changes of each)
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class Stored:
 @dataclass(frozen=True, slots=True)
 class Change:
     """One object changed at `revision`. Created: before None; deleted: after None. What a watcher is told depends on
-    whether it wanted the one before and wants the one after.
+    whether it wanted the one before and wants the one after. before: as the object was, but stamped with `revision`,
+    since that is how a watcher is shown what it no longer has.
     """
 
     revision: int
@@ -49,25 +50,43 @@ class Snapshot:
 
 
 class Watch(Protocol):
-    """Changes in order of revision, each once. Raises ApiError: 410 when the reader fell behind the window, 503 when
-    etcd went another history. `revision`: everything up to it has been told (bookmarks carry it).
+    """Changes in order of revision, each once, a revision never torn. Raises ApiError 410 when the reader fell behind
+    the window or etcd has another history now; ends when the reader shall come again (a tier came or went, shutdown).
+    Waiting for the next may be cancelled without loss. `revision`: everything up to it has been told (bookmarks carry
+    it).
     """
 
     @property
     def revision(self) -> int: ...
     def __aiter__(self) -> AsyncIterator[Sequence[Change]]: ...
+    async def __anext__(self) -> Sequence[Change]: ...
     async def aclose(self) -> None: ...
 
 
 class Cache(Protocol):
+    @property
+    def revision(self) -> int:
+        """Up to which everything is in; 0 before the first listing."""
+        ...
+
+    async def latest(self) -> int:
+        """The newest revision of etcd, by a linearizable read: what a consistent list demands `at_least`. Raises
+        ApiError 503.
+        """
+        ...
+
     async def list(self, kind: Kind, *, at_least: int = 0) -> Snapshot:
         """From memory, at the cache's revision; waits until that is `at_least`. Raises ApiError 504 when it takes too
         long, 503 before the first listing.
         """
         ...
 
-    async def watch(self, kind: Kind, *, since: int) -> Watch:
-        """All changes after `since`. Raises ApiError 410 when they are no longer in the window."""
+    async def watch(self, kind: Kind, *, since: int, decided_at: int | None = None) -> Watch:
+        """All changes after `since`. Raises ApiError 410 when neither the window nor etcd has them any more.
+
+        decided_at: `revision` as it was when the reader's tiers were looked up (default: now). A tier that comes or
+        goes after it ends the watch of a policy kind.
+        """
         ...
 
 

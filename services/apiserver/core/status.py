@@ -42,6 +42,7 @@ class ApiError(Exception):
         self.code, self.reason, self.message = code, reason, message
         self.plural, self.name, self.uid = plural, name, uid
         self.causes, self.retry_after_s = tuple(causes), retry_after_s
+        self.continue_token = ""  # of a list whose revision is gone: how to go on all the same
 
     def status(self) -> JsonObject:
         """The `Status` object (kind Status, apiVersion v1)."""
@@ -63,6 +64,8 @@ class ApiError(Exception):
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": self.message,
             "reason": self.reason,
         }  # fmt: skip
+        if self.continue_token:
+            found["metadata"] = {"continue": self.continue_token}
         if details:
             found["details"] = details
         return found | {"code": self.code}
@@ -92,6 +95,12 @@ def not_found_path() -> ApiError:
 
 def method_not_allowed() -> ApiError:
     return ApiError(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
+
+
+def method_not_supported(plural: str, verb: str) -> ApiError:
+    """405 for a verb that a resource does not have."""
+    message = f'{verb} is not supported on resources of kind "{plural}.{GROUP}"'
+    return ApiError(405, "MethodNotAllowed", message, plural=plural)
 
 
 def already_exists(plural: str, name: str) -> ApiError:
