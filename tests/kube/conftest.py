@@ -13,6 +13,7 @@ import pytest
 
 from libs.testkit.kube.control_plane import ControlPlane
 from libs.testkit.kube.programs import KubernetesMissing, program
+from tests.kube.ways import Way, alone, behind
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -39,10 +40,24 @@ def control_plane(request: pytest.FixtureRequest) -> Iterator[ControlPlane]:
         yield made
 
 
+@pytest.fixture(scope="module", params=["alone", "behind"])
+def way(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Way]:
+    """Our apiserver as kubectl reaches it: by itself, then through kube-apiserver."""
+    needs("kubectl")
+    directory = tmp_path_factory.mktemp("way")
+    if request.param == "alone":
+        with alone(directory) as made:
+            yield made
+    else:
+        with behind(request.getfixturevalue("control_plane"), directory) as made:
+            yield made
+
+
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
-    report: Any = yield
-    made = getattr(item, "funcargs", {}).get("control_plane")
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[Any]:
+    report = yield
+    given = getattr(item, "funcargs", {})
+    made = given.get("way") or given.get("control_plane")
     if report.failed and made is not None:
-        report.sections.append(("Kubernetes", made.told()))
+        report.sections.append(("servers", made.told()))
     return report

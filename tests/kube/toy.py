@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from libs.testkit.pki import Authority, KeyPair
 from libs.testkit.servers import free_port
@@ -83,7 +84,7 @@ class ToyServer:
         self._loop.close()
 
     @web.middleware
-    async def _remember(self, request: web.Request, handler: Any) -> web.StreamResponse:
+    async def _remember(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         transport = request.transport
         certificate = (transport.get_extra_info("peercert") if transport else None) or {}
         names = [value for part in certificate.get("subject", ()) for key, value in part if key == "commonName"]

@@ -18,10 +18,7 @@ routing off; to any other address through an EndpointSlice, which needs it on (E
 
 from __future__ import annotations
 
-import contextlib
-import http.client
 import shutil
-import ssl
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,11 +27,11 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Self
 
-from libs.netlink.netns import in_netns
+from libs.testkit.kube.https_server import HttpsServer
 from libs.testkit.kube.kubectl import Kubectl, write_kubeconfig
 from libs.testkit.kube.programs import program
 from libs.testkit.pki import Authority, KeyPair, signing_keys
-from libs.testkit.servers import EtcdServer, Server, ServerError
+from libs.testkit.servers import EtcdServer, Server
 
 SERVICE_NETWORKS = {4: ip_network("10.96.0.0/16"), 6: ip_network("fd00:10:96::/112")}
 """Of Services, by the family of the control plane's address; the first address is the Service `kubernetes`."""
@@ -77,7 +74,7 @@ class ControlPlane:
         )  # fmt: skip
         self.apiserver.flags = self._apiserver_flags()
         self.apiserver.trusted = self.ca.cert
-        self.server = f"https://{self.apiserver.host_port}"
+        self.server = self.apiserver.url
         self.admin = self.user("kubernetes-admin", groups=["system:masters"])
         self.kubectl = self.as_user(self.admin)
         self.manager: ControllerManager | None = None
@@ -225,46 +222,26 @@ class ControlPlane:
         }
 
 
-class _KubernetesServer(Server):
-    """One of Kubernetes' servers: flags by name, klog to standard error."""
+class KubeApiserver(HttpsServer):
+    """`/readyz` is open to everybody by the role system:public-info-viewer, which is there once start-up is over."""
 
-    ready_line = b"Serving securely on"
-
+    program = "kube-apiserver"
+    well_known_port = 6443
     flags: Mapping[str, str] = MappingProxyType({})
 
     def arguments(self) -> list[str]:
-        return [f"--{name}={value}" for name, value in self.flags.items()]
+        return _flags(self.flags)
 
 
-class KubeApiserver(_KubernetesServer):
-    program = "kube-apiserver"
-    well_known_port = 6443
-    trusted: Path | None = None
-    """Its CA; when set, being ready means that `/readyz` says so, not only that the port is open."""
-
-    def _ready(self, deadline: float) -> bool:
-        if not super()._ready(deadline):
-            return False
-        if self._answers_ready():
-            return True
-        if time.monotonic() > deadline:
-            tail = self.log_tail()
-            self.kill()
-            raise ServerError(f"{self.program} not ready within {self._ready_timeout_s} s:\n{tail}")
-        time.sleep(_POLL_S)
-        return False
-
-    def _answers_ready(self) -> bool:
-        """Open to everybody by the role system:public-info-viewer, which is there once start-up is over."""
-        context = ssl.create_default_context(cafile=str(self.trusted))
-        with in_netns(f"/run/netns/{self.netns}" if self.netns else None):
-            connection = http.client.HTTPSConnection(self.address, self.port, timeout=5, context=context)
-            with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
-                connection.request("GET", "/readyz")
-                return connection.getresponse().status == 200
-        return False
-
-
-class ControllerManager(_KubernetesServer):
+class ControllerManager(Server):
     program = "kube-controller-manager"
     well_known_port = 10257
+    ready_line = b"Serving securely on"
+    flags: Mapping[str, str] = MappingProxyType({})
+
+    def arguments(self) -> list[str]:
+        return _flags(self.flags)
+
+
+def _flags(flags: Mapping[str, str]) -> list[str]:
+    return [f"--{name}={value}" for name, value in flags.items()]
