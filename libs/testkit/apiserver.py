@@ -63,7 +63,7 @@ class CalicoApiserver(HttpsServer):
 
 
 class RoleFile:
-    """Who may do what at a server that stands alone; grows while the server runs."""
+    """Who may do what at a server that stands alone; may change while the server runs."""
 
     def __init__(self, path: Path, documents: Sequence[Mapping[str, Any]] = ()) -> None:
         self.path = path
@@ -72,6 +72,12 @@ class RoleFile:
 
     def add(self, *documents: Mapping[str, Any]) -> None:
         self._documents += documents
+        self._write()
+
+    def unbind(self, name: str) -> None:
+        """Without the cluster-wide binding of that name."""
+        gone = ("ClusterRoleBinding", name)
+        self._documents = [one for one in self._documents if (one["kind"], one["metadata"]["name"]) != gone]
         self._write()
 
     def _write(self) -> None:

@@ -55,7 +55,7 @@ def way(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[Any]:
-    report = yield
+    report: Any = yield
     given = getattr(item, "funcargs", {})
     made = given.get("way") or given.get("control_plane")
     if report.failed and made is not None:

@@ -489,7 +489,7 @@ def test_watches_go_on_after_the_server_restarted(way: Way) -> None:
     misses nothing.
     """
     way.kubectl.apply(network_set("before"))
-    listed = way.kubectl.json("get", "--raw", "/apis/projectcalico.org/v3/globalnetworksets")
+    listed = json.loads(way.kubectl("get", "--raw", "/apis/projectcalico.org/v3/globalnetworksets"))
     since = listed["metadata"]["resourceVersion"]
     with way.kubectl.background("get", "gns", "--watch-only", "-o", "name") as watch:
         way.kubectl.apply(network_set("during"))
@@ -507,7 +507,7 @@ def test_watches_go_on_after_the_server_restarted(way: Way) -> None:
 
 def test_the_registry_of_kinds_is_what_is_served(way: Way) -> None:
     """A kind that is added to the model is served or named as not served, never forgotten."""
-    listed = way.kubectl.json("get", "--raw", "/apis/projectcalico.org/v3")["resources"]
+    listed = json.loads(way.kubectl("get", "--raw", "/apis/projectcalico.org/v3"))["resources"]
     plurals = {item["name"] for item in listed if "/" not in item["name"]}
     internal = {"ipamblocks", "ipamhandles", "livemigrations", "nodes", "workloadendpoints"}
     calicos = {kind.plural for kind in KINDS.values() if not kind.plural.startswith("kubernetes")}

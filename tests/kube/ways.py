@@ -25,7 +25,7 @@ _POLL_S = 0.1
 
 @dataclass
 class Way:
-    """kubectl: as one who may do everything. restart: our apiserver ends in order and comes back on the same port."""
+    """kubectl: as one who may do everything. grant: takes roles and bindings; revoke: a cluster-wide binding's name."""
 
     kubectl: Kubectl
     apiserver: CalicoApiserver
@@ -33,12 +33,14 @@ class Way:
     control_plane: ControlPlane | None
     user: Callable[[str, Sequence[str]], Kubectl]
     grant: Callable[..., None]
+    revoke: Callable[[str], None]
 
     @property
     def aggregated(self) -> bool:
         return self.control_plane is not None
 
     def restart(self) -> None:
+        """Our apiserver ends in order and comes back on the same port."""
         self.apiserver.stop()
         self.apiserver.start()
         # kube-apiserver looks again only now and then, and says 503 until it has.
@@ -71,7 +73,7 @@ def alone(directory: Path) -> Iterator[Way]:
             path = client.cert.with_suffix(".kubeconfig")
             return Kubectl(write_kubeconfig(path, server=server.url, ca=ca.cert, client=client), directory)
 
-        yield Way(user("admin", ["system:masters"]), server, etcd, None, user, roles.add)
+        yield Way(user("admin", ["system:masters"]), server, etcd, None, user, roles.add, roles.unbind)
 
 
 @contextmanager
@@ -96,7 +98,10 @@ def behind(cp: ControlPlane, directory: Path) -> Iterator[Way]:
         def grant(*documents: Mapping[str, Any]) -> None:
             cp.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(documents))
 
-        yield Way(cp.kubectl, server, etcd, cp, user, grant)
+        def revoke(name: str) -> None:
+            cp.kubectl("delete", "clusterrolebinding", name)
+
+        yield Way(cp.kubectl, server, etcd, cp, user, grant, revoke)
 
 
 def _identity(cp: ControlPlane) -> Path:
@@ -104,7 +109,6 @@ def _identity(cp: ControlPlane) -> Path:
     account = "calico-apiserver"
     cp.kubectl("create", "namespace", NAMESPACE)
     cp.kubectl("create", "serviceaccount", account, "-n", NAMESPACE)
-    subject = {"kind": "ServiceAccount", "name": account, "namespace": NAMESPACE}
     may_ask = ("clusterrolebinding", account, "--clusterrole=system:auth-delegator")
     may_read = ("rolebinding", account, "-n", "kube-system", "--role=extension-apiserver-authentication-reader")
     for binding in (may_ask, may_read):
