@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import click
+
+from services.calicoctl.session import session_of
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -45,11 +48,26 @@ def _with(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
     return decorate
 
 
-common = _with(
+_connection = _with(
     click.option("-c", "--config", metavar="PATH", help="Connection settings, YAML or JSON (kind CalicoAPIConfig)."),
     click.option("--context", "kube_context", metavar="NAME", help="kubeconfig context; no effect with etcd."),
-    click.option("--allow-version-mismatch", is_flag=True, help="Accepted; versions are not compared."),
+    click.option("--allow-version-mismatch", is_flag=True, help="Work with a cluster of another version."),
 )
+
+
+def common(command: Command) -> Command:
+    """The options that say where to connect to; the command gets them as one argument, `session`."""
+
+    @wraps(command)
+    def with_session(
+        *args: Any, config: str | None, kube_context: str | None, allow_version_mismatch: bool, **kwargs: Any
+    ) -> Any:
+        session = session_of(config, context=kube_context or "", any_version=allow_version_mismatch)
+        return command(*args, session=session, **kwargs)
+
+    return cast(Command, _connection(with_session))
+
+
 namespaced = click.option("-n", "--namespace", default="", metavar="NAME", help="`default` when not given.")
 _recursive = click.option("-R", "--recursive", is_flag=True, help="Go into the directories of a directory.")
 _skip_empty = click.option("--skip-empty", is_flag=True, help="Files without resources are no error.")

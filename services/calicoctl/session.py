@@ -59,10 +59,15 @@ class Environment:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """One command's connections. config: --config; it is read, and can be refused, when the first one is opened."""
+    """One command's connections. config: --config; it is read, and can be refused, when the first one is opened.
+
+    context: of kubeconfig, "" for its current one. any_version: --allow-version-mismatch.
+    """
 
     environment: Environment
     config: str | None
+    context: str = ""
+    any_version: bool = False
 
     def settings(self) -> CtlConfig:
         return load(self.config, self.environment.variables)
@@ -82,10 +87,10 @@ class Session:
         return self.environment.bus(self.settings().bus)
 
 
-def session_of(config: str | None) -> Session:
-    """Of the command that runs now. config: its --config."""
+def session_of(config: str | None, *, context: str = "", any_version: bool = False) -> Session:
+    """Of the command that runs now."""
     environment = click.get_current_context().find_object(Environment)
-    return Session(environment or Environment(), config)
+    return Session(environment or Environment(), config, context, any_version)
 
 
 def fail(message: str) -> NoReturn:
