@@ -60,6 +60,10 @@ class NotSupported(ResourceError):
         self.reason = reason
 
 
+class Forbidden(ResourceError):
+    """The server knows who asks and does not let them; it says why."""
+
+
 class ValidationError(ResourceError):
     """The resource is not acceptable: every problem found, not only the first."""
 
@@ -73,6 +77,7 @@ __all__ = [
     "AlreadyExists",
     "Conflict",
     "FieldProblem",
+    "Forbidden",
     "Identity",
     "NotFound",
     "NotSupported",

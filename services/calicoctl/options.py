@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any, TypeVar, cast
 
@@ -82,7 +83,34 @@ def _filenames(*, required: bool) -> Callable[[Any], Any]:
 
 from_files = _with(_filenames(required=True), _recursive, _skip_empty)
 or_files = _with(_filenames(required=False), _recursive, _skip_empty)
-waits = _with(
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """wait_s: how long to wait for the nodes, None not at all. dry_run: none | client | server."""
+
+    wait_s: float | None = None
+    dry_run: str = "none"
+
+
+_writing = _with(
     click.option("--wait", "waiting", is_flag=True, help="Return when every node concerned has it in its kernel."),
     click.option("--timeout", "timeout_s", type=Duration(), default="30s", show_default=True, help="Limit for --wait."),
-)
+    click.option(
+        "--dry-run", type=click.Choice(["none", "client", "server"]), default="none", show_default=True,
+        help="Change nothing. client: check each resource by itself. server: check all against the datastore, and "
+             "show what would change.",
+    ),
+)  # fmt: skip
+
+
+def writes(command: Command) -> Command:
+    """The options of writing; the command gets them as one argument, `how`."""
+
+    @wraps(command)
+    def with_how(*args: Any, waiting: bool, timeout_s: float, dry_run: str, **kwargs: Any) -> Any:
+        if waiting and dry_run != "none":
+            raise click.UsageError("--wait has nothing to wait for with --dry-run")
+        return command(*args, how=Writing(timeout_s if waiting else None, dry_run), **kwargs)
+
+    return cast(Command, _writing(with_how))

@@ -30,7 +30,7 @@ def patch(kind: str, name: str, text: str, patch_type: str, namespace: str, sess
     async def work() -> None:
         identity = actions.placed(codec.identity_of(known, name), namespace)
         actions.refuse_unmanaged("patch", identity)
-        async with session.client() as client:
+        async with session.resources() as client:
             await client.patch(identity.kind, identity.name, given, PatchType(patch_type), identity.namespace)
 
     try:
@@ -78,7 +78,7 @@ def label(
     async def work() -> str:
         identity = actions.placed(codec.identity_of(known, name), namespace)
         actions.refuse_unmanaged("label", identity)
-        async with session.client() as client:
+        async with session.resources() as client:
             return await actions.label(client, identity, kind, key, None if remove else value, overwrite=overwrite)
 
     try:

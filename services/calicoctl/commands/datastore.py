@@ -22,7 +22,7 @@ def migrate_group() -> None:
 def _lock(session: Session, *, locked: bool) -> None:
 
     async def work() -> None:
-        async with session.client(writes=True) as client:
+        async with session.resources(writes=True) as client:
             await lock.set_lock(client, locked=locked)
 
     run(work(), f"{'lock' if locked else 'unlock'} the datastore")

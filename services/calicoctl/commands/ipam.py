@@ -32,7 +32,7 @@ def show(
     """How full the pools are."""
 
     async def work() -> tuple[str, list[str]]:
-        async with session.client() as client:
+        async with session.client(purpose="ipam") as client:
             store = client.store
             if address is not None:
                 return await ipam.show_address(store, ipam.parse_address(address)), []
@@ -62,7 +62,7 @@ def check(show_all_ips: bool, show_problem_ips: bool, output: Path | None, sessi
     """Compare what is allocated with what is in use."""
 
     async def work() -> ipam_check.Checked:
-        async with session.client() as client:
+        async with session.client(purpose="ipam") as client:
             return await ipam_check.check(client)
 
     try:
@@ -95,7 +95,7 @@ def release(address: str | None, reports: tuple[str, ...], force: bool, session:
         raise click.UsageError("give either --ip or --from-report")
 
     async def work() -> tuple[list[str], list[str]]:
-        async with session.client() as client:
+        async with session.client(purpose="ipam") as client:
             if address is not None:
                 return [await ipam_release.release_address(client, ipam.parse_address(address))], []
             return await ipam_release.release_reported(client, reports, force=force)
@@ -139,7 +139,7 @@ def configure(
         fail("at least one configuration option must be specified")
 
     async def work() -> None:
-        async with session.client() as client:
+        async with session.client(purpose="ipam") as client:
             await IpamClient(client.store).set_config(**changes)
 
     try:
@@ -164,7 +164,7 @@ def split(number: int, cidr: str, name: str, session: Session) -> None:
     uids = [str(uuid4()) for _ in range(max(0, min(number, ipam_split.MAX_PARTS)))]
 
     async def work() -> list[str]:
-        async with session.client() as client:
+        async with session.client(purpose="ipam") as client:
             made = await ipam_split.split(client, name, cidr, number, uids, datetime.now(UTC))
             lines = [f"IP Pool {name or cidr} was successfully split into {len(made)} smaller pools."]
             return lines + [f"Created {pool.metadata.name} with CIDR {pool.spec.cidr}." for pool in made]

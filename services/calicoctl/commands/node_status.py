@@ -29,7 +29,7 @@ def status(nodes: tuple[str, ...], timeout_s: float, output: str, session: Sessi
     """
 
     async def work() -> tuple[str, bool]:
-        async with session.client() as client:
+        async with session.resources(guarded=False) as client:
             listed = await client.list("Node")
         known = [one.metadata.name for one in listed.items]
         if unknown := sorted(set(nodes) - set(known)):
