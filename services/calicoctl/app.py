@@ -20,10 +20,14 @@ LOG_LEVELS = {
 _IN = "services.calicoctl.commands"
 
 NODE = {
+    "checksystem": Lazy(f"{_IN}.node_host:checksystem", "Check that this host's kernel has what is needed."),
+    "diags": Lazy(f"{_IN}.node_host:diags", "Collect what this node says into one archive, without secrets."),
+    "run": Lazy(f"{_IN}.node_host:run_node", "Start the node's container on this host, with docker."),
     "status": Lazy(f"{_IN}.node_status:status", "What each node's kernel holds, failures, BGP sessions."),
 }
 COMMANDS = {
     "apply": Lazy(f"{_IN}.write:apply", "Create resources, or replace those that exist."),
+    "cluster": Lazy(f"{_IN}.cluster:cluster_group", "The cluster as a whole: diagnostics."),
     "completion": Lazy(f"{_IN}.completion:completion", "Print the completion script of a shell."),
     "create": Lazy(f"{_IN}.write:create", "Create resources; one that exists is an error."),
     "datastore": Lazy(f"{_IN}.datastore:datastore_group", "The datastore as a whole: lock, export, import."),

@@ -74,14 +74,7 @@ class CtlConfig:
 
 def load(path: str | None, environment: Mapping[str, str], context: str = "") -> CtlConfig:
     """path: --config; None takes DEFAULT_PATH where it exists. context: --context. Raises ConfigProblem."""
-    values = dict(environment)
-    for name, value in environment.items():
-        if name.startswith("CALICO_"):
-            values.setdefault(name.removeprefix("CALICO_"), value)
-    if path is not None or Path(DEFAULT_PATH).is_file():
-        values.update(_read(path or DEFAULT_PATH))
-    for name in _SECRET:
-        hide(values.get(name, ""))
+    values = connection_variables(path, environment)
     datastore = _datastore(values)
     values["DATASTORE_TYPE"] = ETCD  # it has been looked at
     try:
@@ -92,6 +85,19 @@ def load(path: str | None, environment: Mapping[str, str], context: str = "") ->
         return CtlConfig(datastore, StoreConfig.from_env(values), Settings(), BusConfig.from_env(values))
     except (StoreConfigError, BusConfigError) as error:
         raise ConfigProblem(str(error)) from error
+
+
+def connection_variables(path: str | None, environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment with what the file says put over it. Raises ConfigProblem for a bad file."""
+    values = dict(environment)
+    for name, value in environment.items():
+        if name.startswith("CALICO_"):
+            values.setdefault(name.removeprefix("CALICO_"), value)
+    if path is not None or Path(DEFAULT_PATH).is_file():
+        values.update(_read(path or DEFAULT_PATH))
+    for name in _SECRET:
+        hide(values.get(name, ""))
+    return values
 
 
 def _datastore(values: Mapping[str, str]) -> str:

@@ -50,10 +50,16 @@ def _with(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
 
 
 _connection = _with(
-    click.option("-c", "--config", metavar="PATH", help="Connection settings, YAML or JSON (kind CalicoAPIConfig)."),
+    click.option(
+        "-c",
+        "--config",
+        metavar="PATH",
+        type=click.Path(),
+        help="Connection settings, YAML or JSON (kind CalicoAPIConfig).",
+    ),
     click.option("--context", "kube_context", metavar="NAME", help="kubeconfig context; no effect with etcd."),
     click.option("--allow-version-mismatch", is_flag=True, help="Work with a cluster of another version."),
-)
+)  # fmt: skip
 
 
 def common(command: Command) -> Command:
@@ -76,7 +82,7 @@ _skip_empty = click.option("--skip-empty", is_flag=True, help="Files without res
 
 def _filenames(*, required: bool) -> Callable[[Any], Any]:
     return click.option(
-        "-f", "--filename", "files", multiple=True, required=required, metavar="FILE|DIR|-",
+        "-f", "--filename", "files", multiple=True, required=required, metavar="FILE|DIR|-", type=click.Path(),
         help="Resources to work on; may be given several times.",
     )  # fmt: skip
 

@@ -47,3 +47,22 @@ def progress(total: int, what: str, stream: TextIO | None = None) -> Iterator[Ca
         if shown:
             out.write("\r\033[K")
             out.flush()
+
+
+@contextmanager
+def stage(what: str, stream: TextIO | None = None) -> Iterator[Callable[[str], None]]:
+    """`collecting nodes …`, in place, at a terminal; the function is told the part that begins."""
+    out = stream or sys.stderr
+    shown_to_people = out.isatty()
+
+    def begin(part: str) -> None:
+        if shown_to_people:
+            out.write(f"\r\033[K{what} {part} …")
+            out.flush()
+
+    try:
+        yield begin
+    finally:
+        if shown_to_people:
+            out.write("\r\033[K")
+            out.flush()

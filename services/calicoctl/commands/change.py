@@ -10,14 +10,15 @@ from libs.resources import codec
 from libs.resources.patch import PatchType
 from services.calicoctl import actions
 from services.calicoctl.chosen import kind_of
+from services.calicoctl.completing import kind_names, resource_names
 from services.calicoctl.documents import Broken, parse
 from services.calicoctl.options import common, namespaced
 from services.calicoctl.session import Session, fail, run
 
 
 @click.command()
-@click.argument("kind")
-@click.argument("name")
+@click.argument("kind", shell_complete=kind_names)
+@click.argument("name", shell_complete=resource_names)
 @click.option("-p", "--patch", "text", required=True, metavar="PATCH", help="YAML or JSON.")
 @click.option("-t", "--type", "patch_type", type=click.Choice([kind.value for kind in PatchType]), default="strategic")
 @namespaced
@@ -57,8 +58,8 @@ def _indented(text: str) -> str:
 
 
 @click.command()
-@click.argument("kind")
-@click.argument("name")
+@click.argument("kind", shell_complete=kind_names)
+@click.argument("name", shell_complete=resource_names)
 @click.argument("label")
 @click.option("--overwrite", is_flag=True, help="Change the value of a label that is there.")
 @click.option("--remove", is_flag=True, help="Remove the label; LABEL is its key.")

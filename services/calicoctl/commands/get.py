@@ -10,6 +10,7 @@ from libs.resources.errors import Identity
 from services.calicoctl import actions, reading
 from services.calicoctl.chosen import chosen, kind_of
 from services.calicoctl.columns import DEFAULT_AS_NUMBER, UnknownHeading
+from services.calicoctl.completing import kind_names, resource_names
 from services.calicoctl.gotemplate import TemplateProblem
 from services.calicoctl.options import common, namespaced, or_files
 from services.calicoctl.output import FORMATS, Answer, Format, OutputProblem, exported, parse_format, render
@@ -18,8 +19,8 @@ from services.calicoctl.terminal import echo
 
 
 @click.command()
-@click.argument("kind", required=False)
-@click.argument("names", nargs=-1)
+@click.argument("kind", required=False, shell_complete=kind_names)
+@click.argument("names", nargs=-1, shell_complete=resource_names)
 @or_files
 @click.option("-o", "--output", default="ps", metavar="FORMAT", help=FORMATS)
 @click.option("-A", "-a", "--all-namespaces", "everywhere", is_flag=True, help="Of all namespaces.")

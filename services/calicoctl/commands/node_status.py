@@ -8,13 +8,14 @@ import json
 import click
 
 from services.calicoctl import status as node_status
+from services.calicoctl.completing import node_names
 from services.calicoctl.options import Duration, common
 from services.calicoctl.output import dump_yaml
 from services.calicoctl.session import Session, fail, run
 
 
 @click.command()
-@click.argument("nodes", nargs=-1, metavar="[NODE]...")
+@click.argument("nodes", nargs=-1, metavar="[NODE]...", shell_complete=node_names)
 @click.option("--timeout", "timeout_s", metavar="DURATION", type=Duration(), default="10s", show_default=True,
               help="How long to wait for reports.")  # fmt: skip
 @click.option("-o", "--output", type=click.Choice(["table", "json", "yaml"]), default="table", show_default=True,

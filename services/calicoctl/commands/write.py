@@ -9,6 +9,7 @@ import click
 from services.calicoctl import actions
 from services.calicoctl.actions import Input
 from services.calicoctl.chosen import chosen, read
+from services.calicoctl.completing import kind_names, resource_names
 from services.calicoctl.options import Writing, common, from_files, namespaced, or_files, writes
 from services.calicoctl.session import Session, fail, run
 from services.calicoctl.terminal import echo, progress
@@ -128,8 +129,8 @@ def replace(
 
 
 @click.command()
-@click.argument("kind", required=False)
-@click.argument("names", nargs=-1)
+@click.argument("kind", required=False, shell_complete=kind_names)
+@click.argument("names", nargs=-1, shell_complete=resource_names)
 @or_files
 @click.option("-s", "--skip-not-exists", is_flag=True, help="Resources that do not exist are no error.")
 @writes
