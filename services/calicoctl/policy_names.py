@@ -66,4 +66,9 @@ async def _move(store: Store, kind: str, old: str, moved: Moved) -> None:
 
 
 def _same(one: model.Resource, other: model.Resource | None) -> bool:
-    return other is not None and codec.to_json(one)["spec"] == codec.to_json(other)["spec"]
+    """What they mean, not what they leave to defaults."""
+    return other is not None and _spec(one) == _spec(other)
+
+
+def _spec(resource: model.Resource) -> object:
+    return codec.to_json(codec.with_defaults(resource))["spec"]

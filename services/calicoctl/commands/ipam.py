@@ -56,7 +56,9 @@ def show(
 @click.option("--show-problem-ips", is_flag=True, help="Every address and handle that is leaked or not allocated.")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
               help="Write a report for `ipam release --from-report`.")  # fmt: skip
-@click.option("--kubeconfig", metavar="FILE", help="Accepted; endpoints and nodes of etcd are compared.")
+@click.option(
+    "--kubeconfig", metavar="FILE", expose_value=False, help="Accepted; endpoints and nodes of etcd are compared."
+)
 @common
 def check(show_all_ips: bool, show_problem_ips: bool, output: Path | None, session: Session) -> None:
     """Compare what is allocated with what is in use."""

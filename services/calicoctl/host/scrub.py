@@ -23,7 +23,7 @@ _BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[\w\-.=+/]{6,}")
 _ASSIGNED = re.compile(
     rf"""(?ix)
     (?P<name> (?<![\w.\-]) ["']? {_NAME} ["']? )
-    (?P<sign> \s* [:=] \s* )
+    (?P<sign> [ \t]* [:=] [ \t]* )
     (?P<value> "(?:[^"\\]|\\.)*" | '[^']*' | [^\s,;}}\]"'{{\[|>][^\s,;}}\]]* )
     """
 )
