@@ -74,6 +74,19 @@ class Logged(msgspec.Struct, frozen=True):
     rule: int
 
 
+class Visit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one tier made of the packet: `passed` by a rule or by its default action, or where it `ended`.
+
+    policy and rule: whose rule it was; None where no rule matched. asked: how many enforced policies were.
+    """
+
+    tier: str
+    ended: bool
+    policy: PolicyKey | None = None
+    rule: int | None = None
+    asked: int = 0
+
+
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """action: ALLOW or DENY. tier, policy or profile, and rule (its index in that direction) say who decided; rule is
     None where an end of a tier or of all profiles did. `policy` at the end of a tier is the tier's last policy."""
@@ -106,12 +119,15 @@ def decide_tiers(
     direction: Direction,
     *,
     staged: bool = False,
+    visits: list[Visit] | None = None,
 ) -> Verdict:
+    """visits: is given an entry for each tier that took part."""
     match = _Matcher(view, packet)
     logged: list[Logged] = []
+    visited = [] if visits is None else visits
     for tier in tiers:
         policies = _enforced(tier.ingress if direction is Direction.INGRESS else tier.egress, staged)
-        verdict = _decide_tier(tier, policies, view, match, direction, logged)
+        verdict = _decide_tier(tier, policies, view, match, direction, logged, visited)
         if verdict is not None:
             return verdict
     for name in profiles:
@@ -142,6 +158,7 @@ def _decide_tier(
     match: _Matcher,
     direction: Direction,
     logged: list[Logged],
+    visits: list[Visit],
 ) -> Verdict | None:
     """None: go on with the next tier."""
     for key in policies:
@@ -149,6 +166,9 @@ def _decide_tier(
         rules = policy.inbound if direction is Direction.INGRESS else policy.outbound
         index, action, met = match.first(rules)
         logged.extend(Logged(key, "", one) for one in met)
+        if action is not None:
+            ended = action is not Action.PASS
+            visits.append(Visit(tier=tier.name, ended=ended, policy=key, rule=index, asked=len(policies)))
         if action is Action.PASS:
             return None
         if action is not None:
@@ -160,7 +180,10 @@ def _decide_tier(
                 rule=index,
                 logged=tuple(logged),
             )
-    if not policies or tier.default_action == "Pass":
+    ended = bool(policies) and tier.default_action != "Pass"
+    if policies:
+        visits.append(Visit(tier=tier.name, ended=ended, asked=len(policies)))
+    if not ended:
         return None
     return Verdict(
         action=Action.DENY, reason=Reason.TIER_DEFAULT, tier=tier.name, policy=policies[-1], logged=tuple(logged)
