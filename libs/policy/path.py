@@ -59,11 +59,19 @@ class Failsafe(msgspec.Struct, frozen=True, omit_defaults=True):
     net: str = ""
 
 
+# Calico's list, and NATS, which took the place of Typha's port 5473: felix that cannot reach it would never learn of
+# the policy that lets it out again, and NATS servers that cannot reach each other part the cluster as etcd's would.
+NATS_CLIENTS, NATS_ROUTES = 4222, 6222
+_SERVICES = (179, 2379, 2380, NATS_CLIENTS, 5473, NATS_ROUTES, 6443, 6666, 6667)
+DEFAULT_FAILSAFE_IN = (*(Failsafe("tcp", port) for port in (22, *_SERVICES)), Failsafe("udp", 68))
+DEFAULT_FAILSAFE_OUT = (Failsafe("udp", 53), Failsafe("udp", 67), *(Failsafe("tcp", port) for port in _SERVICES))
+
+
 class HostRules(msgspec.Struct, frozen=True, kw_only=True):
     """What of a node's configuration decides about packets. endpoint_to_host: Drop, Accept or Return."""
 
-    failsafe_in: tuple[Failsafe, ...] = ()
-    failsafe_out: tuple[Failsafe, ...] = ()
+    failsafe_in: tuple[Failsafe, ...] = DEFAULT_FAILSAFE_IN
+    failsafe_out: tuple[Failsafe, ...] = DEFAULT_FAILSAFE_OUT
     endpoint_to_host: str = "Drop"
 
 

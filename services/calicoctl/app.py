@@ -39,6 +39,7 @@ COMMANDS = {
     "patch": Lazy(f"{_IN}.change:patch", "Change some fields of one resource."),
     "replace": Lazy(f"{_IN}.write:replace", "Replace resources; one that does not exist is an error."),
     "tap": Lazy(f"{_IN}.tap:tap_", "Show what goes over the bus."),
+    "trace": Lazy(f"{_IN}.trace:trace_", "Which rule decides about a connection, where; does the kernel agree?"),
     "validate": Lazy(f"{_IN}.write:validate", "Check resources without storing them; needs no datastore."),
     "version": Lazy(f"{_IN}.version:version_", "Versions of this program and of the cluster."),
 }

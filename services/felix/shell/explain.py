@@ -263,7 +263,7 @@ def _trace(request: asked.TraceRequest, held: Held) -> tuple[asked.Answer, ...]:
         names = {link.index: link.name for link in list_links(netlink)}
         return tuple(_answer(one, request, held, kernel, netlink, names) for one in request.questions)
     finally:
-        netlink.socket.close()
+        netlink.close()
         if kernel is not None:
             kernel.close()
 
@@ -357,7 +357,7 @@ def _routes(families: Iterable[int]) -> tuple[list[Route], dict[int, str]]:
         names = {link.index: link.name for link in list_links(netlink)}
         return list_all_routes(netlink, [version for version in families if version in TABLES]), names
     finally:
-        netlink.socket.close()
+        netlink.close()
 
 
 Ends = tuple[WorkloadKey | None, WorkloadKey | None]
@@ -391,7 +391,7 @@ def _connections(
             if len(chosen) < limit:
                 chosen.append((one, ends))
     finally:
-        netlink.socket.close()
+        netlink.close()
     return tracked, total, chosen
 
 
