@@ -13,7 +13,7 @@ Each endpoint stands for its first address of a family. Host endpoints are not j
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from libs.policy import nets, services
@@ -22,7 +22,7 @@ from libs.policy.changes import NodeView
 from libs.policy.nets import Net
 from libs.policy.output import Action, IPSet, IPSetType, Rule, Tier, Workload, WorkloadKey
 from libs.policy.services import Service
-from libs.policy.trace import Direction, Packet, Verdict, decide_tiers, enforced, narrowed
+from libs.policy.trace import Direction, Packet, Verdict, decide, decide_tiers, enforced, narrowed
 
 Terms = tuple[tuple[str, ...], tuple[str, ...]]  # IP sets, networks
 OUT, IN = Direction.EGRESS, Direction.INGRESS
@@ -215,10 +215,44 @@ class _Members:
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """One recorded connection, and what became of it and would. before, after: as in `Change`."""
+
+    source: Peer
+    target: Peer
+    packet: Packet
+    allowed: tuple[bool, bool]
+    before: tuple[Direction, Verdict | None]
+    after: tuple[Direction, Verdict | None]
+
+
+def judge_flow(states: tuple[State, State], source: Peer, target: Peer, packet: Packet) -> Flow:
+    """Raises KeyError for an endpoint that is not in both states."""
+    deciders = []
+    for state in states:
+        out, into = (
+            None
+            if peer.key is None
+            else decide(state.workloads[peer.node, peer.key], state.view, packet, direction, staged=state.staged)
+            for peer, direction in ((source, OUT), (target, IN))
+        )
+        denied = out is not None and out.action is Action.DENY
+        deciders.append((OUT, out) if denied or into is None else (IN, into))
+    first, second = (verdict is None or verdict.action is Action.ALLOW for _, verdict in deciders)
+    return Flow(source, target, packet, (first, second), deciders[0], deciders[1])
+
+
 def compare(
-    before: State, after: State, peers: Sequence[Peer], *, asked: Mapping[int, Sequence[Service]] | None = None
+    before: State,
+    after: State,
+    peers: Sequence[Peer],
+    *,
+    asked: Mapping[int, Sequence[Service]] | None = None,
+    selected: Collection[Peer] | None = None,
 ) -> Report:
-    """peers: those whose pairs are of interest; those that are not in both states are left out.
+    """peers: those whose pairs are of interest; those that are not in both states are left out. selected: at least one
+    end of each pair is among them.
 
     asked: by family, the services of interest; None: all that the rules tell apart.
     """
@@ -229,7 +263,8 @@ def compare(
     for version in (4, 6):
         here = [one for one in known if one.address(version)]
         if here:
-            _Comparison(sides, here, version, None if asked is None else asked.get(version, ()), report).run()
+            services_asked = None if asked is None else asked.get(version, ())
+            _Comparison(sides, here, version, services_asked, report, selected).run()
     return report
 
 
@@ -269,6 +304,7 @@ class _Class:
     programs: _Programs
     own: object
     others: dict[_Programs, object]
+    selected: bool
     peers: list[Peer] = field(default_factory=list)
 
 
@@ -282,8 +318,10 @@ class _Comparison:
         version: int,
         asked: Sequence[Service] | None,
         report: Report,
+        selected: Collection[Peer] | None,
     ) -> None:
         self._sides = sides
+        self._selected = None if selected is None else frozenset(selected)
         self._peers = peers
         self._version = version
         self._report = report
@@ -338,14 +376,17 @@ class _Comparison:
             # A peer whose own policy stays as it is meets only those whose does not.
             met = every if programs.changed else changed
             theirs = {one: self._signature(net, one, destination=destination) for one in met}
-            key = programs, mine, tuple(theirs.values())
+            selected = self._selected is None or peer in self._selected
+            key = programs, mine, tuple(theirs.values()), selected
             if key not in found:
-                found[key] = _Class(programs, mine, theirs)
+                found[key] = _Class(programs, mine, theirs, selected)
             found[key].peers.append(peer)
         return list(found.values())
 
     def run(self) -> None:
-        self._report.compared += len(self._peers) * (len(self._peers) - 1)
+        count = len(self._peers)
+        left_out = 0 if self._selected is None else sum(peer not in self._selected for peer in self._peers)
+        self._report.compared += count * (count - 1) - left_out * (left_out - 1)
         if not any(programs.changed for programs in self._known.values()):
             return
         sources, targets = self._classes(destination=False), self._classes(destination=True)
@@ -353,6 +394,8 @@ class _Comparison:
         found: dict[tuple[bool, int], list[tuple[_Class, _Class]]] = {}
         for source in sources:
             for target in targets if source.programs.changed else changed:
+                if not (source.selected or target.selected):
+                    continue
                 if source.peers == target.peers and len(source.peers) == 1:
                     continue
                 out = self._mask(source.programs, source.own, target.others[source.programs], source, target)

@@ -348,3 +348,123 @@ async def test_a_felix_that_is_away_is_said(world: World, pods: Pods) -> None:
         await world.cluster.start_felix("node2")
     told = await traced(world, "ns1/web", "ns1/client", "--port", "8080")
     assert all(hop["kernel"]["agrees"] for one in told for hop in one["hops"])
+
+
+# --- what-if ---------------------------------------------------------------------------------------------------------
+
+
+async def predicted(world: World, pods: Pods, text: str, *more: str) -> dict[tuple[str, str, int, str, int], bool]:
+    """What changes for the pairs of the matrix, by `what-if` of each of its services."""
+    by_name = {name(pod): pod for pod in pods.all()}
+    found: dict[tuple[str, str, int, str, int], bool] = {}
+    for port, protocol in SERVICES:
+        options = ["--protocol", protocol, *(["--port", str(port)] if port else [])]
+        done = await ctl(world, "what-if", *(["-f", "-"] if text else []), *more, *options, "-o", "json", stdin=text)
+        assert done.exit_code in (0, 3), done.output + repr(done.exception)
+        told = json.loads(done.stdout)
+        assert (done.exit_code == 3) is bool(told["changed"])
+        for change in told["changes"]:
+            for source in change["from"]:
+                for target in change["to"]:
+                    if source == target:
+                        continue
+                    for family in change["families"]:
+                        key = by_name[source].name, by_name[target].name, port, protocol, family
+                        assert key not in found
+                        found[key] = change["verdict"] == "allow"
+        assert told["changed"] == sum(key[2:4] == (port, protocol) for key in found)
+    return found
+
+
+def documents(text: str) -> str:
+    return "---".join(f"\napiVersion: projectcalico.org/v3\n{one.strip()}\n" for one in text.split("---"))
+
+
+@pytest.mark.parametrize("stack", ["ports", "tiers", "nets", "from tiers to ports"])
+async def test_what_if_predicts_the_matrix_that_comes_true(world: World, pods: Pods, stack: str) -> None:
+    stacks = {"ports": PORTS, "tiers": TIERS, "nets": nets(pods), "from tiers to ports": PORTS}
+    if stack.startswith("from"):
+        await world.apply(TIERS)
+    asked = pairs(pods)
+    now = await matrix(world, asked)
+    changes = await predicted(world, pods, documents(stacks[stack]))
+    assert changes
+    assert all(now[key] is not verdict for key, verdict in changes.items())
+    assert await matrix(world, asked) == now  # nothing was written
+    done = await ctl(world, "apply", "-f", "-", "--wait", stdin=documents(stacks[stack]))
+    assert done.exit_code == 0, done.output
+    assert await matrix(world, asked) == now | changes
+    # What is taken away again changes it all back.
+    gone = ["--delete", "np/ns1/web"] if stack in ("ports", "from tiers to ports") else []
+    if gone:
+        back = await predicted(world, pods, "", *gone)
+        assert back == {key: now[key] for key in changes}
+
+
+async def test_what_if_of_staged_policies_is_what_their_enforcement_brings(world: World, pods: Pods) -> None:
+    await world.apply(TIERS)
+    asked = pairs(pods)
+    now = await matrix(world, asked)
+    changes = await predicted(world, pods, "", "--staged")
+    assert {key[1] for key in changes} == {"db"}
+    enforced = TIERS.replace("StagedGlobalNetworkPolicy", "GlobalNetworkPolicy").split("---")[-1]
+    await world.apply(enforced)
+    assert await matrix(world, asked) == now | changes
+
+
+async def test_live_connections_are_flows_for_what_if(world: World, pods: Pods) -> None:
+    await matrix(world, [(pods.client, pods.web, 8080, "tcp")])
+    deny = documents(PORTS.replace("8080, metrics", "9091"))
+    done = await ctl(world, "what-if", "-f", "-", "--connections", "--protocol", "udp", "--port", "1", "-o", "json",
+                     "--in", "ns2", stdin=deny)  # fmt: skip
+    assert done.exit_code == 3, done.output
+    told = json.loads(done.stdout)["flows"]["changes"]
+    assert {("ns1/client", "ns1/web", 8080)} <= {(one["from"], one["to"], one["packet"]["dst_port"]) for one in told}
+    line = json.dumps({"src": "ns1/client", "dst": str(pods.web.address(6)), "proto": "tcp", "port": 8080})
+    done = await ctl(world, "what-if", "--delete", "np/ns1/nothing", "--flows", "-", stdin=line)
+    assert done.exit_code == 1
+    assert "nothing" in done.stderr
+
+
+# --- routes and connections -----------------------------------------------------------------------------------------
+
+
+async def test_connections_with_the_policy_that_admits_them(world: World, pods: Pods) -> None:
+    await matrix(world, [(pods.client, pods.web, 8080, "tcp"), (pods.client, pods.db, 8080, "udp")])
+    done = await ctl(world, "node", "connections", "node1", "--pod", "ns1/web", "--port", "8080", "-o", "json")
+    assert done.exit_code == 0, done.output
+    (answer,) = json.loads(done.stdout)
+    mine = [one for one in answer["connections"] if one["src"] in map(str, pods.client.addresses)]
+    assert {one["src"] for one in mine} == set(map(str, pods.client.addresses))
+    for one in mine:
+        assert (one["destination"], one["dst_port"], one["verdict"]) == ("ns1/web", 8080, "allow")
+        assert one["steps"][0]["decision"]["profile"] == "kns.ns1"
+    await world.apply(PORTS.replace("8080, metrics", "9091"))
+    done = await ctl(world, "node", "connections", "--pod", "web", "-n", "ns1", "--protocol", "tcp")
+    assert done.exit_code == 0
+    assert "DENIED" in done.stdout  # admitted before, and still there
+    assert "np/ns1/web" in done.stdout or "end of tier default" in done.stdout
+
+
+async def test_routes_with_owner_and_reason(world: World, pods: Pods) -> None:
+    done = await ctl(world, "node", "routes", "-o", "json")
+    assert done.exit_code == 0, done.output
+    answers = {one["node"]: one for one in json.loads(done.stdout)}
+    routes = {one["destination"]: one for one in answers["node1"]["routes"] if one["table"] == "main"}
+    for pod in pods.all():
+        for address in pod.addresses:
+            route = routes.get(f"{address}/{address.max_prefixlen}")
+            if pod.node == "node1":
+                assert route is not None
+                assert route["owner"] == "felix"
+                assert route["reason"] == f"workload endpoint k8s/ns1/{pod.name}/eth0"
+    reasons = [one["reason"] for one in routes.values() if one["owner"] == "felix"]
+    assert "block of node node2" in reasons
+    assert "block of this node: addresses that are not in use" in reasons
+    listed = world.run("node1", "ip", "-4", "route", "show", "table", "main").splitlines()
+    assert len(listed) == len([one for one in routes.values() if ":" not in one["destination"]])
+    local = await ctl(world, "node", "routes", "node1", "--local", "--family", "6")
+    assert local.exit_code == 0
+    assert "address of lo" in local.stdout
+    done = await ctl(world, "node", "routes", "nobody")
+    assert (done.exit_code, done.stderr) == (1, "no such node: nobody\n")

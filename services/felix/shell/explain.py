@@ -367,7 +367,8 @@ def _connections(
     request: asked.ConnectionsRequest, owners: Mapping[IPv4Address | IPv6Address, WorkloadKey], limit: int
 ) -> tuple[int, int, list[tuple[conntrack.Connection, Ends]]]:
     """How many there are, how many of them are asked for, and the first of these with their local ends."""
-    protocol = protocol_number(request.protocol) if request.protocol else None
+    asked_for = request.protocol
+    protocol = protocol_number(int(asked_for) if asked_for.isdecimal() else asked_for) if asked_for else None
     address = ip_address(request.address) if request.address else None
     tracked = total = 0
     chosen: list[tuple[conntrack.Connection, Ends]] = []
