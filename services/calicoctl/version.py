@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from libs.model.cluster import ClusterInformationSpec
     from libs.resources.api import Resources
 
-DISTRIBUTION = "calico-py"
 CALICO = "3.33"
 """Calico's release whose keys and values ours are."""
 
@@ -36,12 +35,9 @@ class VersionMismatch(Exception):
 
 @cache
 def client_version() -> str:
-    from importlib import metadata  # 20 ms, which a command without need for it does not pay
+    from libs.runtime import release  # 20 ms, which a command without need for it does not pay
 
-    try:
-        return f"v{metadata.version(DISTRIBUTION)}"
-    except metadata.PackageNotFoundError:  # run from a tree that was never installed
-        return "unknown"
+    return release.version()
 
 
 def git_commit() -> str:
