@@ -44,6 +44,8 @@ def git_commit() -> str:
     """Of the tree that was installed, where it came from one (PEP 610: direct_url.json)."""
     from importlib import metadata
 
+    from libs.runtime.release import DISTRIBUTION
+
     with suppress(metadata.PackageNotFoundError, ValueError, LookupError, TypeError):
         origin = json.loads(metadata.distribution(DISTRIBUTION).read_text("direct_url.json") or "{}")
         return str(origin["vcs_info"]["commit_id"])

@@ -47,9 +47,9 @@ _POLL_S = 0.1
 
 
 class ControlPlane:
-    """extra_args: for kube-apiserver. controllers: of kube-controller-manager, ("*",) for all; without any, no namespace
-    goes away and no service account appears. etcd: one that runs already (its keys are `/registry/…`), else one of its
-    own. directory: where everything is kept; made and removed when not given.
+    """extra_args: for kube-apiserver. controllers: of kube-controller-manager, ("*",) for all; without any, no
+    namespace goes away and no service account appears. etcd: one that runs already (its keys are `/registry/…`), else
+    one of its own. directory: where everything is kept; made and removed when not given.
     """
 
     def __init__(
