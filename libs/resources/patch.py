@@ -13,9 +13,7 @@ import copy
 from enum import StrEnum
 from typing import Any
 
-import jsonpatch
 import msgspec
-from jsonpointer import JsonPointer, JsonPointerException
 
 JsonObject = dict[str, Any]
 
@@ -135,6 +133,9 @@ def _merged_list(old: list[Any], new: list[Any], key: str | None) -> list[Any]:
 def _json_patch(original: JsonObject, patch: object) -> JsonObject:
     if not isinstance(patch, list):
         raise PatchError(f"a json patch must be a list of operations, not {_name(patch)}")
+    import jsonpatch  # only these need it, and command lines start the faster
+    from jsonpointer import JsonPointerException
+
     result: Any = copy.deepcopy(original)
     copied = 0
     try:
@@ -154,6 +155,8 @@ def _json_patch(original: JsonObject, patch: object) -> JsonObject:
 def _size(pointer: object, value: object) -> int:
     if not isinstance(pointer, str):
         return 0  # which the operation itself will refuse
+    from jsonpointer import JsonPointer
+
     return len(msgspec.json.encode(JsonPointer(pointer).resolve(value)))
 
 

@@ -10,9 +10,9 @@ import pytest
 from libs.store import StoreConfig
 from libs.store.etcd import connect
 from libs.testkit.servers import EtcdServer
-from tests.contract.verbs_stage import Stage, open_stage
 from tests.contract.ipam_stage import Cluster, wipe
 from tests.contract.store_backends import open_backend
+from tests.contract.verbs_stage import Stage, open_stage
 
 
 @pytest.fixture(scope="module")
