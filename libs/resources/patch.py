@@ -12,9 +12,6 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any
 
-import jsonpatch
-from jsonpointer import JsonPointerException
-
 JsonObject = dict[str, Any]
 
 _DELETE_FROM = "$deleteFromPrimitiveList/"
@@ -126,6 +123,9 @@ def _merged_list(old: list[Any], new: list[Any], key: str | None) -> list[Any]:
 def _json_patch(original: JsonObject, patch: object) -> JsonObject:
     if not isinstance(patch, list):
         raise PatchError(f"a json patch must be a list of operations, not {_name(patch)}")
+    import jsonpatch  # only these need it, and command lines start the faster
+    from jsonpointer import JsonPointerException
+
     try:
         result = jsonpatch.apply_patch(original, patch, in_place=False)
     except (jsonpatch.JsonPatchException, JsonPointerException, TypeError, KeyError) as error:

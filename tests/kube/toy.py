@@ -20,7 +20,6 @@ from libs.testkit.pki import Authority, KeyPair
 from libs.testkit.servers import free_port
 
 GROUP, VERSION = "notes.example.org", "v1"
-BASE = f"/apis/{GROUP}/{VERSION}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +38,14 @@ class ToyServer:
     """Runs in a thread of its own; ends with the `with` block."""
 
     def __init__(
-        self, serving: KeyPair, clients: Authority, address: str = "127.0.0.1", port: int | None = None
+        self,
+        serving: KeyPair,
+        clients: Authority,
+        address: str = "127.0.0.1",
+        port: int | None = None,
+        group: str = GROUP,
     ) -> None:
+        self._group_name, self._base = group, f"/apis/{group}/{VERSION}"
         self.address, self.port = address, port or free_port(address)
         self.seen: list[Seen] = []
         self._tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(clients.cert))
@@ -62,12 +67,12 @@ class ToyServer:
 
     async def _open(self) -> None:
         app = web.Application(middlewares=[self._remember])
-        app.router.add_get(f"/apis/{GROUP}", self._group)
-        app.router.add_get(BASE, self._resources)
-        app.router.add_get(f"{BASE}/notes", self._list)
-        app.router.add_post(f"{BASE}/notes", self._create)
-        app.router.add_get(f"{BASE}/notes/{{name}}", self._get)
-        app.router.add_delete(f"{BASE}/notes/{{name}}", self._delete)
+        app.router.add_get(f"/apis/{self._group_name}", self._group)
+        app.router.add_get(self._base, self._resources)
+        app.router.add_get(f"{self._base}/notes", self._list)
+        app.router.add_post(f"{self._base}/notes", self._create)
+        app.router.add_get(f"{self._base}/notes/{{name}}", self._get)
+        app.router.add_delete(f"{self._base}/notes/{{name}}", self._delete)
         self._runner = web.AppRunner(app)
         await self._runner.setup()
         await web.TCPSite(self._runner, self.address, self.port, ssl_context=self._tls).start()
@@ -97,9 +102,15 @@ class ToyServer:
         return await handler(request)
 
     async def _group(self, request: web.Request) -> web.Response:
-        version = {"groupVersion": f"{GROUP}/{VERSION}", "version": VERSION}
+        version = {"groupVersion": f"{self._group_name}/{VERSION}", "version": VERSION}
         return web.json_response(
-            {"kind": "APIGroup", "apiVersion": "v1", "name": GROUP, "versions": [version], "preferredVersion": version}
+            {
+                "kind": "APIGroup",
+                "apiVersion": "v1",
+                "name": self._group_name,
+                "versions": [version],
+                "preferredVersion": version,
+            }
         )
 
     async def _resources(self, request: web.Request) -> web.Response:
@@ -107,11 +118,11 @@ class ToyServer:
             "name": "notes", "singularName": "note", "namespaced": False, "kind": "Note",
             "verbs": ["create", "delete", "get", "list"],
         }  # fmt: skip
-        kind = {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": f"{GROUP}/{VERSION}"}
+        kind = {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": f"{self._group_name}/{VERSION}"}
         return web.json_response(kind | {"resources": [note]})
 
     async def _list(self, request: web.Request) -> web.Response:
-        kind = {"kind": "NoteList", "apiVersion": f"{GROUP}/{VERSION}"}
+        kind = {"kind": "NoteList", "apiVersion": f"{self._group_name}/{VERSION}"}
         metadata = {"resourceVersion": str(self._revision)}
         return web.json_response(kind | {"metadata": metadata, "items": list(self._notes.values())})
 

@@ -208,7 +208,6 @@ _STORED = {
     "floating_ips": "Disabled",
 }
 
-_PORT = Note("The port's number.", low=0, high=65535, required=True)
 _TIMEOUT = "How long a connection is remembered in this state: a duration, or Auto for the kernel's own. Default: {}."
 
 FELIX: Abouts = {
@@ -225,7 +224,7 @@ FELIX: Abouts = {
         "A port that stays open.",
         {
             "protocol": Note("TCP, UDP or SCTP, or its number.", required=True),
-            "port": _PORT,
+            "port": Note("The port's number.", low=0, high=65535),
             "net": Note("Only for addresses in this network; for all when absent."),
         },
     ),
@@ -233,7 +232,7 @@ FELIX: Abouts = {
         "Another deadline for one component of Felix.",
         {
             "name": Note("The component, as health reports call it.", required=True),
-            "timeout": Note("How long it may be silent; 0 switches its watchdog off.", required=True),
+            "timeout": Note("How long it may be silent; 0 switches its watchdog off."),
         },
     ),
     m.RouteTableRange: About(

@@ -26,7 +26,7 @@ _ORDER = Note(
 def _rules(direction: str) -> Note:
     return Note(
         f"Rules for {direction} traffic, tried in this order: the first that matches decides, unless its action is "
-        "Log. Traffic that no rule matches meets the next policy of the tier, at the tier's end its default action.",
+        "Log. Traffic that no rule matches meets the tier's next policy, and after the last the tier's default action.",
         most=rules.MAX_RULES,
     )
 

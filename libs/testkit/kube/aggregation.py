@@ -15,7 +15,10 @@ JsonObject = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """Where the extension's server listens, and the CA that signed its certificate, which must be for `server_name`."""
+    """Where the extension's server listens, and the CA that signed its certificate, which must be for `server_name`.
+
+    On loopback it is found by the name `localhost`, which many machines know as 127.0.0.1 alone.
+    """
 
     port: int
     ca: Path

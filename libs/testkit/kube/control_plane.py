@@ -36,15 +36,20 @@ from libs.testkit.servers import EtcdServer, Server
 SERVICE_NETWORKS = {4: ip_network("10.96.0.0/16"), 6: ip_network("fd00:10:96::/112")}
 """Of Services, by the family of the control plane's address; the first address is the Service `kubernetes`."""
 _ISSUER = "https://kubernetes.default.svc"
+CONTROLLERS = (
+    "namespace-controller", "serviceaccount-controller", "serviceaccount-token-controller",
+    "garbage-collector-controller", "root-ca-certificate-publisher-controller", "clusterrole-aggregation-controller",
+)  # fmt: skip
+"""Those that an API needs; what runs pods is not among them."""
 _START_TIMEOUT_S = 120.0
 """Three seconds when nothing else runs; two cores that many share take their time."""
 _POLL_S = 0.1
 
 
 class ControlPlane:
-    """extra_args: for kube-apiserver. controllers: without them no namespace goes away and no service account appears.
-    etcd: one that runs already (its keys are `/registry/…`), else one of its own. directory: where everything is kept;
-    made and removed when not given.
+    """extra_args: for kube-apiserver. controllers: of kube-controller-manager, ("*",) for all; without any, no
+    namespace goes away and no service account appears. etcd: one that runs already (its keys are `/registry/…`), else
+    one of its own. directory: where everything is kept; made and removed when not given.
     """
 
     def __init__(
@@ -53,12 +58,13 @@ class ControlPlane:
         address: str = "127.0.0.1",
         netns: str | None = None,
         etcd: EtcdServer | None = None,
-        controllers: bool = True,
+        controllers: tuple[str, ...] = CONTROLLERS,
         extra_args: tuple[str, ...] = (),
         directory: str | Path | None = None,
     ) -> None:
         self.address = str(ip_address(address))
         self._own_directory = directory is None
+        self._controllers = controllers
         apiserver, manager = program("kube-apiserver"), program("kube-controller-manager") if controllers else None
         program("kubectl")  # before anything starts
         self.directory = Path(tempfile.mkdtemp(prefix="kubernetes-")) if directory is None else Path(directory)
@@ -131,9 +137,9 @@ class ControlPlane:
             time.sleep(_POLL_S)
 
     def told(self) -> str:
-        """The ends of all logs, for the report of a failure."""
-        servers = [self.etcd, self.apiserver, *([self.manager] if self.manager else [])]
-        return "\n".join(f"--- {server.program}\n{server.log_tail(30)}" for server in servers)
+        """The ends of the servers' logs, for the report of a failure."""
+        servers: list[Server] = [self.apiserver, *([self.manager] if self.manager else [])]
+        return "\n".join(f"--- {server.program}\n{server.log_tail(15)}" for server in servers)
 
     def close(self) -> None:
         if self.manager is not None:
@@ -200,6 +206,8 @@ class ControlPlane:
             "kubelet-preferred-address-types": "InternalIP,Hostname",
             "profiling": "false",
             "shutdown-delay-duration": "0s",
+            # Asks etcd for progress as releases before 3.5.8 do not answer, and logs that without end.
+            "feature-gates": "SizeBasedListCostEstimate=false",
         }
 
     def _manager_flags(self) -> dict[str, str]:
@@ -212,6 +220,7 @@ class ControlPlane:
             "bind-address": self.address,
             "secure-port": str(self.manager.port),
             "cert-dir": str(self.manager.directory),
+            "controllers": ",".join(self._controllers),
             "leader-elect": "false",
             "use-service-account-credentials": "true",
             "service-account-private-key-file": str(self._keys[0]),

@@ -18,7 +18,7 @@ from services.apiserver.core.status import JsonObject
 
 BODY_TYPES = ("application/json", "application/yaml")
 PATCH_TYPES = ("application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml")
-ANSWER_TYPES = ("application/json",)
+ANSWER_TYPES = ("application/json", "application/yaml")
 STREAM_TYPE = "application/json;stream=watch"
 TAG = "projectcalicoOrg_v3"
 _OPERATION = "ProjectcalicoOrgV3"
@@ -150,7 +150,7 @@ class _Operations:
     def collection(self) -> JsonObject:
         kind = self.kind.kind
         created = {201: _answer("Created", self.object)}
-        deleted = {200: _answer("OK", META + "Status")}
+        deleted = {200: _answer("OK: those that were deleted.", schema.list_name(self.kind))}
         return {
             "get": self.list(self._name("list")),
             "post": self._operation(
@@ -158,7 +158,8 @@ class _Operations:
                 _responses(created, _WRITES), _body(self.object, BODY_TYPES),
             ),
             "delete": self._operation(
-                self._name("deleteCollection", ""), "deletecollection", f"Delete all {kind} objects that are selected.",
+                f"delete{_OPERATION}Collection{self.scope}{kind}", "deletecollection",
+                f"Delete all {kind} objects that are selected.",
                 (*parameters.SELECT, *parameters.DELETE), _responses(deleted, _WRITES),
                 _body(META + "DeleteOptions", BODY_TYPES, required=False),
             ),
@@ -166,9 +167,12 @@ class _Operations:
 
     def one(self) -> JsonObject:
         kind = self.kind.kind
+        either = {"anyOf": [ref(META + "Status"), ref(self.object)]}
         gone = {
-            200: _answer("OK: it is gone.", META + "Status"),
-            202: _answer("Accepted: it goes when its finalizers are done.", META + "Status"),
+            200: {
+                "description": "OK: it is gone; or, as an object, it goes when its finalizers are done.",
+                "content": {media: {"schema": either} for media in ANSWER_TYPES},
+            }
         }
         return self._object("", f"a {kind}") | {
             "delete": self._operation(

@@ -17,7 +17,7 @@ from libs.model.base import Resource, V3Struct
 from libs.model.descriptions import Note, about, note
 from libs.model.kinds import Kind
 from libs.model.scalars import DSCP, PROTOCOL_NUMBERS, ASNumber, Duration, Port, Protocol
-from services.apiserver.core import metaschema
+from services.apiserver.core import listtypes, metaschema
 from services.apiserver.core.metaschema import META, ref
 from services.apiserver.core.request import SERVED, VERSION
 from services.apiserver.core.status import GROUP, JsonObject
@@ -44,44 +44,51 @@ _NAMES: dict[type[V3Struct], str] = {
 _BY_VERSION: tuple[type[V3Struct], ...] = (bgp.BGPFilterRule, bgp.BGPFilterPrefixLength)
 _PREFIX_BITS = {"V4": 32, "V6": 128}
 _TIMES = frozenset({"creation_timestamp", "deletion_timestamp", "last_transition_time", "last_updated"})
-# How lists merge, where not as a whole (core/listtypes.py).
-_LIST_TYPES: dict[tuple[type[V3Struct], str], JsonObject] = {
-    (base.ObjectMeta, "finalizers"): {"x-kubernetes-list-type": "set", "x-kubernetes-patch-strategy": "merge"},
-    (base.ObjectMeta, "owner_references"): {
-        "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["uid"], "x-kubernetes-patch-merge-key": "uid",
-        "x-kubernetes-patch-strategy": "merge",
-    },
-    (policy.TierStatus, "conditions"): {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
-}  # fmt: skip
 
 _BYTE = "0*([0-9]|[1-9][0-9]|1[0-9]{2}|2[0-4][0-9]|25[0-5])"
+_INT_OR_STRING = "io.k8s.apimachinery.pkg.util.intstr.IntOrString"
+_NUMORSTRING = "com.github.projectcalico.api.pkg.lib.numorstring."
+_SCALAR_NAMES: dict[type, str] = {
+    Protocol: _NUMORSTRING + "Protocol",
+    Port: _NUMORSTRING + "Port",
+    ASNumber: _NUMORSTRING + "ASNumber",
+    DSCP: _NUMORSTRING + "DSCP",
+    Duration: META + "Duration",
+}
+
+
+def _scalar(text: str, *forms: JsonObject) -> JsonObject:
+    return {"description": text, "anyOf": list(forms), "x-kubernetes-int-or-string": True}
+
+
+def _number(high: int) -> JsonObject:
+    return {"type": "integer", "minimum": 0, "maximum": high}
+
+
 _SCALARS: dict[type, JsonObject] = {
-    Protocol: {
-        "anyOf": [
-            {"type": "integer", "minimum": 0, "maximum": 255},
-            {"type": "string", "pattern": f"^({'|'.join(PROTOCOL_NUMBERS)}|{_BYTE})$"},
-        ],
-        "x-kubernetes-int-or-string": True,
+    Protocol: _scalar(
+        "An IP protocol by name or number.",
+        _number(255),
+        {"type": "string", "pattern": f"^({'|'.join(PROTOCOL_NUMBERS)}|{_BYTE})$"},
+    ),
+    Port: _scalar(
+        'A port: its number, a range such as "8000:8100", or the name of an endpoint\'s port.',
+        _number(65535),
+        {"type": "string", "pattern": "^(0*[0-9]{1,5}:0*[0-9]{1,5}|[a-zA-Z0-9_.-]{1,128})$"},
+    ),
+    ASNumber: _scalar(
+        'An AS number, 32 bits: a number, or dotted as in "1.10".',
+        _number(2**32 - 1),
+        {"type": "string", "pattern": r"^0*([0-9]{1,10}|[0-9]{1,5}\.0*[0-9]{1,5})$"},
+    ),
+    DSCP: _scalar(
+        "A differentiated services code point by number or name (EF, AF11, CS1).", _number(63), {"type": "string"}
+    ),
+    Duration: {
+        "description": "A duration in Go's form: 90s, 1m30s, 100ms.",
+        "type": "string",
+        "pattern": "^[-+]?(0|(([0-9]+\\.?[0-9]*|\\.[0-9]+)(ns|us|\u00b5s|\u03bcs|ms|s|m|h))+)$",
     },
-    Port: {
-        "anyOf": [
-            {"type": "integer", "minimum": 0, "maximum": 65535},
-            {"type": "string", "pattern": "^([0-9]+:[0-9]+|[a-zA-Z0-9_.-]{1,128})$"},
-        ],
-        "x-kubernetes-int-or-string": True,
-    },
-    ASNumber: {
-        "anyOf": [
-            {"type": "integer", "minimum": 0, "maximum": 2**32 - 1},
-            {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?$"},
-        ],
-        "x-kubernetes-int-or-string": True,
-    },
-    DSCP: {
-        "anyOf": [{"type": "integer", "minimum": 0, "maximum": 63}, {"type": "string"}],
-        "x-kubernetes-int-or-string": True,
-    },
-    Duration: {"type": "string", "pattern": "^[-+]?(0|([0-9.]+(ns|us|\u00b5s|\u03bcs|ms|s|m|h))+)$"},
 }
 _INT32 = 2**31 - 1
 
@@ -158,13 +165,16 @@ def _collect(found: dict[str, JsonObject], of: inspect.Type, version: str) -> Js
         case inspect.DictType():
             return {"type": "object", "additionalProperties": _collect(found, of.value_type, version)}
         case inspect.CustomType():
-            return dict(_SCALARS[of.cls])
+            name = _SCALAR_NAMES[of.cls]
+            found.setdefault(name, _SCALARS[of.cls])
+            return ref(name)
         case inspect.UnionType():
             options = [option for option in of.types if not isinstance(option, inspect.NoneType)]
             schemas = [_collect(found, option, version) for option in options]
             if len(schemas) == 1:
                 return schemas[0]
-            return {"anyOf": schemas, "x-kubernetes-int-or-string": True}
+            found.setdefault(_INT_OR_STRING, _scalar("A number or a name.", *schemas))
+            return ref(_INT_OR_STRING)
         case inspect.BoolType():
             return {"type": "boolean"}
         case inspect.IntType():
@@ -188,7 +198,8 @@ def _struct(
             said = Note(said.text, low=said.low, high=_PREFIX_BITS[version])
         below = field.encode_name[-2:] if struct is bgp.BGPFilterSpec else version
         value = ref(META + "Time") if field.name in _TIMES else _collect(found, field.type, below)
-        properties[field.encode_name] = _with_note(value, said, zero=_writes_zero(field)) | _merging(struct, field)
+        merging = listtypes.openapi_extensions(struct, field.encode_name)
+        properties[field.encode_name] = _with_note(value, said, zero=_writes_zero(field)) | merging
         if said.required:
             required.append(field.encode_name)
     schema: JsonObject = {"description": about(struct), "type": "object", "properties": properties}
@@ -211,17 +222,6 @@ def _writes_zero(field: inspect.Field) -> bool:
     return callable(field.default_factory) and field.default_factory() == ""
 
 
-def _merging(struct: type, field: inspect.Field) -> JsonObject:
-    is_list = isinstance(field.type, inspect.ListType) or (
-        isinstance(field.type, inspect.UnionType) and any(isinstance(one, inspect.ListType) for one in field.type.types)
-    )
-    if not is_list:
-        return {}
-    if field.name == "conditions":
-        struct = policy.TierStatus
-    return _LIST_TYPES.get((struct, field.name), {"x-kubernetes-list-type": "atomic"})
-
-
 def _with_note(schema: JsonObject, said: Note, *, zero: bool) -> JsonObject:
     """The schema with what the note says of it; limits of entries go to the entries."""
     found: JsonObject = {"description": said.text} if said.text else {}
@@ -231,6 +231,9 @@ def _with_note(schema: JsonObject, said: Note, *, zero: bool) -> JsonObject:
         each["pattern"] = f"^({'|'.join(_any_case(str(choice)) for choice in said.choices)}){'?' if zero else ''}$"
         found["description"] += f" One of {', '.join(str(choice) for choice in said.choices)}, in any case."
     elif said.choices:
+        if each is not found and not all(str(choice) in said.text for choice in said.choices):
+            # kubectl shows the enum of a field, but not that of a list's entries.
+            found["description"] += f" Entries are of {', '.join(str(choice) for choice in said.choices)}."
         each["enum"] = [*said.choices, *([""] if zero and not said.required else [])]
     if said.low is not None:
         each["minimum"] = said.low

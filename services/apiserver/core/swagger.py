@@ -1,7 +1,7 @@
 """OpenAPI v2 (Swagger 2.0) from the v3 document: what kube-apiserver merges into its own for older clients.
 
 v2 knows neither alternatives nor several forms of one body: a value that is a number or text becomes text of the format
-`int-or-string`, as Kubernetes writes it there, and a patch an object.
+`int-or-string`, as Kubernetes writes it there, and of others the first form stands for all.
 """
 
 from __future__ import annotations
@@ -88,4 +88,5 @@ def _schema(value: JsonObject) -> JsonObject:
 def _alternatives(value: JsonObject) -> dict[str, Any]:
     if value.get("x-kubernetes-int-or-string"):
         return {"type": "string", "format": "int-or-string"}
-    return {"type": "object"}
+    first: JsonObject = value["anyOf"][0]
+    return _schema(first)

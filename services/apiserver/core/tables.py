@@ -31,8 +31,8 @@ UNKNOWN = "<unknown>"
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """cell: of a resource of the column's kind; None prints as <none>. Of type date: a time, RFC 3339, which tables show
-    as how long ago it was.
+    """cell: of a resource of the column's kind; None prints as nothing. Of type date: a time, RFC 3339, shown as
+    how long ago it was.
     """
 
     name: str
