@@ -116,7 +116,7 @@ def conflict(plural: str, name: str, message: str, causes: Sequence[Cause] = ())
 
 
 def invalid(kind: str, name: str, causes: Sequence[Cause]) -> ApiError:
-    """422 with every fault named, up to MAX_CAUSES. kind: `NetworkPolicy`, which Kubernetes puts in the plural's place."""
+    """422 with every fault named, up to MAX_CAUSES. kind: as in `NetworkPolicy`; Kubernetes puts the kind here."""
     more = len(causes) - MAX_CAUSES
     causes = causes[:MAX_CAUSES]
     faults = [f"{cause.field}: {cause.message}" if cause.field else cause.message for cause in causes]
