@@ -44,10 +44,10 @@ def git_commit() -> str:
     """Of the tree that was installed, where it came from one (PEP 610: direct_url.json)."""
     from importlib import metadata
 
-    from libs.runtime.release import DISTRIBUTION
+    from libs.runtime import release
 
     with suppress(metadata.PackageNotFoundError, ValueError, LookupError, TypeError):
-        origin = json.loads(metadata.distribution(DISTRIBUTION).read_text("direct_url.json") or "{}")
+        origin = json.loads(metadata.distribution(release.DISTRIBUTION).read_text("direct_url.json") or "{}")
         return str(origin["vcs_info"]["commit_id"])
     return "unknown"
 
