@@ -112,7 +112,7 @@ def documents() -> list[dict[str, Any]]:
 
 
 def _identity(cp: ControlPlane) -> Path:
-    """The service account that our apiserver is at kube-apiserver, with what the manifest gives it there and no more."""
+    """The service account that our apiserver is at kube-apiserver, with what the manifest gives it and no more."""
     wanted = [one for one in documents() if one["kind"] in _IDENTITY]
     cp.kubectl.apply(*wanted)
     (account,) = (one["metadata"] for one in wanted if one["kind"] == "ServiceAccount")
