@@ -151,6 +151,15 @@ def test_one_policy_by_its_name(stage: Stage) -> None:
     stage.way.kubectl("delete", "gnp", "other")
 
 
+def test_who_may_not_get_the_tier_itself_may_do_nothing_in_it(stage: Stage) -> None:
+    user, outsider = stage.user(rule(POLICIES, ALL), rule(["tier.globalnetworkpolicies"], ["*"], ["alpha.*"]))
+    stage.way.until(lambda: f'"{user}" cannot get' in outsider.run("get", "gnp", "gnp-alpha").err, "the role counts")
+    said = outsider.fails("delete", "gnp", "gnp-alpha", "--wait=false")
+    assert f'User "{user}" cannot delete globalnetworkpolicies.projectcalico.org in tier "alpha"' in said
+    assert "(user cannot get tier)" in said
+    assert "gnp-alpha" in names(stage.way.kubectl, "gnp")
+
+
 def test_a_role_in_one_namespace_counts_there_alone(stage: Stage) -> None:
     user, kubectl = stage.user(rule(["tiers"], ["get"], ["alpha"]))
     in_red = (rule(["networkpolicies"], ALL), rule(["tier.networkpolicies"], ["*"], ["alpha.*"]))
