@@ -18,8 +18,10 @@ from libs.testkit.kube.kubectl import Kubectl, write_kubeconfig
 from libs.testkit.pki import Authority
 from libs.testkit.servers import EtcdServer, NatsServer
 
+MANIFEST = Path(__file__).resolve().parents[2] / "k8s" / "apiserver.yaml"
 NAMESPACE = "calico-system"
 NAMESPACES = ("red", "blue", "empty")
+_IDENTITY = {"Namespace", "ServiceAccount", "RoleBinding", "ClusterRole", "ClusterRoleBinding"}
 _POLL_S = 0.1
 
 
@@ -104,13 +106,14 @@ def behind(cp: ControlPlane, directory: Path) -> Iterator[Way]:
         yield Way(cp.kubectl, server, etcd, cp, user, grant, revoke)
 
 
+def documents() -> list[dict[str, Any]]:
+    """The objects of k8s/apiserver.yaml."""
+    return list(yaml.safe_load_all(MANIFEST.read_text()))
+
+
 def _identity(cp: ControlPlane) -> Path:
-    """The service account that our apiserver is at kube-apiserver, with what it needs there and no more."""
-    account = "calico-apiserver"
-    cp.kubectl("create", "namespace", NAMESPACE)
-    cp.kubectl("create", "serviceaccount", account, "-n", NAMESPACE)
-    may_ask = ("clusterrolebinding", account, "--clusterrole=system:auth-delegator")
-    may_read = ("rolebinding", account, "-n", "kube-system", "--role=extension-apiserver-authentication-reader")
-    for binding in (may_ask, may_read):
-        cp.kubectl("create", *binding, f"--serviceaccount={NAMESPACE}:{account}")
-    return cp.service_account(NAMESPACE, account)
+    """The service account that our apiserver is at kube-apiserver, with what the manifest gives it and no more."""
+    wanted = [one for one in documents() if one["kind"] in _IDENTITY]
+    cp.kubectl.apply(*wanted)
+    (account,) = (one["metadata"] for one in wanted if one["kind"] == "ServiceAccount")
+    return cp.service_account(account["namespace"], account["name"])
