@@ -273,6 +273,17 @@ def list_routes(
     return found
 
 
+def list_all_routes(netlink: NetlinkSocket, families: Iterable[int] = (4, 6)) -> list[Route]:
+    """Routes of every table and protocol, as the kernel lists them; what is cached only is left out."""
+    found = []
+    for version in families:
+        body = RTMSG.pack(FAMILIES[version], 0, 0, 0, 0, 0, 0, 0, 0)
+        for kind, reply in netlink.dump(RTM_GETROUTE, body, "routes of all tables"):
+            if kind == RTM_NEWROUTE and not RTMSG.unpack_from(reply)[8] & RTM_F_CLONED:
+                found.append(decode_route(reply))
+    return found
+
+
 def lookup(netlink: NetlinkSocket, address: IPAddress) -> Route | None:
     """The route that a packet to this address would take, as it stands in the table; None when there is none."""
     body = RTMSG.pack(FAMILIES[address.version], address.max_prefixlen, 0, 0, 0, 0, 0, 0, RTM_F_FIB_MATCH)

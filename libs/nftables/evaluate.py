@@ -8,12 +8,26 @@ routing (`fib` is refused).
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 
 from libs.nftables import model as nft
-from libs.nftables.model import Bits, Chain, Field, Hook, InSet, Match, Rule, Ruleset, Verdict, VerdictKind, Vmap
+from libs.nftables.model import (
+    Bits,
+    Chain,
+    Field,
+    Hook,
+    InSet,
+    Map,
+    Match,
+    Rule,
+    Ruleset,
+    Set,
+    Verdict,
+    VerdictKind,
+    Vmap,
+)
 from libs.nftables.types import FIELD_TYPES, TYPES, parse_part
 
 JUMP_LIMIT = 16  # nf_tables.h, NFT_JUMP_STACK_SIZE
@@ -134,14 +148,22 @@ class _Lookup:
         return None
 
 
+class ForeignRule(ValueError):
+    """The packet meets a rule whose meaning is not known."""
+
+
 class Evaluator:
-    """A table ready for many packets. Raises KeyError for a jump to a chain, or a look-up in a set, that does not
-    exist.
+    """A table ready for many packets; of sets and rules only those that a packet meets are made ready. Raises KeyError
+    for a jump to a chain, or a look-up in a set, that does not exist.
+
+    foreign: rules that stand in for what could not be read; a packet that meets one raises ForeignRule.
     """
 
-    def __init__(self, ruleset: Ruleset) -> None:
-        self._sets = {s.name: _Lookup(s.key, dict.fromkeys(s.elements, True), s.interval) for s in ruleset.sets}
-        self._sets |= {m.name: _Lookup(m.key, dict(m.elements), m.interval) for m in ruleset.maps}
+    def __init__(self, ruleset: Ruleset, foreign: Collection[Rule] = ()) -> None:
+        self._definitions: dict[str, Set | Map] = {one.name: one for one in ruleset.sets}
+        self._definitions |= {one.name: one for one in ruleset.maps}
+        self._sets: dict[str, _Lookup] = {}
+        self._foreign = frozenset(foreign)
         self._chains = {chain.name: chain for chain in ruleset.chains}
         self._steps = {chain.name: [self._compile(rule) for rule in chain.rules] for chain in ruleset.chains}
         self._base: dict[Hook, list[Chain]] = {}
@@ -190,9 +212,14 @@ class Evaluator:
 
     def _compile(self, rule: Rule) -> Callable[[_Walk], Verdict | None]:
         """A function that gives None when the rule did not match, else its verdict (CONTINUE when it has none)."""
-        steps = [self._expr(expr) for expr in rule.exprs]
+        steps: list[Callable[[_Walk], bool | Verdict]] | None = None
 
         def run(walk: _Walk) -> Verdict | None:
+            nonlocal steps
+            if steps is None:
+                if rule in self._foreign:
+                    raise ForeignRule(rule.comment)
+                steps = [self._expr(expr) for expr in rule.exprs]
             verdict: Verdict | None = _FIRED
             for step in steps:
                 result = step(walk)
@@ -204,6 +231,15 @@ class Evaluator:
 
         return run
 
+    def _lookup(self, name: str) -> _Lookup:
+        if name not in self._sets:
+            one = self._definitions[name]
+            elements: dict[str, Verdict | bool] = (
+                dict(one.elements) if isinstance(one, Map) else dict.fromkeys(one.elements, True)
+            )
+            self._sets[name] = _Lookup(one.key, elements, one.interval)
+        return self._sets[name]
+
     def _expr(self, expr: nft.Expr) -> Callable[[_Walk], bool | Verdict]:
         match expr:
             case Match():
@@ -214,10 +250,10 @@ class Evaluator:
                 get = _GETTERS[field_]
                 return lambda walk: (_int(get(walk.packet)) & mask == value) is not negate
             case InSet(fields, name, negate):
-                lookup, getters = self._sets[name], [_GETTERS[f] for f in fields]
+                lookup, getters = self._lookup(name), [_GETTERS[f] for f in fields]
                 return lambda walk: (lookup.get(tuple(g(walk.packet) for g in getters)) is not None) is not negate
             case Vmap(fields, name):
-                lookup, getters = self._sets[name], [_GETTERS[f] for f in fields]
+                lookup, getters = self._lookup(name), [_GETTERS[f] for f in fields]
 
                 def vmap(walk: _Walk) -> bool | Verdict:
                     found = lookup.get(tuple(g(walk.packet) for g in getters))

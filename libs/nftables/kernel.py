@@ -45,6 +45,7 @@ from libs.nftables.messages import (
     BatchBuilder,
     batch_begin,
     decode_chain,
+    decode_counter,
     decode_elements,
     decode_rule,
     decode_set,
@@ -128,6 +129,12 @@ class KernelRuleset:
                 listing = self._netlink.dump(GETSETELEM, head + name + text(2, entry.name), f"elements of {entry.name}")
                 entry.elements, entry.verdicts = decode_elements((body for _, body in listing), entry.spec)
         return found
+
+    def counters(self, table: Table, chain: str) -> dict[int, tuple[int, int]]:
+        """handle -> (packets, octets) of those rules of a chain that count."""
+        head = nfgen(family_number(table)) + text(1, table.name) + text(2, chain)
+        listing = self._netlink.dump(GETRULE, head, f"rules of chain {chain}")
+        return {handle: seen for handle, seen in (decode_counter(body) for _, body in listing) if seen is not None}
 
     def _handles(self, table: Table, chain: str) -> list[int]:
         head = nfgen(family_number(table)) + text(1, table.name) + text(2, chain)

@@ -309,6 +309,22 @@ def decode_rule(body: bytes) -> tuple[str, int, WireRule]:
     return chain, handle, WireRule(expressions, userdata)
 
 
+def decode_counter(body: bytes) -> tuple[int, tuple[int, int] | None]:
+    """(handle, (packets, octets)) of a NEWRULE body; None for a rule without a counter (enum nft_counter_attributes:
+    octets 1, packets 2)."""
+    handle, counted = 0, None
+    for kind, payload in attr_items(body, 4):
+        if kind == 3:
+            handle = int.from_bytes(payload, "big")
+        elif kind == 4:
+            for _, expression in attr_items(payload):
+                found = attrs(expression)
+                if cstring(found.get(1, b"")) == "counter":
+                    values = attrs(found.get(2, b""))
+                    counted = (int.from_bytes(values.get(2, b""), "big"), int.from_bytes(values.get(1, b""), "big"))
+    return handle, counted
+
+
 def decode_set(body: bytes) -> KernelSet | None:
     """A NEWSET body; None for an anonymous set, which belongs to its rule."""
     found = attrs(body, 4)

@@ -11,24 +11,25 @@ through `AddressRelease`, so that this module does not depend on it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import wraps
-from typing import ParamSpec, Protocol
+from typing import Any, ParamSpec, Protocol
 from uuid import uuid4
 
 from libs.model.base import Resource
 from libs.model.cluster import ClusterInformation
 from libs.model.pools import IPPool
 from libs.resources import codec, pool_deletion, rules
+from libs.resources.api import Changed
 from libs.resources.errors import (
     AlreadyExists,
     Conflict,
     FieldProblem,
     Identity,
     NotFound,
-    NotSupported,
     ValidationError,
 )
 from libs.resources.options import PLAIN, Preconditions, WriteOptions
@@ -85,7 +86,7 @@ class AddressRelease(Protocol):
         ...
 
 
-def _traced(write: Callable[P, Awaitable[Written]]) -> Callable[P, Awaitable[Written]]:
+def _traced(write: Callable[P, Coroutine[Any, Any, Written]]) -> Callable[P, Coroutine[Any, Any, Written]]:
     """A span around a write that carries the revision it got: what typha and felix do about it carries it as well, so a
     change can be followed across etcd, which passes no trace on.
     """
@@ -140,6 +141,22 @@ class ResourceClient:
             items.append(rules.default_allow_profile())
         return Listed(items, listing.revision)
 
+    async def follow(self, kind: str, listed: Listed, namespace: str = "") -> AsyncGenerator[Changed, None]:
+        """What changes after `listed`, for ever (`api.Resources.follow`)."""
+        held = {codec.key(codec.identity(item)): item for item in listed.items if not rules.is_built_in(item)}
+        known = {key: int(item.metadata.resource_version) for key, item in held.items()}
+        prefix = codec.prefix(kind, namespace)
+        async with aclosing(self.store.watch(prefix, revision=listed.revision + 1, known=known)) as batches:
+            async for batch in batches:
+                for event in batch.events:
+                    now = codec.readable(kind, event.kv) if event.kv else None
+                    before = held.pop(event.key, None)
+                    if now is not None:
+                        held[event.key] = now
+                        yield Changed(now, event.revision, created=before is None)
+                    elif before is not None:
+                        yield Changed(before, event.revision, gone=True)
+
     # --- writing -----------------------------------------------------------------------------------------------------
 
     @_traced
@@ -181,7 +198,7 @@ class ResourceClient:
     async def update(self, resource: Resource) -> Written:
         """Replace all of it; its resource version must be the latest. Raises Conflict, NotFound, ValidationError."""
         identity = codec.identity(resource)
-        self._refuse_default_allow("update", identity)
+        rules.refuse_default_allow("update", identity)
         given = resource.metadata.resource_version
         if not given:
             raise ValidationError(identity, [FieldProblem("metadata.resourceVersion", "is required for an update")])
@@ -200,7 +217,7 @@ class ResourceClient:
         remove them: `calicoctl label --remove` does). Raises NotFound, Conflict, ValidationError.
         """
         identity = codec.identity(resource)
-        self._refuse_default_allow("update", identity)
+        rules.refuse_default_allow("update", identity)
         given = resource.metadata.resource_version
         for _ in range(MAX_TRIES):
             found = await self.store.get(codec.key(identity))
@@ -244,7 +261,7 @@ class ResourceClient:
         Raises NotFound, ValidationError (also for a patch that does not fit), Conflict.
         """
         identity = Identity(kind, name, namespace)
-        self._refuse_default_allow("patch", identity)
+        rules.refuse_default_allow("patch", identity)
 
         async def change(current: Resource) -> Resource:
             try:
@@ -264,7 +281,7 @@ class ResourceClient:
         """Read, change, write; repeated when somebody else was faster. A resource version that the changed one names
         must be the latest. Raises NotFound, ValidationError, Conflict, what `change` raises.
         """
-        self._refuse_default_allow("update", identity)
+        rules.refuse_default_allow("update", identity)
         for _ in range(options.tries):
             found = await self.store.get(codec.key(identity))
             if found is None:
@@ -298,7 +315,7 @@ class ResourceClient:
         per-node configuration along. approve: is asked about exactly what is then deleted.
         """
         identity = Identity(kind, name, namespace)
-        self._refuse_default_allow("delete", identity)
+        rules.refuse_default_allow("delete", identity)
         for _ in range(options.tries):
             found = await self.store.get(codec.key(identity))
             if found is None:
@@ -393,10 +410,6 @@ class ResourceClient:
         if problems := codec.problems(ready):
             raise ValidationError(codec.identity(resource), problems)
         return ready
-
-    def _refuse_default_allow(self, operation: str, identity: Identity) -> None:
-        if rules.is_default_allow(identity.kind, identity.name):
-            raise NotSupported(operation, identity, "it is built in and not stored")
 
     async def _swap(self, resource: Resource, found: KeyValue, options: WriteOptions = PLAIN) -> Written:
         """Write over `found`, provided that nobody changed it since. Equal content is not written again."""

@@ -68,6 +68,10 @@ class NotSupported(ResourceError):
         self.reason = reason
 
 
+class Forbidden(ResourceError):
+    """The server knows who asks and does not let them; it says why."""
+
+
 class ValidationError(ResourceError):
     """The resource is not acceptable: every problem found, not only the first."""
 
@@ -81,6 +85,7 @@ __all__ = [
     "AlreadyExists",
     "Conflict",
     "FieldProblem",
+    "Forbidden",
     "Identity",
     "NotFound",
     "NotSupported",

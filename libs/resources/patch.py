@@ -9,13 +9,16 @@ strategic  Kubernetes' own. Calico's types carry no merge keys, so it is `merge`
 
 from __future__ import annotations
 
+import copy
 from enum import StrEnum
 from typing import Any
 
-import jsonpatch
-from jsonpointer import JsonPointerException
+import msgspec
 
 JsonObject = dict[str, Any]
+
+MAX_COPIED_BYTES = 2**20
+"""By all `copy` operations of one json patch, each of which may double the object."""
 
 _DELETE_FROM = "$deleteFromPrimitiveList/"
 _ELEMENT_ORDER = "$setElementOrder/"
@@ -30,6 +33,10 @@ class PatchType(StrEnum):
 
 class PatchError(ValueError):
     """The patch is malformed, or does not fit the object."""
+
+
+class PatchTooLarge(PatchError):
+    """Its copies of copies would fill the memory."""
 
 
 def apply_patch(original: JsonObject, patch: object, kind: PatchType) -> JsonObject:
@@ -126,13 +133,31 @@ def _merged_list(old: list[Any], new: list[Any], key: str | None) -> list[Any]:
 def _json_patch(original: JsonObject, patch: object) -> JsonObject:
     if not isinstance(patch, list):
         raise PatchError(f"a json patch must be a list of operations, not {_name(patch)}")
+    import jsonpatch  # only these need it, and command lines start the faster
+    from jsonpointer import JsonPointerException
+
+    result: Any = copy.deepcopy(original)
+    copied = 0
     try:
-        result = jsonpatch.apply_patch(original, patch, in_place=False)
+        for operation in patch:
+            if isinstance(operation, dict) and operation.get("op") == "copy":
+                copied += _size(operation.get("from"), result)
+                if copied > MAX_COPIED_BYTES:
+                    raise PatchTooLarge(f"the copies of the json patch come to more than {MAX_COPIED_BYTES} bytes")
+            result = jsonpatch.apply_patch(result, [operation], in_place=True)
     except (jsonpatch.JsonPatchException, JsonPointerException, TypeError, KeyError) as error:
         raise PatchError(f"json patch does not apply: {error}") from error
     if not isinstance(result, dict):
         raise PatchError("the patch replaces the whole object by something that is none")
     return result
+
+
+def _size(pointer: object, value: object) -> int:
+    if not isinstance(pointer, str):
+        return 0  # which the operation itself will refuse
+    from jsonpointer import JsonPointer
+
+    return len(msgspec.json.encode(JsonPointer(pointer).resolve(value)))
 
 
 def _name(value: object) -> str:

@@ -50,6 +50,17 @@ def is_default_allow(kind: str, name: str) -> bool:
     return kind == "Profile" and name == DEFAULT_ALLOW
 
 
+def refuse_default_allow(operation: str, identity: Identity) -> None:
+    """Raises NotSupported."""
+    if is_default_allow(identity.kind, identity.name):
+        raise NotSupported(operation, identity, "it is built in and not stored")
+
+
+def is_built_in(resource: Resource) -> bool:
+    """Shown to every reader, and not stored."""
+    return is_default_allow(resource.kind, resource.metadata.name)
+
+
 def default_allow_profile() -> Profile:
     """Allows everything; never stored, but every reader finds it."""
     allow = [Rule(action="Allow")]

@@ -122,6 +122,10 @@ class Server(ABC):
     def arguments(self) -> list[str]:
         """What follows the program's name on its command line."""
 
+    def environment(self) -> dict[str, str]:
+        """What it has beside our own."""
+        return {}
+
     def _pick_port(self) -> int:
         return self.well_known_port if self.netns else free_port(self.address)
 
@@ -174,6 +178,7 @@ class Server(ABC):
                 stdout=log,
                 stderr=log,
                 cwd=self.directory,
+                env=os.environ | self.environment(),
                 start_new_session=True,  # Ctrl-C is for the test, which then stops us in order
             )
         return time.monotonic() + self._ready_timeout_s
@@ -184,16 +189,19 @@ class Server(ABC):
         if code is not None:
             self._process = None
             raise ServerError(f"{self.program} ended with {code}:\n{self.log_tail()}")
-        with self.log_path.open("rb") as log:
-            log.seek(self._log_offset)
-            if self.ready_line in log.read():
-                self._assert_listener()
-                return True
+        if self._serves():
+            self._assert_listener()
+            return True
         if time.monotonic() > deadline:
             tail = self.log_tail()
             self.kill()
             raise ServerError(f"{self.program} not ready within {self._ready_timeout_s} s:\n{tail}")
         return False
+
+    def _serves(self) -> bool:
+        with self.log_path.open("rb") as log:
+            log.seek(self._log_offset)
+            return self.ready_line in log.read()
 
     def _assert_listener(self) -> None:
         """What listens on our port must be our child: a server left over from elsewhere would answer just as well."""

@@ -21,6 +21,9 @@ from random import Random
 from aiohttp import web
 
 from libs.model import keys
+from libs.resources.client import ResourceClient
+from libs.resources.release import IpamRelease
+from libs.runtime import release
 from libs.runtime.backends import open_bus, open_store
 from libs.runtime.config import ConfigError
 from libs.runtime.health import Reporter
@@ -30,21 +33,25 @@ from libs.store.api import Store, StoreError
 from services.apiserver.config import LOOPBACK, ApiserverConfig, is_loopback
 from services.apiserver.core.bounded import Buckets
 from services.apiserver.core.identity import HeaderNames
-from services.apiserver.core.ports import TierAccess
+from services.apiserver.core.ports import Authorizer, TierAccess
 from services.apiserver.metrics import Metrics
 from services.apiserver.shell.audit import BusAudit
 from services.apiserver.shell.authn import Authenticator, TokenFile, TokenSource, Trust, new_key
 from services.apiserver.shell.authz import Authorization, BuiltIn, Tiered
+from services.apiserver.shell.cache import EtcdCache
 from services.apiserver.shell.certificates import Bundle
 from services.apiserver.shell.delegated import AccessReviews, ClusterTrust, TokenReviews
+from services.apiserver.shell.documents import Documents
 from services.apiserver.shell.front import Bounds, Front, install
 from services.apiserver.shell.kubeapi import KubeApi
 from services.apiserver.shell.limits import InFlight, Runner
+from services.apiserver.shell.probes import PATHS as PROBES
 from services.apiserver.shell.probes import Probes
 from services.apiserver.shell.reload import Followed, follow
 from services.apiserver.shell.rolefile import RoleFile
 from services.apiserver.shell.server import Listener
 from services.apiserver.shell.tls import ServerTls, read_pair, self_signed
+from services.apiserver.shell.verbs import Api
 
 log = logging.getLogger(__name__)
 
@@ -67,10 +74,18 @@ def application(
 
 @contextlib.asynccontextmanager
 async def api_routes(
-    config: ApiserverConfig, service: Service, store: Store, access: TierAccess
+    service: Service, store: Store, access: TierAccess, authorizer: Authorizer, metrics: Metrics, random: Random
 ) -> AsyncIterator[Sequence[web.AbstractRouteDef]]:
-    """Caches, verbs, watches and documents: what runs while the block is open, and their routes."""
-    yield []
+    """Cache, verbs, watches and documents: what runs while the block is open, and their routes."""
+    cache = EtcdCache(store, random, metrics=metrics)
+    resources = ResourceClient(store, release=IpamRelease(store))
+    service.spawn(cache.run(), name="cache")
+    api = Api(store, resources, cache, access, authorizer, random=random)
+    documents = Documents(release.version().removeprefix("v"), other_paths=PROBES)
+    try:
+        yield [*documents.routes(), *api.routes()]
+    finally:
+        cache.close()
 
 
 @dataclass(slots=True)
@@ -273,24 +288,39 @@ async def run(config: ApiserverConfig, service: Service) -> None:
             return await tier_names(store)
 
         access = Tiered(parts.authorization, all_tiers)
-        routes = await stack.enter_async_context(api_routes(config, service, store, access))
-        app = application(
-            parts.front,
-            routes,
-            Probes(service.health, lambda: parts.front.stopping or service.stop.is_set()),
-            max_body_bytes=config.max_request_body_bytes,
+        routes = await stack.enter_async_context(
+            api_routes(service, store, access, parts.authorization, metrics, random)
         )
-        runner = Runner(app, head_timeout_s=config.head_timeout_s, idle_timeout_s=config.idle_timeout_s)
-        await runner.setup()
-        stack.push_async_callback(runner.cleanup)
+        async with serving(config, service, parts, routes, metrics) as listeners:
+            _say_hello(config, listeners, instance)
+            service.ready()
+            await service.stop.wait()
+        audit.flush()
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    config: ApiserverConfig,
+    service: Service,
+    parts: Parts,
+    routes: Iterable[web.AbstractRouteDef],
+    metrics: Metrics,
+) -> AsyncIterator[Sequence[Listener]]:
+    """Serves while the block is open; leaving it ends in order (`_stop`). Raises ServiceExit for an address that cannot
+    be listened on.
+    """
+    probes = Probes(service.health, lambda: parts.front.stopping or service.stop.is_set())
+    app = application(parts.front, routes, probes, max_body_bytes=config.max_request_body_bytes)
+    runner = Runner(app, head_timeout_s=config.head_timeout_s, idle_timeout_s=config.idle_timeout_s)
+    await runner.setup()
+    try:
         listeners = _listeners(config, parts, runner, metrics)
         tasks = [service.spawn(one.serve(), name=f"listen {one.ports}") for one in listeners]
         metrics.connections.set_function(lambda: listeners[0].connections)
-        _say_hello(config, listeners, instance)
-        service.ready()
-        await service.stop.wait()
+        yield listeners
         await _stop(config, parts.front, tasks)
-        audit.flush()
+    finally:
+        await runner.cleanup()
 
 
 def _listeners(config: ApiserverConfig, parts: Parts, runner: Runner, metrics: Metrics) -> list[Listener]:
@@ -341,9 +371,14 @@ async def _stop(config: ApiserverConfig, front: Front, tasks: Sequence[asyncio.T
 
 
 async def _contact_forever(store: Store, reporter: Reporter) -> None:
+    """Not ready before the datastore has what every cluster begins with (tiers, ClusterInformation)."""
+    initialized = False
     while True:
         try:
             async with asyncio.timeout(CONTACT_TIMEOUT_S):
+                if not initialized:
+                    await ResourceClient(store).ensure_initialized()
+                    initialized = True
                 await store.status()
         except (StoreError, TimeoutError) as error:
             reporter.report(ready=False, detail=str(error) or f"no answer within {CONTACT_TIMEOUT_S:g} s")
@@ -353,7 +388,7 @@ async def _contact_forever(store: Store, reporter: Reporter) -> None:
 
 
 async def tier_names(store: Store) -> list[str]:
-    """From the datastore; whoever has a cache tells them from there."""
+    """Asked of etcd each time: who has just made a tier finds its policies in the next list."""
     prefix = keys.resource_prefix("Tier")
     listing = await store.list(prefix, keys_only=True)
     return [one.key.removeprefix(prefix) for one in listing.kvs]

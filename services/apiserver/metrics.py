@@ -33,6 +33,12 @@ class Metrics:
         )
         self._inflight = gauge("apiserver_current_inflight_requests", "Requests being handled.", "request_kind")
         self._longrunning = gauge("apiserver_longrunning_requests", "Watches being served.", *_WHAT)
+        self._watchers = gauge("apiserver_registered_watchers", "Watches of a kind.", "group", "version", "kind")
+        self._window_changes = gauge("apiserver_watch_cache_changes", "Recent changes that are kept.", "kind")
+        self._window_bytes = gauge("apiserver_watch_cache_bytes", "Their size, encoded.", "kind")
+        self._events = counter("apiserver_watch_cache_events_received", "Changes that etcd told.", "kind")
+        self._expired = counter("apiserver_terminated_watchers", "Watches ended because they fell behind.", "kind")
+        self._lag = gauge("apiserver_watch_cache_lag_revisions", "Of the cache behind etcd, when last looked at.")
         self.audit_events = counter("apiserver_audit_event", "Audit events made.")
         self.audit_errors = counter("apiserver_audit_error", "Audit events that were lost.", "plugin")
         self.tls_errors = counter("apiserver_tls_handshake_errors", "TLS handshakes that failed.")
@@ -48,6 +54,26 @@ class Metrics:
             "apiserver_connections_refused", "Connections closed because there were too many."
         )
         self.connections = gauge("apiserver_connections", "Connections that stand, those in their handshake included.")
+
+    # --- of the cache (shell/cache.py, CacheMetrics) ---
+
+    def watchers(self, kind: str, now: int) -> None:
+        self._watchers.labels(GROUP, VERSION, kind).set(now)
+
+    def window(self, kind: str, changes: int, size_bytes: int) -> None:
+        self._window_changes.labels(kind).set(changes)
+        self._window_bytes.labels(kind).set(size_bytes)
+
+    def events(self, kind: str, changes: int) -> None:
+        self._events.labels(kind).inc(changes)
+
+    def expired(self, kind: str) -> None:
+        self._expired.labels(kind).inc()
+
+    def lag(self, revisions: int) -> None:
+        self._lag.set(revisions)
+
+    # --- of requests ---
 
     def watch_inflight(self, reading: Callable[[], float], mutating: Callable[[], float]) -> None:
         self._inflight.labels("readOnly").set_function(reading)

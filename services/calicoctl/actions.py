@@ -6,14 +6,16 @@ The summary follows Calico's wording; the exit status is 1 as soon as one docume
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from libs.model.base import Resource
 from libs.model.pools import IPPool
 from libs.resources import codec
-from libs.resources.client import MAX_TRIES, ResourceClient, Written
+from libs.resources.api import Resources
+from libs.resources.client import MAX_TRIES, Written
 from libs.resources.errors import (
     AlreadyExists,
     Conflict,
@@ -27,7 +29,25 @@ from services.calicoctl.documents import ARGUMENTS, Broken, Document
 
 Input: TypeAlias = Document | Broken
 
-Act: TypeAlias = Callable[[ResourceClient, Resource], Coroutine[Any, Any, Written]]
+Act: TypeAlias = Callable[[Resources, Resource], Coroutine[Any, Any, Written]]
+
+Step: TypeAlias = Callable[[Document], Coroutine[Any, Any, Written | None]]
+Progress: TypeAlias = Callable[[int], None]
+"""Told how many more documents are done."""
+
+AT_ONCE = 32
+INDEPENDENT = frozenset(
+    {
+        "GlobalNetworkPolicy", "GlobalNetworkSet", "HostEndpoint", "NetworkPolicy", "NetworkSet", "Profile",
+        "StagedGlobalNetworkPolicy", "StagedKubernetesNetworkPolicy", "StagedNetworkPolicy", "WorkloadEndpoint",
+    }
+)  # fmt: skip
+"""Kinds whose writes look at no others of the same kind (libs/resources/rules.py)."""
+
+
+def nobody(_done: int) -> None:
+    """Progress that is not shown."""
+
 
 KUBERNETES_POLICY_PREFIX = "knp.default."
 
@@ -47,19 +67,19 @@ class Verb:
     initialises: bool = True
 
 
-async def _apply(client: ResourceClient, resource: Resource) -> Written:
+async def _apply(client: Resources, resource: Resource) -> Written:
     return await client.apply(resource)
 
 
-async def _create(client: ResourceClient, resource: Resource) -> Written:
+async def _create(client: Resources, resource: Resource) -> Written:
     return await client.create(resource)
 
 
-async def _replace(client: ResourceClient, resource: Resource) -> Written:
+async def _replace(client: Resources, resource: Resource) -> Written:
     return await client.replace(resource)
 
 
-async def _delete(client: ResourceClient, resource: Resource) -> Written:
+async def _delete(client: Resources, resource: Resource) -> Written:
     identity = codec.identity(resource)
     version = resource.metadata.resource_version
     return await client.delete(identity.kind, identity.name, identity.namespace, version)
@@ -174,7 +194,9 @@ def _place(document: Document, path: str = "") -> str:
     return "" if document.source == ARGUMENTS else f"{document.where(path)}: "
 
 
-async def run(verb: Verb, client: ResourceClient, documents: Sequence[Input], namespace: str = "") -> Outcome:
+async def run(
+    verb: Verb, client: Resources, documents: Sequence[Input], namespace: str = "", progress: Progress = nobody
+) -> Outcome:
     """Raises what the datastore raises when it is away; everything else becomes a line of the outcome."""
 
     async def step(document: Document) -> Written | None:
@@ -187,33 +209,79 @@ async def run(verb: Verb, client: ResourceClient, documents: Sequence[Input], na
                 return None
             raise
 
-    return await _each(documents, step)
+    return await _each(documents, step, progress)
 
 
-async def validate(documents: Sequence[Input], namespace: str = "") -> Outcome:
-    """As far as a resource can be judged by itself: without the datastore."""
+async def validate(documents: Sequence[Input], namespace: str = "", *, reads: bool = False) -> Outcome:
+    """As far as a resource can be judged by itself: without the datastore. reads: as with `Verb`."""
 
     async def step(document: Document) -> None:
-        resource = decode(document, namespace, reads=False)
+        resource = decode(document, namespace, reads=reads)
+        if reads:
+            return
         if problems := codec.problems(codec.with_defaults(resource)):
             raise ValidationError(codec.identity(resource), problems)
 
     return await _each(documents, step)
 
 
-async def _each(documents: Sequence[Input], step: Callable[[Document], Coroutine[Any, Any, Written | None]]) -> Outcome:
+async def _each(documents: Sequence[Input], step: Step, progress: Progress = nobody) -> Outcome:
+    """Results stand in the order of the documents, however many were under way at once."""
     outcome = Outcome(total=len(documents))
-    for document in documents:
-        if isinstance(document, Broken):
-            outcome.kinds.add("")
-            outcome.failed(str(document))
-            continue
-        outcome.kinds.add(str(document.value.get("kind", "")))
-        try:
-            outcome.held(await step(document))
-        except (ResourceError, NamespaceProblem) as error:
-            outcome.failed("\n".join(messages(document, error)))
+    for batch in batches(documents):
+        results = await asyncio.gather(*(_one(document, step) for document in batch))
+        for document, result in zip(batch, results, strict=True):
+            if isinstance(document, Broken):
+                outcome.kinds.add("")
+                outcome.failed(str(document))
+                continue
+            outcome.kinds.add(str(document.value.get("kind", "")))
+            if isinstance(result, Exception):
+                outcome.failed("\n".join(messages(document, result)))
+            else:
+                outcome.held(result)
+        progress(len(batch))
     return outcome
+
+
+async def _one(document: Input, step: Step) -> Written | Exception | None:
+    if isinstance(document, Broken):
+        return None
+    try:
+        return await step(document)
+    except (ResourceError, NamespaceProblem) as error:
+        return error
+
+
+def batches(documents: Sequence[Input]) -> Iterator[list[Input]]:
+    """Documents that may be worked on at the same time: neighbours of one kind that look at no others of their own
+    kind, each of another name. All else is done one by one, so that a tier is there before the policy after it.
+    """
+    batch: list[Input] = []
+    kind, names = "", set[tuple[str, str, str]]()
+    for document in documents:
+        name = _name(document)
+        if batch and (name is None or name[0] != kind or name in names or len(batch) == AT_ONCE):
+            yield batch
+            batch, names = [], set()
+        if name is None:
+            yield [document]
+            continue
+        kind = name[0]
+        batch.append(document)
+        names.add(name)
+    if batch:
+        yield batch
+
+
+def _name(document: Input) -> tuple[str, str, str] | None:
+    """(kind, namespace, name) of one that may have neighbours."""
+    if isinstance(document, Broken) or document.value.get("kind") not in INDEPENDENT:
+        return None
+    metadata = document.value.get("metadata")
+    if not isinstance(metadata, dict):
+        return None
+    return str(document.value["kind"]), str(metadata.get("namespace") or ""), str(metadata.get("name"))
 
 
 def summary(verb: str, past: str, outcome: Outcome) -> tuple[str, str]:
@@ -240,7 +308,7 @@ class LabelProblem(Exception):
 
 
 async def label(
-    client: ResourceClient, identity: Identity, shown_kind: str, key: str, value: str | None, *, overwrite: bool
+    client: Resources, identity: Identity, shown_kind: str, key: str, value: str | None, *, overwrite: bool
 ) -> str:
     """Set a label, or remove it when value is None; returns the message of success. Again when somebody was faster."""
     target = f"{shown_kind} {identity.name}"

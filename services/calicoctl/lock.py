@@ -8,12 +8,13 @@ from __future__ import annotations
 import msgspec
 
 from libs.model.cluster import ClusterInformation
-from libs.resources.client import MAX_TRIES, ResourceClient
+from libs.resources.api import Resources
+from libs.resources.client import MAX_TRIES
 from libs.resources.errors import Conflict
 from libs.resources.rules import CLUSTER_INFORMATION
 
 
-async def set_lock(client: ResourceClient, *, locked: bool) -> None:
+async def set_lock(client: Resources, *, locked: bool) -> None:
     """Raises NotFound when the datastore is not initialised, Conflict."""
     for _ in range(MAX_TRIES):
         found = await client.get("ClusterInformation", "default")

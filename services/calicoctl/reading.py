@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from libs.resources import codec
-from libs.resources.client import ResourceClient
+from libs.resources.api import Resources
 from libs.resources.errors import Identity, NotFound, ResourceError
 from services.calicoctl.actions import NamespaceProblem, messages, placed
 from services.calicoctl.columns import DEFAULT_AS_NUMBER, Resource, lookup, text
@@ -13,7 +13,7 @@ from services.calicoctl.documents import Broken, Document
 from services.calicoctl.output import Answer
 
 
-async def listed(client: ResourceClient, kind: str, namespace: str, *, everywhere: bool) -> Answer:
+async def listed(client: Resources, kind: str, namespace: str, *, everywhere: bool) -> Answer:
     """All of a kind in one namespace, or in all. Raises NamespaceProblem."""
     where = placed(Identity(kind, ""), namespace, everywhere=everywhere)
     found = await client.list(kind, where.namespace)
@@ -29,7 +29,7 @@ def _order(tier: Resource) -> float:
 
 
 async def named(
-    client: ResourceClient, documents: Sequence[Document | Broken], namespace: str, *, everywhere: bool = False
+    client: Resources, documents: Sequence[Document | Broken], namespace: str, *, everywhere: bool = False
 ) -> tuple[list[Answer], list[str]]:
     """Each resource that a document names, and a message for each that cannot be had."""
     answers: list[Answer] = []
@@ -50,7 +50,7 @@ async def named(
     return answers, problems
 
 
-async def cluster_as_number(client: ResourceClient) -> str:
+async def cluster_as_number(client: Resources) -> str:
     """AS number of nodes that have none of their own."""
     try:
         found = codec.to_json(await client.get("BGPConfiguration", "default"))

@@ -1,6 +1,7 @@
 """What a command works with: connections that are opened when needed and closed at its end, and where its text goes.
 
-Tests put their own `Environment` in: an in-memory store, a bus without NATS.
+Tests put their own `Environment` in: an in-memory store, a bus without NATS. Clients are imported when they are opened:
+they take longer than most commands do.
 """
 
 from __future__ import annotations
@@ -10,18 +11,22 @@ import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from libs.bus import Bus, BusConfig, BusConfigError, BusError
-from libs.resources.client import ResourceClient
+from libs.bus.api import Bus, BusError
+from libs.bus.config import BusConfig, BusConfigError
 from libs.resources.errors import ResourceError
-from libs.resources.release import IpamRelease
 from libs.runtime.redact import redact
-from libs.store import Store, StoreConfig, StoreError
-from libs.store.etcd import connect as connect_store
-from services.calicoctl.config import ConfigProblem, CtlConfig, load
+from libs.store.api import Store, StoreError
+from libs.store.config import StoreConfig
+from services.calicoctl import version
+from services.calicoctl.config import ETCD, KUBERNETES, ConfigProblem, CtlConfig, load
+
+if TYPE_CHECKING:
+    from libs.resources.api import Resources
+    from libs.resources.client import ResourceClient
 
 T = TypeVar("T")
 
@@ -30,7 +35,9 @@ CONNECT_S = 10.0
 
 @asynccontextmanager
 async def etcd(config: StoreConfig) -> AsyncIterator[Store]:
-    store = await connect_store(config)
+    from libs.store.etcd import connect
+
+    store = await connect(config)
     try:
         yield store
     finally:
@@ -39,7 +46,7 @@ async def etcd(config: StoreConfig) -> AsyncIterator[Store]:
 
 @asynccontextmanager
 async def nats(config: BusConfig) -> AsyncIterator[Bus]:
-    from libs.bus.nats import connect  # a third of the start-up time, and most commands need no bus
+    from libs.bus.nats import connect
 
     bus = await connect(config, name="calicoctl", timeout_s=CONNECT_S)
     try:
@@ -57,35 +64,96 @@ class Environment:
     variables: Mapping[str, str] = field(default_factory=lambda: os.environ)
 
 
+class NeedsEtcd(Exception):
+    """What was asked for cannot be done through an API server; the text says by which way it can."""
+
+
 @dataclass(frozen=True, slots=True)
 class Session:
-    """One command's connections. config: --config; it is read, and can be refused, when the first one is opened."""
+    """One command's connections. config: --config; it is read, and can be refused, when the first one is opened.
+
+    context: of kubeconfig, "" for its current one. any_version: --allow-version-mismatch.
+    """
 
     environment: Environment
     config: str | None
+    context: str = ""
+    any_version: bool = False
 
     def settings(self) -> CtlConfig:
-        return load(self.config, self.environment.variables)
+        return load(self.config, self.environment.variables, self.context)
 
     @asynccontextmanager
-    async def client(self, *, writes: bool = False) -> AsyncIterator[ResourceClient]:
-        """writes: initialise the datastore first, as far as our rights go."""
-        async with self.environment.store(self.settings().store) as store:
-            client = ResourceClient(store, release=IpamRelease(store))
+    async def resources(
+        self, *, writes: bool = False, guarded: bool = True, dry_run: bool = False
+    ) -> AsyncIterator[Resources]:
+        """Of whichever datastore is chosen. writes: initialise it first, as far as our rights go. guarded: not with a
+        cluster of another version (services/calicoctl/version.py). dry_run: what is written is checked and seen by
+        later calls, and gone at the end.
+        """
+        settings = self.settings()
+        if settings.datastore == ETCD:
+            async with self._of_etcd(settings, writes=writes, guarded=guarded, dry_run=dry_run) as client:
+                yield client
+            return
+        from libs.resources.remote import connect
+        from libs.resources.remote_access import AccessProblem, open_access
+
+        try:
+            access = await open_access(settings.kubernetes)
+        except AccessProblem as error:
+            raise ConfigProblem(str(error)) from error
+        async with connect(access, dry_run=dry_run) as remote:
+            await self._guard(remote, guarded)
+            yield remote
+
+    @asynccontextmanager
+    async def client(
+        self, *, writes: bool = False, guarded: bool = True, purpose: str = "this command"
+    ) -> AsyncIterator[ResourceClient]:
+        """Of etcd, for what needs its other keys too. Raises NeedsEtcd with the kubernetes datastore."""
+        settings = self.settings()
+        if settings.datastore == KUBERNETES:
+            raise NeedsEtcd(
+                f"{purpose} works on etcd itself, which API servers do not show: set DATASTORE_TYPE=etcdv3 and "
+                "ETCD_ENDPOINTS (with certificates where needed), for example on a node"
+            )
+        async with self._of_etcd(settings, writes=writes, guarded=guarded, dry_run=False) as client:
+            yield client
+
+    @asynccontextmanager
+    async def _of_etcd(
+        self, settings: CtlConfig, *, writes: bool, guarded: bool, dry_run: bool
+    ) -> AsyncIterator[ResourceClient]:
+        from libs.resources.client import ResourceClient
+        from libs.resources.release import IpamRelease
+
+        async with self.environment.store(settings.store) as real:
+            store = real
+            if dry_run:
+                from libs.store.overlay import OverlayStore
+
+                store = OverlayStore(real)
+            client = ResourceClient(store, release=None if dry_run else IpamRelease(store))
+            await self._guard(client, guarded)
             if writes:
                 # Rights may be for some kinds only; what is missing will show in the write itself.
                 with suppress(ResourceError, StoreError):
                     await client.ensure_initialized()
             yield client
 
+    async def _guard(self, client: Resources, guarded: bool) -> None:
+        if guarded and not self.any_version:
+            await version.check(client)
+
     def bus(self) -> AbstractAsyncContextManager[Bus]:
         return self.environment.bus(self.settings().bus)
 
 
-def session_of(config: str | None) -> Session:
-    """Of the command that runs now. config: its --config."""
+def session_of(config: str | None, *, context: str = "", any_version: bool = False) -> Session:
+    """Of the command that runs now."""
     environment = click.get_current_context().find_object(Environment)
-    return Session(environment or Environment(), config)
+    return Session(environment or Environment(), config, context, any_version)
 
 
 def fail(message: str) -> NoReturn:
@@ -100,6 +168,10 @@ def run(command: Coroutine[Any, Any, T], doing: str = "execute command") -> T:
         return asyncio.run(command)
     except ConfigProblem as error:
         fail(f"Failed to create Calico API client: {error}")
+    except version.VersionMismatch as error:
+        fail(str(error))
+    except NeedsEtcd as error:
+        fail(f"Failed to {doing}: {error}")
     except StoreError as error:
         fail(f"Failed to {doing}: datastore: {error or type(error).__name__}")
     except (BusError, BusConfigError) as error:

@@ -1,33 +1,95 @@
-"""`calicoctl version`: ours, and what the cluster says of itself."""
+"""`calicoctl version`, and the guard that keeps a client from writing to a cluster whose data it may not understand.
+
+The cluster says in ClusterInformation which release its nodes are of. Fine is our own release, and Calico's of the
+minor release whose data formats we read and write (`CALICO`): a node of Calico's and one of ours may share a cluster.
+Everything else is refused, as Calico's own calicoctl does, unless --allow-version-mismatch says otherwise. A cluster
+that does not say is not asked further.
+"""
 
 from __future__ import annotations
 
-from importlib import metadata
+import json
+from contextlib import suppress
+from functools import cache
+from typing import TYPE_CHECKING
 
-from libs.resources import codec
-from libs.resources.client import ResourceClient
 from libs.resources.errors import NotFound
-from services.calicoctl.columns import lookup
 
-DISTRIBUTION = "calico-py"
+if TYPE_CHECKING:
+    from libs.model.cluster import ClusterInformationSpec
+    from libs.resources.api import Resources
+
+CALICO = "3.33"
+"""Calico's release whose keys and values ours are."""
 
 
+class VersionMismatch(Exception):
+    """The cluster is of another version."""
+
+    def __init__(self, cluster: str) -> None:
+        super().__init__(
+            f"Version mismatch.\nClient Version:   {client_version()} (data of Calico v{CALICO})\n"
+            f"Cluster Version:  {cluster}\nUse --allow-version-mismatch to override."
+        )
+
+
+@cache
 def client_version() -> str:
-    try:
-        return f"v{metadata.version(DISTRIBUTION)}"
-    except metadata.PackageNotFoundError:  # run from a tree that was never installed
-        return "unknown"
+    from libs.runtime import release  # 20 ms, which a command without need for it does not pay
+
+    return release.version()
+
+
+def git_commit() -> str:
+    """Of the tree that was installed, where it came from one (PEP 610: direct_url.json)."""
+    from importlib import metadata
+
+    from libs.runtime.release import DISTRIBUTION
+
+    with suppress(metadata.PackageNotFoundError, ValueError, LookupError, TypeError):
+        origin = json.loads(metadata.distribution(DISTRIBUTION).read_text("direct_url.json") or "{}")
+        return str(origin["vcs_info"]["commit_id"])
+    return "unknown"
 
 
 def client_lines() -> list[str]:
-    return [f"Client Version:    {client_version()}"]
+    return [f"Client Version:    {client_version()}", f"Git commit:        {git_commit()}"]
 
 
-async def cluster_lines(client: ResourceClient) -> list[str]:
+def fits(cluster: str) -> bool:
+    """cluster: `v3.33.0`, `3.33.1-12-gabcdef`; what follows a dash is no part of a release."""
+    release = cluster.removeprefix("v").split("-")[0]
+    return (
+        not release
+        or release == CALICO
+        or release.startswith(f"{CALICO}.")
+        or release == client_version().removeprefix("v").split("-")[0]
+    )
+
+
+async def check(client: Resources) -> None:
+    """Raises VersionMismatch."""
+    if (spec := await _cluster(client)) is not None and not fits(spec.calico_version):
+        raise VersionMismatch(spec.calico_version)
+
+
+async def _cluster(client: Resources) -> ClusterInformationSpec | None:
+    """None: the datastore is not initialised."""
+    from libs.model.cluster import ClusterInformation
+
     try:
-        found = codec.to_json(await client.get("ClusterInformation", "default"))
+        found = await client.get("ClusterInformation", "default")
     except NotFound:
+        return None
+    assert isinstance(found, ClusterInformation)
+    return found.spec
+
+
+async def cluster_lines(client: Resources) -> list[str]:
+    spec = await _cluster(client)
+    if spec is None:
         return ["Cluster Version:   unknown (the datastore is not initialised)"]
-    version = lookup(found, "spec.calicoVersion") or "unknown"
-    kind = lookup(found, "spec.clusterType") or "unknown"
-    return [f"Cluster Version:   {version}", f"Cluster Type:      {kind}"]
+    return [
+        f"Cluster Version:   {spec.calico_version or 'unknown'}",
+        f"Cluster Type:      {spec.cluster_type or 'unknown'}",
+    ]

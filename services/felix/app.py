@@ -20,6 +20,7 @@ from libs.policy.output import WorkloadKey
 from libs.resources.client import ResourceClient
 from libs.runtime import logs
 from libs.runtime.backends import open_bus, open_store
+from libs.runtime.release import version
 from libs.runtime.service import Service
 from libs.store.api import Store
 from services.felix.config import FelixConfig
@@ -43,6 +44,7 @@ from services.felix.shell.cni.peers import Peers
 from services.felix.shell.cni.plugin import Plugin
 from services.felix.shell.cni.server import CniServer
 from services.felix.shell.dataplane import TABLES, Dataplane, Progress
+from services.felix.shell.explain import Explainer
 from services.felix.shell.journal import Journal
 from services.felix.shell.status import StatusReporter
 from services.felix.shell.wireguard import KeyPublisher, WireguardReconciler
@@ -119,6 +121,17 @@ class Felix:
             AddSettings(config.policy_setup_timeout_s, self.pod_mtu_bytes, config.mtu_file),
             interface_prefix=config.interface_prefix[0],
             observe=lambda step, seconds: self.metrics.cni.labels(step).observe(seconds),
+        )
+        self.explainer = Explainer(
+            self.node,
+            bus,
+            self.feed,
+            self.dataplane,
+            self.builder,
+            kernel.tables,
+            lambda: self.settings.options,
+            self.warnings,
+            version(),
         )
         self._calculation = service.health.register("CalculationGraph", timeout_s=30.0)
         self._main_loop = service.health.register("InternalDataplaneMainLoop", timeout_s=90.0)
@@ -246,15 +259,16 @@ class Felix:
             rev=progress.rev,
             seq=progress.seq,
             failures=progress.failures,
-            warnings=(
-                *self.settings.problems,
-                *(f"{name}: {reason}" for name, reason in self.kernel.overlays.waiting.items()),
-            ),
+            warnings=self.warnings(),
         )
         try:
             self.bus.publish(subjects.applied(self.node), wire.encode(message))
         except BusError as error:
             log.debug("report not sent", extra={"error": str(error)})
+
+    def warnings(self) -> tuple[str, ...]:
+        waiting = self.kernel.overlays.waiting.items()
+        return (*self.settings.problems, *(f"{name}: {reason}" for name, reason in waiting))
 
     # --- what CNI needs to know (services/felix/shell/cni/protocols.py) ---
 
@@ -398,6 +412,7 @@ async def run(config: FelixConfig, service: Service) -> None:
             ("WireGuard keys", felix.key_publisher.run()),
             ("WireGuard devices", felix.wireguard.read_forever()),
             ("refresh", felix.refresh_forever()),
+            ("questions", felix.explainer.run()),
         ):
             service.spawn(work, name=name)
         felix.plugin.undo.recover()

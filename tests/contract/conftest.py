@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator
+from pathlib import Path
 
 import pytest
 
+from libs.store import StoreConfig
+from libs.store.etcd import connect
 from libs.testkit.servers import EtcdServer
 from tests.contract.ipam_stage import Cluster, wipe
 from tests.contract.store_backends import open_backend
+from tests.contract.verbs_stage import Stage, open_stage
 
 
 @pytest.fixture(scope="module")
@@ -25,3 +29,20 @@ async def cluster(request: pytest.FixtureRequest) -> AsyncGenerator[Cluster, Non
         await found.node("node1", zone="a")
         await found.node("node2", zone="b")
         yield found
+
+
+@pytest.fixture(scope="module")
+def apiserver_etcd() -> Iterator[EtcdServer]:
+    with EtcdServer() as server:
+        yield server
+
+
+@pytest.fixture
+async def stage(apiserver_etcd: EtcdServer, tmp_path: Path) -> AsyncGenerator[Stage, None]:
+    """The API's verbs over a real etcd."""
+    store = await connect(StoreConfig(endpoints=(apiserver_etcd.endpoint,)))
+    try:
+        async with open_stage(store, tmp_path) as made:
+            yield made
+    finally:
+        await store.close()

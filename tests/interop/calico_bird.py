@@ -18,6 +18,7 @@ class CalicoBird(Bird):
     """router.routes: this node's blocks; router.neighbours: the other nodes. Pods are given as addresses."""
 
     pods: tuple[str, ...] = ()
+    recovers = True  # a Calico node always starts `bird -R`
 
     def write_config(self) -> None:
         (self.directory / "bird.conf").write_text(render(self.router, self.pods))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from libs.testkit.routers.lab import LostRoutes
 from libs.testkit.routers.model import Neighbour, Route, Router
+from libs.testkit.routers.peer import until
 from tests.interop.calico_bird import CalicoBird
 from tests.interop.pairs import OUR_AS, Pairing
 
@@ -54,12 +56,13 @@ def test_routes_stay_while_the_calico_node_restarts(pairing: Pairing) -> None:
     b = pairing.lab.site("b")
     ours.wait_kernel(THEIR_BLOCKS[0], [b.ipv4])
     ours.wait_kernel(THEIR_BLOCKS[1], [b.ipv6])
-    theirs.kill()
-    ours.wait_down(b.ipv4)
-    ours.wait_down(b.ipv6)
-    assert [ours.kernel(block) for block in THEIR_BLOCKS] == [[b.ipv4], [b.ipv6]]
-    theirs.start()
-    ours.wait_up(b.ipv4)
-    ours.wait_route(THEIR_BLOCKS[0])
-    ours.wait_route(THEIR_BLOCKS[1])
-    assert [ours.kernel(block) for block in THEIR_BLOCKS] == [[b.ipv4], [b.ipv6]]
+    with LostRoutes(pairing.lab.site("a").space) as lost:
+        theirs.kill()
+        for address in (b.ipv4, b.ipv6):
+            ours.wait_down(address)
+        theirs.start()
+        for address, block in zip((b.ipv4, b.ipv6), THEIR_BLOCKS, strict=True):
+            ours.wait_up(address)
+            until(lambda block=block: not ours.wait_route(block).stale, 40, f"{block} told again")
+        assert [ours.kernel(block) for block in THEIR_BLOCKS] == [[b.ipv4], [b.ipv6]]
+        assert lost.seen() == []

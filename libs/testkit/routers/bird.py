@@ -44,8 +44,13 @@ class Bird(Peer):
     )
 
     def commands(self) -> list[list[str]]:
-        recover = ["-R"] if any(n.graceful_restart for n in self.router.neighbours) else []
+        recover = ["-R"] if self.recovers else []
         return [[str(program("bird")), "-f", "-c", "bird.conf", "-s", "bird.ctl", *recover]]
+
+    @property
+    def recovers(self) -> bool:
+        """Whether it says after a start that it kept forwarding."""
+        return any(neighbour.graceful_restart for neighbour in self.router.neighbours)
 
     def start(self) -> None:
         (self.directory / "bird.ctl").unlink(missing_ok=True)  # of one that was killed

@@ -12,6 +12,10 @@ from tempfile import mkdtemp
 from types import TracebackType
 from typing import Self, TypeVar
 
+from libs.netlink.codec import split_messages
+from libs.netlink.monitor import ROUTES
+from libs.netlink.routes import RTM_DELROUTE, decode_route
+from libs.netlink.socket import NETLINK_ADD_MEMBERSHIP, NETLINK_ROUTE, SOL_NETLINK, NetlinkSocket
 from libs.testkit.routers.model import Family, Router
 from libs.testkit.routers.peer import Peer
 from libs.testkit.topology import Namespace, remove
@@ -32,6 +36,32 @@ class Site:
 
     def address(self, family: Family) -> str:
         return self.ipv6 if family == "ipv6" else self.ipv4
+
+
+class LostRoutes:
+    """Routes that a namespace loses from now on, be it for a millisecond."""
+
+    def __init__(self, space: Namespace) -> None:
+        self._netlink = NetlinkSocket(NETLINK_ROUTE, space.path)
+        for group in ROUTES:
+            self._netlink.socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
+        self._netlink.socket.setblocking(False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._netlink.close()
+
+    def seen(self) -> list[str]:
+        """Their destinations, in order, since the last call."""
+        found: list[str] = []
+        while True:
+            try:
+                data = self._netlink.socket.recv(1 << 16)
+            except BlockingIOError:
+                return found
+            found += [str(decode_route(body).dst) for kind, *_, body in split_messages(data) if kind == RTM_DELROUTE]
 
 
 class Lab:

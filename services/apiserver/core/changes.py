@@ -9,12 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-import msgspec
-
 from libs.model.base import Resource
 from libs.resources import codec
 from libs.resources.errors import ValidationError
-from libs.resources.patch import PatchError, PatchType, apply_patch
+from libs.resources.patch import PatchError, PatchTooLarge, PatchType, apply_patch
 from services.apiserver.core import documents, managed, objects
 from services.apiserver.core.faults import undecodable
 from services.apiserver.core.managed import ShapeError
@@ -25,8 +23,6 @@ from services.apiserver.core.status import ApiError, Cause, JsonObject, bad_requ
 
 MAX_OPERATIONS = 10_000
 """Of a JSON patch, as kube-apiserver allows."""
-MAX_COPIES, MAX_COPIED_BYTES = 100, 3 * 2**20
-"""Each copy may double the object: so many, and no further than this."""
 _PATCH_TYPES = {
     PatchKind.JSON: PatchType.JSON,
     PatchKind.MERGE: PatchType.MERGE,
@@ -128,12 +124,12 @@ def _typed(value: JsonObject, target: Target) -> Resource:
 def _patch(present: JsonObject, patch: object, kind: PatchKind, write: Write) -> JsonObject:
     if kind is PatchKind.JSON:
         _check_operations(patch, write.target)
-        if isinstance(patch, list) and any(_is_copy(operation) for operation in patch):
-            return _patch_in_steps(present, patch, write)
     elif not isinstance(patch, dict):
         raise bad_request(f"the patch must be an object, not {type(patch).__name__}")
     try:
         return apply_patch(present, patch, _PATCH_TYPES[kind])
+    except PatchTooLarge as error:
+        raise too_large(str(error)) from error
     except PatchError as error:
         raise _patch_refused(str(error), write.target) from error
 
@@ -143,25 +139,6 @@ def _check_operations(patch: object, target: Target) -> None:
         raise bad_request("the patch must be a list of operations")
     if len(patch) > MAX_OPERATIONS:
         raise too_large(f"The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {len(patch)}")
-    if sum(map(_is_copy, patch)) > MAX_COPIES:
-        raise too_large(f"The allowed maximum copy operations in a JSON patch is {MAX_COPIES}")
-
-
-def _is_copy(operation: JsonObject) -> bool:
-    return operation.get("op") == "copy"
-
-
-def _patch_in_steps(present: JsonObject, patch: list[JsonObject], write: Write) -> JsonObject:
-    """One operation after the other, so that copies of copies end before they fill the memory."""
-    result = present
-    for operation in patch:
-        try:
-            result = apply_patch(result, [operation], PatchType.JSON)
-        except PatchError as error:
-            raise _patch_refused(str(error), write.target) from error
-        if _is_copy(operation) and len(msgspec.json.encode(result)) > MAX_COPIED_BYTES:
-            raise too_large(f"a copy of the JSON patch makes the object larger than {MAX_COPIED_BYTES} bytes")
-    return result
 
 
 def _patch_refused(message: str, target: Target) -> ApiError:

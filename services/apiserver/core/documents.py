@@ -19,6 +19,8 @@ from services.apiserver.core.status import ApiError, JsonObject, bad_request
 
 VERSION = API_VERSION.partition("/")[2]
 _WARNINGS_CHARS = 4096
+_MAX_FAULTS = 100
+"""Of one object's unknown and duplicate fields, as Kubernetes tells them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,7 @@ def known_fields(
     """The object with apiVersion and kind, without unknown fields, and warnings. Raises ApiError 400."""
     check_kind(value, kind)
     kept, unknown = without_unknown(value, kind)
-    found = [*(f'unknown field "{path}"' for path in unknown), *faults]
+    found = [*(f'unknown field "{path}"' for path in unknown), *faults][:_MAX_FAULTS]
     if found and validation is FieldValidation.STRICT:
         raise cannot_handle(kind, f"strict decoding error: {', '.join(found)}")
     whole = {**kept, "apiVersion": API_VERSION, "kind": kind.kind}
@@ -114,7 +116,10 @@ def known_fields(
 
 def check_kind(value: JsonObject, kind: Kind) -> None:
     """Absent ones are taken to be right. Raises ApiError 400."""
-    version, name = value.get("apiVersion") or API_VERSION, value.get("kind") or kind.kind
+    version, name = (value.get(field, "") for field in ("apiVersion", "kind"))
+    if not isinstance(version, str) or not isinstance(name, str):
+        raise bad_request("apiVersion and kind must be text")
+    version, name = version or API_VERSION, name or kind.kind
     if version != API_VERSION:
         raise bad_request(
             f"the API version in the data ({version}) does not match the expected API version ({API_VERSION})"

@@ -63,6 +63,7 @@ def of_store(error: StoreError) -> ApiError:
 
 def undecodable(kind: Kind, problems: Sequence[Problem]) -> ApiError:
     """400: values of a wrong type, so that there is no object to look at."""
+    problems = problems[: status.MAX_CAUSES]
     error = cannot_handle(kind, "; ".join(map(str, problems)))
     error.causes = tuple(causes(problems))
     return error

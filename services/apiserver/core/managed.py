@@ -300,7 +300,15 @@ def _applied(
     merged = merge(before, wanted, shape)
     if last is not None:
         merged = _pruned(merged, last.fields, managed, shape)
-    comparison = _really_changed(before, merged, write)
+    after = _only_written(before, drop_nulls(merged, shape), write)
+    comparison = compare(before, merged, shape).without(write.ignored)
+    unchanged = same(before, merged)
+    stored = _as_stored(before, write.kind), _as_stored(after, write.kind)
+    if stored[0] is not None and stored[1] is not None and "metadata" in before:
+        seen = compare(*stored, shape)
+        changed = seen.written | seen.removed
+        comparison = replace(comparison, added=comparison.added & changed, modified=comparison.modified & changed)
+        unchanged = same(*stored)
     conflicts = [
         (other, path)
         for other, owned in managed.owned.items()
@@ -310,9 +318,7 @@ def _applied(
     if conflicts and not force:
         raise ApplyConflict(conflicts)
     _take(managed, comparison, but_from=owner)
-    after = _only_written(before, drop_nulls(merged, shape), write)
-    changed = comparison.written or comparison.removed
-    managed.set(owner, own - _NEVER_OWNED, time=write.now if changed else None)
+    managed.set(owner, own - _NEVER_OWNED, time=None if unchanged else write.now)
     return after, managed
 
 
@@ -328,19 +334,8 @@ def _pruned(merged: JsonObject, last: FieldSet, managed: Managed, shape: Fields)
     return pruned
 
 
-def _really_changed(before: JsonObject, after: JsonObject, write: _Write) -> Comparison:
-    """As a reader sees it: what is stored in the same way did not change."""
-    comparison = compare(before, after, write.shape).without(write.ignored)
-    stored = _as_stored(drop_nulls(after, write.shape), write.kind)
-    if stored is None:
-        return comparison
-    seen = compare(before, stored, write.shape)
-    changed = seen.written | seen.removed
-    return replace(comparison, added=comparison.added & changed, modified=comparison.modified & changed)
-
-
 def _as_stored(value: JsonObject, kind: Kind) -> JsonObject | None:
-    """None when it is no object of its kind, which validation will say."""
+    """As the store will have it; None when it is no object of its kind, which validation will say."""
     try:
         return codec.to_dict(codec.convert(kind.struct, codec.drop_nulls(value)))
     except codec.DecodeError:

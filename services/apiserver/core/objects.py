@@ -117,6 +117,11 @@ def for_update(value: JsonObject, live: JsonObject, target: Target) -> JsonObjec
     if uid and uid != present.get("uid"):
         identity = Identity(target.kind.kind, target.name, target.namespace)
         raise PreconditionFailed(identity, "UID", str(uid), present.get("uid", ""))
+    created = given.get("creationTimestamp")
+    if created and created != present.get("creationTimestamp"):
+        message = f'Invalid value: "{created}": field is immutable'
+        cause = Cause("FieldValueInvalid", message, "metadata.creationTimestamp")
+        raise invalid(target.kind.kind, target.name, [cause])
     if target.subresource == "status":
         kept = {name: given[name] for name in ("resourceVersion", "managedFields") if name in given}
         metadata = {**present, **kept}
@@ -125,8 +130,6 @@ def for_update(value: JsonObject, live: JsonObject, target: Target) -> JsonObjec
         return merged | ({"status": value["status"]} if "status" in value else {})
     metadata = dict(given)
     for name in _SERVERS_OWN:
-        if name == "creationTimestamp" and given.get(name):
-            continue  # changing it is an error that validation tells
         metadata.pop(name, None)
         if name in present:
             metadata[name] = present[name]

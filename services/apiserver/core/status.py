@@ -13,6 +13,9 @@ GROUP = "projectcalico.org"
 
 JsonObject = dict[str, Any]
 
+MAX_CAUSES = 100
+"""That one answer tells: an object of megabytes may have a fault in each of its entries."""
+
 
 @dataclass(frozen=True, slots=True)
 class Cause:
@@ -113,8 +116,12 @@ def conflict(plural: str, name: str, message: str, causes: Sequence[Cause] = ())
 
 
 def invalid(kind: str, name: str, causes: Sequence[Cause]) -> ApiError:
-    """422 with every fault named. kind: as in `NetworkPolicy`; Kubernetes puts the kind here, not the plural."""
+    """422 with every fault named, up to MAX_CAUSES. kind: as in `NetworkPolicy`; Kubernetes puts the kind here."""
+    more = len(causes) - MAX_CAUSES
+    causes = causes[:MAX_CAUSES]
     faults = [f"{cause.field}: {cause.message}" if cause.field else cause.message for cause in causes]
+    if more > 0:
+        faults.append(f"and {more} more")
     text = faults[0] if len(faults) == 1 else f"[{', '.join(faults)}]"
     message = f'{kind}.{GROUP} "{name}" is invalid: {text}'
     return ApiError(422, "Invalid", message, plural=kind, name=name, causes=causes)

@@ -130,15 +130,23 @@ class Log:
         """
         self._gaps.append((after, until))
 
-    def since(self, position: int, limit: int) -> Sequence[Change]:
-        """The next changes after `position`: `limit`, or a few more, so that no revision is torn. Raises Expired."""
+    def since(self, position: int, limit: int) -> tuple[Sequence[Change], int]:
+        """The next changes after `position`, and the position of a reader who was told them. `limit`, or a few more: no
+        revision is torn, and no group of changes that a listing found. Raises Expired.
+        """
         if position < self.floor or any(after < position < until for after, until in self._gaps):
             raise Expired(self.floor)
         start = bisect_right(self._revisions, position)
         end = min(start + limit, len(self._changes))
         while 0 < end < len(self._changes) and self._revisions[end] == self._revisions[end - 1]:
             end += 1
-        return self._changes[start:end]
+        if end == len(self._changes):
+            return self._changes[start:], max(position, self.revision)
+        reached = self._revisions[end - 1]
+        for after, until in self._gaps:
+            if after < reached < until:
+                end, reached = bisect_right(self._revisions, until), until
+        return self._changes[start:end], reached
 
     def _trim(self) -> None:
         drop = 0
@@ -154,6 +162,13 @@ class Log:
 def _size(change: Change) -> int:
     sides = [side for side in (change.before, change.after) if side is not None]
     return sum(len(side.json) for side in sides) + _OVERHEAD_BYTES
+
+
+def _free(count: int, after: int, until: int, used: set[int]) -> list[int]:
+    """The last `count` revisions in that span that are not used; the first repeated where there are not enough."""
+    span = range(until, max(after, until - count - len(used)), -1)
+    found = [moment for moment in span if moment not in used][:count] or [until] * min(1, count)
+    return [*found[-1:] * (count - len(found)), *found[::-1]]
 
 
 class Window:
@@ -193,36 +208,36 @@ class Window:
 
     def apply(self, edits: Iterable[Edit], revision: int) -> list[Change]:
         """edits: in order of revision, none above `revision`, which is complete with them. Returns what changed."""
-        changes = [change for each in edits for change in self._changes_of(each)]
+        changes = [change for each in edits if (change := self._change_of(each)) is not None]
         self.log.append(changes, revision)
         return changes
 
     def resync(self, edits: Sequence[Edit], revision: int) -> list[Change]:
         """edits: all that there is, by a listing at `revision`, of the same history. Readers who know all up to now go
-        on with what differs; the moment of a deletion is forgotten, so it gets the listing's revision.
-        """
-        present = {each.key for each in edits}
-        gone = [Edit(key, revision) for key in sorted(self._keys - present)]
-        changed = [each for each in edits if self.has(each.key, each.revision) is None]
-        changed.sort(key=lambda each: each.revision)
-        self.log.note_gap(self.log.revision, revision)
-        return self.apply([*changed, *gone], revision)
+        on with what differs.
 
-    def _changes_of(self, each: Edit) -> Iterable[Change]:
-        if each.key in self._built_in:
-            self._take(each)
-            return
+        The moment of a deletion is forgotten. Each gets a revision of its own among those that passed unseen, as late
+        as may be: a client that loses its connection between two would miss the second if both had the same.
+        """
+        after = self.log.revision
+        changed = [each for each in edits if self.has(each.key, each.revision) is None]
+        replaced = [
+            Edit(each.key, each.created - 1)
+            for each in changed
+            if (before := self._state.get(each.key)) is not None and each.created > before.revision
+        ]
+        gone = sorted(self._keys - {each.key for each in edits})
+        moments = _free(len(gone), after, revision, {each.revision for each in changed})
+        deleted = [Edit(key, moment) for key, moment in zip(gone, moments, strict=True)]
+        self.log.note_gap(after, revision)
+        return self.apply(sorted([*replaced, *changed, *deleted], key=lambda each: each.revision), revision)
+
+    def _change_of(self, each: Edit) -> Change | None:
         before = self._state.get(each.key)
-        after = each.stored
         self._take(each)
-        if before is None and after is None:
-            return
-        old = None if before is None else stamped(before, each.revision)
-        if before is not None and after is not None and each.created > before.revision:
-            # Deleted and created again while nobody looked: two objects, which must not pass for one.
-            yield Change(each.revision, old, None)
-            old = None
-        yield Change(each.revision, old, after)
+        if each.key in self._built_in or (before is None and each.stored is None):
+            return None
+        return Change(each.revision, None if before is None else stamped(before, each.revision), each.stored)
 
     def _take(self, each: Edit) -> None:
         if each.created:

@@ -127,7 +127,9 @@ class Authenticator:
                 if user is not None:
                     allowed = self._trust.names.allowed
                     if allowed and common_name(proxy) not in allowed:
-                        log.warning("proxy with a certificate of another name", extra={"name": common_name(proxy)})
+                        log.warning(
+                            "proxy with a certificate of another name", extra={"common_name": common_name(proxy)}
+                        )
                         raise unauthorized()
                     return Who(_checked(user), "requestheader")
         reasons = []

@@ -434,7 +434,9 @@ class CacheWatch:
     def revision(self) -> int:
         if not self._closed and self._error is None:
             with suppress(Expired):
-                self._more(1)
+                changes, reached = self._more(1)
+                if not changes:
+                    self._position = reached
         return self._position
 
     def __aiter__(self) -> AsyncIterator[Sequence[Change]]:
@@ -445,11 +447,10 @@ class CacheWatch:
             if self._error is not None:
                 raise self._error
             try:
-                changes = self._more(self._cache._settings.max_batch)
+                changes, self._position = self._more(self._cache._settings.max_batch)
             except Expired:
                 raise self._cache._expired(self._held.kind) from None
             if changes:
-                self._position = changes[-1].revision
                 return changes
             if self._until is not None:
                 break
@@ -459,21 +460,18 @@ class CacheWatch:
             await source.moved.wait()
         raise StopAsyncIteration
 
-    def _more(self, limit: int) -> Sequence[Change]:
-        """The next changes; without any the position moves to where the source has got. Raises Expired."""
-        until = self._until
+    def _more(self, limit: int) -> tuple[Sequence[Change], int]:
+        """The next changes, and the position after them. Raises Expired."""
         if self._replay is not None and self._position >= self._held.window.log.floor:
             self._leave_replay()
         source = self._held.window.log if self._replay is None else self._replay.log
+        until = self._until
         if until is not None and self._position >= until:
-            return ()
-        changes = source.since(self._position, limit)
-        if until is not None:
-            changes = [change for change in changes if change.revision <= until]
-        if not changes:
-            reached = source.revision if until is None else min(until, source.revision)
-            self._position = max(self._position, reached)
-        return changes
+            return (), self._position
+        changes, reached = source.since(self._position, limit)
+        if until is None or reached <= until:
+            return changes, reached
+        return [change for change in changes if change.revision <= until], until
 
     def _leave_replay(self) -> None:
         if self._replay is not None:

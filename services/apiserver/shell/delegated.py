@@ -236,7 +236,7 @@ class ClusterTrust:
 
     async def follow(self, every_s: float, random: Random, report: Callable[[str], None]) -> None:
         """report: "" after a success, else what is wrong."""
-        backoff = Backoff(random, first_s=0.5, cap_s=every_s)
+        backoff = Backoff(random, first_s=min(0.5, every_s), cap_s=every_s)
         while True:
             try:
                 await self.refresh()

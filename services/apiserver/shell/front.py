@@ -12,6 +12,7 @@ import gzip
 import logging
 import time
 import uuid
+import warnings
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -51,6 +52,11 @@ log = logging.getLogger(__name__)
 requests_log = logging.getLogger("services.apiserver.requests")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+RECORD = web.RequestKey("record", audit.Record)
+RESPONSE = web.RequestKey("response", web.StreamResponse)
+"""The answer, once its head is out."""
+CLIENT_GONE = 499
+"""In the log and in metrics, as nginx writes it."""
 GZIP_FROM_BYTES = 128 * 1024
 _STANDARD = {"Cache-Control": "no-cache, private", "X-Content-Type-Options": "nosniff"}
 
@@ -108,7 +114,7 @@ class Front:
             source_ips=(request.remote,) if request.remote else (),
             user_agent=request.headers.get("User-Agent", ""),
         )
-        request["record"] = record
+        request[RECORD] = record
         self.running += 1
         failure: ApiError | None = None
         code = 0
@@ -117,6 +123,9 @@ class Front:
                 response = await self._guarded(request, handler, record)
             except ApiError as error:
                 failure, response = error, await self._failed(request, error)
+            except ConnectionError:
+                # The client's connection: nobody reads the answer, and aiohttp must not take it for a failure of ours.
+                response = request.get(RESPONSE) or web.Response(status=CLIENT_GONE)
             code = response.status
             if not response.prepared:
                 self._dress(response, record)
@@ -135,7 +144,7 @@ class Front:
         except web.HTTPException as error:
             raise _from_http(error, self._bounds.max_body_bytes) from None
         except ConnectionError:
-            raise  # the client's; nobody waits for an answer
+            raise
         except StoreError as error:
             log.error("datastore failed", extra={"audit_id": record.audit_id, "error": str(error)})
             raise unavailable("the datastore cannot be reached") from error
@@ -245,11 +254,11 @@ class Front:
             if not (self.stopping or lost):
                 raise
             task.uncancel()
-            response: web.StreamResponse | None = request.get("response")
-            if lost or response is None or not response.prepared:
-                raise (
-                    ConnectionResetError("the client went away") if lost else unavailable("the server is shutting down")
-                ) from None
+            if lost:
+                raise ConnectionResetError("the client went away") from None
+            response: web.StreamResponse | None = request.get(RESPONSE)
+            if response is None:
+                raise unavailable("the server is shutting down") from None
             await response.write_eof()
             return response
         finally:
@@ -261,10 +270,10 @@ class Front:
     # --- answers ----------------------------------------------------------------------------------------------------
 
     async def _failed(self, request: web.Request, error: ApiError) -> web.StreamResponse:
-        started: web.StreamResponse | None = request.get("response")
+        started: web.StreamResponse | None = request.get(RESPONSE)
         if started is not None and started.prepared:
             # The head is out: all that can still be told is that the answer is not complete.
-            log.error("answer broken off", extra={"audit_id": request["record"].audit_id, "error": error.message})
+            log.error("answer broken off", extra={"audit_id": request[RECORD].audit_id, "error": error.message})
             if request.transport is not None:
                 request.transport.abort()
             return started
@@ -278,8 +287,8 @@ class Front:
 
     async def prepare(self, request: web.Request, response: web.StreamResponse) -> None:
         """Signal `on_response_prepare`: the head is about to go out."""
-        request["response"] = response
-        record: audit.Record | None = request.get("record")
+        request[RESPONSE] = response
+        record: audit.Record | None = request.get(RECORD)
         if record is None:
             return
         self._dress(response, record)
@@ -391,5 +400,7 @@ def install(app: web.Application, front: Front) -> None:
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         return await front.handle(request, handler)
 
+    # What handlers are given has plain names; aiohttp warns of each on stderr, where only log lines belong.
+    warnings.filterwarnings("ignore", category=web.NotAppKeyWarning)
     app.middlewares.append(middleware)
     app.on_response_prepare.append(front.prepare)

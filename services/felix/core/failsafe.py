@@ -8,6 +8,7 @@ from ipaddress import ip_network
 
 from libs.nftables import model as nft
 from libs.nftables.model import Chain, Field, Rule
+from libs.policy.path import DEFAULT_FAILSAFE_IN, DEFAULT_FAILSAFE_OUT
 from services.felix.core.sets import PROTOCOLS
 
 FAILSAFE_IN, FAILSAFE_OUT = "failsafe-in", "failsafe-out"
@@ -35,16 +36,8 @@ class FailsafePort:
         return f"{self.protocol}/{self.port}" + (f" {self.net}" if self.net else "")
 
 
-def _tcp(*ports: int) -> tuple[FailsafePort, ...]:
-    return tuple(FailsafePort("tcp", port) for port in ports)
-
-
-# Calico's list, and NATS, which took the place of Typha's port 5473: felix that cannot reach it would never learn of
-# the policy that lets it out again, and NATS servers that cannot reach each other part the cluster as etcd's would.
-NATS_CLIENTS, NATS_ROUTES = 4222, 6222
-_SERVICES = (179, 2379, 2380, NATS_CLIENTS, 5473, NATS_ROUTES, 6443, 6666, 6667)
-DEFAULT_IN = (*_tcp(22, *_SERVICES), FailsafePort("udp", 68))
-DEFAULT_OUT = (FailsafePort("udp", 53), FailsafePort("udp", 67), *_tcp(*_SERVICES))
+DEFAULT_IN = tuple(FailsafePort(one.protocol, one.port) for one in DEFAULT_FAILSAFE_IN)
+DEFAULT_OUT = tuple(FailsafePort(one.protocol, one.port) for one in DEFAULT_FAILSAFE_OUT)
 
 
 def chains(

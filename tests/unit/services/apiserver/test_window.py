@@ -54,6 +54,10 @@ def window(max_changes: int = 100, max_bytes: int = 2**20) -> Window:
     return Window(10, max_changes=max_changes, max_bytes=max_bytes)
 
 
+def after(found: Window, position: int, limit: int = 10) -> list[Change]:
+    return list(found.log.since(position, limit)[0])
+
+
 def names(changes: list[Change]) -> list[tuple[int, str | None, str | None]]:
     return [
         (
@@ -77,7 +81,7 @@ def test_created_changed_deleted_are_told_with_the_object_before() -> None:
     found.apply([put("a", 11)], 11)
     found.apply([put("a", 12, created=11, app="x")], 12)
     found.apply([gone("a", 13)], 13)
-    created, changed, deleted = found.log.since(10, 10)
+    created, changed, deleted = after(found, 10)
     assert (created.before, deleted.after) == (None, None)
     assert changed.before is not None
     assert deleted.before is not None
@@ -124,7 +128,7 @@ def test_position_at_the_floor_is_served_and_below_it_is_expired() -> None:
     for revision in range(11, 17):
         found.apply([put("a", revision, created=11)], revision)
     assert found.log.floor == 13
-    assert [change.revision for change in found.log.since(13, 10)] == [14, 15, 16]
+    assert [change.revision for change in after(found, 13)] == [14, 15, 16]
     with pytest.raises(Expired) as refused:
         found.log.since(12, 10)
     assert refused.value.oldest == 13
@@ -133,7 +137,7 @@ def test_position_at_the_floor_is_served_and_below_it_is_expired() -> None:
 def test_a_position_before_the_first_listing_is_expired() -> None:
     with pytest.raises(Expired):
         window().log.since(9, 1)
-    assert window().log.since(10, 1) == []
+    assert window().log.since(10, 1) == ([], 10)
 
 
 def test_bytes_bound_the_window_too() -> None:
@@ -154,8 +158,9 @@ def test_a_change_larger_than_the_window_leaves_none() -> None:
 def test_no_limit_tears_a_revision() -> None:
     found = window()
     found.apply([put("a", 11), put("b", 12), put("c", 12), put("d", 12), put("e", 13)], 13)
-    assert [change.revision for change in found.log.since(10, 2)] == [11, 12, 12, 12]
-    assert [change.revision for change in found.log.since(12, 2)] == [13]
+    assert [change.revision for change in after(found, 10, 2)] == [11, 12, 12, 12]
+    assert found.log.since(10, 2)[1] == 12
+    assert [change.revision for change in after(found, 12, 2)] == [13]
 
 
 def test_half_a_revision_dropped_expires_those_who_need_it() -> None:
@@ -163,7 +168,7 @@ def test_half_a_revision_dropped_expires_those_who_need_it() -> None:
     found.apply([put("a", 11), put("b", 11), put("c", 11)], 11)
     with pytest.raises(Expired):
         found.log.since(10, 5)
-    assert found.log.since(11, 5) == []
+    assert found.log.since(11, 5) == ([], found.log.revision)
 
 
 def test_changes_that_the_log_has_passed_are_not_told() -> None:
@@ -171,7 +176,7 @@ def test_changes_that_the_log_has_passed_are_not_told() -> None:
     found.log.advance(20)
     found.apply([put("a", 15)], 15)
     found.apply([gone("a", 16)], 16)
-    assert (found.log.since(20, 5), found.log.revision, found.items()) == ([], 20, ())
+    assert (found.log.since(20, 5), found.log.revision, found.items()) == (([], 20), 20, ())
 
 
 @pytest.mark.parametrize("bounds", [(0, 1), (1, 0)])
@@ -188,13 +193,30 @@ def test_resync_tells_only_what_differs_in_order() -> None:
     found.apply([put("a", 11), put("b", 11), put("c", 11)], 11)
     changes = found.resync([put("d", 18), put("b", 15, created=11), put("c", 11)], 20)
     assert names(changes) == [(15, "b", "b"), (18, None, "d"), (20, "a", None)]
-    assert list(found.log.since(11, 9)) == changes
+    assert found.log.since(11, 9) == (changes, 20)
+    assert found.log.since(11, 1) == (changes, 20), "a reader would be left between, where nothing is true"
 
 
 def test_object_replaced_unseen_is_deleted_and_added() -> None:
     found = window()
     found.apply([put("a", 11)], 11)
-    assert names(found.resync([put("a", 15)], 20)) == [(15, "a", None), (15, None, "a")]
+    assert names(found.resync([put("a", 17, created=15)], 20)) == [(14, "a", None), (17, None, "a")]
+
+
+def test_deletions_found_by_a_listing_have_revisions_of_their_own() -> None:
+    found = window()
+    found.apply([put(name, 11) for name in "abcd"], 11)
+    changes = found.resync([put("d", 19, created=11), put("e", 18)], 20)
+    assert names(changes) == [(16, "a", None), (17, "b", None), (18, None, "e"), (19, "d", "d"), (20, "c", None)]
+
+
+def test_more_deletions_than_revisions_share_the_first() -> None:
+    found = window()
+    found.apply([put(name, 11) for name in "abcd"], 11)
+    assert names(found.resync([put("e", 13)], 13)) == [(12, name, None) for name in "abcd"] + [(13, None, "e")]
+    found = window()
+    found.apply([put("a", 11)], 11)
+    assert names(found.resync([put("e", 12)], 12)) == [(12, None, "e"), (12, "a", None)]
 
 
 def test_position_inside_what_was_not_seen_is_expired() -> None:
@@ -204,8 +226,8 @@ def test_position_inside_what_was_not_seen_is_expired() -> None:
     for inside in (12, 19):
         with pytest.raises(Expired):
             found.log.since(inside, 5)
-    assert found.log.since(11, 5) == []
-    assert found.log.since(20, 5) == []
+    assert found.log.since(11, 5) == ([], found.log.revision)
+    assert found.log.since(20, 5) == ([], 20)
 
 
 # --- what a watcher is told ------------------------------------------------------------------------------------------

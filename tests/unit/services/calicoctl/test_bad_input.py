@@ -263,8 +263,8 @@ def test_an_unreachable_datastore_is_told_without_credentials(ctl: Ctl) -> None:
 
 
 def test_another_datastore_is_refused(ctl: Ctl) -> None:
-    ctl.variables = {"DATASTORE_TYPE": "kubernetes"}
-    assert "etcdv3" in ctl.bad("get", "tiers")
+    ctl.variables = {"DATASTORE_TYPE": "consul"}
+    assert "expected etcdv3 or kubernetes" in ctl.bad("get", "tiers")
 
 
 def test_wait_without_a_bus_writes_nothing(ctl: Ctl) -> None:

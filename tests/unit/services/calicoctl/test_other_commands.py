@@ -31,11 +31,13 @@ items:
 
 
 def test_version(ctl: Ctl) -> None:
-    assert ctl.good("version", "--client") == f"Client Version:    {client_version()}\n"
+    client, commit = ctl.good("version", "--client").splitlines()
+    assert client == f"Client Version:    {client_version()}"
+    assert commit.startswith("Git commit:        ")
     assert "not initialised" in ctl.good("version")
     ctl.run(ctl.client().ensure_initialized("v3.33.0", "k8s"))
     lines = ctl.good("version").splitlines()
-    assert lines[1:] == ["Cluster Version:   v3.33.0", "Cluster Type:      k8s"]
+    assert lines[2:] == ["Cluster Version:   v3.33.0", "Cluster Type:      k8s"]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -235,7 +237,7 @@ def test_the_file_goes_before_the_environment(tmp_path: Path) -> None:
         ("", "found 0 documents"),
         ("kind: [", "not valid YAML"),
         (CONFIG.replace("https://a:2379,https://b:2379", "5"), "spec.etcdEndpoints: expected text"),
-        (CONFIG.replace("etcdv3", "kubernetes"), "only etcdv3"),
+        (CONFIG.replace("etcdv3", "consul"), "expected etcdv3 or kubernetes"),
         (CONFIG.replace("  etcdUsername", "  etcdKeyFile: /none\n  etcdUsername"), "/none"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The commands `calicoctl ipam …` and `calicoctl datastore migrate …`: options, and what they print."""
+"""The commands `calicoctl ipam …`: options, and what they print."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import click
 
 from libs.ipam.client import IpamClient
 from libs.ipam.errors import IpamError
-from services.calicoctl import ipam, ipam_check, ipam_release, ipam_split, lock
+from services.calicoctl import ipam, ipam_check, ipam_release, ipam_split
 from services.calicoctl.options import common
-from services.calicoctl.session import fail, run, session_of
+from services.calicoctl.session import Session, fail, run
 
 
 @click.group("ipam")
@@ -27,14 +27,12 @@ def ipam_group() -> None:
 @click.option("--show-configuration", is_flag=True, help="Settings of IPAM.")
 @common
 def show(
-    address: str | None, show_blocks: bool, show_borrowed: bool, show_configuration: bool, config: str | None,
-    **_accepted: object,
+    address: str | None, show_blocks: bool, show_borrowed: bool, show_configuration: bool, session: Session,
 ) -> None:  # fmt: skip
     """How full the pools are."""
-    session = session_of(config)
 
     async def work() -> tuple[str, list[str]]:
-        async with session.client() as client:
+        async with session.client(purpose="ipam") as client:
             store = client.store
             if address is not None:
                 return await ipam.show_address(store, ipam.parse_address(address)), []
@@ -58,16 +56,15 @@ def show(
 @click.option("--show-problem-ips", is_flag=True, help="Every address and handle that is leaked or not allocated.")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
               help="Write a report for `ipam release --from-report`.")  # fmt: skip
-@click.option("--kubeconfig", metavar="FILE", help="Accepted; endpoints and nodes of etcd are compared.")
+@click.option(
+    "--kubeconfig", metavar="FILE", expose_value=False, help="Accepted; endpoints and nodes of etcd are compared."
+)
 @common
-def check(
-    show_all_ips: bool, show_problem_ips: bool, output: Path | None, config: str | None, **_accepted: object
-) -> None:
+def check(show_all_ips: bool, show_problem_ips: bool, output: Path | None, session: Session) -> None:
     """Compare what is allocated with what is in use."""
-    session = session_of(config)
 
     async def work() -> ipam_check.Checked:
-        async with session.client() as client:
+        async with session.client(purpose="ipam") as client:
             return await ipam_check.check(client)
 
     try:
@@ -90,9 +87,7 @@ def check(
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Also while the datastore is not locked, and by another version's report.")
 @common
-def release(
-    address: str | None, reports: tuple[str, ...], force: bool, config: str | None, **_accepted: object
-) -> None:
+def release(address: str | None, reports: tuple[str, ...], force: bool, session: Session) -> None:
     """Make addresses free that nobody uses any more.
 
     An endpoint that still uses the address keeps it, and it is given to the next one all the same: only for what was
@@ -100,10 +95,9 @@ def release(
     """
     if (address is None) == (not reports):
         raise click.UsageError("give either --ip or --from-report")
-    session = session_of(config)
 
     async def work() -> tuple[list[str], list[str]]:
-        async with session.client() as client:
+        async with session.client(purpose="ipam") as client:
             if address is not None:
                 return [await ipam_release.release_address(client, ipam.parse_address(address))], []
             return await ipam_release.release_reported(client, reports, force=force)
@@ -126,7 +120,7 @@ def release(
 @common
 def configure(
     strictaffinity: bool | None, max_blocks_per_host: int | None, kubevirt_ip_persistence: str | None,
-    ip_cooldown_seconds: int | None, config: str | None, **_accepted: object,
+    ip_cooldown_seconds: int | None, session: Session
 ) -> None:  # fmt: skip
     """Change settings of IPAM. Combinations that cannot work are refused, and nothing is changed."""
     changes: dict[str, bool | int] = {}
@@ -145,10 +139,9 @@ def configure(
         lines.append(f"Successfully set IPCooldownSeconds to: {ip_cooldown_seconds}")
     if not changes:
         fail("at least one configuration option must be specified")
-    session = session_of(config)
 
     async def work() -> None:
-        async with session.client() as client:
+        async with session.client(purpose="ipam") as client:
             await IpamClient(client.store).set_config(**changes)
 
     try:
@@ -163,18 +156,17 @@ def configure(
 @click.option("--cidr", default="", metavar="CIDR", help="The pool to split, by its network.")
 @click.option("--name", default="", metavar="POOL", help="The pool to split, by name.")
 @common
-def split(number: int, cidr: str, name: str, config: str | None, **_accepted: object) -> None:
+def split(number: int, cidr: str, name: str, session: Session) -> None:
     """Make NUMBER pools of equal size out of one; NUMBER is a power of 2. Blocks and addresses stay.
 
     The datastore must be locked (`calicoctl datastore migrate lock`).
     """
     if bool(cidr) == bool(name):
         raise click.UsageError("give either --cidr or --name")
-    session = session_of(config)
     uids = [str(uuid4()) for _ in range(max(0, min(number, ipam_split.MAX_PARTS)))]
 
     async def work() -> list[str]:
-        async with session.client() as client:
+        async with session.client(purpose="ipam") as client:
             made = await ipam_split.split(client, name, cidr, number, uids, datetime.now(UTC))
             lines = [f"IP Pool {name or cidr} was successfully split into {len(made)} smaller pools."]
             return lines + [f"Created {pool.metadata.name} with CIDR {pool.spec.cidr}." for pool in made]
@@ -183,38 +175,3 @@ def split(number: int, cidr: str, name: str, config: str | None, **_accepted: ob
         click.echo("\n".join(run(work())))
     except ipam_split.SplitProblem as problem:
         fail(f"Failed to split IP pool: {problem}")
-
-
-@click.group("datastore")
-def datastore_group() -> None:
-    """The datastore as a whole."""
-
-
-@datastore_group.group("migrate")
-def migrate_group() -> None:
-    """Locking, for work during which nothing must change."""
-
-
-def _lock(config: str | None, *, locked: bool) -> None:
-    session = session_of(config)
-
-    async def work() -> None:
-        async with session.client(writes=True) as client:
-            await lock.set_lock(client, locked=locked)
-
-    run(work(), f"{'lock' if locked else 'unlock'} the datastore")
-    click.echo(f"Datastore {'locked' if locked else 'unlocked'}.")
-
-
-@migrate_group.command("lock")
-@common
-def lock_(config: str | None, **_accepted: object) -> None:
-    """Stop CNI requests and new Felixes; what runs keeps forwarding."""
-    _lock(config, locked=True)
-
-
-@migrate_group.command("unlock")
-@common
-def unlock(config: str | None, **_accepted: object) -> None:
-    """Undo `lock`."""
-    _lock(config, locked=False)

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# build.sh DIRECTORY: kube-apiserver and kube-controller-manager from their published Go modules, into DIRECTORY.
+# go.mod pins the versions, go.sum the contents. Cold: five to ten minutes of two cores, 0.7 GB of modules and 3 GB of build cache;
+# with Go's caches warm: under a minute. Nothing is done when DIRECTORY holds what this go.mod says.
+# Only Go's own caches and DIRECTORY are written.
+set -euo pipefail
+target=$1
+cd "$(dirname "$(readlink -f "$0")")"
+version=$(sed -n 's|^require k8s.io/kubernetes v||p' go.mod)
+stamp="$version $(cat go.mod go.sum build.sh | sha256sum | cut -c1-16)"
+[ "$(cat "$target/.version" 2>/dev/null)" = "$stamp" ] && exit 0
+
+export PATH="$PATH:/usr/local/go/bin" CGO_ENABLED=0 GOTOOLCHAIN=local GOFLAGS="-buildvcs=false -trimpath -mod=readonly"
+major=${version%%.*} minor=${version#*.} minor=${minor%%.*}
+flags="-s -w"
+for package in k8s.io/component-base/version k8s.io/client-go/pkg/version; do  # else it says v0.0.0-master, which kubectl takes for skew
+    flags+=" -X $package.gitVersion=v$version -X $package.gitMajor=$major -X $package.gitMinor=$minor -X $package.gitTreeState=clean"
+done
+
+mkdir -p "$target"
+new=$(mktemp -d "$target/.new.XXXXXX")  # beside its place: whoever looks meanwhile finds the old programs or none
+trap 'rm -rf "$new"' EXIT
+for program in kube-apiserver kube-controller-manager; do
+    go build -ldflags "$flags" -o "$new/$program" "k8s.io/kubernetes/cmd/$program"
+    mv "$new/$program" "$target/$program"
+done
+echo "$stamp" >"$target/.version"

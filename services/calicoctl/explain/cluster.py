@@ -1,0 +1,89 @@
+"""What the datastore holds of policy, calculated as typha does it: what trace and what-if reason with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from libs import model
+from libs.model import keys
+from libs.model.base import Resource
+from libs.policy import nets
+from libs.policy.calculator import Calculator
+from libs.policy.output import Workload, WorkloadKey
+from libs.policy.path import Failsafe, HostRules
+from libs.resources.client import ResourceClient
+from libs.store.api import KeyValue
+
+R = TypeVar("R", bound=Resource)
+
+
+@dataclass
+class Cluster:
+    """resources: by their keys. revision: of the reading. bad: keys whose value nobody can read, with the reason; they
+    count as absent, as everywhere.
+    """
+
+    resources: dict[str, Resource] = field(default_factory=dict)
+    revision: int = 0
+    bad: dict[str, str] = field(default_factory=dict)
+    calculator: Calculator = field(default_factory=Calculator)
+
+    def of(self, kind: type[R]) -> Iterator[R]:
+        """All resources of a kind, by key."""
+        for _, resource in sorted(self.resources.items()):
+            if type(resource) is kind:
+                yield resource
+
+    def workloads(self) -> Iterable[tuple[str, WorkloadKey, Workload]]:
+        return self.calculator.workloads()
+
+    def node_addresses(self, node: str) -> dict[int, str]:
+        """By family; empty for a node that is not known, or has none."""
+        info = self.calculator.node_infos.get(node)
+        texts = (info.ipv4, info.ipv6) if info is not None else ()
+        return {nets.version_of(text): nets.address(text) for text in texts if text}
+
+    def host_rules(self, node: str) -> HostRules:
+        """By FelixConfiguration; what a node has in its environment is not known here."""
+        found = HostRules()
+        action, into, out = found.endpoint_to_host, found.failsafe_in, found.failsafe_out
+        for name in ("default", f"node.{node}"):
+            resource = self.resources.get(keys.resource_key("FelixConfiguration", name))
+            if not isinstance(resource, model.FelixConfiguration):
+                continue
+            spec = resource.spec
+            action = (spec.default_endpoint_to_host_action or action).capitalize()
+            if spec.failsafe_inbound_host_ports is not None:
+                into = _failsafes(spec.failsafe_inbound_host_ports)
+            if spec.failsafe_outbound_host_ports is not None:
+                out = _failsafes(spec.failsafe_outbound_host_ports)
+        return HostRules(failsafe_in=into, failsafe_out=out, endpoint_to_host=action)
+
+
+def _failsafes(ports: Iterable[model.ProtoPort]) -> tuple[Failsafe, ...]:
+    return tuple(Failsafe(one.protocol.lower(), one.port, one.net) for one in ports)
+
+
+async def read(client: ResourceClient) -> Cluster:
+    """All resources at one revision. Raises StoreError, ResourceError."""
+    listing = await client.store.list(keys.RESOURCES)
+    return of_listing(listing.kvs, listing.revision)
+
+
+def of_listing(kvs: Iterable[KeyValue], revision: int) -> Cluster:
+    cluster = Cluster(revision=revision)
+    for kv in kvs:
+        if keys.parse_key(kv.key) is None:
+            continue
+        try:
+            resource = model.from_storage(kv.key, kv.value, kv.mod_revision)
+        except model.DecodeError as error:
+            cluster.bad[kv.key] = str(error)
+            continue
+        cluster.resources[kv.key] = resource
+        cluster.calculator.update(kv.key, resource)
+    changes = cluster.calculator.flush()
+    cluster.bad |= changes.refused
+    return cluster

@@ -1,0 +1,109 @@
+"""Which nodes a packet meets policy on, and as what: the questions of a trace. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from libs.bus.explain import Place, Question
+from libs.policy import nets
+from libs.policy.changes import NodeView
+from libs.policy.output import Pool
+from libs.policy.path import Side, Step, walk
+from libs.policy.trace import Packet
+from services.calicoctl.explain.cluster import Cluster
+from services.calicoctl.explain.ends import End, EndProblem
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """The packet on one node. role: what the node is to it."""
+
+    node: str
+    role: str
+    question: Question
+
+
+def hops(source: End, target: End, packet: Packet, cluster: Cluster) -> tuple[list[Hop], list[str]]:
+    """In the packet's order, and what is worth knowing about its way. Raises EndProblem."""
+    notes: list[str] = []
+    if not source.node and not target.node:
+        raise EndProblem("neither end is in the cluster: no node meets this packet")
+    if source.node == target.node:
+        if source.host and target.host:
+            raise EndProblem(f"both ends are node {source.node} itself: nothing stands between them")
+        question = Question(packet=packet, sender=_place(source), receiver=_place(target))
+        if source.host:
+            notes.append("what a node sends to its own workloads is never policed")
+        return [Hop(source.node, "both ends", question)], notes
+    found = []
+    if source.node:
+        question = Question(packet=packet, sender=_place(source), receiver=Place())
+        found.append(Hop(source.node, "sender's node", question))
+        translated = _translated(source, target, packet, cluster)
+        if translated:
+            notes.append(f"natOutgoing: beyond {source.node} the source is the node's address {translated}")
+            packet = msgspec.structs.replace(packet, src=translated)
+    if target.node:
+        question = Question(packet=packet, sender=Place(), receiver=_place(target))
+        found.append(Hop(target.node, "receiver's node", question))
+    return found, notes
+
+
+def _place(end: End) -> Place:
+    return Place(workload="" if end.workload is None else str(end.workload), here=end.host)
+
+
+def _translated(source: End, target: End, packet: Packet, cluster: Cluster) -> str:
+    """The address that takes the place of a workload's when it leaves the pools; "" when none does."""
+    if source.workload is None:
+        return ""
+    pool, pools = _pool_of(packet.src, cluster), cluster.calculator.pools
+    if pool is None or not pool.nat_outgoing or any(_within(packet.dst, cidr) for cidr in pools):
+        return ""
+    return cluster.node_addresses(source.node).get(nets.version_of(packet.src), "")
+
+
+def _pool_of(address: str, cluster: Cluster) -> Pool | None:
+    pools = cluster.calculator.pools
+    found = [cidr for cidr in pools if _within(address, cidr)]
+    return pools[max(found, key=lambda cidr: nets.parse(cidr).length)] if found else None
+
+
+def _within(address: str, cidr: str) -> bool:
+    return nets.parse(cidr).contains(nets.parse(address))
+
+
+def calculate(hop: Hop, cluster: Cluster, *, staged: bool) -> tuple[list[Step], list[str]]:
+    """The steps by the datastore alone, and what had to be assumed of the node."""
+    view, notes = cluster.calculator.view(hop.node), []
+    guard, any_interface, assumed = _guard(view, hop.node, cluster)
+    if assumed:
+        notes.append(assumed)
+    outside = Side(guard=guard, any_interface=any_interface)
+
+    def side(place: Place) -> Side:
+        if place.workload:
+            return Side(workload=next(key for key in view.workloads if str(key) == place.workload))
+        return Side(here=True) if place.here else outside
+
+    question, rules = hop.question, cluster.host_rules(hop.node)
+    steps = walk(view, question.packet, side(question.sender), side(question.receiver), rules, staged=staged)
+    return steps, notes
+
+
+def _guard(view: NodeView, node: str, cluster: Cluster) -> tuple[str, bool, str]:
+    """(host endpoint on the way out of the node, whether it is that of `*`, what was assumed): the datastore does not
+    know interfaces, so one that names an interface is taken for the one that counts.
+    """
+    own = set(cluster.node_addresses(node).values())
+    expecting = sorted(name for name, host in view.hosts.items() if own & {*host.expected4, *host.expected6})
+    named = sorted(name for name, host in view.hosts.items() if host.name not in ("", "*"))
+    everything = sorted(name for name, host in view.hosts.items() if host.name == "*")
+    for names in (sorted(set(expecting) & set(named)), named, expecting):
+        if names:
+            others = f", of {len(named)} that name interfaces" if len(named) > 1 else ""
+            assumed = f"{node}: host endpoint {names[0]} is taken for that of the interface in use{others}"
+            return names[0], False, assumed
+    return (everything[0], True, "") if everything else ("", False, "")
