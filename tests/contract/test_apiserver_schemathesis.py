@@ -215,6 +215,25 @@ def test_what_the_document_forbids_is_refused_as_it_says(server: str, plural: st
         ask()
 
 
+def test_documents_come_through_the_front_as_they_are(server: str) -> None:
+    """Tags, packed bodies and redirects are not touched by what stands before them."""
+    index = requests.get(f"{server}/openapi/v3", timeout=30).json()
+    where = index["paths"][API_PREFIX.lstrip("/")]["serverRelativeURL"]
+    whole = requests.get(f"{server}{where}", timeout=30)
+    assert whole.headers["Content-Encoding"] == "gzip"
+    assert "immutable" in whole.headers["Cache-Control"]
+    assert whole.json()["openapi"] == "3.0.0"
+    again = requests.get(f"{server}{DOCUMENT}", headers={"If-None-Match": whole.headers["ETag"]}, timeout=30)
+    assert (again.status_code, again.content) == (304, b"")
+    old = requests.get(f"{server}{DOCUMENT}?hash=OLD", timeout=30)
+    assert [one.status_code for one in old.history] == [301]
+    assert old.content == whole.content
+    refused = requests.get(f"{server}/openapi/v2", headers={"Accept": "application/x-protobuf"}, timeout=30)
+    assert (refused.status_code, refused.json()["reason"]) == (406, "NotAcceptable")
+    paths = requests.get(f"{server}/", timeout=30).json()["paths"]
+    assert [path for path in paths if requests.get(f"{server}{path}", timeout=30).status_code != 200] == []
+
+
 def test_a_good_object_goes_round(server: str) -> None:
     """So that the drawn ones are not all refused: create, read, list, replace, patch, delete answer with success."""
     path = f"{API_PREFIX}/globalnetworksets"

@@ -87,7 +87,8 @@ class Documents:
         document = next(one for one in offers if one.media is wanted)
         if path == self._v3_path and (asked := request.query.get("hash")):
             if asked != document.digest:
-                raise web.HTTPMovedPermanently(f"{self._v3_path}?hash={document.digest}")
+                moved = {hdrs.LOCATION: f"{self._v3_path}?hash={document.digest}"}
+                return web.Response(status=301, headers=moved)
             return _answer(request, document, immutable=True)
         return _answer(request, document)
 
