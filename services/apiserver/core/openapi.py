@@ -188,7 +188,7 @@ class _Operations:
         done = {200: _answer("OK", self.object), 201: _answer("Created", self.object)}
         return {
             "get": self._operation(
-                self._name("read", suffix), "get", f"Read {what}.", parameters.READ,
+                self._name("read", suffix), "get", f"Read {what}.", (),
                 _responses({200: _answer("OK", self.object)}, _READS),
             ),
             "put": self._operation(

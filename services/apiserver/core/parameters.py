@@ -29,7 +29,6 @@ _VERSION = _query(
     pattern="^[0-9]*$",
 )
 _TIMEOUT = _query("timeoutSeconds", "How long the call or the watch may last.", "integer")
-READ: Parameters = ()
 SELECT: Parameters = (
     _query("continue", "From the metadata of a chunk: asks for the next one."),
     _query("fieldSelector", "Only objects whose fields have these values: metadata.name=a,metadata.namespace!=b."),
