@@ -10,7 +10,7 @@ import base64
 import hashlib
 import platform
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from libs.model.kinds import Kind
 from services.apiserver.core.accept import MediaType
@@ -111,9 +111,9 @@ def _by_plural() -> list[Kind]:
     return [SERVED[plural] for plural in sorted(SERVED)]
 
 
-def version_info(version: str, build: Mapping[str, str] | None = None) -> JsonObject:
+def version_info(version: str) -> JsonObject:
     """`/version`: k8s.io/apimachinery, pkg/version.Info. version: this program's own, which stands as build metadata
-    behind the version of Kubernetes, where clients neither compare nor trip over it. build: gitCommit, buildDate.
+    behind the version of Kubernetes, where clients neither compare nor trip over it.
     """
     major, minor = KUBERNETES
     own = re.sub(r"[^0-9A-Za-z.-]", "-", version)
@@ -127,7 +127,7 @@ def version_info(version: str, build: Mapping[str, str] | None = None) -> JsonOb
         "goVersion": "none",
         "compiler": f"{platform.python_implementation()} {platform.python_version()}",
         "platform": f"{platform.system().lower()}/{_ARCHITECTURES.get(platform.machine(), platform.machine())}",
-    } | dict(build or {})
+    }
 
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}

@@ -35,15 +35,15 @@ _ERRORS = {
     410: "The version that was asked for is too old.",
     413: "The body is too large.",
     415: "The body's content type is not understood.",
-    422: "The object breaks rules of its kind; details name every field.",
+    422: "The object, or a parameter, breaks rules; details name every field.",
     429: "Too many requests; try again after Retry-After seconds.",
     500: "The server failed.",
     503: "The datastore cannot be reached; try again.",
     504: "The server did not get to an answer in time.",
 }
 _ALWAYS = (400, 401, 403, 406, 429, 500, 503, 504)
-_READS = (*_ALWAYS, 404, 410)
-_WRITES = (*_ALWAYS, 404, 405, 409, 413, 415, 422)
+_READS = (*_ALWAYS, 404, 410, 422)
+_WRITES = (*_ALWAYS, 404, 405, 409, 410, 413, 415, 422)
 
 
 def document(version: str) -> JsonObject:
@@ -188,7 +188,7 @@ class _Operations:
         done = {200: _answer("OK", self.object), 201: _answer("Created", self.object)}
         return {
             "get": self._operation(
-                self._name("read", suffix), "get", f"Read {what}.", parameters.READ,
+                self._name("read", suffix), "get", f"Read {what}.", (),
                 _responses({200: _answer("OK", self.object)}, _READS),
             ),
             "put": self._operation(

@@ -26,9 +26,9 @@ _VERSION = _query(
     "resourceVersion",
     "How fresh the answer must be. Absent: as fresh as can be; 0: whatever is at hand; a version: not older than that, "
     "or exactly that one, as resourceVersionMatch says.",
+    pattern="^[0-9]*$",
 )
 _TIMEOUT = _query("timeoutSeconds", "How long the call or the watch may last.", "integer")
-READ: Parameters = ()
 SELECT: Parameters = (
     _query("continue", "From the metadata of a chunk: asks for the next one."),
     _query("fieldSelector", "Only objects whose fields have these values: metadata.name=a,metadata.namespace!=b."),
@@ -51,14 +51,15 @@ LIST: Parameters = (
     *SELECT,
     _query("watch", "Tell changes as they happen instead of listing.", "boolean"),
 )
-_DRY_RUN = _query("dryRun", "All: check everything, store nothing.")
+_DRY_RUN = _query("dryRun", "All: check everything, store nothing.", enum=["All"])
 WRITE: Parameters = (
     _DRY_RUN,
-    _query("fieldManager", "Who sets the fields: at most 128 printable characters. Required for apply."),
+    _query("fieldManager", "Who sets the fields: at most 128 printable characters. Required for apply.", maxLength=128),
     _query(
         "fieldValidation",
         "What becomes of fields that do not exist or are given twice: Ignore, Warn (by Warning headers; if absent) or "
         "Strict (the request is refused).",
+        enum=["Ignore", "Warn", "Strict"],
     ),
 )
 FORCE: Parameters = (
@@ -68,5 +69,9 @@ DELETE: Parameters = (
     _DRY_RUN,
     _query("gracePeriodSeconds", "How long the object may take to end.", "integer"),
     _query("orphanDependents", "Older form of propagationPolicy.", "boolean"),
-    _query("propagationPolicy", "What becomes of objects that this one owns: Orphan, Background or Foreground."),
+    _query(
+        "propagationPolicy",
+        "What becomes of objects that this one owns.",
+        enum=["Orphan", "Background", "Foreground"],
+    ),
 )

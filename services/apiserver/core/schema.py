@@ -104,25 +104,16 @@ def component_name(struct: type[V3Struct], version: str = "") -> str:
 
 def schema_of(kind: Kind) -> JsonObject:
     """The schema of a kind's objects; refers to others by `#/components/schemas/…`."""
-    return _components()[component_name(kind.struct)]
+    return components()[component_name(kind.struct)]
 
 
 def list_name(kind: Kind) -> str:
     return component_name(kind.struct) + "List"
 
 
+@cache
 def components() -> dict[str, JsonObject]:
     """All schemas of the API by name, sorted. To be read only: they are made once."""
-    return _components()
-
-
-def standalone(kind: Kind) -> JsonObject:
-    """A JSON schema that needs no other document."""
-    return ref(component_name(kind.struct)) | {"components": {"schemas": _components()}}
-
-
-@cache
-def _components() -> dict[str, JsonObject]:
     found = dict(metaschema.COMPONENTS)
     for kind in SERVED.values():
         _collect(found, inspect.type_info(kind.struct), "")

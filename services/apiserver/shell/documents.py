@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -42,9 +42,7 @@ class Document:
 class Documents:
     """The documents and their routes. version: of this program. other_paths: what others serve, for `/`."""
 
-    def __init__(
-        self, version: str, *, build: Mapping[str, str] | None = None, other_paths: Iterable[str] = ()
-    ) -> None:
+    def __init__(self, version: str, *, other_paths: Iterable[str] = ()) -> None:
         v3 = openapi.document(version)
         self.v3 = Document.of(v3)
         self.v3_index = Document.of(openapi.index(self.v3.digest))
@@ -57,7 +55,7 @@ class Documents:
             "/apis": [one(discovery.api_group_list()), *groups[False]],
             f"/apis/{GROUP}": [one(discovery.api_group())],
             API_PREFIX: [one(discovery.api_resource_list())],
-            "/version": [one(discovery.version_info(version, build))],
+            "/version": [one(discovery.version_info(version))],
             "/openapi/v2": [one(swagger.from_v3(v3))],
             "/openapi/v3": [self.v3_index],
             self._v3_path: [self.v3],
@@ -87,7 +85,8 @@ class Documents:
         document = next(one for one in offers if one.media is wanted)
         if path == self._v3_path and (asked := request.query.get("hash")):
             if asked != document.digest:
-                raise web.HTTPMovedPermanently(f"{self._v3_path}?hash={document.digest}")
+                moved = {hdrs.LOCATION: f"{self._v3_path}?hash={document.digest}"}
+                return web.Response(status=301, headers=moved)
             return _answer(request, document, immutable=True)
         return _answer(request, document)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -20,7 +19,6 @@ from services.apiserver.core.status import ApiError, not_found, not_found_path
 from services.apiserver.shell.documents import Documents
 
 VERSION = "1.2.3"
-KUBECTL = shutil.which("kubectl")
 
 
 @dataclass

@@ -24,6 +24,12 @@ _SCALARS: dict[type, object] = {
 }
 
 
+def standalone(kind: Kind) -> JsonObject:
+    """A JSON schema that needs no other document."""
+    reference = {"$ref": _REF + schema.component_name(kind.struct)}
+    return reference | {"components": {"schemas": schema.components()}}
+
+
 def resolve(value: JsonObject) -> JsonObject:
     """The schema with what it refers to in its place; its own words win."""
     while "$ref" in value or "allOf" in value:

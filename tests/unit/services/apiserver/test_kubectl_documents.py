@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,10 @@ import pytest
 
 from libs import model
 from libs.model.base import ObjectMeta, Resource
+from libs.testkit.kube.kubectl import Kubectl
+from libs.testkit.kube.programs import KubernetesMissing
 from services.apiserver.core.request import SERVED
-from tests.unit.services.apiserver.described import KUBECTL, Described, described
-
-pytestmark = pytest.mark.skipif(KUBECTL is None, reason="kubectl is not here")
+from tests.unit.services.apiserver.described import Described, described
 
 CREATED = "2020-01-01T00:00:00Z"
 GNP = model.GlobalNetworkPolicy(
@@ -32,9 +31,8 @@ POOL = model.IPPool(
     spec=model.IPPoolSpec(cidr="fd00:10::/48", vxlan_mode="Always", nat_outgoing=True),
 )
 THERE: dict[str, list[Resource]] = {"globalnetworkpolicies": [GNP], "networkpolicies": [NP], "ippools": [POOL]}
-TIMEOUT_S = 60
 
-Kubectl = Callable[..., Coroutine[Any, Any, str]]
+Run = Callable[..., Coroutine[Any, Any, str]]
 
 
 @pytest.fixture
@@ -44,30 +42,31 @@ async def server() -> AsyncIterator[Described]:
 
 
 @pytest.fixture
-def kubectl(server: Described, tmp_path: Path) -> Kubectl:
-    """Runs it as a person without any configuration would; fails when it does, unless `fails`."""
+def kubectl(server: Described, tmp_path: Path) -> Run:
+    """Standard output of a run, or with `fails` standard error of one that must fail."""
+    config = tmp_path / "config"
+    config.write_text(
+        json.dumps(
+            {
+                "clusters": [{"name": "test", "cluster": {"server": server.url}}],
+                "contexts": [{"name": "test", "context": {"cluster": "test"}}],
+                "current-context": "test",
+            }
+        )
+    )
+    try:
+        program = Kubectl(config, tmp_path)
+    except KubernetesMissing as error:
+        pytest.skip(str(error))
 
-    async def run(*args: str, stdin: str = "", fails: bool = False) -> str:
-        assert KUBECTL is not None
-        environment = os.environ | {"KUBECONFIG": os.devnull, "HOME": str(tmp_path)}
-        command = [KUBECTL, "--server", server.url, "--cache-dir", str(tmp_path / "cache"), *args]
-        process = await asyncio.create_subprocess_exec(
-            *command, env=environment, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-        try:
-            out, err = await asyncio.wait_for(process.communicate(stdin.encode()), TIMEOUT_S)
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        assert (process.returncode != 0) is fails, err.decode()
-        return err.decode() if fails else out.decode()
+    async def run(*args: str, stdin: str | None = None, fails: bool = False) -> str:
+        # The server is in this process: it must go on meanwhile.
+        return await asyncio.to_thread(program.fails if fails else program, *args, stdin=stdin)
 
     return run
 
 
-async def test_api_resources_lists_every_kind_with_its_short_names(kubectl: Kubectl) -> None:
+async def test_api_resources_lists_every_kind_with_its_short_names(kubectl: Run) -> None:
     lines = (await kubectl("api-resources", "--no-headers", "-o", "wide")).splitlines()
     rows = {line.split()[0]: line.split() for line in lines}
     assert rows.keys() == SERVED.keys()
@@ -78,20 +77,20 @@ async def test_api_resources_lists_every_kind_with_its_short_names(kubectl: Kube
         assert row[1:] == ([names, *rest] if names else rest)
 
 
-async def test_discovery_takes_two_requests(kubectl: Kubectl, server: Described) -> None:
+async def test_discovery_takes_two_requests(kubectl: Run, server: Described) -> None:
     await kubectl("api-resources")
     first = [path for _, path, _ in server.requests if path.startswith("/api")]
     assert len(first) == 2, "/api and /apis: the aggregated form says it all"
 
 
 @pytest.mark.parametrize("name", ["gnp", "cnp", "pool", "hep", "sgnp", "kcconfig", "affinity", "netsets", "tier"])
-async def test_short_names_find_their_kind(kubectl: Kubectl, name: str) -> None:
+async def test_short_names_find_their_kind(kubectl: Run, name: str) -> None:
     kind = model.lookup(name)
     assert kind is not None
     assert f"KIND:       {kind.kind}\n" in await kubectl("explain", name)
 
 
-async def test_explain_describes_every_field_of_a_policy(kubectl: Kubectl) -> None:
+async def test_explain_describes_every_field_of_a_policy(kubectl: Run) -> None:
     text = await kubectl("explain", "gnp.spec")
     for field in ("applyOnForward", "doNotTrack", "namespaceSelector", "order", "preDNAT", "selector", "tier", "types"):
         assert f"\n  {field}\t<" in text
@@ -100,7 +99,7 @@ async def test_explain_describes_every_field_of_a_policy(kubectl: Kubectl) -> No
     assert "action\t<string> -required-" in await kubectl("explain", "gnp.spec.ingress")
 
 
-async def test_explain_shows_types_choices_and_what_is_required(kubectl: Kubectl) -> None:
+async def test_explain_shows_types_choices_and_what_is_required(kubectl: Run) -> None:
     assert "FIELD: cidr <string>" in await kubectl("explain", "ippool.spec.cidr")
     pool = await kubectl("explain", "ippool.spec")
     assert "cidr\t<string> -required-" in pool
@@ -112,7 +111,7 @@ async def test_explain_shows_types_choices_and_what_is_required(kubectl: Kubectl
 
 
 @pytest.mark.parametrize("plural", sorted(SERVED))
-async def test_explain_goes_through_every_kind(kubectl: Kubectl, plural: str) -> None:
+async def test_explain_goes_through_every_kind(kubectl: Run, plural: str) -> None:
     text = await kubectl("explain", plural, "--recursive")
     kind = SERVED[plural]
     assert f"KIND:       {kind.kind}\n" in text
@@ -120,11 +119,11 @@ async def test_explain_goes_through_every_kind(kubectl: Kubectl, plural: str) ->
     assert "<no description>" not in text
 
 
-async def test_explain_says_which_field_does_not_exist(kubectl: Kubectl) -> None:
+async def test_explain_says_which_field_does_not_exist(kubectl: Run) -> None:
     assert 'field "selcetor" does not exist' in await kubectl("explain", "gnp.spec.selcetor", fails=True)
 
 
-async def test_get_prints_the_columns(kubectl: Kubectl) -> None:
+async def test_get_prints_the_columns(kubectl: Run) -> None:
     assert [line.split() for line in (await kubectl("get", "pool")).splitlines()] == [
         ["NAME", "CIDR", "VXLAN", "IPIP", "NAT", "ALLOCATABLE", "AGE"],
         ["pods-v6", "fd00:10::/48", "Always", "Never", "true", *(await kubectl("get", "pool")).split()[-1:]],
@@ -139,7 +138,7 @@ async def test_get_prints_the_columns(kubectl: Kubectl) -> None:
     assert everywhere[1].split()[:3] == ["shop", "web", "default"]
 
 
-async def test_get_prints_objects(kubectl: Kubectl) -> None:
+async def test_get_prints_objects(kubectl: Run) -> None:
     found = json.loads(await kubectl("get", "gnp", "deny-all", "-o", "json"))
     assert (found["kind"], found["spec"]["order"]) == ("GlobalNetworkPolicy", 10)
     assert await kubectl("get", "pool", "-o", "name") == "ippool.projectcalico.org/pods-v6\n"
@@ -157,7 +156,7 @@ spec:
 """
 
 
-async def test_create_finds_that_the_server_validates(kubectl: Kubectl, server: Described) -> None:
+async def test_create_finds_that_the_server_validates(kubectl: Run, server: Described) -> None:
     """From the document alone: PATCH of the kind takes fieldValidation."""
     await kubectl("create", "--validate=strict", "-f", "-", stdin=MANIFEST)
     method, path, _ = server.requests[-1]
@@ -165,18 +164,18 @@ async def test_create_finds_that_the_server_validates(kubectl: Kubectl, server: 
     assert "fieldValidation=Strict" in path
 
 
-async def test_apply_on_the_client_merges_since_no_strategy_is_offered(kubectl: Kubectl, server: Described) -> None:
+async def test_apply_on_the_client_merges_since_no_strategy_is_offered(kubectl: Run, server: Described) -> None:
     assert "configured" in await kubectl("apply", "--validate=strict", "-f", "-", stdin=MANIFEST)
     method, path, _ = server.requests[-1]
     assert (method, "fieldValidation=Strict" in path) == ("PATCH", True)
     assert "last-applied-configuration" in str(json.loads(server.bodies[-1]))
 
 
-async def test_apply_on_the_server_needs_no_schema(kubectl: Kubectl, server: Described) -> None:
+async def test_apply_on_the_server_needs_no_schema(kubectl: Run, server: Described) -> None:
     assert "serverside-applied" in await kubectl("apply", "--server-side", "-f", "-", stdin=MANIFEST)
     assert "fieldManager=kubectl" in server.requests[-1][1]
 
 
-async def test_version_is_read(kubectl: Kubectl) -> None:
+async def test_version_is_read(kubectl: Run) -> None:
     found = json.loads(await kubectl("version", "-o", "json"))
     assert found["serverVersion"]["gitVersion"].endswith("+calico-py.1.2.3")

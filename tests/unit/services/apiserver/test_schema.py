@@ -78,7 +78,7 @@ def wrong_values(of: JsonObject, value: Any) -> Iterator[Any]:
 def test_what_a_schema_refuses_the_rules_refuse_at_the_same_place(name: str) -> None:
     whole = document(name)
     known = problems(whole)
-    validator = jsonschema_rs.validator_for(schema.standalone(KINDS[name]))
+    validator = jsonschema_rs.validator_for(schemas.standalone(KINDS[name]))
     tried = 0
 
     def check(path: Path, value: Any) -> None:
@@ -282,7 +282,7 @@ def test_prefix_lengths_are_limited_by_the_version_of_their_rules() -> None:
     ],
 )  # fmt: skip
 def test_bad_objects_are_refused_at_the_field(name: str, spec: JsonObject, fault: str) -> None:
-    validator = jsonschema_rs.validator_for(schema.standalone(KINDS[name]))
+    validator = jsonschema_rs.validator_for(schemas.standalone(KINDS[name]))
     errors = list(validator.iter_errors({"spec": spec}))
     assert {schemas.written(tuple(error.instance_path)) for error in errors} == {fault}
 
@@ -298,4 +298,4 @@ def test_bad_objects_are_refused_at_the_field(name: str, spec: JsonObject, fault
     ],
 )
 def test_good_objects_are_taken(name: str, spec: JsonObject) -> None:
-    jsonschema_rs.validator_for(schema.standalone(KINDS[name])).validate({"spec": spec})
+    jsonschema_rs.validator_for(schemas.standalone(KINDS[name])).validate({"spec": spec})
