@@ -65,7 +65,9 @@ def theirs(answer: JsonObject, live: JsonObject | None, sent: JsonObject, operat
         if "time" in entry and seconds(entry["time"]) > _LONG_AGO:
             entry["time"] = now
     if operation.kind == "apply-status" and live is not None:
-        found = {**live, "status": found.get("status", {}), "metadata": _metadata(live, found)}
+        status = {"status": found["status"]} if "status" in found else {}
+        rest = {name: of for name, of in live.items() if name != "status"}
+        found = {**rest, "metadata": _metadata(live, found), **status}
     return {"object": settled(live, found)}
 
 
