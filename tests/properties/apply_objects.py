@@ -129,6 +129,8 @@ def _operation(
 ) -> Operation:
     top = {"apiVersion": "projectcalico.org/v3", "kind": kind}
     if op.endswith("status"):
+        if twice and op == "status":
+            conditions = [*conditions, *conditions[:1]]
         return Operation(op, manager, {**top, "metadata": {"name": "n"}, "status": {"conditions": conditions}}, managed)
     if op in ("apply", "force"):
         body = _nulls(body, nulls)
