@@ -6,7 +6,7 @@
 
 Whole objects as decoded JSON, as clients get them; the arguments are not changed. Source: k8s.io/apimachinery,
 pkg/util/managedfields, and sigs.k8s.io/structured-merge-diff, package merge; checked against these two by
-tests/judges/test_apply_oracle.py.
+tests/properties/test_apply_oracle.py.
 
 Beyond Kubernetes: values are compared as the store writes them (`90s` is `1m30s`, `natOutgoing: false` is the same as
 none), so that two managers who write one value in two ways do not get in each other's way.
