@@ -332,7 +332,7 @@ class ResourceClient:
             try:
                 return await self._delete(identity, current, found, pinned, options)
             except Conflict:
-                if resource_version or not pinned:
+                if resource_version:
                     raise
         raise Conflict(identity)
 

@@ -66,6 +66,7 @@ SPECS: dict[str, st.SearchStrategy[JsonObject]] = {
         filters=subset("x", "y"),
         password=some(secretKeyRef=some(name=st.sampled_from(("s", "t")), key=st.just("k"))),
     ),
+    "NetworkSet": some(nets=subset("10.0.0.0/8", "fd00::/8")),
     "Profile": some(labelsToApply=text_map("a", "b", "c"), egress=RULES),
     "StagedKubernetesNetworkPolicy": some(
         podSelector=some(matchLabels=text_map("a", "b")), policyTypes=subset("Ingress", "Egress")
@@ -99,6 +100,17 @@ def _nulls(value: JsonObject, chosen: tuple[str, ...]) -> JsonObject:
     }
 
 
+def _with_elements_twice(value: JsonObject) -> JsonObject:
+    """The first element of each set comes again, which only who does not apply can do."""
+    sets = ("finalizers", "types", "policyTypes", "nets")
+    return {
+        name: {field: [*of, *of[:1]] if field in sets else of for field, of in member.items()}
+        if isinstance(member, dict)
+        else member
+        for name, member in value.items()
+    }
+
+
 def objects(kind: str, *, spec: bool = True) -> st.SearchStrategy[JsonObject]:
     """Without a name; the spec may be missing altogether."""
     parts = {"metadata": METADATA} | ({"spec": SPECS[kind]} if spec else {})
@@ -106,13 +118,24 @@ def objects(kind: str, *, spec: bool = True) -> st.SearchStrategy[JsonObject]:
 
 
 def _operation(
-    kind: str, op: str, manager: str, body: JsonObject, nulls: tuple[str, ...], managed: str, conditions: list[Any]
+    kind: str,
+    op: str,
+    manager: str,
+    body: JsonObject,
+    nulls: tuple[str, ...],
+    managed: str,
+    conditions: list[Any],
+    twice: bool,
 ) -> Operation:
     top = {"apiVersion": "projectcalico.org/v3", "kind": kind}
     if op.endswith("status"):
+        if twice and op == "status":
+            conditions = [*conditions, *conditions[:1]]
         return Operation(op, manager, {**top, "metadata": {"name": "n"}, "status": {"conditions": conditions}}, managed)
     if op in ("apply", "force"):
         body = _nulls(body, nulls)
+    elif twice:
+        body = _with_elements_twice(body)
     metadata = {**body.get("metadata", {}), "name": "n"}
     return Operation(op, manager, {**top, **body, "metadata": metadata}, managed)
 
@@ -132,6 +155,7 @@ def operations(
         ),
         st.sampled_from(("same", *managed)),
         CONDITIONS,
+        st.booleans(),
     )
 
 

@@ -65,7 +65,9 @@ def theirs(answer: JsonObject, live: JsonObject | None, sent: JsonObject, operat
         if "time" in entry and seconds(entry["time"]) > _LONG_AGO:
             entry["time"] = now
     if operation.kind == "apply-status" and live is not None:
-        found = {**live, "status": found.get("status", {}), "metadata": _metadata(live, found)}
+        status = {"status": found["status"]} if "status" in found else {}
+        rest = {name: of for name, of in live.items() if name != "status"}
+        found = {**rest, "metadata": _metadata(live, found), **status}
     return {"object": settled(live, found)}
 
 
@@ -78,7 +80,21 @@ def _metadata(live: JsonObject, found: JsonObject) -> JsonObject:
 @pytest.mark.parametrize("kind", list(SPECS))
 @given(data=st.data())
 def test_every_step_is_as_in_kubernetes(kubernetes: Oracle, kind: str, data: st.DataObject) -> None:
-    steps = data.draw(st.lists(operations(kind), min_size=1, max_size=8))
+    in_step(kubernetes, kind, data.draw(st.lists(operations(kind), min_size=1, max_size=8)))
+
+
+NETS = st.lists(st.sampled_from([f"fd00:{number}::/64" for number in range(8)]), min_size=2, unique=True)
+
+
+@given(st.lists(st.tuples(st.sampled_from(("ann", "bob")), NETS), min_size=2, max_size=5))
+def test_lists_are_joined_in_kubernetes_order(kubernetes: Oracle, wanted: list[tuple[str, list[str]]]) -> None:
+    """What is wanted in its order, what others have where it stood between."""
+    top = {"apiVersion": "projectcalico.org/v3", "kind": "NetworkSet", "metadata": {"name": "n"}}
+    steps = [Operation("apply", manager, {**top, "spec": {"nets": nets}}) for manager, nets in wanted]
+    in_step(kubernetes, "NetworkSet", steps)
+
+
+def in_step(kubernetes: Oracle, kind: str, steps: list[Operation]) -> None:
     live: JsonObject | None = None
     for number, operation in enumerate(steps):
         if live is None and operation.kind.endswith("status"):

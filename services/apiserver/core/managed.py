@@ -6,7 +6,7 @@
 
 Whole objects as decoded JSON, as clients get them; the arguments are not changed. Source: k8s.io/apimachinery,
 pkg/util/managedfields, and sigs.k8s.io/structured-merge-diff, package merge; checked against these two by
-tests/judges/test_apply_oracle.py.
+tests/properties/test_apply_oracle.py.
 
 Beyond Kubernetes: values are compared as the store writes them (`90s` is `1m30s`, `natOutgoing: false` is the same as
 none), so that two managers who write one value in two ways do not get in each other's way.
@@ -275,18 +275,17 @@ def _served(managed: Managed, shape: Fields) -> Managed:
 
 def _record_update(before: JsonObject, after: JsonObject, managed: Managed, write: _Write) -> None:
     comparison = compare(before, after, write.shape).without(write.ignored)
-    _take(managed, comparison, but_from=None)
+    _take(managed, comparison)
     if written := comparison.written - _NEVER_OWNED:
         own = managed.owned.get(write.owner)
         managed.set(write.owner, written | own.fields if own else written, time=write.now)
 
 
-def _take(managed: Managed, comparison: Comparison, *, but_from: Owner | None) -> None:
-    """What changed belongs to others no more."""
+def _take(managed: Managed, comparison: Comparison) -> None:
+    """What changed belongs to nobody, until the writer gets it."""
     gone = comparison.written | comparison.removed
     for owner, owned in list(managed.owned.items()):
-        if owner != but_from:
-            managed.set(owner, owned.fields - gone)
+        managed.set(owner, owned.fields - gone)
 
 
 def _applied(
@@ -296,7 +295,8 @@ def _applied(
     shape, owner, managed = write.shape, write.owner, managed.copy()
     last = managed.owned.get(owner)
     own = fields_of(wanted, shape).without(write.ignored)
-    managed.owned[owner] = Owned(own, API_VERSION, last.time if last else "")
+    time = last.time if last else ""
+    managed.owned[owner] = Owned(own, API_VERSION, time)
     merged = merge(before, wanted, shape)
     if last is not None:
         merged = _pruned(merged, last.fields, managed, shape)
@@ -317,8 +317,8 @@ def _applied(
     ]
     if conflicts and not force:
         raise ApplyConflict(conflicts)
-    _take(managed, comparison, but_from=owner)
-    managed.set(owner, own - _NEVER_OWNED, time=None if unchanged else write.now)
+    _take(managed, comparison)
+    managed.set(owner, own - _NEVER_OWNED, time=time if unchanged else write.now)
     return after, managed
 
 
