@@ -170,6 +170,23 @@ async def test_built_in_profile_is_in_every_list_at_its_place(stage: Stage) -> N
         assert names == wanted, limit
 
 
+async def test_one_answer_of_many_reads_is_whole(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.apiserver.shell.reading._READ_AT_ONCE", 2)
+    names = ["a", "b", "c", "projectcalico-default-b", "q", "r", "s"]
+    for name in names:
+        made = await stage.make("profiles", name, {}, labels={"at": name})
+    version = made["metadata"]["resourceVersion"]
+    wanted = sorted([*names, "projectcalico-default-allow"])
+    past = await stage.call("GET", "profiles", resourceVersion=version, resourceVersionMatch="Exact")
+    assert past.names == wanted
+    some = await stage.call(
+        "GET", "profiles", resourceVersion=version, limit=2, labelSelector="at in (a,r,s)", resourceVersionMatch="Exact"
+    )
+    assert some.names == ["a", "r"]
+    rest = await stage.call("GET", "profiles", labelSelector="at", continue_=some.json["metadata"]["continue"])
+    assert rest.names == ["s"]
+
+
 # --- selectors -------------------------------------------------------------------------------------------------------
 
 
