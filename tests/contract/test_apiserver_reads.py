@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from pathlib import Path
 
 import pytest
 
 from libs.model import keys
 from libs.resources import codec
-from tests.contract.verbs_stage import API_VERSION, Stage
+from libs.store import StoreConfig
+from libs.store.etcd import connect
+from libs.testkit.servers import EtcdServer
+from tests.contract.verbs_stage import API_VERSION, Stage, open_stage
 
 pytestmark = pytest.mark.servers
 
@@ -166,6 +170,23 @@ async def test_built_in_profile_is_in_every_list_at_its_place(stage: Stage) -> N
         assert names == wanted, limit
 
 
+async def test_one_answer_of_many_reads_is_whole(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.apiserver.shell.reading._READ_AT_ONCE", 2)
+    names = ["a", "b", "c", "projectcalico-default-b", "q", "r", "s"]
+    for name in names:
+        made = await stage.make("profiles", name, {}, labels={"at": name})
+    version = made["metadata"]["resourceVersion"]
+    wanted = sorted([*names, "projectcalico-default-allow"])
+    past = await stage.call("GET", "profiles", resourceVersion=version, resourceVersionMatch="Exact")
+    assert past.names == wanted
+    some = await stage.call(
+        "GET", "profiles", resourceVersion=version, limit=2, labelSelector="at in (a,r,s)", resourceVersionMatch="Exact"
+    )
+    assert some.names == ["a", "r"]
+    rest = await stage.call("GET", "profiles", labelSelector="at", continue_=some.json["metadata"]["continue"])
+    assert rest.names == ["s"]
+
+
 # --- selectors -------------------------------------------------------------------------------------------------------
 
 
@@ -307,3 +328,59 @@ async def test_head_has_no_body(stage: Stage) -> None:
     for path in (NETSETS, f"{NETSETS}/a"):
         answer = await stage.call("HEAD", path)
         assert (answer.status, answer.text) == (200, "")
+
+
+async def test_datastore_that_is_away_is_said_so(tmp_path: Path) -> None:
+    async with EtcdServer() as etcd:
+        store = await connect(StoreConfig(endpoints=(etcd.endpoint,), request_timeout_s=1.0))
+        async with open_stage(store, tmp_path) as stage:
+            made = await stage.make("networksets", "a", {}, "shop")
+            assert (await stage.call("GET", NETSETS)).names == ["a"]
+            etcd.pause()
+            for method, path, body in (
+                ("GET", f"{NETSETS}/a", None),
+                ("GET", NETSETS, None),
+                ("POST", NETSETS, {"metadata": {"name": "b"}}),
+                ("PUT", f"{NETSETS}/a", {**made, "spec": {"nets": ["10.0.0.1/32"]}}),
+                ("DELETE", f"{NETSETS}/a", None),
+            ):
+                answer = await stage.call(method, path, body)
+                assert (answer.status, answer.json["reason"]) == (503, "ServiceUnavailable"), (method, answer.text)
+                assert int(answer.headers["Retry-After"]) >= 1
+            cached = await stage.call("GET", NETSETS, resourceVersion=0)
+            assert (cached.status, cached.names) == (200, ["a"]), "what the cache knows it still tells"
+            etcd.resume()
+            assert (await stage.call("GET", "tiers")).status == 200
+        await store.close()
+
+
+async def test_writes_and_chunked_lists_meet(stage: Stage) -> None:
+    """While others write, each chunked list is the state of one moment: as many objects as were there then."""
+    await fill(stage, 40)
+    done = asyncio.Event()
+
+    async def swap() -> None:
+        number = 0
+        while not done.is_set():
+            name = f"n{number % 40:03}"
+            assert (await stage.call("DELETE", f"{NETSETS}/{name}")).status == 200
+            await stage.make("networksets", name, {}, "shop")
+            number += 1
+
+    swapping = asyncio.create_task(swap())
+    try:
+        for limit in (3, 7, 11, 39, 40, 41):
+            names: list[str] = []
+            token = ""
+            while True:
+                page = await stage.call("GET", NETSETS, limit=limit, **({"continue": token} if token else {}))
+                assert page.status == 200, page.text
+                names += page.names
+                token = page.json["metadata"].get("continue", "")
+                if not token:
+                    break
+            assert names == sorted(set(names))
+            assert len(names) in (39, 40)
+    finally:
+        done.set()
+        await swapping

@@ -12,7 +12,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import yaml
 from aiohttp import ClientSession, web
 
 from libs.resources.client import ResourceClient
@@ -94,8 +93,8 @@ class Stage:
 
     def allow(self, documents: list[dict[str, Any]]) -> None:
         """Replace the roles, the administrator's apart."""
-        self.roles_path.write_text(yaml.safe_dump_all([*_ADMINISTRATOR, *documents]))
-        self.roles.file.load()
+        self.roles_path.write_text(_text([*_ADMINISTRATOR, *documents]))
+        assert self.roles.file.look(), "the roles were not read again"
 
 
 _ADMINISTRATOR: list[dict[str, Any]] = [
@@ -113,6 +112,11 @@ _ADMINISTRATOR: list[dict[str, Any]] = [
         "subjects": [{"kind": "User", "name": ADMIN, "apiGroup": "rbac.authorization.k8s.io"}],
     },
 ]
+
+
+def _text(documents: list[dict[str, Any]]) -> str:
+    """As YAML without aliases, which a role file must not have."""
+    return "\n---\n".join(map(json.dumps, documents))
 
 
 def role(user: str, *rules: dict[str, Any]) -> list[dict[str, Any]]:
@@ -160,7 +164,7 @@ async def open_stage(store: Store, directory: Path, *, settings: CacheSettings |
     resources = ResourceClient(store, release=IpamRelease(store), sleep=at_once, now=lambda: stage[0].clock)
     cache = EtcdCache(store, random, settings=settings, eager=True)
     path = directory / "roles.yaml"
-    path.write_text(yaml.safe_dump_all(_ADMINISTRATOR))
+    path.write_text(_text(_ADMINISTRATOR))
     roles = RoleFile(path)
 
     async def all_tiers() -> list[str]:

@@ -132,8 +132,11 @@ class Reading:
         after = prefix + start.last if start.last else ""
         found: list[Stored] = []
         while True:
+            wanted = _READ_AT_ONCE
+            if options.limit and not _uncertain(selection):
+                wanted = min(wanted, options.limit - len(found))
             try:
-                page = await self._store.page(prefix, limit=_READ_AT_ONCE, after=after, revision=revision)
+                page = await self._store.page(prefix, limit=wanted, after=after, revision=revision)
             except Compacted as error:
                 raise continuation.too_old(start.last) if options.continue_ else faults.of_store(error) from error
             except StoreError as error:
