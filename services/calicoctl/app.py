@@ -22,9 +22,9 @@ _IN = "services.calicoctl.commands"
 NODE = {
     "checksystem": Lazy(f"{_IN}.node_host:checksystem", "Check that this host's kernel has what is needed."),
     "diags": Lazy(f"{_IN}.node_host:diags", "Collect what this node says into one archive, without secrets."),
-    "run": Lazy(f"{_IN}.node_host:run_node", "Start the node's container on this host, with docker."),
     "connections": Lazy(f"{_IN}.node_explain:connections_", "Live connections, with the policy that admits them."),
     "routes": Lazy(f"{_IN}.node_explain:routes_", "A node's routes, with their owner and reason."),
+    "run": Lazy(f"{_IN}.node_host:run_node", "Start the node's container on this host, with docker."),
     "status": Lazy(f"{_IN}.node_status:status", "What each node's kernel holds, failures, BGP sessions."),
 }
 COMMANDS = {
@@ -40,6 +40,7 @@ COMMANDS = {
     "node": Lazy("services.calicoctl.app:node_group", "This node, and the nodes of the cluster."),
     "patch": Lazy(f"{_IN}.change:patch", "Change some fields of one resource."),
     "replace": Lazy(f"{_IN}.write:replace", "Replace resources; one that does not exist is an error."),
+    "status": Lazy(f"{_IN}.status:status_", "All components, their versions, and how far each node lags."),
     "tap": Lazy(f"{_IN}.tap:tap_", "Show what goes over the bus."),
     "trace": Lazy(f"{_IN}.trace:trace_", "Which rule decides about a connection, where; does the kernel agree?"),
     "validate": Lazy(f"{_IN}.write:validate", "Check resources without storing them; needs no datastore."),

@@ -468,3 +468,31 @@ async def test_routes_with_owner_and_reason(world: World, pods: Pods) -> None:
     assert "address of lo" in local.stdout
     done = await ctl(world, "node", "routes", "nobody")
     assert (done.exit_code, done.stderr) == (1, "no such node: nobody\n")
+
+
+# --- status ----------------------------------------------------------------------------------------------------------
+
+
+async def test_status_of_all_components_and_of_a_node_that_is_missing(world: World, pods: Pods) -> None:
+    revision = await world.apply(PORTS)
+    done = await ctl(world, "status", "-o", "json")
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    rows = {(one["component"], one.get("where", "")): one for one in told["components"]}
+    assert told["good"] is True
+    assert rows["etcd", ""]["revision"] >= revision
+    for node in ("node1", "node2"):
+        felix = rows["felix", node]
+        assert felix["revision"] >= revision
+        assert (felix["lag"], felix["status"], felix["failures"]) == (0, "up to date", {})
+        assert felix["version"]
+    typhas = [one for (component, _), one in rows.items() if component == "typha"]
+    assert [one["lag"] for one in typhas] == [0]
+    world.cluster.kill_felix("node2")
+    try:
+        done = await ctl(world, "status", "--timeout", "1s")
+        assert done.exit_code == 1
+        (line,) = [line for line in done.stdout.splitlines() if "felix" in line and "node2" in line]
+        assert "its felix does not run" in line or "did not answer" in line
+    finally:
+        await world.cluster.start_felix("node2")

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import click
 
-from libs.model import keys
 from libs.policy.whatif import Flow, Report, State, compare
-from libs.store.api import Listing
 from services.calicoctl.actions import Input, NamespaceProblem
 from services.calicoctl.chosen import read
 from services.calicoctl.explain import cluster, what_if
@@ -70,12 +68,10 @@ def what_if_(
 
     async def work() -> tuple[Report, list[Flow], int, list[str]]:
         documents: list[Input] = read(files, recursive, skip_empty) if files else []
-        async with session.client() as client:
-            listing = await client.store.list(keys.RESOURCES)
+        async with session.resources(guarded=False) as client:
+            listing = await cluster.listing(client)
         now = cluster.of_listing(listing.kvs, listing.revision)
-        then, notes = await what_if.applied(
-            Listing(listing.kvs, listing.revision), documents, what_if.deletions(gone), namespace, staged=staged
-        )
+        then, notes = await what_if.applied(listing, documents, what_if.deletions(gone), namespace, staged=staged)
         states = State(now.calculator), State(then.calculator, staged=staged)
         everyone = what_if.peers(now, outside)
         chosen = what_if.selected(now, everyone, within, expression)

@@ -13,8 +13,10 @@ from libs.policy import nets
 from libs.policy.calculator import Calculator
 from libs.policy.output import Workload, WorkloadKey
 from libs.policy.path import Failsafe, HostRules
+from libs.resources import codec
+from libs.resources.api import Resources
 from libs.resources.client import ResourceClient
-from libs.store.api import KeyValue
+from libs.store.api import KeyValue, Listing
 
 R = TypeVar("R", bound=Resource)
 
@@ -66,10 +68,36 @@ def _failsafes(ports: Iterable[model.ProtoPort]) -> tuple[Failsafe, ...]:
     return tuple(Failsafe(one.protocol.lower(), one.port, one.net) for one in ports)
 
 
-async def read(client: ResourceClient) -> Cluster:
-    """All resources at one revision. Raises StoreError, ResourceError."""
-    listing = await client.store.list(keys.RESOURCES)
-    return of_listing(listing.kvs, listing.revision)
+KINDS = (
+    "Tier", "NetworkPolicy", "GlobalNetworkPolicy", "StagedNetworkPolicy", "StagedGlobalNetworkPolicy",
+    "StagedKubernetesNetworkPolicy", "NetworkSet", "GlobalNetworkSet", "Profile", "WorkloadEndpoint", "HostEndpoint",
+    "Node", "IPPool", "FelixConfiguration",
+)  # fmt: skip
+"""What decides about packets, of all that an API server shows."""
+
+
+async def listing(client: Resources) -> Listing:
+    """All resources as etcd holds them: at one revision of it, kinds that no API server shows included. By way of an
+    API server one kind after the other, at the highest revision seen. Raises StoreError, ResourceError.
+    """
+    if isinstance(client, ResourceClient):
+        return await client.store.list(keys.RESOURCES)
+    kvs: dict[str, KeyValue] = {}
+    revision = 0
+    for kind in KINDS:
+        listed = await client.list(kind)
+        revision = max(revision, listed.revision)
+        for resource in listed.items:
+            key, value = codec.to_storage(resource)
+            version = int(resource.metadata.resource_version or 0)
+            kvs[key] = KeyValue(key, value, version, version, 1)
+    return Listing([kvs[key] for key in sorted(kvs)], revision)
+
+
+async def read(client: Resources) -> Cluster:
+    """As `listing`."""
+    found = await listing(client)
+    return of_listing(found.kvs, found.revision)
 
 
 def of_listing(kvs: Iterable[KeyValue], revision: int) -> Cluster:
