@@ -39,13 +39,19 @@ class Dropped:
         self.count = count
 
 
-async def listen(bus: Bus, subjects: Sequence[str], count: int | None) -> AsyncIterator[Msg | Dropped]:
-    """Messages on these subjects as they come, `count` of them or without end. Raises BusError, ValueError."""
+async def listen(
+    bus: Bus, subjects: Sequence[str], count: int | None, accept: Callable[[Msg], bool] = lambda message: True
+) -> AsyncIterator[Msg | Dropped]:
+    """Messages on these subjects as they come, those that are accepted, `count` of them or without end. Raises
+    BusError, ValueError.
+    """
     queue: asyncio.Queue[Msg] = asyncio.Queue(QUEUE)
     dropped = 0
 
     def received(message: Msg) -> None:
         nonlocal dropped
+        if not accept(message):
+            return
         try:
             queue.put_nowait(message)
         except asyncio.QueueFull:

@@ -1,9 +1,9 @@
 """`calicoctl status`: every component that can be heard or asked, its version, how far it is behind the datastore.
 
 etcd tells the revision of the last change of anything of Calico's (its own revision counts everybody's); each typha
-beats once a second; each node's felix and BGP speaker are asked (libs/bus/explain.py, libs/bus/bgp.py); the leader among
+beats once a second; each node's felix and BGP speaker are asked (libs/bus/explain.py, libs/bus/bgp.py); who leads among
 kube-controllers stands in etcd. Typhas and nodes lag by what they have not reached of that revision, or of the newest
-that a typha has reached meanwhile.
+one that a typha has reached meanwhile.
 """
 
 from __future__ import annotations
