@@ -72,6 +72,10 @@ class KernelJudge:
         self._tables: tuple[TableReconciler, TableReconciler] | None = None
         self._tracks = False
 
+    @property
+    def node(self) -> Namespace:
+        return self._spaces["node"]
+
     def start(self) -> None:
         for space in self._spaces.values():
             space.create()
