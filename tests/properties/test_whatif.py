@@ -37,14 +37,15 @@ def peers(calculator: Calculator) -> list[Peer]:
 def changed(random: Random, draw: Draw, resources: Sequence[model.Resource]) -> list[model.Resource]:
     """Some policies go, some come, some are other ones; now and then a network set or a tier."""
     out = []
+    only_sets = random.random() < 0.3
     for one in resources:
-        if one.kind.endswith("NetworkPolicy") and random.random() < 0.3:
+        if not only_sets and one.kind.endswith("NetworkPolicy") and random.random() < 0.3:
             if random.random() < 0.5 and not one.kind.startswith("Staged"):
                 out.append(draw.with_other_rules(one))
             continue
-        if one.kind in ("NetworkSet", "GlobalNetworkSet") and random.random() < 0.2:
+        if one.kind in ("NetworkSet", "GlobalNetworkSet") and random.random() < (0.8 if only_sets else 0.2):
             one = msgspec.structs.replace(one, spec=msgspec.structs.replace(one.spec, nets=one.spec.nets[1:]))
-        if one.kind == "Tier" and random.random() < 0.1:
+        if not only_sets and one.kind == "Tier" and random.random() < 0.1:
             continue
         out.append(one)
     return out
@@ -130,4 +131,4 @@ def test_the_drawn_changes_change_something() -> None:
         resources = draw.cluster(False).resources
         before, after = build.calculate(*resources), build.calculate(*changed(random, draw, resources))
         seen += bool(compare(State(before), State(after), peers(before)).changes)
-    assert seen >= 7
+    assert seen >= 5
