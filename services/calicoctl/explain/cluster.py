@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TypeVar
 
 from libs import model
@@ -76,6 +77,9 @@ KINDS = (
 """What decides about packets, of all that an API server shows."""
 
 
+UNKNOWN = datetime.fromtimestamp(0, UTC)
+
+
 async def listing(client: Resources) -> Listing:
     """All resources as etcd holds them: at one revision of it, kinds that no API server shows included. By way of an
     API server one kind after the other, at the highest revision seen. Raises StoreError, ResourceError.
@@ -88,7 +92,8 @@ async def listing(client: Resources) -> Listing:
         listed = await client.list(kind)
         revision = max(revision, listed.revision)
         for resource in listed.items:
-            key, value = codec.to_storage(resource)
+            key = codec.key(codec.identity(resource))
+            value = model.to_storage(resource, now=UNKNOWN, uid="none")  # built-in ones have neither
             version = int(resource.metadata.resource_version or 0)
             kvs[key] = KeyValue(key, value, version, version, 1)
     return Listing([kvs[key] for key in sorted(kvs)], revision)
