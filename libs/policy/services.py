@@ -128,14 +128,14 @@ def source_port(rules: Iterable[Rule]) -> tuple[int, bool]:
 
 def shown(services: Sequence[Service]) -> list[str]:
     """In the fewest words: `tcp/80`, `udp`, `tcp/8000-8085`, `icmp type 8`, `icmp` (other types), `other protocols`."""
-    out: list[str] = []
+    rest: list[str] = []
     ranges: dict[int, list[list[int]]] = {}
     for one in sorted(services):
         name = NAMES.get(one.protocol, str(one.protocol))
         if one.protocol < 0:
-            out.append("other protocols")
-        elif one.icmp is not None:
-            out.append(f"{name}{_icmp_words(one)}")
+            continue
+        if one.icmp is not None:
+            rest.append(f"{name}{_icmp_words(one)}")
         elif one.high:
             joined = ranges.setdefault(one.protocol, [])
             if joined and joined[-1][1] + 1 == one.low:
@@ -143,15 +143,14 @@ def shown(services: Sequence[Service]) -> list[str]:
             else:
                 joined.append([one.low, one.high])
         else:
-            out.append(f"protocol {name}")
-    for protocol, found in ranges.items():
-        name = NAMES[protocol]
-        for low, high in found:
-            if (low, high) == (1, LAST_PORT):
-                out.append(name)
-            else:
-                out.append(f"{name}/{low}" if low == high else f"{name}/{low}-{high}")
-    return out
+            rest.append(f"protocol {name}")
+    ports = [
+        NAMES[protocol] + ("" if (low, high) == (1, LAST_PORT) else f"/{low}" if low == high else f"/{low}-{high}")
+        for protocol, found in ranges.items()
+        for low, high in found
+    ]
+    others = ["other protocols"] if any(one.protocol < 0 for one in services) else []
+    return [*ports, *rest, *others]
 
 
 def _icmp_words(one: Service) -> str:

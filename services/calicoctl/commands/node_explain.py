@@ -23,7 +23,7 @@ _timeout = click.option("--timeout", "timeout_s", metavar="DURATION", type=Durat
 
 
 async def _chosen(session: Session, nodes: Sequence[str]) -> list[str]:
-    async with session.resources(guarded=False) as client:
+    async with session.client(guarded=False, purpose="the list of nodes") as client:
         known = [one.metadata.name for one in (await client.list("Node")).items]
     if unknown := sorted(set(nodes) - set(known)):
         fail(f"no such node: {', '.join(unknown)}")

@@ -8,7 +8,6 @@ import click
 
 from libs.bus import BusConfigError, BusError
 from libs.model.cluster import ClusterInformation
-from libs.resources.client import ResourceClient
 from libs.resources.errors import NotFound
 from services.calicoctl.explain import system
 from services.calicoctl.options import Duration, common
@@ -32,7 +31,7 @@ def status_(timeout_s: float, output: str, session: Session) -> None:
 
     async def work() -> tuple[list[system.Row], system.Seen]:
         seen, version = system.Seen(), ""
-        async with session.resources(guarded=False) as client:
+        async with session.client(guarded=False, purpose="status") as client:
             nodes = sorted(one.metadata.name for one in (await client.list("Node")).items)
             try:
                 information = await client.get("ClusterInformation", "default")
@@ -41,8 +40,7 @@ def status_(timeout_s: float, output: str, session: Session) -> None:
             else:
                 if isinstance(information, ClusterInformation):
                     version = information.spec.calico_version
-            if isinstance(client, ResourceClient):
-                await system.of_store(client.store, seen)
+            await system.of_store(client.store, seen)
         try:
             async with session.bus() as bus:
                 await system.of_bus(bus, nodes, seen, timeout_s)

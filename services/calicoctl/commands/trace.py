@@ -48,7 +48,7 @@ def trace_(
     """
 
     async def work() -> list[trace.Trace]:
-        async with session.resources(guarded=False) as client:
+        async with session.client(guarded=False, purpose="trace") as client:
             known = await cluster.read(client)
         ends = resolve(source, known, namespace), resolve(target, known, namespace)
         packets = [

@@ -68,7 +68,7 @@ def what_if_(
 
     async def work() -> tuple[Report, list[Flow], int, list[str]]:
         documents: list[Input] = read(files, recursive, skip_empty) if files else []
-        async with session.resources(guarded=False) as client:
+        async with session.client(guarded=False, purpose="what-if") as client:
             listing = await cluster.listing(client)
         now = cluster.of_listing(listing.kvs, listing.revision)
         then, notes = await what_if.applied(listing, documents, what_if.deletions(gone), namespace, staged=staged)

@@ -13,8 +13,6 @@ from libs.policy import nets
 from libs.policy.calculator import Calculator
 from libs.policy.output import Workload, WorkloadKey
 from libs.policy.path import Failsafe, HostRules
-from libs.resources import codec
-from libs.resources.api import Resources
 from libs.resources.client import ResourceClient
 from libs.store.api import KeyValue, Listing
 
@@ -68,33 +66,12 @@ def _failsafes(ports: Iterable[model.ProtoPort]) -> tuple[Failsafe, ...]:
     return tuple(Failsafe(one.protocol.lower(), one.port, one.net) for one in ports)
 
 
-KINDS = (
-    "Tier", "NetworkPolicy", "GlobalNetworkPolicy", "StagedNetworkPolicy", "StagedGlobalNetworkPolicy",
-    "StagedKubernetesNetworkPolicy", "NetworkSet", "GlobalNetworkSet", "Profile", "WorkloadEndpoint", "HostEndpoint",
-    "Node", "IPPool", "FelixConfiguration",
-)  # fmt: skip
-"""What decides about packets, of all that an API server shows."""
+async def listing(client: ResourceClient) -> Listing:
+    """All resources at one revision, kinds that no API server shows (endpoints, nodes) included. Raises StoreError."""
+    return await client.store.list(keys.RESOURCES)
 
 
-async def listing(client: Resources) -> Listing:
-    """All resources as etcd holds them: at one revision of it, kinds that no API server shows included. By way of an
-    API server one kind after the other, at the highest revision seen. Raises StoreError, ResourceError.
-    """
-    if isinstance(client, ResourceClient):
-        return await client.store.list(keys.RESOURCES)
-    kvs: dict[str, KeyValue] = {}
-    revision = 0
-    for kind in KINDS:
-        listed = await client.list(kind)
-        revision = max(revision, listed.revision)
-        for resource in listed.items:
-            key, value = codec.to_storage(resource)
-            version = int(resource.metadata.resource_version or 0)
-            kvs[key] = KeyValue(key, value, version, version, 1)
-    return Listing([kvs[key] for key in sorted(kvs)], revision)
-
-
-async def read(client: Resources) -> Cluster:
+async def read(client: ResourceClient) -> Cluster:
     """As `listing`."""
     found = await listing(client)
     return of_listing(found.kvs, found.revision)

@@ -108,7 +108,7 @@ def _deciders(steps: Sequence[Step], fired: Sequence[Fired]) -> tuple[int | None
             (
                 place
                 for place in range(start, len(fired))
-                if fired[place].comment == wanted or fired[place].comment.startswith(f"{wanted};")
+                if wanted and (fired[place].comment == wanted or fired[place].comment.startswith(f"{wanted};"))
             ),
             None,
         )
