@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from libs.bus.config import BusConfig, BusConfigError
 from libs.resources.remote_settings import Settings
 from libs.runtime.redact import hide
-from libs.store.config import StoreConfig, StoreConfigError
+
+if TYPE_CHECKING:
+    from libs.bus.config import BusConfig
+    from libs.store.config import StoreConfig
 
 DEFAULT_PATH = "/etc/calico/calicoctl.cfg"
 ETCD, KUBERNETES = "etcdv3", "kubernetes"
@@ -74,6 +77,9 @@ class CtlConfig:
 
 def load(path: str | None, environment: Mapping[str, str], context: str = "") -> CtlConfig:
     """path: --config; None takes DEFAULT_PATH where it exists. context: --context. Raises ConfigProblem."""
+    from libs.bus.config import BusConfig, BusConfigError
+    from libs.store.config import StoreConfig, StoreConfigError
+
     values = connection_variables(path, environment)
     datastore = _datastore(values)
     values["DATASTORE_TYPE"] = ETCD  # it has been looked at

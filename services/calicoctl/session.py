@@ -6,7 +6,6 @@ they take longer than most commands do.
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
@@ -15,18 +14,17 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from libs.bus.api import Bus, BusError
-from libs.bus.config import BusConfig, BusConfigError
-from libs.resources.errors import ResourceError
 from libs.runtime.redact import redact
-from libs.store.api import Store, StoreError
-from libs.store.config import StoreConfig
 from services.calicoctl import version
 from services.calicoctl.config import ETCD, KUBERNETES, ConfigProblem, CtlConfig, load
 
 if TYPE_CHECKING:
+    from libs.bus.api import Bus
+    from libs.bus.config import BusConfig
     from libs.resources.api import Resources
     from libs.resources.client import ResourceClient
+    from libs.store.api import Store
+    from libs.store.config import StoreConfig
 
 T = TypeVar("T")
 
@@ -126,7 +124,9 @@ class Session:
         self, settings: CtlConfig, *, writes: bool, guarded: bool, dry_run: bool
     ) -> AsyncIterator[ResourceClient]:
         from libs.resources.client import ResourceClient
+        from libs.resources.errors import ResourceError
         from libs.resources.release import IpamRelease
+        from libs.store.api import StoreError
 
         async with self.environment.store(settings.store) as real:
             store = real
@@ -164,17 +164,33 @@ def fail(message: str) -> NoReturn:
 
 def run(command: Coroutine[Any, Any, T], doing: str = "execute command") -> T:
     """Run to the end; trouble with the outside world becomes a message and exit status 1."""
+    import asyncio
+
     try:
         return asyncio.run(command)
-    except ConfigProblem as error:
-        fail(f"Failed to create Calico API client: {error}")
-    except version.VersionMismatch as error:
-        fail(str(error))
-    except NeedsEtcd as error:
-        fail(f"Failed to {doing}: {error}")
-    except StoreError as error:
-        fail(f"Failed to {doing}: datastore: {error or type(error).__name__}")
-    except (BusError, BusConfigError) as error:
-        fail(f"Failed to {doing}: bus: {error or type(error).__name__}")
-    except ResourceError as error:
-        fail(f"Failed to {doing}: {error}")
+    except Exception as error:
+        message = _told(error, doing)
+        if message is None:
+            raise
+        fail(message)
+
+
+def _told(error: Exception, doing: str) -> str | None:
+    """None: nothing that a user can do anything about."""
+    from libs.bus.api import BusError
+    from libs.bus.config import BusConfigError
+    from libs.resources.errors import ResourceError
+    from libs.store.api import StoreError
+
+    match error:
+        case ConfigProblem():
+            return f"Failed to create Calico API client: {error}"
+        case version.VersionMismatch():
+            return str(error)
+        case NeedsEtcd() | ResourceError():
+            return f"Failed to {doing}: {error}"
+        case StoreError():
+            return f"Failed to {doing}: datastore: {error or type(error).__name__}"
+        case BusError() | BusConfigError():
+            return f"Failed to {doing}: bus: {error or type(error).__name__}"
+    return None

@@ -13,8 +13,6 @@ from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING
 
-from libs.resources.errors import NotFound
-
 if TYPE_CHECKING:
     from libs.model.cluster import ClusterInformationSpec
     from libs.resources.api import Resources
@@ -76,6 +74,7 @@ async def check(client: Resources) -> None:
 async def _cluster(client: Resources) -> ClusterInformationSpec | None:
     """None: the datastore is not initialised."""
     from libs.model.cluster import ClusterInformation
+    from libs.resources.errors import NotFound
 
     try:
         found = await client.get("ClusterInformation", "default")

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import suppress
 
 import click
 
-from libs.resources.errors import ResourceError
-from libs.store.api import StoreError
 from services.calicoctl import version
 from services.calicoctl.options import Duration, common
 from services.calicoctl.session import Session, run
@@ -26,10 +23,15 @@ from services.calicoctl.session import Session, run
 def version_(client_only: bool, poll: float | None, session: Session) -> None:
     """Versions of this program and of the cluster."""
 
+    click.echo("\n".join(version.client_lines()))
+    if client_only:
+        return
+    import asyncio  # with all that follows it is most of the time that this command takes
+
+    from libs.resources.errors import ResourceError
+    from libs.store.api import StoreError
+
     async def work() -> None:
-        click.echo("\n".join(version.client_lines()))
-        if client_only:
-            return
         shown: list[str] = []
         async with session.resources(guarded=False) as client:
             while True:
