@@ -1,5 +1,5 @@
-"""calicoctl as its users run it, a process each time, on a real etcd: how long it takes to start, and its way with 1,000
-policies (create, apply the same again, apply them changed, get, delete).
+"""calicoctl as its users run it, a process each time, on a real etcd: how long it takes to start, and what it takes for
+1,000 policies (create, apply the same again, apply them changed, get, delete).
 
 wall_s is what a user waits, cpu_s what the process itself used: on a machine with other work only the second says
 something about the program.

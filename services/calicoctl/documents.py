@@ -15,7 +15,7 @@ from typing import TextIO
 
 import yaml
 
-from libs.model.yamltext import MAX_NODES, Builder, Json, Loader, Position, SyntaxProblem, join
+from libs.model.yamltext import MAX_NODES, Builder, Json, Position, SyntaxProblem, join, single_node
 
 SUFFIXES = (".yaml", ".yml", ".json")
 STDIN = "-"
@@ -104,11 +104,7 @@ def parse(text: str, source: str) -> Iterator[Document | Broken]:
         start = Position(_first_line(chunk) + offset)
         try:
             builder = Builder(offset)
-            loader = Loader(chunk)
-            try:
-                node = loader.get_single_node()
-            finally:
-                loader.dispose()
+            node = single_node(chunk)
             value = builder.build(node, "") if node is not None else None
         except SyntaxProblem as problem:
             yield Broken(source, number, problem.message, problem.position)

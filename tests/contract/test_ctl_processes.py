@@ -254,7 +254,7 @@ async def test_it_reads_everything_that_calicos_client_wrote(on_etcd: World, tmp
         if isinstance(parsed, keys.ResourceKey):
             plural = model.kinds.kind(parsed.kind).plural
             shown = yaml.safe_load(files[f"calico-diagnostics/resources/{plural}.yaml"])["items"]
-            (item,) = (one for one in shown if one["metadata"]["uid"] == value["metadata"]["uid"])
+            (item,) = (one for one in shown if one["metadata"].get("uid") == value["metadata"]["uid"])
             assert item["spec"] == value["spec"], key
             assert item["metadata"]["name"].encode() in files[f"calico-diagnostics/resources/{plural}.txt"], key
     assert b"10.65.166.128/26" in files["calico-diagnostics/ipam/show.txt"]

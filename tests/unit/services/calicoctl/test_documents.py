@@ -4,7 +4,11 @@ import io
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from libs.model import yamltext
+from services.calicoctl import documents
 from services.calicoctl.documents import MAX_NODES, Broken, Document, FileProblem, parse, read_all
 
 
@@ -209,3 +213,34 @@ def test_a_dash_is_standard_input() -> None:
     (found,) = read_all(["-"], recursive=False, skip_empty=False, stdin=io.StringIO("kind: A\n"))
     assert isinstance(found, Document)
     assert found.source == "-"
+
+
+LINES = st.lists(
+    st.sampled_from(
+        ["kind: Tier", "metadata: {name: a}", "- a", "  - b: [1, 2]", "x: 22:53", "y: 0x1f", "z: 1e3", "k: |", "  text",
+         "  b: &a {c: d}", "  e: *a", "# comment", "'q': \"\\u00e9\"", "m: !!binary x", "\tt: 1", "- - - c", "? k\n: v",
+         "<<: {p: q}", "n: ~", "é: ü", "l: >-", "a: b: c", "]", "u: \"open", "%YAML 1.1", "w: 2026-01-02", "s: -.5"]
+    ),
+    min_size=1, max_size=7,
+)  # fmt: skip
+
+
+@given(LINES)
+def test_the_fast_reader_says_what_the_slow_one_says(lines: list[str]) -> None:
+    """Values, places of fields and messages: which of both read a text is nothing that anybody can see."""
+    text = "\n".join(lines) + "\n"
+    fast = list(documents.parse(text, "f.yaml"))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(yamltext, "_shallow", lambda _text: False)
+        slow = list(documents.parse(text, "f.yaml"))
+    assert [str(one) for one in fast] == [str(one) for one in slow]
+    for one, other in zip(fast, slow, strict=True):
+        if isinstance(one, Document):
+            assert isinstance(other, Document)
+            assert (one.value, one.marks, one.start) == (other.value, other.marks, other.start)
+
+
+@pytest.mark.parametrize("deep", ["[" * 50_000, "- " * 50_000, "? " * 50_000, "{a: " * 50_000])
+def test_text_without_end_of_nesting_is_refused_and_kills_nothing(deep: str) -> None:
+    (found,) = documents.parse(f"kind: Tier\nspec: {deep}" if deep[0] in "[{" else deep, "f.yaml")
+    assert isinstance(found, Broken)
