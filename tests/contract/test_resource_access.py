@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 
 import pytest
@@ -23,8 +25,9 @@ from libs.resources.remote_settings import Settings
 from libs.store import Store, StoreAuthError, StoreConfig, StoreUnavailable
 from libs.store.etcd import connect as connect_etcd
 from libs.store.memory import MemoryStore
-from libs.testkit.servers import EtcdServer
+from libs.testkit.servers import EtcdServer, free_port
 from tests.contract.rest_stage import RestStage, rest_stage
+from tests.contract.typha_stage import Child
 
 WAIT_S = 20.0
 
@@ -38,18 +41,57 @@ class World:
     stage: RestStage | None = None
 
 
-@pytest.fixture(params=["memory", pytest.param("etcd", marks=pytest.mark.servers), "rest"])
+@pytest.fixture(scope="module")
+def etcd() -> Iterator[EtcdServer]:
+    with EtcdServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def apiserver(etcd: EtcdServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of the real one, on that etcd."""
+    port, log = free_port(), tmp_path_factory.mktemp("apiserver") / "log"
+    child = Child(
+        "services.apiserver", "--development", f"--insecure-port={port}", "--bind-address=127.0.0.1",
+        env={"ETCD_ENDPOINTS": etcd.endpoint}, log=log,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5):
+                break
+            assert child.process.poll() is None, log.read_text()[-3000:]
+            assert time.monotonic() < deadline, log.read_text()[-3000:]
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        child.process.kill()
+        child.process.wait()
+
+
+@pytest.fixture(
+    params=[
+        "memory", pytest.param("etcd", marks=pytest.mark.servers), "rest",
+        pytest.param("apiserver", marks=pytest.mark.servers),
+    ]
+)  # fmt: skip
 async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
     async with AsyncExitStack() as stack:
         store: Store = MemoryStore()
-        if request.param == "etcd":
-            server = await stack.enter_async_context(EtcdServer())
+        if request.param in ("etcd", "apiserver"):
+            server = request.getfixturevalue("etcd")
             store = await connect_etcd(StoreConfig(endpoints=(server.endpoint,)))
             stack.push_async_callback(store.close)
+            for kv in (await store.list("/calico/", keys_only=True)).kvs:
+                await store.delete(kv.key)
         direct = ResourceClient(store)
         await direct.ensure_initialized()
-        if request.param != "rest":
+        if request.param not in ("rest", "apiserver"):
             yield World(direct, direct)
+            return
+        if request.param == "apiserver":
+            access = await open_access(Settings(endpoint=request.getfixturevalue("apiserver")))
+            yield World(await stack.enter_async_context(connect(access)), direct)
             return
         stage = await stack.enter_async_context(rest_stage(store))
         access = await open_access(Settings(endpoint=stage.url))
@@ -103,7 +145,7 @@ async def test_errors_are_the_same(world: World) -> None:
         await world.resources.delete("Tier", "none")
     with pytest.raises(NotSupported):
         await world.resources.delete("Profile", "projectcalico-default-allow")
-    with pytest.raises((NotSupported, ValidationError)):
+    with pytest.raises((NotSupported, Forbidden), match="built-in tier"):
         await world.resources.delete("Tier", "default")
 
 
@@ -292,6 +334,24 @@ async def test_a_dry_run_checks_all_and_stores_nothing() -> None:
         with pytest.raises(NotFound):
             await ResourceClient(store).get("Tier", "sec")
         assert all("dryRun=All" in path for method, path in stage.requests if method != "GET")
+
+
+@pytest.mark.servers
+async def test_the_real_server_runs_dry_too(etcd: EtcdServer, apiserver: str) -> None:
+    store = await connect_etcd(StoreConfig(endpoints=(etcd.endpoint,)))
+    try:
+        await ResourceClient(store).ensure_initialized()
+        before = [kv.key for kv in (await store.list("/calico/")).kvs]
+        async with connect(await open_access(Settings(endpoint=apiserver)), dry_run=True) as remote:
+            written = await remote.create(resource("Tier", "dry", {"order": 5}))
+            assert written.resource.metadata.name == "dry"
+            with pytest.raises(NotFound, match=r"Tier\(none\)"):
+                await remote.create(policy("dry", tier="none"))
+            with pytest.raises(AlreadyExists):
+                await remote.create(resource("Tier", "default"))
+        assert [kv.key for kv in (await store.list("/calico/")).kvs] == before
+    finally:
+        await store.close()
 
 
 async def test_a_wrong_token_is_told() -> None:
