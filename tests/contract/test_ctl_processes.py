@@ -348,7 +348,7 @@ async def test_no_secret_is_in_the_bundle_of_a_cluster(on_etcd: World, tmp_path:
     assert b"bgp-secrets" in everything
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root and network namespaces")
 async def test_no_secret_is_in_the_bundle_of_a_node(tmp_path: Path) -> None:
     """Planted in its logs and in the environment of a service that runs there."""
     logs = tmp_path / "logs"
