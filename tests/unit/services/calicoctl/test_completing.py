@@ -40,7 +40,7 @@ def offered(ctl: Ctl, monkeypatch: pytest.MonkeyPatch) -> object:
     ("words", "expected"),
     [
         (("a",), ["apply"]),
-        (("node", "c"), ["checksystem", "connections"]),
+        (("node", "ch"), ["checksystem"]),
         (("get", "ti"), ["tiers"]),
         (("get", "gnp"), ["gnp", "gnps"]),
         (("get", "tier", "se"), ["sec"]),
