@@ -191,7 +191,9 @@ def test_a_bad_subject_is_a_fault() -> None:
             roles(rule("get", "tiers"), subject=subject)
 
 
-async def test_a_bad_file_keeps_the_last_good_one(tmp_path: Path) -> None:
+async def test_a_bad_file_keeps_the_last_good_one_and_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "roles"
     path.write_text("")
     found = RoleFile(path)
@@ -199,6 +201,8 @@ async def test_a_bad_file_keeps_the_last_good_one(tmp_path: Path) -> None:
     path.write_text("kind: Pod")
     assert not found.file.look()
     assert "Pod" in found.file.trouble
+    assert not found.file.look()
+    assert len(caplog.records) == 1
     path.unlink()
     assert not found.file.look()
     assert (await found.authorize(User("x", ("system:authenticated",)), Attributes("get", path="/apis"))).allowed
