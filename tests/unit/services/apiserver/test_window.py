@@ -176,6 +176,8 @@ def test_changes_that_the_log_has_passed_are_not_told() -> None:
     found.log.advance(20)
     found.apply([put("a", 15)], 15)
     found.apply([gone("a", 16)], 16)
+    for position in (10, 20):
+        assert found.log.since(position, 5) == ([], 20)
     assert (found.log.since(20, 5), found.log.revision, found.items()) == (([], 20), 20, ())
 
 
