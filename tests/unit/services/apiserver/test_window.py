@@ -290,3 +290,9 @@ def test_event_whose_past_is_compacted_is_not_told_as_something_else() -> None:
 def test_event_between_two_unreadable_values_is_nothing() -> None:
     bad = KeyValue(PREFIX + "a", b"{", 12, 11, 2)
     assert change_of(KIND, Event(bad.key, None, 13, bad)) is None
+
+
+def test_a_changed_object_has_the_revision_of_its_change() -> None:
+    found = read(KIND, kv("a", 12, created=11))
+    assert found is not None
+    assert (found.revision, found.resource.metadata.resource_version) == (12, "12")
