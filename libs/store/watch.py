@@ -163,6 +163,10 @@ class Watch:
                 raise StoreAuthError(f"watch of {self._prefix}: {response.cancel_reason}")
             raise StoreUnavailable(f"etcd cancelled the watch: {response.cancel_reason}")
         if response.created:
+            if self._cluster_id not in (None, response.header.cluster_id):
+                # Replaced between the look at its history and this stream, which would wait in silence for a revision
+                # that the new one has not reached.
+                raise _HistoryLost(0)
             return None
         events = fragments.add(response)
         if events is None:

@@ -96,6 +96,11 @@ async def test_unset_revision_shows_what_was_written_before_it_was_asked(store: 
         state, at = await listed(running.url)
         assert len(state) == number + 1
         assert at >= revision
+    for number in range(20):
+        revision = await delete(store, SET, f"s{number}")
+        state, at = await listed(running.url)
+        assert f"/s{number}" not in state
+        assert at >= revision
 
 
 async def test_from_a_revision_only_what_came_after(store: EtcdStore, running: Api) -> None:
@@ -376,7 +381,7 @@ async def test_watch_decided_before_a_tier_came_ends_at_once(store: EtcdStore, r
     await running.cache.list(kind, at_least=start)
     decided_at = running.cache.revision
     at = await store.put(*tier("t"))
-    await running.cache.list(kind, at_least=at)
+    await eventually(lambda: running.cache.revision >= at)
     watch = await running.cache.watch(kind, since=start, decided_at=decided_at)
     async with asyncio.timeout(DEADLINE_S):
         assert [change async for changes in watch for change in changes] == []
@@ -396,12 +401,13 @@ async def test_changed_tier_ends_nothing(store: EtcdStore, running: Api) -> None
 # --- restarts, compaction, loss --------------------------------------------------------------------------------------
 
 
-async def test_restarted_server_tells_what_was_missed_exactly(store: EtcdStore) -> None:
+@pytest.mark.parametrize("slack", [0, 1_000])
+async def test_restarted_server_tells_what_was_missed_exactly(store: EtcdStore, slack: int) -> None:
     async with api(store).serve() as made:
         start = await put(store, SET, "a")
         await listed(made.url)
     missed = [await put(store, SET, "a", n="1"), await put(store, SET, "b"), await delete(store, SET, "a")]
-    async with api(store).serve() as made:
+    async with api(store, settings=CacheSettings(replay_slack=slack)).serve() as made:
         await listed(made.url)  # the new cache begins here
         async with watching(made.url, resourceVersion=str(start)) as frames:
             assert await frames.short(3) == [

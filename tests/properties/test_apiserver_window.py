@@ -195,7 +195,8 @@ class WindowAgainstHistory(RuleBasedStateMachine):
             except Expired:
                 assert self.may_expire(each)
                 continue
-            if each.known_here:
+            # Who came from elsewhere, too: had it been in what this cache did not see, it would have expired.
+            if each.position == self.window.log.revision:
                 assert each.held == self.seen(each.keep, self.window.log.revision)
 
 

@@ -176,6 +176,8 @@ def test_changes_that_the_log_has_passed_are_not_told() -> None:
     found.log.advance(20)
     found.apply([put("a", 15)], 15)
     found.apply([gone("a", 16)], 16)
+    for position in (10, 20):
+        assert found.log.since(position, 5) == ([], 20)
     assert (found.log.since(20, 5), found.log.revision, found.items()) == (([], 20), 20, ())
 
 
@@ -288,3 +290,9 @@ def test_event_whose_past_is_compacted_is_not_told_as_something_else() -> None:
 def test_event_between_two_unreadable_values_is_nothing() -> None:
     bad = KeyValue(PREFIX + "a", b"{", 12, 11, 2)
     assert change_of(KIND, Event(bad.key, None, 13, bad)) is None
+
+
+def test_a_changed_object_has_the_revision_of_its_change() -> None:
+    found = read(KIND, kv("a", 12, created=11))
+    assert found is not None
+    assert (found.revision, found.resource.metadata.resource_version) == (12, "12")
