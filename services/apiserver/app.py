@@ -58,7 +58,6 @@ log = logging.getLogger(__name__)
 CONTACT_EVERY_S = 2.0
 CONTACT_TIMEOUT_S = 5.0
 HEALTH_TIMEOUT_S = 30.0
-WATCHES_END_S = 5.0
 
 
 def application(

@@ -91,6 +91,8 @@ def behind(cp: ControlPlane, directory: Path) -> Iterator[Way]:
             CalicoApiserver(etcd, serving, cp.ca.cert, flags, bus=bus, directory=directory / "apiserver")
         )
         register(cp, Backend(server.port, cp.ca.cert, namespace=NAMESPACE))
+        merged = "apis/projectcalico.org/v3"  # without it `kubectl explain` knows nothing of our kinds
+        cp.until(lambda: merged in cp.kubectl("get", "--raw", "/openapi/v3"), f"/openapi/v3 names {merged}")
         for name in NAMESPACES:
             cp.kubectl("create", "namespace", name)
 

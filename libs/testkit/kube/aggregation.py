@@ -50,6 +50,12 @@ def register(
         cp.until(lambda: _condition(cp, name).get("status") == "True", f"APIService {name} available", timeout_s)
     except TimeoutError as error:
         raise TimeoutError(f"{_condition(cp, name).get('message', 'no condition yet')}\n{error}") from error
+    # Available comes first; what kube-apiserver then tells of the group itself follows.
+    cp.until(
+        lambda: cp.kubectl("api-resources", f"--api-group={group}", "--output=name"),
+        f"/apis tells of {group}",
+        timeout_s,
+    )
 
 
 def _condition(cp: ControlPlane, name: str) -> JsonObject:
