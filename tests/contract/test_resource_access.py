@@ -53,6 +53,7 @@ def apiserver(etcd: EtcdServer, tmp_path_factory: pytest.TempPathFactory) -> Ite
     port, log = free_port(), tmp_path_factory.mktemp("apiserver") / "log"
     child = Child(
         "services.apiserver", "--development", f"--insecure-port={port}", "--bind-address=127.0.0.1",
+        "--secure-port=none",
         env={"ETCD_ENDPOINTS": etcd.endpoint}, log=log,
     )  # fmt: skip
     try:
