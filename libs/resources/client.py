@@ -33,7 +33,7 @@ from libs.resources.errors import (
     ValidationError,
 )
 from libs.resources.options import PLAIN, Preconditions, WriteOptions
-from libs.resources.patch import PatchError, PatchType, apply_patch
+from libs.resources.patch import PatchType
 from libs.runtime import tracing
 from libs.store import api as store_api
 from libs.store.api import Compare, KeyValue, Put, Store
@@ -226,13 +226,8 @@ class ResourceClient:
             if given and given != str(found.mod_revision):
                 raise Conflict(identity, given, str(found.mod_revision))
             current = codec.from_kv(identity.kind, found)
-            merged = codec.with_metadata(
-                current,
-                labels={**current.metadata.labels, **resource.metadata.labels},
-                annotations={**current.metadata.annotations, **resource.metadata.annotations},
-            ).metadata
             try:
-                return await self._swap(codec.with_whole_metadata(resource, merged), found)
+                return await self._swap(codec.with_added_metadata(resource, current), found)
             except Conflict:
                 if given:
                     raise
@@ -241,18 +236,10 @@ class ResourceClient:
     @_traced
     async def apply(self, resource: Resource) -> Written:
         """Create, or replace what exists."""
-        if not resource.metadata.resource_version:
-            try:
-                return await self.create(resource)
-            except AlreadyExists:
-                pass
-        else:
-            fresh = codec.with_metadata(resource, resource_version="")
-            try:
-                return await self.create(fresh)
-            except AlreadyExists:
-                pass
-        return await self.replace(resource)
+        try:
+            return await self.create(codec.with_metadata(resource, resource_version=""))
+        except AlreadyExists:
+            return await self.replace(resource)
 
     @_traced
     async def patch(self, kind: str, name: str, patch: object, patch_type: PatchType, namespace: str = "") -> Written:
@@ -264,15 +251,7 @@ class ResourceClient:
         rules.refuse_default_allow("patch", identity)
 
         async def change(current: Resource) -> Resource:
-            try:
-                after = apply_patch(codec.to_json(current), patch, patch_type)
-            except PatchError as error:
-                raise ValidationError(identity, [FieldProblem("", str(error))]) from error
-            changed = codec.from_json(after)
-            if codec.identity(changed) != identity:
-                problem = FieldProblem("metadata", "a patch may not change kind, name or namespace")
-                raise ValidationError(identity, [problem])
-            return changed
+            return codec.patched(current, patch, patch_type)
 
         return await self.edit(identity, change)
 

@@ -12,6 +12,7 @@ from libs.model import defaults, kinds, storage, validation
 from libs.model.base import ObjectMeta, Resource
 from libs.model.codec import DecodeError
 from libs.resources.errors import FieldProblem, Identity, ValidationError
+from libs.resources.patch import PatchError, PatchType, apply_patch
 from libs.store.api import KeyValue
 
 JsonObject = dict[str, Any]
@@ -87,6 +88,31 @@ def with_metadata(resource: Resource, **changes: Any) -> Resource:
 
 def with_whole_metadata(resource: Resource, metadata: ObjectMeta) -> Resource:
     return msgspec.structs.replace(resource, metadata=metadata)
+
+
+def with_added_metadata(resource: Resource, current: Resource) -> Resource:
+    """`resource` with the metadata of the one that is there, its own labels and annotations added to those."""
+    return with_whole_metadata(
+        resource,
+        msgspec.structs.replace(
+            current.metadata,
+            labels={**current.metadata.labels, **resource.metadata.labels},
+            annotations={**current.metadata.annotations, **resource.metadata.annotations},
+        ),
+    )
+
+
+def patched(current: Resource, patch: object, patch_type: PatchType) -> Resource:
+    """patch: decoded JSON. Raises ValidationError, also for a patch that does not fit or names another resource."""
+    try:
+        after = apply_patch(to_json(current), patch, patch_type)
+    except PatchError as error:
+        raise ValidationError(identity(current), [FieldProblem("", str(error))]) from error
+    changed = from_json(after)
+    if identity(changed) != identity(current):
+        problem = FieldProblem("metadata", "a patch may not change kind, name or namespace")
+        raise ValidationError(identity(current), [problem])
+    return changed
 
 
 def placeholder(of: Identity) -> Resource:

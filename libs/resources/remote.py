@@ -23,7 +23,7 @@ from libs.resources import codec, rules
 from libs.resources.api import Changed
 from libs.resources.client import MAX_TRIES, Listed, Written
 from libs.resources.errors import AlreadyExists, Conflict, FieldProblem, Identity, ValidationError
-from libs.resources.patch import PatchError, PatchType, apply_patch
+from libs.resources.patch import PatchType
 from libs.resources.remote_access import Access
 from libs.resources.remote_errors import HistoryLost, decode_status, of_answer
 from libs.runtime.backoff import Backoff
@@ -167,13 +167,8 @@ class RemoteClient:
             latest = current.metadata.resource_version
             if given and given != latest:
                 raise Conflict(identity, given, latest)
-            merged = codec.with_metadata(
-                current,
-                labels={**current.metadata.labels, **resource.metadata.labels},
-                annotations={**current.metadata.annotations, **resource.metadata.annotations},
-            ).metadata
             try:
-                return await self.update(codec.with_whole_metadata(resource, merged))
+                return await self.update(codec.with_added_metadata(resource, current))
             except Conflict:
                 if given:
                     raise
@@ -193,14 +188,7 @@ class RemoteClient:
         rules.refuse_default_allow("patch", identity)
         for _ in range(MAX_TRIES):
             current = await self.get(kind, name, namespace)
-            try:
-                after = apply_patch(codec.to_json(current), patch, patch_type)
-            except PatchError as error:
-                raise ValidationError(identity, [FieldProblem("", str(error))]) from error
-            changed = codec.from_json(after)
-            if codec.identity(changed) != identity:
-                problem = FieldProblem("metadata", "a patch may not change kind, name or namespace")
-                raise ValidationError(identity, [problem])
+            changed = codec.patched(current, patch, patch_type)
             latest = current.metadata.resource_version
             wanted = changed.metadata.resource_version
             if wanted and wanted != latest:

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 import msgspec
 
 from libs.bus import BusConfigError, BusError
-from libs.bus.bgp import State, StateRequest, state_subject
 from libs.ipam.errors import IpamError
 from libs.model import kinds
 from libs.resources.api import Resources
@@ -167,10 +166,9 @@ async def _nodes(bundle: Bundle, session: Session, nodes: Sequence[str], focus: 
             bundle.add(f"nodes/{node}/bgp.json", text)
         for node in focus:
             if states.get(node) is not None:
-                request = msgspec.json.encode(StateRequest(routes=True))
-                answer = await bus.request(state_subject(node), request, timeout_s=BUS_S)
-                value = msgspec.json.decode(answer.data, type=State)
-                bundle.add(f"nodes/{node}/routes.json", msgspec.json.format(msgspec.json.encode(value), indent=2))
+                state = await node_status.ask_bgp(bus, node, BUS_S, routes=True)
+                text = msgspec.json.format(msgspec.json.encode(state), indent=2) if state else b"no speaker answered\n"
+                bundle.add(f"nodes/{node}/routes.json", text)
 
 
 # --- Kubernetes ------------------------------------------------------------------------------------------------------

@@ -19,9 +19,9 @@ from libs.ipam import keys
 from libs.model.cluster import ClusterInformation
 from libs.model.validation.policy import BUILT_IN_TIERS
 from libs.resources import codec
-from libs.resources.client import MAX_TRIES, ResourceClient
-from libs.resources.errors import Conflict, ValidationError
-from libs.resources.rules import CLUSTER_INFORMATION, is_built_in
+from libs.resources.client import ResourceClient
+from libs.resources.errors import ValidationError
+from libs.resources.rules import is_built_in
 from libs.store.api import KeyExists, Store
 from services.calicoctl import actions, lock
 from services.calicoctl.actions import Outcome, Progress
@@ -150,21 +150,16 @@ async def _put(store: Store, key: str, value: bytes) -> str:
 
 async def _take_cluster(client: ResourceClient, exported: ClusterInformation) -> None:
     """The cluster stays the one it was: its GUID, type and version; the lock is the datastore's own."""
-    for _ in range(MAX_TRIES):
-        found = await client.get("ClusterInformation", "default")
-        assert isinstance(found, ClusterInformation)
-        spec = msgspec.structs.replace(
-            found.spec,
-            cluster_guid=exported.spec.cluster_guid or found.spec.cluster_guid,
-            calico_version=exported.spec.calico_version or found.spec.calico_version,
-            cluster_type=exported.spec.cluster_type or found.spec.cluster_type,
-        )
-        try:
-            await client.update(msgspec.structs.replace(found, spec=spec))
-        except Conflict:
-            continue
-        return
-    raise Conflict(CLUSTER_INFORMATION)
+    given = exported.spec
+    await lock.change_cluster(
+        client,
+        lambda spec: msgspec.structs.replace(
+            spec,
+            cluster_guid=given.cluster_guid or spec.cluster_guid,
+            calico_version=given.calico_version or spec.calico_version,
+            cluster_type=given.cluster_type or spec.cluster_type,
+        ),
+    )
 
 
 def steps(parts: Parts) -> int:

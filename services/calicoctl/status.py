@@ -90,19 +90,20 @@ def show(nodes: Collection[str], reports: Mapping[str, wire.Applied]) -> tuple[s
     return text + "".join(f"{line}\n" for line in lines), good
 
 
+async def ask_bgp(bus: Bus, node: str, timeout_s: float, *, routes: bool = False) -> State | None:
+    """What the node's speaker tells; None when it is not there, or does not answer in time."""
+    try:
+        answer = await bus.request(state_subject(node), wire.encode(StateRequest(routes=routes)), timeout_s)
+        state: State = wire.decoder(State).decode(answer.data)
+    except (BusError, msgspec.MsgspecError):
+        return None
+    return state
+
+
 async def gather_bgp(bus: Bus, nodes: Collection[str], timeout_s: float) -> dict[str, State]:
-    """What the speakers of these nodes tell; those that are not there, or do not answer in time, are not in it."""
-
-    async def ask(node: str) -> State | None:
-        try:
-            answer = await bus.request(state_subject(node), wire.encode(StateRequest()), timeout_s)
-            state: State = wire.decoder(State).decode(answer.data)
-        except (BusError, msgspec.MsgspecError):
-            return None
-        return state
-
+    """What the speakers of these nodes tell; those that do not answer are not in it."""
     names = sorted(nodes)
-    states = await asyncio.gather(*map(ask, names))
+    states = await asyncio.gather(*(ask_bgp(bus, name, timeout_s) for name in names))
     return {name: state for name, state in zip(names, states, strict=True) if state is not None}
 
 

@@ -14,6 +14,7 @@ from libs.model.kinds import Kind
 from libs.resources.options import Preconditions
 from services.apiserver.core import continuation, selectors
 from services.apiserver.core.continuation import Continue
+from services.apiserver.core.owners import MAX_MANAGER_BYTES, manager_of_user_agent
 from services.apiserver.core.request import is_true
 from services.apiserver.core.selectors import FieldSelector, FieldTerm, LabelSelector
 from services.apiserver.core.status import ApiError, Cause, bad_request
@@ -21,7 +22,6 @@ from services.apiserver.core.status import ApiError, Cause, bad_request
 Query = Mapping[str, str]
 
 _LARGEST = 2**63 - 1
-_MAX_MANAGER = 128
 
 
 class Match(StrEnum):
@@ -131,8 +131,8 @@ def write_query(query: Query, user_agent: str, *, of: str, applying: bool = Fals
     manager = query.get("fieldManager", "")
     if applying and not manager:
         causes.append(Cause("FieldValueRequired", "Required value: is required for apply patch", "fieldManager"))
-    if len(manager.encode()) > _MAX_MANAGER:
-        message = f"Too long: may not be more than {_MAX_MANAGER} bytes"
+    if len(manager.encode()) > MAX_MANAGER_BYTES:
+        message = f"Too long: may not be more than {MAX_MANAGER_BYTES} bytes"
         causes.append(Cause("FieldValueTooLong", message, "fieldManager"))
     if not manager.isprintable():
         message = f"Invalid value: {manager!r}: should only contain printable characters"
@@ -145,14 +145,11 @@ def write_query(query: Query, user_agent: str, *, of: str, applying: bool = Fals
     if causes:
         raise _invalid(of, causes)
     return WriteQuery(
-        dry_run, FieldValidation(validation), manager or manager_of(user_agent), applying and is_true(query, "force")
+        dry_run,
+        FieldValidation(validation),
+        manager or manager_of_user_agent(user_agent),
+        applying and is_true(query, "force"),
     )
-
-
-def manager_of(user_agent: str) -> str:
-    """`kubectl` of `kubectl/v1.34 (linux/amd64) …`: who owns fields when the request names nobody."""
-    name = "".join(letter for letter in user_agent.split("/", 1)[0] if letter.isprintable())
-    return name[:_MAX_MANAGER] or "unknown"
 
 
 def delete_options(query: Query, body: object) -> DeleteOptions:

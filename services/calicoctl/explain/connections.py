@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from libs.bus import Bus, BusError, BusNoResponders, BusTimeout, wire
+from libs.bus import Bus
 from libs.bus import explain as asked
 from libs.bus.explain import Connection, ConnectionsReply, ConnectionsRequest
 from libs.policy.path import Decision, Step, allowed
 from libs.policy.trace import Packet
 from services.calicoctl.documents import Json
+from services.calicoctl.explain import asking
 from services.calicoctl.output import boxed
 
 HEADINGS = ["NODE", "PROTOCOL", "SOURCE", "DESTINATION", "STATE", "TODAY", "BY"]
-
-
-def reason(error: BusError) -> str:
-    """Why a node did not answer, in words."""
-    if isinstance(error, BusNoResponders):
-        return "its felix does not run, or is of a version that cannot be asked"
-    return "its felix did not answer in time" if isinstance(error, BusTimeout) else str(error)
 
 
 async def gather(
@@ -30,19 +23,11 @@ async def gather(
 ) -> tuple[list[ConnectionsReply], dict[str, str]]:
     """The answers by node, and why others gave none."""
 
-    async def ask(node: str) -> ConnectionsReply | str:
-        try:
-            message = await bus.request(asked.subject(node, asked.Verb.CONNECTIONS), wire.encode(request), timeout_s)
-            reply: ConnectionsReply = wire.decoder(ConnectionsReply).decode(message.data)
-        except BusError as error:
-            return reason(error)
-        except msgspec.MsgspecError as error:
-            return f"its felix is of another version: {error}"
+    async def one(node: str) -> ConnectionsReply | str:
+        reply = await asking.ask(bus, node, asked.Verb.CONNECTIONS, request, ConnectionsReply, timeout_s)
         return reply.error or reply
 
-    answers = dict(zip(nodes, await asyncio.gather(*map(ask, nodes)), strict=True))
-    good = [answer for answer in answers.values() if isinstance(answer, ConnectionsReply)]
-    return good, {node: answer for node, answer in answers.items() if isinstance(answer, str)}
+    return await asking.gather(nodes, one)
 
 
 async def live_packets(bus: Bus, nodes: Sequence[str], timeout_s: float) -> tuple[list[Packet], dict[str, str]]:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from libs.bus import Bus, BusError, wire
+from libs.bus import Bus
 from libs.bus import explain as asked
-from libs.bus.bgp import State, StateRequest, state_subject
 from libs.bus.explain import NodeRoute, RoutesReply, RoutesRequest
 from services.calicoctl.documents import Json
-from services.calicoctl.explain.connections import reason
+from services.calicoctl.explain import asking
 from services.calicoctl.output import boxed
+from services.calicoctl.status import ask_bgp
 
 HEADINGS = ["DESTINATION", "VIA", "INTERFACE", "METRIC", "TABLE", "OWNER", "REASON"]
 
@@ -23,31 +22,21 @@ async def gather(
 ) -> tuple[list[RoutesReply], dict[str, str]]:
     """The answers by node, learned routes with the peer that told them; and why others gave none."""
 
-    async def ask(node: str) -> RoutesReply | str:
-        try:
-            message = await bus.request(asked.subject(node, asked.Verb.ROUTES), wire.encode(request), timeout_s)
-            reply: RoutesReply = wire.decoder(RoutesReply).decode(message.data)
-        except BusError as error:
-            return reason(error)
-        except msgspec.MsgspecError as error:
-            return f"its felix is of another version: {error}"
+    async def one(node: str) -> RoutesReply | str:
+        reply = await asking.ask(bus, node, asked.Verb.ROUTES, request, RoutesReply, timeout_s)
         if reply.error:
             return reply.error
         if any(route.owner == "bgp" for route in reply.routes):
             reply = with_peers(reply, await _learned(bus, node, timeout_s))
         return reply
 
-    answers = dict(zip(nodes, await asyncio.gather(*map(ask, nodes)), strict=True))
-    good = [answer for answer in answers.values() if isinstance(answer, RoutesReply)]
-    return good, {node: answer for node, answer in answers.items() if isinstance(answer, str)}
+    return await asking.gather(nodes, one)
 
 
 async def _learned(bus: Bus, node: str, timeout_s: float) -> dict[str, str]:
     """destination -> who told the speaker of it; empty when it does not answer."""
-    try:
-        message = await bus.request(state_subject(node), wire.encode(StateRequest(routes=True)), timeout_s)
-        state: State = wire.decoder(State).decode(message.data)
-    except (BusError, msgspec.MsgspecError):
+    state = await ask_bgp(bus, node, timeout_s, routes=True)
+    if state is None:
         return {}
     names = {peer.address: peer.name for peer in state.peers}
     return {route.destination: names.get(route.peer, route.peer) for route in state.routes if route.peer}

@@ -25,7 +25,7 @@ from libs.bus.explain import State
 from libs.model import keys
 from libs.store.api import Store
 from services.calicoctl.documents import Json
-from services.calicoctl.explain.connections import reason
+from services.calicoctl.explain import asking
 from services.calicoctl.output import boxed
 from services.calicoctl.status import gather_bgp
 
@@ -113,18 +113,13 @@ async def _felix(bus: Bus, node: str, newest: int, seen: Seen, end: float) -> No
     now = asyncio.get_running_loop().time
     while True:
         try:
-            message = await bus.request(
-                asked.subject(node, asked.Verb.STATE), wire.encode(asked.StateRequest()), max(0.1, end - now())
-            )
-            state: State = wire.decoder(State).decode(message.data)
+            left_s = max(0.1, end - now())
+            state = await asking.ask(bus, node, asked.Verb.STATE, asked.StateRequest(), State, left_s)
             seen.felix[node] = state
             if state.rev >= newest or now() >= end:
                 return
-        except BusError as error:
-            seen.felix[node] = reason(error)
-            return
-        except msgspec.MsgspecError as error:
-            seen.felix[node] = f"its felix is of another version: {error}"
+        except (BusError, msgspec.MsgspecError) as error:
+            seen.felix[node] = asking.reason(error)
             return
         await asyncio.sleep(ASK_AGAIN_S)
 

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from libs.bus import Bus, BusError, BusNoResponders, BusTimeout, wire
+from libs.bus import Bus, BusError, BusTimeout
 from libs.bus import explain as asked
 from libs.policy.path import Step, allowed
 from libs.policy.trace import Packet
+from services.calicoctl.explain import asking
 from services.calicoctl.explain import hops as way
 from services.calicoctl.explain.cluster import Cluster
 from services.calicoctl.explain.ends import End
@@ -138,21 +139,16 @@ async def _ask_node(
 ) -> list[HopTrace]:
     silent = ""
     try:
-        message = await bus.request(asked.subject(node, asked.Verb.TRACE), wire.encode(request), timeout_s)
-        reply: asked.TraceReply = wire.decoder(asked.TraceReply).decode(message.data)
+        reply = await asking.ask(bus, node, asked.Verb.TRACE, request, asked.TraceReply, timeout_s)
         silent = reply.error
         if not silent and len(reply.answers) == len(hops):
             return [
                 HopTrace(hop.hop, hop.stored, answer, reply.rev, answer.error, reply.failures, hop.staged)
                 for hop, answer in zip(hops, reply.answers, strict=True)
             ]
-    except BusNoResponders:
-        silent = "its felix does not run, or is of a version that cannot be asked"
     except BusTimeout:
         silent = f"its felix did not answer within {timeout_s:g} s"
-    except BusError as error:
-        silent = str(error)
-    except msgspec.MsgspecError as error:
-        silent = f"its felix is of another version: {error}"
+    except (BusError, msgspec.MsgspecError) as error:
+        silent = asking.reason(error)
     silent = silent or "the answer is not complete"
     return [HopTrace(hop.hop, hop.stored, silent=silent, staged=hop.staged) for hop in hops]
