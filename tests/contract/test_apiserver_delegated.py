@@ -16,6 +16,7 @@ from services.apiserver.core.ports import Decision
 from services.apiserver.core.request import API_PREFIX, SERVED, Target, User
 from services.apiserver.core.status import ApiError
 from services.apiserver.shell.authz import Tiered
+from services.apiserver.shell.kubeapi import KubeApi, KubeError
 from tests.contract.apiserver_stage import POLICIES, Pki, Reviewer, Stage, issue, stage
 from tests.contract.test_apiserver_front import bearer, until
 
@@ -52,6 +53,14 @@ async def front(pki: Pki, reviewer: Reviewer) -> AsyncIterator[Stage]:
 
 
 JANE = bearer("tok-jane")
+
+
+async def test_a_closed_client_says_so(pki: Pki, reviewer: Reviewer) -> None:
+    async with await KubeApi.open(reviewer.kubeconfig(pki)) as api:
+        assert await api.get("/api/v1/namespaces/kube-system/configmaps/extension-apiserver-authentication")
+    with pytest.raises(KubeError, match="closed") as caught:
+        await api.get("/version")
+    assert caught.value.transient
 
 
 async def test_a_token_is_reviewed_and_its_user_is_authorized(front: Stage, reviewer: Reviewer) -> None:

@@ -37,6 +37,7 @@ class KubeApi:
 
     def __init__(self, client: ApiClient) -> None:
         self._client = client
+        self._closed = False
 
     @classmethod
     async def open(cls, kubeconfig: Path) -> Self:
@@ -62,6 +63,8 @@ class KubeApi:
         return await self._call("POST", path, body)
 
     async def _call(self, method: str, path: str, body: JsonObject | None) -> JsonObject:
+        if self._closed:  # tasks of the service are cancelled after what it opened was closed
+            raise KubeError(0, f"{method} {path}: the client is closed")
         import aiohttp
         from kubernetes_asyncio.client import ApiException
 
@@ -86,6 +89,7 @@ class KubeApi:
         return answer
 
     async def close(self) -> None:
+        self._closed = True
         await self._client.close()
 
     async def __aenter__(self) -> Self:
