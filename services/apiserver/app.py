@@ -20,6 +20,7 @@ from random import Random
 
 from aiohttp import web
 
+from libs.kube.api import KubeApi
 from libs.model import keys
 from libs.resources.client import ResourceClient
 from libs.resources.release import IpamRelease
@@ -43,7 +44,6 @@ from services.apiserver.shell.certificates import Bundle
 from services.apiserver.shell.delegated import AccessReviews, ClusterTrust, TokenReviews
 from services.apiserver.shell.documents import Documents
 from services.apiserver.shell.front import Bounds, Front, install
-from services.apiserver.shell.kubeapi import KubeApi
 from services.apiserver.shell.limits import InFlight, Runner
 from services.apiserver.shell.probes import PATHS as PROBES
 from services.apiserver.shell.probes import Probes

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
+from libs.kube.api import KubeApi, KubeError
 from services.apiserver.core.ports import Decision
 from services.apiserver.core.request import API_PREFIX, SERVED, Target, User
 from services.apiserver.core.status import ApiError
 from services.apiserver.shell.authz import Tiered
-from services.apiserver.shell.kubeapi import KubeApi, KubeError
 from tests.contract.apiserver_stage import POLICIES, Pki, Reviewer, Stage, issue, stage
 from tests.contract.test_apiserver_front import bearer, until
 

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from random import Random
 from typing import Any, Generic, Protocol, TypeVar
 
+from libs.kube.api import KubeError
 from libs.runtime.backoff import Backoff
 from services.apiserver.core.attributes import Attributes, attributes_of
 from services.apiserver.core.bounded import Recent
@@ -22,7 +23,6 @@ from services.apiserver.core.ports import Decision
 from services.apiserver.core.request import RequestInfo, User
 from services.apiserver.core.status import ApiError, JsonObject, unauthorized, unavailable
 from services.apiserver.shell.certificates import Bundle
-from services.apiserver.shell.kubeapi import KubeError
 
 log = logging.getLogger(__name__)
 

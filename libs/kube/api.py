@@ -1,0 +1,256 @@
+"""A kube-apiserver as our services use it: requests, lists in pages and watches, with whatever credentials a kubeconfig
+or the pod has.
+
+    async with await KubeApi.open(IN_CLUSTER) as api:
+        node = await api.get("/api/v1/nodes/node1")
+
+Documents are decoded JSON; whoever uses them gives them types. The client library is imported here alone and late: it
+takes seconds and 70 MB, and a server that stands alone has no use for it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+if TYPE_CHECKING:
+    from kubernetes_asyncio.client import ApiClient
+
+JsonObject = dict[str, Any]
+
+IN_CLUSTER = Path("in-cluster")
+"""In place of a kubeconfig's path: the pod's service account."""
+TIMEOUT_S = 10.0
+PAGE = 500
+WATCH_S = 300
+"""A watch ends by itself after so long, so that one that hangs silently is not trusted for ever."""
+_LINE_LIMIT = 8 << 20  # an object in etcd is at most 1.5 MB
+
+MERGE = "application/merge-patch+json"
+STRATEGIC = "application/strategic-merge-patch+json"
+JSON_PATCH = "application/json-patch+json"
+
+
+class KubeError(Exception):
+    """No answer, or not the wanted one. code: of the answer, 0 when there was none; reason: Status' reason ("NotFound",
+    "Conflict", …) or "". The text holds no credentials.
+    """
+
+    def __init__(self, code: int, message: str, reason: str = "", retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+
+    @property
+    def transient(self) -> bool:
+        return self.code == 0 or self.code == 429 or self.code >= 500
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """All objects of a collection at one revision."""
+
+    items: list[JsonObject]
+    resource_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    type: Literal["ADDED", "MODIFIED", "DELETED", "BOOKMARK"]
+    object: JsonObject
+
+
+class KubeApi:
+    """`async with await KubeApi.open(path) as api`. Raises ValueError from `open` for a kubeconfig that is no good;
+    KubeError from all else. path: from the root, without a query.
+    """
+
+    def __init__(self, client: ApiClient) -> None:
+        self._client = client
+        self._closed = False
+
+    @classmethod
+    async def open(cls, kubeconfig: Path) -> Self:
+        import yaml
+        from kubernetes_asyncio import config
+        from kubernetes_asyncio.client import ApiClient, Configuration
+
+        found = Configuration()
+        try:
+            if kubeconfig == IN_CLUSTER:
+                config.load_incluster_config(client_configuration=found)  # type: ignore[no-untyped-call]
+            else:
+                await config.load_kube_config(str(kubeconfig), client_configuration=found, persist_config=False)
+        except (config.ConfigException, OSError, yaml.YAMLError, ValueError) as error:
+            raise ValueError(f"kubeconfig {kubeconfig}: {error}") from error
+        found.retries = 0  # the callers know what may be asked again
+        return cls(ApiClient(found))
+
+    async def get(self, path: str, query: Mapping[str, str] | None = None) -> JsonObject:
+        return await self._call("GET", path, None, query=query)
+
+    async def create(self, path: str, body: JsonObject) -> JsonObject:
+        return await self._call("POST", path, body)
+
+    async def update(self, path: str, body: JsonObject) -> JsonObject:
+        """PUT: with metadata.resourceVersion in the body it is a compare-and-swap (409 when somebody was faster)."""
+        return await self._call("PUT", path, body)
+
+    async def patch(self, path: str, body: JsonObject | list[JsonObject], kind: str = MERGE) -> JsonObject:
+        return await self._call("PATCH", path, body, content_type=kind)
+
+    async def delete(self, path: str, body: JsonObject | None = None) -> JsonObject:
+        """body: DeleteOptions."""
+        return await self._call("DELETE", path, body)
+
+    async def list_all(self, path: str, query: Mapping[str, str] | None = None) -> Listing:
+        """Everything, in pages of `PAGE`, all of one revision. A continue token that is too old (410) is an error."""
+        items: list[JsonObject] = []
+        more: dict[str, str] = {}
+        while True:
+            page = await self.get(path, {**(query or {}), "limit": str(PAGE), **more})
+            items += page.get("items") or []
+            metadata = page.get("metadata") or {}
+            if not metadata.get("continue"):
+                return Listing(items, str(metadata.get("resourceVersion") or ""))
+            more = {"continue": str(metadata["continue"])}
+
+    async def watch(
+        self, path: str, resource_version: str, query: Mapping[str, str] | None = None
+    ) -> AsyncGenerator[Event, None]:
+        """What happens after that revision, bookmarks included, until the server ends the watch (after `WATCH_S`, or
+        before). Raises KubeError; with code 410 the revision is too old and everything must be listed again.
+        """
+        asked = {
+            "watch": "true", "allowWatchBookmarks": "true", "resourceVersion": resource_version,
+            "timeoutSeconds": str(WATCH_S), **(query or {}),
+        }  # fmt: skip
+        async with aclosing(self._lines(path, asked)) as lines:
+            async for line in lines:
+                try:
+                    event = json.loads(line)
+                    kind, document = event["type"], event["object"]
+                except (ValueError, KeyError, TypeError) as error:
+                    raise KubeError(502, f"WATCH {path}: not an event: {error}") from error
+                if kind == "ERROR":
+                    raise KubeError(
+                        int(document.get("code") or 500), f"WATCH {path}: {document.get('message')}",
+                        str(document.get("reason") or ""),
+                    )  # fmt: skip
+                yield Event(kind, document)
+
+    async def _lines(self, path: str, query: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
+        import asyncio
+
+        import aiohttp
+
+        response = await self._ask("GET", path, None, query=query, timeout_s=None)
+        try:
+            if response.status != 200:
+                raise _refused("WATCH", path, response.status, await response.read(), response.headers)
+            rest = b""
+            while True:
+                try:
+                    async with asyncio.timeout(WATCH_S + TIMEOUT_S):
+                        chunk = await response.content.readany()
+                except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                    raise KubeError(0, f"WATCH {path}: {error or type(error).__name__}") from error
+                if not chunk:
+                    return
+                *lines, rest = (rest + chunk).split(b"\n")
+                if len(rest) > _LINE_LIMIT:
+                    raise KubeError(502, f"WATCH {path}: an event of more than {_LINE_LIMIT} bytes")
+                for line in lines:
+                    if line.strip():
+                        yield line
+        finally:
+            response.close()
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        body: JsonObject | list[JsonObject] | None,
+        *,
+        query: Mapping[str, str] | None = None,
+        content_type: str = "application/json",
+    ) -> JsonObject:
+        import aiohttp
+
+        response = await self._ask(method, path, body, query=query, content_type=content_type)
+        try:
+            content = await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise KubeError(0, f"{method} {path}: {error or type(error).__name__}") from error
+        finally:
+            response.release()
+        if response.status >= 300:
+            raise _refused(method, path, response.status, content, response.headers)
+        try:
+            answer = json.loads(content)
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            raise KubeError(502, f"{method} {path}: the answer is no object")
+        return answer
+
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        body: JsonObject | list[JsonObject] | None,
+        *,
+        query: Mapping[str, str] | None = None,
+        content_type: str = "application/json",
+        timeout_s: float | None = TIMEOUT_S,
+    ) -> Any:
+        """The response, whatever its status; nothing of its body is read yet."""
+        if self._closed:  # tasks of the service are cancelled after what it opened was closed
+            raise KubeError(0, f"{method} {path}: the client is closed")
+        import aiohttp
+        from kubernetes_asyncio.client import ApiException
+
+        timeout = aiohttp.ClientTimeout(total=timeout_s, connect=TIMEOUT_S)
+        headers = {"Accept": "application/json"} | ({"Content-Type": content_type} if body is not None else {})
+        try:
+            return await self._client.call_api(
+                path, method, query_params=list((query or {}).items()), header_params=headers, body=body,
+                auth_settings=["BearerToken"], _return_http_data_only=True, _preload_content=False,
+                _request_timeout=timeout,
+            )  # fmt: skip
+        except ApiException as error:
+            raise KubeError(int(error.status or 0), f"{method} {path}: {error.status} {error.reason}") from None
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise KubeError(0, f"{method} {path}: {error or type(error).__name__}") from error
+
+    async def close(self) -> None:
+        self._closed = True
+        await self._client.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+def _refused(method: str, path: str, code: int, content: bytes, headers: Mapping[str, str]) -> KubeError:
+    """The message of a Status, which names verb, resource and user where a permission is missing."""
+    try:
+        status = json.loads(content)
+        message, reason = str(status["message"]), str(status.get("reason") or "")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        message, reason = content[:200].decode(errors="replace").strip(), ""
+    try:
+        pause = float(headers.get("Retry-After") or "")
+    except ValueError:
+        pause = None
+    return KubeError(code, f"{method} {path}: {code} {message or 'without a message'}", reason, pause)
