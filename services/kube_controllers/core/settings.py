@@ -16,6 +16,7 @@ import msgspec
 from libs import model
 from libs.model.scalars import Duration
 from libs.model.validation.cluster import LOG_LEVELS
+from services.kube_controllers.core.upkeep import EXTRA_CONTROLLERS, Upkeep, upkeep
 
 NAME = "default"
 CONTROLLERS = {
@@ -26,10 +27,11 @@ CONTROLLERS = {
     "node": "node",
     "serviceaccount": "serviceAccount",
     "loadbalancer": "loadBalancer",
+    **EXTRA_CONTROLLERS,
 }
 """Name in ENABLED_CONTROLLERS -> field of `spec.controllers`."""
-USED_VARIABLES = ("ENABLED_CONTROLLERS", "LOG_LEVEL", "HEALTH_ENABLED", "AUTO_HOST_ENDPOINTS")
-UNUSED_VARIABLES = ("RECONCILER_PERIOD", "COMPACTION_PERIOD", "SYNC_NODE_LABELS")
+USED_VARIABLES = ("ENABLED_CONTROLLERS", "LOG_LEVEL", "HEALTH_ENABLED", "AUTO_HOST_ENDPOINTS", "COMPACTION_PERIOD")
+UNUSED_VARIABLES = ("RECONCILER_PERIOD", "SYNC_NODE_LABELS")
 _DEFAULT_LEVEL = "Info"
 
 
@@ -44,6 +46,8 @@ class Environment:
     auto_host_endpoints: bool | None = None
     health_checks: bool | None = None
     log_level: str | None = None
+    compaction_s: float | None = None
+    metrics_port: int | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -59,6 +63,7 @@ class Running:
     status: model.KubeControllersConfigurationStatus
     without_effect: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+    upkeep: Upkeep = field(default_factory=Upkeep)
 
 
 def default_configuration() -> model.KubeControllersConfiguration:
@@ -95,16 +100,24 @@ def running(spec: model.KubeControllersConfigurationSpec, environment: Environme
     runs_node = spec.controllers.node is not None if environment.enabled is None else "node" in environment.enabled
     host_endpoints = _in_force(spec.controllers.node, environment) if runs_node else None
     node = model.NodeControllerConfig(sync_labels="Disabled", host_endpoint=host_endpoints) if runs_node else None
+    kept = upkeep(
+        spec,
+        enabled=environment.enabled,
+        compaction_s=environment.compaction_s,
+        metrics_port=environment.metrics_port,
+        problems=problems,
+    )
+    config = model.KubeControllersConfigurationSpec(
+        log_severity_screen=level, health_checks=_word(health), controllers=model.ControllersConfig(node=node)
+    )
+    kept.report(config)
     return Running(
         log_level=level,
         health_checks=health,
         host_endpoints=host_endpoints,
+        upkeep=kept,
         status=model.KubeControllersConfigurationStatus(
-            running_config=model.KubeControllersConfigurationSpec(
-                log_severity_screen=level,
-                health_checks=_word(health),
-                controllers=model.ControllersConfig(node=node),
-            ),
+            running_config=config,
             environment_vars={name: text for name in USED_VARIABLES if (text := environment.variables.get(name))},
         ),
         without_effect=tuple(_without_effect(spec, environment)),
@@ -148,11 +161,8 @@ def _without_effect(spec: model.KubeControllersConfigurationSpec, environment: E
     """Names of what is set and not part of this version."""
     controllers, node = spec.controllers, spec.controllers.node
     for name, value in (
-        ("etcdV3CompactionPeriod", spec.etcdv3_compaction_period),
-        ("prometheusMetricsPort", spec.prometheus_metrics_port),
         ("debugProfilePort", spec.debug_profile_port),
         ("controllers.migration", controllers.migration),
-        ("controllers.node.leakGracePeriod", node.leak_grace_period if node is not None else None),
     ):
         if value is not None:
             yield name
@@ -163,7 +173,6 @@ def _without_effect(spec: model.KubeControllersConfigurationSpec, environment: E
         "workloadEndpoint": controllers.workload_endpoint,
         "serviceAccount": controllers.service_account,
         "namespace": controllers.namespace,
-        "loadBalancer": controllers.load_balancer,
     }
     if environment.enabled is None:
         yield from (f"controllers.{name}" for name, value in fields.items() if value is not None)
