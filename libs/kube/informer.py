@@ -31,8 +31,8 @@ STEADY_S = 5.0
 ABSENT_S = 15.0
 """After so long a kind that the server does not have is asked for again."""
 _RESUMABLE = frozenset({0, 401, 403, 429, 500, 503})
-"""Codes after which a watch may go on where it was. After others its revision may be what is wrong (too old, from before
-a restored backup, in front of an event that nobody can read), and everything is listed again.
+"""Codes after which a watch may go on where it was. After others its revision may be what is wrong (too old, from
+before a restored backup, in front of an event that nobody can read), and everything is listed again.
 """
 
 

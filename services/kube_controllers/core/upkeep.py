@@ -50,10 +50,11 @@ def upkeep(
     enabled: tuple[str, ...] | None,
     compaction_s: float | None,
     metrics_port: int | None,
+    kubernetes: bool,
     problems: list[str],
 ) -> Upkeep:
-    """enabled: names of ENABLED_CONTROLLERS, None when it is not given; so with the other two. problems: gets what was
-    ignored, and why.
+    """enabled: names of ENABLED_CONTROLLERS, None when it is not given; so with the other two. kubernetes: there is an
+    API server. problems: gets what was ignored, and why.
     """
     controllers = spec.controllers
 
@@ -69,7 +70,9 @@ def upkeep(
     return Upkeep(
         leak_grace_s=_seconds("leakGracePeriod", grace, problems) if runs("node", node is not None) else None,
         load_balancers=(
-            _assign(assign, problems) if runs("loadbalancer", controllers.load_balancer is not None) else None
+            _assign(assign, problems)
+            if kubernetes and runs("loadbalancer", controllers.load_balancer is not None)
+            else None
         ),  # by the environment: all services
         pools=runs("ippool", True),
         tiers=runs("tier", True),
