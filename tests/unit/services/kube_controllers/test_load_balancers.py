@@ -92,7 +92,7 @@ def test_what_cannot_be_understood_is_named(annotations: dict[str, str], spec: d
 
 
 def test_one_address_of_each_family_is_drawn_and_what_fits_is_kept() -> None:
-    both = {"ipFamilies": ["IPv6", "IPv4"], "ipFamilyPolicy": "RequireDualStack"}
+    both: dict[str, Any] = {"ipFamilies": ["IPv6", "IPv4"], "ipFamilyPolicy": "RequireDualStack"}
     assert plan(service(**both))[1] == Plan(draw=(6, 4))
     assert plan(service(**both), ("10.0.0.1",))[1] == Plan(draw=(6,))
     assert plan(service(**both), ("10.0.0.1", "fd00::1"))[1].empty
