@@ -82,7 +82,7 @@ async def test_k05_the_environment_wins_over_the_resource(stage: Stage) -> None:
     assert found["status"]["environmentVars"] == {
         "AUTO_HOST_ENDPOINTS": "enabled", "ENABLED_CONTROLLERS": "node,loadbalancer",
     }  # fmt: skip
-    assert "ENABLED_CONTROLLERS loadBalancer" in replica.log.read_text()
+    assert "loadBalancer (no access to a Kubernetes API)" in replica.log.read_text()
     bad = stage.replica(ENABLED_CONTROLLERS="nodes")
     assert await bad.status() == 2
     assert "no such controller: nodes" in bad.log.read_text()
