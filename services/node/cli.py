@@ -11,6 +11,7 @@ import click
 
 from libs.runtime.nodename import NODENAME_FILE
 from libs.runtime.release import version as release
+from services.node.cleaning import take_over_command, uninstall_command
 from services.node.core.bgp_health import of_family
 from services.node.shell import probes
 from services.node.shell.host_paths import PathProblem, mount_for_ebpf, prepare_paths
@@ -144,5 +145,5 @@ def hostpath_init(user: int) -> None:
         _fail(str(error))
 
 
-if __name__ == "__main__":
-    cli()
+cli.add_command(take_over_command)
+cli.add_command(uninstall_command)
