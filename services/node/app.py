@@ -17,6 +17,7 @@ from typing import Any
 
 from libs.kube.api import KubeApi, KubeError
 from libs.resources.client import ResourceClient
+from libs.resources.errors import ResourceError
 from libs.runtime.backends import open_bus, open_store
 from libs.runtime.service import Service, ServiceExit
 from libs.store.api import Store, StoreError
@@ -31,6 +32,7 @@ from services.node.shell.probes import bgp_ready_problem, http_problem
 from services.node.shell.startup import start_up
 from services.node.shell.status import StatusReporter
 from services.node.shell.supervisor import Supervised
+from services.node.shell.takeover import pools_of, take_over
 from services.node.shell.tunnels import TunnelAddresses
 from services.node.startup_config import StartupConfig
 
@@ -58,7 +60,7 @@ async def run(config: NodeConfig, service: Service) -> None:
             service.spawn(_contact_forever(store, service), name="contact")
             _addresses(config, service, store, kube)
             if config.supervise:
-                _programs(config, service, node, random)
+                _programs(config, service, store, node, random)
             if kube is not None:
                 service.spawn(_complete(config, service, kube, random), name="completion")
             service.ready()
@@ -104,13 +106,15 @@ def _addresses(config: StartupConfig, service: Service, store: Store, kube: Kube
         service.spawn(watch_addresses(watched, config.autodetect_poll_s, health), name="addresses")
 
 
-def _programs(config: NodeConfig, service: Service, node: str, random: Random) -> None:
+def _programs(config: NodeConfig, service: Service, store: Store, node: str, random: Random) -> None:
     for program in _wanted(config, node):
         one = Supervised(program, service.health, random, os.environ, CHILD_GRACE_S)
         service.spawn(one.run(), name=program.name)
         service.spawn(one.watch(config.probe_every_s), name=f"probes of {program.name}")
     if config.backend == BIRD:
         service.spawn(_bgp_sessions(config, service), name="BGP sessions")
+    if config.take_over and not config.disable_felix:
+        service.spawn(_take_over(config, store), name="take-over")
 
 
 def _wanted(config: NodeConfig, node: str) -> list[Program]:
@@ -134,6 +138,20 @@ async def _bgp_sessions(config: NodeConfig, service: Service) -> None:
         said = await asyncio.to_thread(_bgp_problem, config)
         health.report(ready=not said, detail=said)
         await asyncio.sleep(config.probe_every_s)
+
+
+async def _take_over(config: NodeConfig, store: Store) -> None:
+    """As soon as felix holds the rules; and once more, for routes, when all sessions are up."""
+    for probe in probes(config):
+        while await asyncio.to_thread(probe):
+            await asyncio.sleep(config.probe_every_s)
+        try:
+            outcome = await asyncio.to_thread(take_over, await pools_of(store))
+        except (StoreError, ResourceError, OSError) as error:
+            log.warning("nothing taken over from an earlier Calico", extra={"error": str(error)})
+            continue
+        if outcome.removed or outcome.left:
+            log.info("taken over from a real calico-node", extra={"removed": outcome.removed, "left": outcome.left})
 
 
 async def _complete(config: NodeConfig, service: Service, kube: KubeApi, random: Random) -> None:

@@ -4,30 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import os
-from ipaddress import ip_network
 from pathlib import Path
 
 import click
 
-from libs.model import IPPool
 from libs.netlink.routes import IPNetwork
-from libs.resources.client import ResourceClient
 from libs.resources.errors import ResourceError
 from libs.runtime.backends import open_store
 from libs.runtime.service import ServiceExit
-from libs.store.api import Store, StoreError
+from libs.store.api import StoreError
 from services.node.shell import probes
-from services.node.shell.takeover import Outcome, take_over
+from services.node.shell.takeover import Outcome, pools_of, take_over
 from services.node.shell.uninstall import STATE, Places, uninstall
 
 ANSWER_S = 10.0
 _dry_run = click.option("--dry-run", is_flag=True, help="Tell what would go, and leave it.")
-
-
-async def pools_of(store: Store) -> list[IPNetwork]:
-    """Raises StoreError, ResourceError."""
-    listed = await ResourceClient(store).list("IPPool")
-    return [ip_network(one.spec.cidr) for one in listed.items if isinstance(one, IPPool)]
 
 
 @click.command("take-over")

@@ -14,6 +14,9 @@ class NodeConfig(StartupConfig):
     supervise: bool = setting(
         False, "Start the node up and run felix, bgp and the CNI installer as well, as one service for all of a node."
     )
+    take_over: bool = setting(
+        True, "When felix is ready, rules, sets and routes that a real calico-node left on this host are removed."
+    )
     disable_felix: bool = setting(False, "Do not run felix.", env=("CALICO_DISABLE_FELIX",))
     manage_cni: bool | None = setting(
         None, "Run the installer of the CNI plugin, which renews its token; none: where there is a Kubernetes API.",

@@ -13,7 +13,7 @@ from libs.netlink.addresses import address_request, list_addresses
 from libs.netlink.codec import NetlinkError
 from libs.netlink.links import Link, delete_link, list_links, set_link
 from libs.netlink.routes import PROTOCOL_BGP, PROTOCOL_FELIX, Route, delete_routes, list_all_routes, slices
-from libs.netlink.rules import list_mark_rules, mark_rule_request
+from libs.netlink.rules import MarkRule, list_mark_rules, mark_rule_request
 from libs.netlink.socket import NETLINK_ROUTE, NetlinkSocket
 from libs.nftables.kernel import KernelRuleset
 from libs.nftables.model import Family, Table
@@ -70,7 +70,7 @@ class HostKernel:
         for version in (4, 6):
             self._route.batch([mark_rule_request(rule, delete=True) for rule in self._negated(version)])
 
-    def _negated(self, version: int) -> list[object]:
+    def _negated(self, version: int) -> list[MarkRule]:
         found = list_mark_rules(self._route, WIREGUARD_TABLE, version)
         return [rule for rule in found if rule.negate]
 

@@ -48,10 +48,8 @@ def save(tool: str) -> str:
 
 def restore(tool: str, text: str) -> None:
     """A table at a time is changed in one step. Raises XtablesError."""
-    _run(
-        [f"{tool}-restore", "--noflush", "--wait", "10"] if "nft" not in tool else [f"{tool}-restore", "--noflush"],
-        text,
-    )
+    patience = [] if "nft" in tool else ["--wait", "10"]  # for the lock of the old kind
+    _run([f"{tool}-restore", "--noflush", *patience], text)
 
 
 def _run(command: list[str], text: str | None) -> str:

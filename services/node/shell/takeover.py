@@ -1,7 +1,7 @@
 """Removes what a real calico-node left in the kernel, after ours is live, so that no packet is without rules.
 
-What it has in common with us, Felix has taken over by then: nftables tables `ip calico` and `ip6 calico` were replaced in
-one transaction, routes of protocol 80 and overlay devices adopted. Left are the rules of its iptables mode with their
+What it has in common with us, Felix has taken over by then: nftables tables `ip calico` and `ip6 calico` were replaced
+in one transaction, routes of protocol 80 and overlay devices adopted. Left are the rules of its iptables mode with their
 sets, the ARP table of its nftables mode, routes of BIRD and of workloads that another of ours now stands for. Nothing
 else is touched, and a second run finds nothing.
 """
@@ -11,8 +11,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from ipaddress import ip_network
 
+from libs.model import IPPool
 from libs.netlink.routes import TABLE_MAIN, IPNetwork
+from libs.resources.client import ResourceClient
+from libs.store.api import Store
 from services.node.core.iptables import counted, removal
 from services.node.core.leftovers import NFT_ARP, is_ipset, old_routes
 from services.node.drivers import xtables
@@ -27,6 +31,12 @@ class Outcome:
 
     removed: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
+
+
+async def pools_of(store: Store) -> list[IPNetwork]:
+    """Raises StoreError, ResourceError."""
+    listed = await ResourceClient(store).list("IPPool")
+    return [ip_network(one.spec.cidr) for one in listed.items if isinstance(one, IPPool)]
 
 
 def take_over(pools: Collection[IPNetwork], *, dry_run: bool = False) -> Outcome:

@@ -1,7 +1,7 @@
 """Takes everything of ours, and of a real Calico, off this host. What others made stays.
 
-In this order, so that at no time a packet of a pod passes without policy: the plugin's configuration (no new pods), pods'
-interfaces and the rest of the network, the rules last. The switches that forward packets stay as they are: others may
+In this order, so that at no time a packet of a pod passes without policy: the plugin's configuration (no new pods),
+pods' interfaces and the rest of the network, the rules last. The switches that forward packets stay as they are: others may
 rely on them by now. The node's record in the datastore is not this host's to delete.
 """
 
@@ -41,7 +41,7 @@ class Places:
 
 
 def uninstall(places: Places, *, keep_state: bool = False, dry_run: bool = False) -> Outcome:
-    """Blocking. Goes on after a failure; a second run removes what the first could not. dry_run: tells what would go."""
+    """Blocking. Goes on after a failure; a second run removes what the first could not. dry_run: only tells."""
     outcome = Outcome()
     for path in places.files():
         _remove(path, outcome, dry_run=dry_run)
