@@ -36,6 +36,7 @@ Questions
   version
 """
 COMMANDS = ("health", "init", "hostpath-init", "take-over", "uninstall", "version")
+ONCE = ("startup", "allocate-tunnel-addrs", "complete-startup", "shutdown")
 ALIASES = {"allocate-tunnel-addresses": "allocate-tunnel-addrs", "node-services": "run"}
 
 
@@ -91,7 +92,10 @@ def _services() -> dict[str, Callable[[str, list[str]], int]]:
             prog: str, arguments: list[str], work: object = work, description: str = description, verb: str = verb
         ) -> int:
             kind = StartupConfig if verb == "startup" else NodeConfig
-            return start(work, kind, prog=prog, description=description, argv=arguments)  # type: ignore[arg-type]
+            environ = dict(os.environ)
+            if verb in ONCE:
+                environ.pop("CALICO_NODE_HEALTHPORT", None)  # of the service beside which it runs, in one container
+            return start(work, kind, prog=prog, description=description, argv=arguments, environ=environ)  # type: ignore[arg-type]
 
         found[verb] = run
     return found

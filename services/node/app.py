@@ -143,8 +143,7 @@ async def _bgp_sessions(config: NodeConfig, service: Service) -> None:
 async def _take_over(config: NodeConfig, store: Store) -> None:
     """As soon as felix holds the rules; and once more, for routes, when all sessions are up."""
     for probe in probes(config):
-        while await asyncio.to_thread(probe):
-            await asyncio.sleep(config.probe_every_s)
+        await _until_well(probe, config.probe_every_s)
         try:
             outcome = await asyncio.to_thread(take_over, await pools_of(store))
         except (StoreError, ResourceError, OSError) as error:
@@ -152,6 +151,11 @@ async def _take_over(config: NodeConfig, store: Store) -> None:
             continue
         if outcome.removed or outcome.left:
             log.info("taken over from a real calico-node", extra={"removed": outcome.removed, "left": outcome.left})
+
+
+async def _until_well(probe: Callable[[], str], every_s: float) -> None:
+    while await asyncio.to_thread(probe):  # noqa: ASYNC110  # another process's state
+        await asyncio.sleep(every_s)
 
 
 async def _complete(config: NodeConfig, service: Service, kube: KubeApi, random: Random) -> None:

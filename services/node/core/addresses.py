@@ -11,7 +11,7 @@ from ipaddress import ip_interface
 
 from libs.model import Node
 from libs.model.node import NodeInterface
-from services.node.core.autodetect import AddressIn, HostInterface
+from services.node.core.autodetect import AddressIn, HostInterface, reachable
 
 AUTODETECT, NONE = "autodetect", "none"
 VARIABLES = {4: "IP", 6: "IP6"}
@@ -54,7 +54,7 @@ def wanted(version: int, text: str, current: str) -> Wanted:
         ) from None
     if address.version != version:
         raise AddressError(f"{VARIABLES[version]}={text}: that is an IPv{address.version} address")
-    if address.is_loopback or address.is_multicast or address.is_unspecified or address.is_link_local:
+    if not reachable(address):
         raise AddressError(f"{VARIABLES[version]}={text}: other nodes cannot reach that address")
     return Wanted(address=address, whole="/" not in text)
 
@@ -111,7 +111,7 @@ def node_interfaces(interfaces: Iterable[HostInterface], *, ours: Iterable[str] 
     left_out = (*ours, "tunl", "vxlan.calico", "vxlan-v6.calico", "wireguard.cali", "wg-v6.cali", "bpf")
     told = []
     for one in interfaces:
-        addresses = [str(a.ip) for a in one.addresses if not (a.is_loopback or a.is_link_local or a.is_multicast)]
+        addresses = [str(a.ip) for a in one.addresses if reachable(a)]
         if addresses and not one.name.startswith(left_out):
             told.append(NodeInterface(name=one.name, addresses=addresses))
     return sorted(told, key=lambda one: one.name)

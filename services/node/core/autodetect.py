@@ -133,10 +133,14 @@ def _usable(interfaces: Iterable[HostInterface], version: int) -> Iterator[tuple
     """Other hosts can send to these: no loopback, link-local or multicast address."""
     for interface in interfaces:
         for address in interface.addresses if interface.up else ():
-            if address.version == version and not (
-                address.is_loopback or address.is_link_local or address.is_multicast or address.is_unspecified
-            ):
+            if address.version == version and reachable(address):
                 yield interface.name, address
+
+
+def reachable(address: AddressIn) -> bool:
+    """Other hosts can send to it, as far as its kind tells."""
+    ip = address.ip  # of an interface `is_unspecified` is never true
+    return not (ip.is_loopback or ip.is_link_local or ip.is_multicast or ip.is_unspecified)
 
 
 def _held(ip: Address | None, version: int, interfaces: Iterable[HostInterface]) -> AddressIn | None:

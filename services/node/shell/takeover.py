@@ -1,9 +1,9 @@
 """Removes what a real calico-node left in the kernel, after ours is live, so that no packet is without rules.
 
 What it has in common with us, Felix has taken over by then: nftables tables `ip calico` and `ip6 calico` were replaced
-in one transaction, routes of protocol 80 and overlay devices adopted. Left are the rules of its iptables mode with their
-sets, the ARP table of its nftables mode, routes of BIRD and of workloads that another of ours now stands for. Nothing
-else is touched, and a second run finds nothing.
+in one transaction, routes of protocol 80 and overlay devices adopted. Left are the rules of its iptables mode with
+their sets, the ARP table of its nftables mode, routes of BIRD and of workloads that another of ours now stands for.
+Nothing else is touched, and a second run finds nothing.
 """
 
 from __future__ import annotations

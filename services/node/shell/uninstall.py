@@ -1,8 +1,8 @@
 """Takes everything of ours, and of a real Calico, off this host. What others made stays.
 
 In this order, so that at no time a packet of a pod passes without policy: the plugin's configuration (no new pods),
-pods' interfaces and the rest of the network, the rules last. The switches that forward packets stay as they are: others may
-rely on them by now. The node's record in the datastore is not this host's to delete.
+pods' interfaces and the rest of the network, the rules last. The switches that forward packets stay as they are:
+others may rely on them by now. The node's record in the datastore is not this host's to delete.
 """
 
 from __future__ import annotations
