@@ -15,7 +15,7 @@ ELSEWHERE = Path("/work/shared/golden")
 THEIRS = """\
 *filter
 :THEIRS - [0:0]
--A FORWARD -m comment --comment "somebody else's" -j THEIRS
+-A FORWARD -m comment --comment "of somebody else" -j THEIRS
 -A THEIRS -j RETURN
 COMMIT
 """
