@@ -36,4 +36,5 @@ LABEL org.opencontainers.image.title="calico-py" \
       org.opencontainers.image.licenses="Apache-2.0"
 # Felix, bgp, node and cni work on the host's network and need root; everything else runs as 65532 (compose.yaml, k8s/).
 ENTRYPOINT ["/usr/local/bin/calico"]
-CMD ["node"]
+# Without a command: all of a node, as `calicoctl node run` wants it.
+CMD ["node", "run", "--supervise"]

@@ -11,7 +11,7 @@ mkdir -p "$target"
 target=$(readlink -f "$target")
 cd "$(dirname "$script")/.."
 
-runs=(python3 python3-minimal iproute2 nftables etcd-server busybox-static ca-certificates)
+runs=(dash libstdc++6 python3 python3-minimal iproute2 nftables etcd-server busybox-static ca-certificates)
 builds=(gcc musl-tools libc6-dev)
 # Dependencies that only maintainer scripts, package management and translations have.
 left_out='^(perl.*|libperl.*|perl-base|adduser|passwd|debconf|dpkg|tar|usrmerge|init-system-helpers|libpam.*|libsemanage.*|libsepol.*|libaudit.*'
@@ -73,9 +73,12 @@ unpack "$root" "${runs[@]}"
 mkdir -p "$root"/{usr/local/bin,dev,proc,sys,tmp,run,root,var/tmp,etc/ssl/certs}
 chmod 1777 "$root/tmp" "$root/var/tmp"
 [ -e "$root/var/run" ] || ln -s /run "$root/var/run"
-ln -sf busybox "$root/usr/bin/sh"
+ln -sf dash "$root/usr/bin/sh"  # busybox as a shell prefers its own ip, ls, … to those of packages
+"$root/usr/bin/busybox" --list | while read -r applet; do
+    [ -e "$root/usr/bin/$applet" ] || [ -e "$root/usr/sbin/$applet" ] || ln -s busybox "$root/usr/bin/$applet"
+done
 cat "$root"/usr/share/ca-certificates/*/*.crt >"$root/etc/ssl/certs/ca-certificates.crt"
-rm -rf "$root/usr/share/ca-certificates"
+rm -rf "$root/usr/share/ca-certificates" "$root"/usr/lib/python3.*/{lib2to3,idlelib,tkinter,turtledemo,pydoc_data,test,ensurepip}
 printf 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n' >"$root/etc/passwd"
 printf 'root:x:0:\nnobody:x:65534:\n' >"$root/etc/group"
 printf 'hosts: files dns\n' >"$root/etc/nsswitch.conf"

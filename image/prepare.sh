@@ -31,14 +31,18 @@ case $1 in
         find . \( -name tests -o -name test \) -type d -prune -exec rm -rf {} +
         find . \( -name '*.pyx' -o -name '*.pxd' -o -name '*.pyi' -o -name '*.c' -o -name '*.h' -o -name '*.typed' \) -type f -exec rm {} +
         find . -name '*.so' -type f -exec strip --strip-unneeded {} +
+        rm -f "$dependencies"/.gitignore "$dependencies"/.lock "$dependencies"/bin/*.bat "$dependencies"/bin/activate*
         echo "$project" >calico.pth
-        python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash .
+        # Half of what is left is a generated client of Kubernetes: of it only the compiled form.
+        python3 -m compileall -q -b --invalidation-mode unchecked-hash kubernetes_asyncio/client
+        find kubernetes_asyncio/client -name '*.py' -exec rm {} +
+        python3 -m compileall -q --invalidation-mode unchecked-hash .
         ;;
     project)
         [ ! -d /wheels ] || export UV_NO_INDEX=1 UV_FIND_LINKS=/wheels UV_OFFLINE=1
         uv pip install -q --python "$dependencies/bin/python" --no-deps --target "$project" .
         rm -rf "$project/libs/testkit"
-        python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash "$project"
+        python3 -m compileall -q --invalidation-mode unchecked-hash "$project"
         shim=$(CALICO_CACHE_DIR=/tmp/shim "$project/bin/calico-cni" build)
         mkdir "$project/cni"
         mv "$shim" "$project/cni/calico"
@@ -57,6 +61,7 @@ case $1 in
         done
         echo 'calico:x:65532:' >>/etc/group
         echo 'calico:x:65532:65532:services without root:/:/bin/false' >>/etc/passwd
+        python3 -m compileall -q --invalidation-mode unchecked-hash "$(python3 -c 'import os; print(os.path.dirname(os.__file__))')"
         mkdir -p /var/lib/calico /var/run/calico /var/lib/etcd
         chown 65532:65532 /var/lib/etcd
         ;;
