@@ -11,7 +11,7 @@ mkdir -p "$target"
 target=$(readlink -f "$target")
 cd "$(dirname "$script")/.."
 
-runs=(dash libstdc++6 python3 python3-minimal iproute2 nftables etcd-server busybox-static ca-certificates)
+runs=(dash libstdc++6 python3 python3-minimal iproute2 nftables etcd-server busybox ca-certificates)
 builds=(gcc musl-tools libc6-dev)
 # Dependencies that only maintainer scripts, package management and translations have.
 left_out='^(perl.*|libperl.*|perl-base|adduser|passwd|debconf|dpkg|tar|usrmerge|init-system-helpers|libpam.*|libsemanage.*|libsepol.*|libaudit.*'
@@ -74,7 +74,7 @@ mkdir -p "$root"/{usr/local/bin,dev,proc,sys,tmp,run,root,var/tmp,etc/ssl/certs}
 chmod 1777 "$root/tmp" "$root/var/tmp"
 [ -e "$root/var/run" ] || ln -s /run "$root/var/run"
 ln -sf dash "$root/usr/bin/sh"  # busybox as a shell prefers its own ip, ls, … to those of packages
-"$root/usr/bin/busybox" --list | while read -r applet; do
+chroot "$root" busybox --list | while read -r applet; do
     [ -e "$root/usr/bin/$applet" ] || [ -e "$root/usr/sbin/$applet" ] || ln -s busybox "$root/usr/bin/$applet"
 done
 cat "$root"/usr/share/ca-certificates/*/*.crt >"$root/etc/ssl/certs/ca-certificates.crt"
