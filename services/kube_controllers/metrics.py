@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from services.kube_controllers.ipam_metrics import IpamMetrics
+
 
 class Metrics:
     def __init__(self, registry: CollectorRegistry) -> None:
+        self.ipam = IpamMetrics(registry)
         self.leader = Gauge("kube_controllers_leader", "1 while this replica is the leader.", registry=registry)
         self.tenures = Counter("kube_controllers_tenures", "Times that this replica became leader.", registry=registry)
         self.running = Gauge(
@@ -21,5 +24,13 @@ class Metrics:
         )  # fmt: skip
         self.writes = Counter(
             "kube_controllers_writes", "Objects written: created, updated, deleted.", ("controller", "operation"),
+            registry=registry,
+        )  # fmt: skip
+        self.reconcile_s = Gauge(
+            "kube_controllers_reconcile_seconds", "What the last look at everything took.", ("controller",),
+            registry=registry,
+        )  # fmt: skip
+        self.problems = Gauge(
+            "kube_controllers_problems", "Kubernetes objects of which something could not be used.", ("controller",),
             registry=registry,
         )  # fmt: skip
