@@ -55,7 +55,7 @@ SHIM = PROJECT / "services" / "cni" / "shim.c"
 FELIX_PORT, TYPHA_PORT = 9099, 9098  # health and metrics
 DAEMONS = {"bgp": ("services.bgp", "CALICO_BGP_", 9097), "node": ("services.node", "CALICO_NODE_", 9096)}
 """What may run on every node beside felix: module, prefix of its environment, port of health and metrics."""
-_OURS = ("ETCD", "NATS", "FELIX", "TYPHA", "CALICO", "CNI", "NODENAME", "LOG_", "HEALTH")
+_OURS = ("ETCD", "NATS", "FELIX", "TYPHA", "CALICO", "CNI", "KUBE", "NODENAME", "LOG_", "HEALTH")
 
 Address = IPv4Address | IPv6Address
 Target = Pod | Address | str
