@@ -13,7 +13,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from random import Random
 from typing import TypeVar
@@ -78,7 +78,8 @@ class KubernetesPods:
         """Loading the client takes seconds, which the first pod should not wait for."""
         if self._default is not None:
             with contextlib.suppress(ValueError):  # said to each pod, until the file is there
-                await self._client(self._default).get()
+                async with self._client(self._default).use():
+                    pass
 
     async def aclose(self) -> None:
         for client in self._clients.values():
@@ -96,7 +97,8 @@ class KubernetesPods:
             pause_s = 0.0
             try:
                 async with asyncio.timeout_at(asyncio.get_running_loop().time() + deadline - time.monotonic()):
-                    return decode(await (await client.get()).get(path))
+                    async with client.use() as api:
+                        return decode(await api.get(path))
             except TimeoutError:
                 raise _no_answer(what, f"no answer within {self._limit_s:g} s") from None
             except ValueError as error:  # the kubeconfig, or msgspec's ValidationError
@@ -128,34 +130,56 @@ def _of_configuration(request: Request) -> Path | None:
     return Path(path) if path else None
 
 
+class _Open:
+    """A client and how many requests are on their way with it."""
+
+    def __init__(self, api: KubeApi) -> None:
+        self.api = api
+        self.users = 0
+        self.retired = False
+
+
 class _Client:
     """Opened again when the file changed: it may hold a token that is renewed every few hours."""
 
     def __init__(self, source: Path) -> None:
         self._source = source
-        self._api: KubeApi | None = None
+        self._open: _Open | None = None
         self._signature: tuple[int, ...] = ()
         self._doubted = False
         self._lock = asyncio.Lock()
 
-    async def get(self) -> KubeApi:
+    @contextlib.asynccontextmanager
+    async def use(self) -> AsyncIterator[KubeApi]:
         """Raises ValueError for a kubeconfig that is no good, or not there."""
         async with self._lock:
-            now = self._look()
-            if self._api is None or self._doubted or now != self._signature:
-                fresh = await KubeApi.open(self._source)
-                old, self._api, self._signature, self._doubted = self._api, fresh, now, False
-                if old is not None:
-                    await old.close()  # who still waits on it asks again
-            return self._api
+            held = await self._current()
+            held.users += 1
+        try:
+            yield held.api
+        finally:
+            held.users -= 1
+            if held.retired and not held.users:
+                await held.api.close()
+
+    async def _current(self) -> _Open:
+        now = self._look()
+        if self._open is None or self._doubted or now != self._signature:
+            fresh = _Open(await KubeApi.open(self._source))
+            old, self._open, self._signature, self._doubted = self._open, fresh, now, False
+            if old is not None:
+                old.retired = True  # closed by the last request that uses it
+                if not old.users:
+                    await old.api.close()
+        return self._open
 
     def doubt(self) -> None:
         """What it says of us was not believed: read it again before the next request."""
         self._doubted = True
 
     async def close(self) -> None:
-        if self._api is not None:
-            await self._api.close()
+        if self._open is not None:
+            await self._open.api.close()
 
     def _look(self) -> tuple[int, ...]:
         if self._source == IN_CLUSTER:
