@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -45,6 +46,8 @@ from libs.testkit.processes import Process
 
 if TYPE_CHECKING:
     from libs.store.api import Store
+
+log = logging.getLogger(__name__)
 
 JsonObject = dict[str, Any]
 
@@ -135,9 +138,11 @@ class KubeCluster:
         """Until every node is Ready (with calico), all of ours is, and namespaces have their service accounts."""
         cluster, cp = self.cluster, self.control_plane
         await cluster.start()
+        log.info("etcd and NATS run")
         for real in self.real.values():
             real.open()
         cp.start()
+        log.info("control plane runs")
         self._relay = NetnsRelay(cluster.fabric.path, [(cp.address, cp.apiserver.port)])
         self._stack.callback(self._relay.close)
         if self._calico:
@@ -152,6 +157,7 @@ class KubeCluster:
                 await self.start_kubelet(node.name)
         if self._calico:
             await self.until(self._nodes_ready, "nodes ready")
+        log.info("nodes are ready")
         return self
 
     async def _start_calico(self) -> None:
@@ -161,11 +167,13 @@ class KubeCluster:
         for node in cluster.nodes:
             node.env["FELIX_KUBECONFIG"] = node.felix.env["FELIX_KUBECONFIG"] = str(felix)
         await cluster.start_services()
+        log.info("typha and felix run")
         if self._wants_apiserver:
             await self._start_apiserver()
         if self._wants_controllers:
             self.start_controllers()
             await self.until(self._controllers_ready, "kube_controllers ready")
+            log.info("kube_controllers run")
         for real in self.real.values():
             self.configure_network(real)
 
@@ -184,6 +192,7 @@ class KubeCluster:
         self._stack.callback(self.apiserver.close)
         self.apiserver.start()
         register(cp, backend)
+        log.info("apiserver runs")
 
     def start_controllers(self) -> None:
         """services.kube_controllers; again after it was ended."""

@@ -219,19 +219,14 @@ class Kubelet:
         except KubeError as error:
             if error.code != 409:
                 raise
-        await self._heartbeat()
-
-    async def _heartbeat(self) -> None:
-        now = _now()
-        addresses = [
-            {"type": "InternalIP", "address": str(self._node.ipv4.ip)},
-            {"type": "InternalIP", "address": str(self._node.ipv6.ip)},
-            {"type": "Hostname", "address": self.name},
-        ]
         room = {"cpu": "64", "memory": "256Gi", "pods": "1000", "ephemeral-storage": "100Gi"}
-        healthy = {"Ready": "True", "MemoryPressure": "False", "DiskPressure": "False", "PIDPressure": "False"}
         status = {
-            "addresses": addresses,
+            # Two of one type: a strategic patch would take them for one.
+            "addresses": [
+                {"type": "InternalIP", "address": str(self._node.ipv4.ip)},
+                {"type": "InternalIP", "address": str(self._node.ipv6.ip)},
+                {"type": "Hostname", "address": self.name},
+            ],
             "capacity": room,
             "allocatable": room,
             "nodeInfo": {
@@ -239,13 +234,19 @@ class Kubelet:
                 "kernelVersion": "test", "operatingSystem": "linux", "architecture": "amd64", "machineID": self.name,
                 "systemUUID": self.name, "bootID": self.name, "kubeProxyVersion": "",
             },
-            "conditions": [
-                {"type": kind, "status": value, "lastHeartbeatTime": now, "lastTransitionTime": now, "reason": "Test",
-                 "message": ""}
-                for kind, value in healthy.items()
-            ],
         }  # fmt: skip
-        await self._api.patch(f"/api/v1/nodes/{self.name}/status", {"status": status}, STRATEGIC)
+        await self._api.patch(f"/api/v1/nodes/{self.name}/status", {"status": status})
+        await self._heartbeat()
+
+    async def _heartbeat(self) -> None:
+        """Only the conditions that are a kubelet's: NetworkUnavailable is not."""
+        now = _now()
+        healthy = {"Ready": "True", "MemoryPressure": "False", "DiskPressure": "False", "PIDPressure": "False"}
+        conditions = [
+            {"type": kind, "status": value, "lastHeartbeatTime": now, "reason": "Test", "message": ""}
+            for kind, value in healthy.items()
+        ]
+        await self._api.patch(f"/api/v1/nodes/{self.name}/status", {"status": {"conditions": conditions}}, STRATEGIC)
 
     async def _lease_forever(self) -> None:
         """The node is alive. When it was deleted, it comes back as a real one does."""
