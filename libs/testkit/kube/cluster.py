@@ -157,6 +157,9 @@ class KubeCluster:
                 await self.start_kubelet(node.name)
         if self._calico:
             await self.until(self._nodes_ready, "nodes ready")
+        if self._wants_controllers:  # not before: they delete Nodes that Kubernetes does not have
+            self.start_controllers()
+            await self.until(self._controllers_ready, "kube_controllers ready")
         log.info("nodes are ready")
         return self
 
@@ -170,10 +173,6 @@ class KubeCluster:
         log.info("typha and felix run")
         if self._wants_apiserver:
             await self._start_apiserver()
-        if self._wants_controllers:
-            self.start_controllers()
-            await self.until(self._controllers_ready, "kube_controllers ready")
-            log.info("kube_controllers run")
         for real in self.real.values():
             self.configure_network(real)
 

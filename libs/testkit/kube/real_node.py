@@ -168,6 +168,10 @@ class RealNode:
         """An OCI layout or the output of `docker save`, as a tar file; its names are then known to this node."""
         await asyncio.to_thread(self.ctr, "images", "import", archive, check=True)
 
+    def namespaces(self) -> list[Path]:
+        """Those that the runtime made for pods, as paths that are good outside too."""
+        return list(Path(f"/proc/{self._init_pid()}/root/run/netns").iterdir())
+
     def until(self, condition: Callable[[], object], what: str, timeout_s: float = 60.0) -> None:
         deadline = time.monotonic() + timeout_s
         while not condition():
