@@ -18,6 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+import msgspec
+
 if TYPE_CHECKING:
     from kubernetes_asyncio.client import ApiClient
 
@@ -26,9 +28,13 @@ JsonObject = dict[str, Any]
 IN_CLUSTER = Path("in-cluster")
 """In place of a kubeconfig's path: the pod's service account."""
 TIMEOUT_S = 10.0
+LIST_TIMEOUT_S = 60.0
+"""For one page; a busy server takes its time for it."""
 PAGE = 500
 WATCH_S = 300
 """A watch ends by itself after so long, so that one that hangs silently is not trusted for ever."""
+GARBLED = 502
+"""Code of an error for an answer that makes no sense."""
 _LINE_LIMIT = 8 << 20  # an object in etcd is at most 1.5 MB
 
 MERGE = "application/merge-patch+json"
@@ -110,16 +116,42 @@ class KubeApi:
         return await self._call("DELETE", path, body)
 
     async def list_all(self, path: str, query: Mapping[str, str] | None = None) -> Listing:
-        """Everything, in pages of `PAGE`, all of one revision. A continue token that is too old (410) is an error."""
+        """Everything at once; see `pages`."""
         items: list[JsonObject] = []
+        revision = ""
+        async with aclosing(self.pages(path, query)) as pages:
+            async for page in pages:
+                items += page.items
+                revision = page.resource_version
+        return Listing(items, revision)
+
+    async def pages(self, path: str, query: Mapping[str, str] | None = None) -> AsyncGenerator[Listing, None]:
+        """Everything, `PAGE` objects at a time, all of one revision. A continue token that is too old (410) is an
+        error: whoever wants everything begins again.
+        """
         more: dict[str, str] = {}
         while True:
-            page = await self.get(path, {**(query or {}), "limit": str(PAGE), **more})
-            items += page.get("items") or []
-            metadata = page.get("metadata") or {}
+            asked = {**(query or {}), "limit": str(PAGE), **more}
+            page = await self._call("GET", path, None, query=asked, timeout_s=LIST_TIMEOUT_S)
+            items, metadata = page.get("items") or [], page.get("metadata") or {}
+            if not isinstance(items, list) or not isinstance(metadata, dict) or not all(map(_is_named, items)):
+                raise KubeError(GARBLED, f"GET {path}: the answer is no list of objects")
+            yield Listing(items, str(metadata.get("resourceVersion") or ""))
             if not metadata.get("continue"):
-                return Listing(items, str(metadata.get("resourceVersion") or ""))
+                return
             more = {"continue": str(metadata["continue"])}
+
+    async def serves(self, group_version: str, plural: str) -> bool:
+        """Is there such a kind of resource ("apps/v1", "deployments")? Raises KubeError when the server does not say
+        yes or no.
+        """
+        try:
+            found = await self.get(f"/apis/{group_version}")
+        except KubeError as error:
+            if error.code != 404:
+                raise
+            return False
+        return any(isinstance(one, dict) and one.get("name") == plural for one in found.get("resources") or [])
 
     async def watch(
         self, path: str, resource_version: str, query: Mapping[str, str] | None = None
@@ -133,17 +165,7 @@ class KubeApi:
         }  # fmt: skip
         async with aclosing(self._lines(path, asked)) as lines:
             async for line in lines:
-                try:
-                    event = json.loads(line)
-                    kind, document = event["type"], event["object"]
-                except (ValueError, KeyError, TypeError) as error:
-                    raise KubeError(502, f"WATCH {path}: not an event: {error}") from error
-                if kind == "ERROR":
-                    raise KubeError(
-                        int(document.get("code") or 500), f"WATCH {path}: {document.get('message')}",
-                        str(document.get("reason") or ""),
-                    )  # fmt: skip
-                yield Event(kind, document)
+                yield _event(path, line)
 
     async def _lines(self, path: str, query: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
         import asyncio
@@ -165,7 +187,7 @@ class KubeApi:
                     return
                 *lines, rest = (rest + chunk).split(b"\n")
                 if len(rest) > _LINE_LIMIT:
-                    raise KubeError(502, f"WATCH {path}: an event of more than {_LINE_LIMIT} bytes")
+                    raise KubeError(GARBLED, f"WATCH {path}: an event of more than {_LINE_LIMIT} bytes")
                 for line in lines:
                     if line.strip():
                         yield line
@@ -180,10 +202,13 @@ class KubeApi:
         *,
         query: Mapping[str, str] | None = None,
         content_type: str = "application/json",
+        timeout_s: float = TIMEOUT_S,
     ) -> JsonObject:
         import aiohttp
 
-        response = await self._ask(method, path, body, query=query, content_type=content_type)
+        response = await self._ask(
+            method, path, body, query=query, content_type=content_type, timeout_s=timeout_s
+        )  # fmt: skip
         try:
             content = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -193,11 +218,11 @@ class KubeApi:
         if response.status >= 300:
             raise _refused(method, path, response.status, content, response.headers)
         try:
-            answer = json.loads(content)
+            answer = msgspec.json.decode(content)
         except ValueError:
             answer = None
         if not isinstance(answer, dict):
-            raise KubeError(502, f"{method} {path}: the answer is no object")
+            raise KubeError(GARBLED, f"{method} {path}: the answer is no object")
         return answer
 
     async def _ask(
@@ -240,6 +265,41 @@ class KubeApi:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def _is_named(document: object) -> bool:
+    """Is it an object with the metadata that all have?"""
+    metadata = document.get("metadata") if isinstance(document, dict) else None
+    return isinstance(metadata, dict) and isinstance(metadata.get("name"), str) and bool(metadata["name"])
+
+
+def _event(path: str, line: bytes) -> Event:
+    try:
+        event = msgspec.json.decode(line)
+        kind, document = event["type"], event["object"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise KubeError(GARBLED, f"WATCH {path}: not an event: {error}") from error
+    if kind == "ERROR":
+        raise _ended(path, document)
+    if kind == "BOOKMARK":
+        named = isinstance(document, dict) and isinstance(document.get("metadata"), dict)
+    else:
+        named = kind in ("ADDED", "MODIFIED", "DELETED") and _is_named(document)
+    if not named:
+        raise KubeError(GARBLED, f"WATCH {path}: no event of an object: {kind!r}")
+    return Event(kind, document)
+
+
+def _ended(path: str, status: object) -> KubeError:
+    """Of the Status that an ERROR event carries."""
+    if not isinstance(status, dict):
+        return KubeError(GARBLED, f"WATCH {path}: an error without a status")
+    code, details = status.get("code"), status.get("details")
+    pause = details.get("retryAfterSeconds") if isinstance(details, dict) else None
+    return KubeError(
+        code if isinstance(code, int) else 500, f"WATCH {path}: {code} {status.get('message')}",
+        str(status.get("reason") or ""), float(pause) if isinstance(pause, int) else None,
+    )  # fmt: skip
 
 
 def _refused(method: str, path: str, code: int, content: bytes, headers: Mapping[str, str]) -> KubeError:

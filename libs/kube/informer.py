@@ -3,6 +3,9 @@ lost.
 
 What is held stays as it was while the server is away, and `in_sync` stays true: a reader then knows the past, never an
 empty cluster. Before the first list is complete nothing may be concluded from an absence.
+
+A server in trouble is not asked in a hurry: the pause between tries grows until a watch has lasted `STEADY_S`, whether
+it ended badly or just ended.
 """
 
 from __future__ import annotations
@@ -13,28 +16,32 @@ from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from random import Random
 from types import MappingProxyType
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 from libs.kube.api import JsonObject, KubeApi, KubeError
+from libs.kube.objects import Key
 from libs.runtime.backoff import Backoff
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 GONE = 410
-
-
-class Key(NamedTuple):
-    """namespace: "" for what is in none."""
-
-    namespace: str
-    name: str
+NOT_FOUND = 404
+STEADY_S = 5.0
+ABSENT_S = 15.0
+"""After so long a kind that the server does not have is asked for again."""
+_RESUMABLE = frozenset({0, 401, 403, 429, 500, 503})
+"""Codes after which a watch may go on where it was. After others its revision may be what is wrong (too old, from
+before a restored backup, in front of an event that nobody can read), and everything is listed again.
+"""
 
 
 class Informer(Generic[T]):
     """path: of the collection, in all namespaces ("/api/v1/pods"). decode: makes of a document what is held; ValueError
     (msgspec's errors are such) makes it one of `unreadable`. changed: called with the keys that differ from before,
     after the change was taken in; with every key after the first list. report: "" when all is well, else what is wrong.
+    optional: the kind may come and go with its CustomResourceDefinition, and its objects with it; without it there are
+    none.
     """
 
     def __init__(
@@ -47,6 +54,7 @@ class Informer(Generic[T]):
         *,
         query: Mapping[str, str] | None = None,
         report: Callable[[str], None] = lambda problem: None,
+        optional: bool = False,
     ) -> None:
         self.path = path
         self._api = api
@@ -54,10 +62,13 @@ class Informer(Generic[T]):
         self._changed = changed
         self._query = query
         self._report = report
+        self._optional = optional
+        self._absent = False
         self._backoff = Backoff(random, first_s=0.2, cap_s=30.0)
         self._held: dict[Key, T] = {}
         self._versions: dict[Key, str] = {}
         self._bad: dict[Key, str] = {}
+        self._untold: set[Key] = set()  # taken in by a list that may have ended in the middle
         self._revision = ""
         self._synced = asyncio.Event()
 
@@ -87,41 +98,84 @@ class Informer(Generic[T]):
             try:
                 if not self._revision:
                     await self._list()
-                await self._follow()
+                if await self._follow():
+                    self._backoff.reset()
+                else:
+                    await asyncio.sleep(self._backoff.next_s())
             except KubeError as error:
-                if error.code == GONE:
+                if error.code == NOT_FOUND and await self._is_absent():
+                    await asyncio.sleep(ABSENT_S)
+                    continue
+                if error.code not in _RESUMABLE:
                     self._revision = ""  # what happened meanwhile is not known any more
-                    if not error.retry_after_s:
-                        log.info("history is lost, listing again", extra={"path": self.path})
                 pause_s = max(self._backoff.next_s(), error.retry_after_s or 0.0)
                 self._report(str(error))
                 log.warning(
-                    "not followed, trying again", extra={"path": self.path, "error": str(error), "retry_s": pause_s}
-                )
+                    "not followed, trying again",
+                    extra={
+                        "path": self.path, "error": str(error), "retry_s": pause_s, "list_again": not self._revision
+                    },
+                )  # fmt: skip
                 await asyncio.sleep(pause_s)
 
     async def _list(self) -> None:
-        listing = await self._api.list_all(self.path, self._query)
         first = not self.in_sync
-        new = {_key(document): document for document in listing.items}
-        touched = {key for key in self._versions if key not in new}
-        for key in touched:
-            self._forget(key)
-        for key, document in new.items():
-            if first or self._versions.get(key) != _version(document):
-                self._take(key, document)
-                touched.add(key)
-        self._revision = listing.resource_version
-        self._synced.set()
-        self._well()
-        if touched or first:
-            self._changed(frozenset(touched))
+        seen: set[Key] = set()
+        revision = ""
+        async with aclosing(self._api.pages(self.path, self._query)) as pages:
+            async for page in pages:
+                revision = page.resource_version
+                for document in page.items:
+                    key = _key(document)
+                    seen.add(key)
+                    if first or self._versions.get(key) != _version(document):
+                        self._take(key, document)
+                        self._untold.add(key)
+        self._take_all(seen, revision)
 
-    async def _follow(self) -> None:
+    def _take_all(self, seen: set[Key], revision: str) -> None:
+        """Everything was listed: what was not seen is gone."""
+        first = not self.in_sync
+        for key in self._versions.keys() - seen:
+            self._forget(key)
+            self._untold.add(key)
+        if self._absent:
+            log.info("the server has the kind now", extra={"path": self.path})
+            self._absent = False
+        self._revision = revision
+        self._synced.set()
+        self._report("")
+        if self._untold or first:
+            told, self._untold = frozenset(self._untold), set()
+            self._changed(told)
+
+    async def _is_absent(self) -> bool:
+        """The server says that it has no such kind: then nothing of the kind is there. Other doubts are none."""
+        if not self._optional:
+            return False
+        root, _, plural = self.path.rpartition("/")
+        try:
+            if await self._api.serves(root.removeprefix("/apis/"), plural):
+                return False
+        except KubeError as error:
+            log.warning("discovery failed", extra={"path": self.path, "error": str(error)})
+            return False
+        if not self._absent:
+            log.info("the server does not have the kind; asking again later", extra={"path": self.path})
+        self._absent = False
+        self._take_all(set(), "")
+        self._absent = True
+        return True
+
+    async def _follow(self) -> bool:
+        """Until the server ends the watch. Did it last?"""
+        started_s = asyncio.get_running_loop().time()
         async with aclosing(self._api.watch(self.path, self._revision, self._query)) as events:
             async for event in events:
-                self._revision = _version(event.object)
-                self._well()
+                self._revision = _version(event.object) or self._revision
+                self._report("")
+                if self._lasted(started_s):
+                    self._backoff.reset()
                 if event.type == "BOOKMARK":
                     continue
                 key = _key(event.object)
@@ -130,6 +184,10 @@ class Informer(Generic[T]):
                 else:
                     self._take(key, event.object)
                 self._changed(frozenset({key}))
+        return self._lasted(started_s)
+
+    def _lasted(self, started_s: float) -> bool:
+        return asyncio.get_running_loop().time() - started_s >= STEADY_S
 
     def _take(self, key: Key, document: JsonObject) -> None:
         self._forget(key)
@@ -138,16 +196,12 @@ class Informer(Generic[T]):
             self._held[key] = self._decode(document)
         except ValueError as error:
             self._bad[key] = str(error)
-            log.warning("object not understood", extra={"path": self.path, "key": "/".join(key), "error": str(error)})
+            log.warning("object not understood", extra={"path": self.path, "key": str(key), "error": str(error)})
 
     def _forget(self, key: Key) -> None:
         self._versions.pop(key, None)
         self._held.pop(key, None)
         self._bad.pop(key, None)
-
-    def _well(self) -> None:
-        self._backoff.reset()
-        self._report("")
 
 
 def _key(document: JsonObject) -> Key:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from contextlib import aclosing
 from random import Random
 from typing import TypeVar
@@ -27,6 +27,7 @@ R = TypeVar("R", bound=Resource)
 
 class Mirror:
     """changed: called with the kinds that a batch of changes touched, after it was taken in; the first time with all.
+    touched: before that, with the keys of the resources that came, changed or went, readable or not.
 
     keep: which resources are held, all by default; changes of others are not told.
 
@@ -42,6 +43,7 @@ class Mirror:
         random: Random,
         *,
         keep: Callable[[Resource], bool] = lambda resource: True,
+        touched: Callable[[frozenset[keys.ResourceKey]], None] = lambda touched: None,
     ) -> None:
         self.kinds = frozenset(kinds)
         self.revision = 0  # up to which everything is in; 0 before the first listing
@@ -50,6 +52,7 @@ class Mirror:
         self._prefix = keys.resource_prefix(only) if only else keys.RESOURCES  # one watch for all: one revision
         self._changed = changed
         self._keep = keep
+        self._touched = touched
         self._backoff = Backoff(random, first_s=0.2, cap_s=5.0)
         self._held: dict[str, dict[keys.ResourceKey, Resource]] = {kind: {} for kind in self.kinds}
         self._bad: dict[str, dict[keys.ResourceKey, str]] = {kind: {} for kind in self.kinds}
@@ -64,6 +67,10 @@ class Mirror:
         """Sorted by namespace and name. Shared: not to be written to."""
         found = self._held[kind.kind]
         return [one for key in sorted(found, key=_order) if isinstance(one := found[key], kind)]
+
+    def get(self, key: keys.ResourceKey) -> Resource | None:
+        """None also for one that cannot be read."""
+        return self._held[key.kind].get(key)
 
     def unreadable(self, kind: type[Resource]) -> Mapping[keys.ResourceKey, str]:
         """Why each value of the kind that is there cannot be used."""
@@ -97,23 +104,24 @@ class Mirror:
             listing = await self._store.list(keys.resource_prefix(kind), revision=revision)
             revision = revision or listing.revision
             listed += listing.kvs
+        touched: set[keys.ResourceKey] = set()
         for kind in self.kinds:
+            touched |= self._held[kind].keys() | self._bad[kind].keys()
             self._held[kind].clear()
             self._bad[kind].clear()
-        for kv in listed:
-            self._take(kv.key, kv)
+        touched |= {key for kv in listed if (key := self._take(kv.key, kv))}
         self._listings += 1
         log.info("resources listed", extra={"kinds": sorted(self.kinds), "resources": len(listed), "rev": revision})
-        await self._told(revision, self.kinds)
+        await self._told(revision, self.kinds, touched)
 
     async def _follow(self) -> None:
         async with aclosing(self._store.watch(self._prefix, revision=self.revision + 1)) as batches:
             async for batch in batches:
-                touched = {kind for event in batch.events if (kind := self._take(event.key, event.kv))}
-                await self._told(batch.revision, frozenset(touched))
+                touched = {key for event in batch.events if (key := self._take(event.key, event.kv))}
+                await self._told(batch.revision, frozenset(key.kind for key in touched), touched)
 
-    def _take(self, key: str, kv: KeyValue | None) -> str | None:
-        """The kind that changed, None when it is none of ours, or only what is not held."""
+    def _take(self, key: str, kv: KeyValue | None) -> keys.ResourceKey | None:
+        """What changed, None when it is none of ours, or only what is not held."""
         parsed = keys.parse_key(key)
         if not isinstance(parsed, keys.ResourceKey) or parsed.kind not in self.kinds:
             return None
@@ -130,12 +138,14 @@ class Mirror:
                 bad[parsed] = str(error)
                 touched = True
                 log.error("bad value", extra={"key": key, "rev": kv.mod_revision, "error": str(error)})
-        return parsed.kind if touched else None
+        return parsed if touched else None
 
-    async def _told(self, revision: int, kinds: frozenset[str]) -> None:
+    async def _told(self, revision: int, kinds: frozenset[str], touched: Set[keys.ResourceKey]) -> None:
         async with self._moved:
             self.revision = revision
             self._moved.notify_all()
+        if touched:
+            self._touched(frozenset(touched))
         if kinds:
             self._changed(kinds)
 

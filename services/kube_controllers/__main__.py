@@ -14,7 +14,7 @@ def main() -> int:
         run,
         KubeControllersConfig,
         prog="calico-kube-controllers",
-        description="Keeps parts of the datastore in step with others: automatic host endpoints. Replicas elect one.",
+        description="Brings Kubernetes objects into the datastore, makes automatic host endpoints. Replicas elect one.",
     )
 
 

@@ -6,8 +6,10 @@ import asyncio
 import logging
 import os
 import socket
+from contextlib import AsyncExitStack
 from random import Random
 
+from libs.kube.api import KubeApi, KubeError
 from libs.runtime import logs
 from libs.runtime.backends import open_store
 from libs.runtime.health import Reporter
@@ -29,12 +31,21 @@ HEALTH_TIMEOUT_S = 30.0
 
 
 class KubeControllers:
-    def __init__(self, config: KubeControllersConfig, service: Service, store: Store, random: Random) -> None:
+    def __init__(
+        self,
+        config: KubeControllersConfig,
+        service: Service,
+        store: Store,
+        random: Random,
+        api: KubeApi | None = None,
+    ) -> None:
         self._config = config
         self._store = store
         self._random = random
+        self._api = api
         self._metrics = Metrics(service.registry)
         self._datastore = service.health.register("Datastore", timeout_s=HEALTH_TIMEOUT_S)
+        self._kubernetes = service.health.register("Kubernetes", timeout_s=HEALTH_TIMEOUT_S)
         self._leadership = service.health.register("Leadership")
         self._health: dict[str, Reporter] = {name: service.health.register(name) for name in NAMES}
         for reporter in self._health.values():
@@ -48,7 +59,7 @@ class KubeControllers:
     async def lead(self, fence: Compare) -> None:
         self._metrics.tenures.inc()
         store = FencedStore(self._store, fence)
-        runner = Runner(store, self._environment, self._metrics, self._health, self._take, self._random)
+        runner = Runner(store, self._environment, self._metrics, self._health, self._take, self._random, self._api)
         try:
             self._report_role()
             await runner.run()
@@ -68,6 +79,7 @@ class KubeControllers:
             "settings in force",
             extra={
                 "host_endpoints": "not run" if auto is None else auto.auto_create,
+                "kubernetes": sorted(settings.sync),
                 "templates": [one.generate_name for one in auto.templates] if auto is not None else [],
                 "environment": settings.status.environment_vars,
             },
@@ -78,7 +90,7 @@ class KubeControllers:
             log.info("settings without effect in this version", extra={"settings": settings.without_effect})
 
     async def contact_forever(self) -> None:
-        """Readiness is that the datastore answers us, leader or not."""
+        """Readiness is that the datastore and the Kubernetes API answer us, leader or not."""
         while True:
             checked = self._settings.health_checks if self._settings else self._environment.health_checks is not False
             self._report_role()
@@ -90,7 +102,20 @@ class KubeControllers:
                 self._datastore.report(ready=not checked, detail=why)
             else:
                 self._datastore.report()
+            await self._contact_kubernetes(checked)
             await asyncio.sleep(CONTACT_EVERY_S)
+
+    async def _contact_kubernetes(self, checked: bool) -> None:
+        if self._api is None:
+            self._kubernetes.report(detail="none: no kubeconfig, and not in a pod")
+            return
+        try:
+            async with asyncio.timeout(CONTACT_TIMEOUT_S):
+                await self._api.get("/version")
+        except (KubeError, TimeoutError) as error:
+            self._kubernetes.report(ready=not checked, detail=str(error) or f"no answer within {CONTACT_TIMEOUT_S:g} s")
+        else:
+            self._kubernetes.report()
 
     def _report_role(self) -> None:
         election = self.election
@@ -99,8 +124,14 @@ class KubeControllers:
 
 
 async def run(config: KubeControllersConfig, service: Service) -> None:
-    async with open_store() as store:
-        app = KubeControllers(config, service, store, Random())
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(open_store())
+        api = None
+        if (access := config.kubernetes(os.environ)) is not None:
+            api = await stack.enter_async_context(await KubeApi.open(access))
+        else:
+            log.info("no Kubernetes API: only what lives in etcd is looked after; KUBECONFIG names one")
+        app = KubeControllers(config, service, store, Random(), api)
         async with asyncio.TaskGroup() as tasks:  # inside: leaving the lead in an orderly way needs the store
             work = [
                 tasks.create_task(app.election.run(app.lead), name="election"),

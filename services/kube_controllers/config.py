@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
+from libs.kube.api import IN_CLUSTER
+from libs.model.scalars import Duration
 from libs.runtime.config import RuntimeConfig, setting
-from services.kube_controllers.core.settings import CONTROLLERS, Environment
+from services.kube_controllers.core.settings import CONTROLLERS, SERVICE, Environment
 
 
 def _controllers(text: str) -> tuple[str, ...]:
@@ -16,6 +19,14 @@ def _controllers(text: str) -> tuple[str, ...]:
         known = ", ".join(sorted(CONTROLLERS))
         raise ValueError(f"no such controller: {', '.join(unknown)}; there are: {known}")
     return names
+
+
+def _switch(text: str) -> bool:
+    """Calico's own documents have both pairs of words."""
+    words = {"enabled": True, "true": True, "disabled": False, "false": False}
+    if (found := words.get(text.lower())) is None:
+        raise ValueError(f"expected enabled or disabled, not {text!r}")
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +49,51 @@ class KubeControllersConfig(RuntimeConfig):
         "Readiness depends on the datastore; none: by the KubeControllersConfiguration.",
         env=("HEALTH_ENABLED",),
     )
+    kubeconfig: Path | None = setting(
+        None,
+        "Access to the Kubernetes API; none: the pod's service account, outside a pod no Kubernetes.",
+        env=("KUBECONFIG",),
+    )
+    reconciler_period: Duration | None = setting(
+        None,
+        "After so long everything is looked at again (5m); 0 for never; none: by the KubeControllersConfiguration.",
+        env=("RECONCILER_PERIOD",),
+        parse=Duration,
+    )
+    sync_node_labels: bool | None = setting(
+        None,
+        "Labels of Kubernetes' nodes on Calico's; none: by the KubeControllersConfiguration.",
+        env=("SYNC_NODE_LABELS",),
+        parse=_switch,
+    )
+    sync_services: bool = setting(
+        True,
+        "Services and EndpointSlices are stored: for rules that name services, and for BGP. ENABLED_CONTROLLERS wins.",
+        env=("SYNC_SERVICES",),
+    )
+    policy_workers: int = setting(
+        4, "Network policies brought at a time.", env=("POLICY_WORKERS",), minimum=1, maximum=1000
+    )
+    profile_workers: int = setting(
+        4, "Namespaces brought at a time, and service accounts.", env=("PROFILE_WORKERS",), minimum=1, maximum=1000
+    )
+    workload_endpoint_workers: int = setting(
+        4, "Pods brought at a time.", env=("WORKLOAD_ENDPOINT_WORKERS",), minimum=1, maximum=1000
+    )
+    node_workers: int = setting(4, "Nodes brought at a time.", env=("NODE_WORKERS",), minimum=1, maximum=1000)
+    service_workers: int = setting(
+        4, "Services brought at a time, and slices.", env=("SERVICE_WORKERS",), minimum=1, maximum=1000
+    )
     lease_s: int = setting(
         10, "After so long without a sign of life from the leader another replica takes over.", unit="s", minimum=1,
         maximum=3600,
     )  # fmt: skip
+
+    def kubernetes(self, environ: Mapping[str, str]) -> Path | None:
+        """The kubeconfig, or IN_CLUSTER; None when there is no Kubernetes to be seen."""
+        if self.kubeconfig is not None:
+            return self.kubeconfig
+        return IN_CLUSTER if environ.get("KUBERNETES_SERVICE_HOST") else None
 
     def environment(self, environ: Mapping[str, str]) -> Environment:
         """What was given here and so wins over the resource, with the text of the variables for its status."""
@@ -50,5 +102,17 @@ class KubeControllersConfig(RuntimeConfig):
             auto_host_endpoints=None if self.auto_host_endpoints is None else self.auto_host_endpoints == "enabled",
             health_checks=self.health_enabled,
             log_level=self.log_level if environ.get("LOG_LEVEL") or self.log_level != RuntimeConfig.log_level else None,
+            reconciler_period=self.reconciler_period,
+            sync_labels=self.sync_node_labels,
+            sync_services=self.sync_services,
+            workers={
+                "policy": self.policy_workers,
+                "namespace": self.profile_workers,
+                "serviceAccount": self.profile_workers,
+                "workloadEndpoint": self.workload_endpoint_workers,
+                "node": self.node_workers,
+                SERVICE: self.service_workers,
+            },
+            kubernetes=self.kubernetes(environ) is not None,
             variables=environ,
         )

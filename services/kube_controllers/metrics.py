@@ -23,3 +23,11 @@ class Metrics:
             "kube_controllers_writes", "Objects written: created, updated, deleted.", ("controller", "operation"),
             registry=registry,
         )  # fmt: skip
+        self.reconcile_s = Gauge(
+            "kube_controllers_reconcile_seconds", "What the last look at everything took.", ("controller",),
+            registry=registry,
+        )  # fmt: skip
+        self.problems = Gauge(
+            "kube_controllers_problems", "Kubernetes objects of which something could not be used.", ("controller",),
+            registry=registry,
+        )  # fmt: skip

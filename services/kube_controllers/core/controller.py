@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
+from libs.kube.objects import Source
 from services.kube_controllers.core.settings import Running
 
 
@@ -44,5 +45,17 @@ class Controller(Protocol):
     async def round(self, settings: Running) -> Round:
         """Raises FenceLost when we are not leader any more; of what else it raises, StoreError and ResourceError are
         failures of the round, anything other ends the service.
+        """
+        ...
+
+
+@runtime_checkable
+class Observer(Protocol):
+    """A controller that reads Kubernetes' objects besides."""
+
+    @property
+    def sources(self) -> tuple[Source[Any], ...]:
+        """Kinds of which a change calls for a round, too. No round is made before all of them are in sync; without
+        access to a Kubernetes API the controller does not run.
         """
         ...

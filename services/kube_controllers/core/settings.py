@@ -18,6 +18,7 @@ from libs.model.scalars import Duration
 from libs.model.validation.cluster import LOG_LEVELS
 
 NAME = "default"
+SERVICE = "service"
 CONTROLLERS = {
     "workloadendpoint": "workloadEndpoint",
     "profile": "namespace",
@@ -26,37 +27,84 @@ CONTROLLERS = {
     "node": "node",
     "serviceaccount": "serviceAccount",
     "loadbalancer": "loadBalancer",
+    "service": SERVICE,
 }
-"""Name in ENABLED_CONTROLLERS -> field of `spec.controllers`."""
-USED_VARIABLES = ("ENABLED_CONTROLLERS", "LOG_LEVEL", "HEALTH_ENABLED", "AUTO_HOST_ENDPOINTS")
-UNUSED_VARIABLES = ("RECONCILER_PERIOD", "COMPACTION_PERIOD", "SYNC_NODE_LABELS")
+"""Name in ENABLED_CONTROLLERS -> field of `spec.controllers`; services have none, since Calico does not store them."""
+SYNCHRONIZED = {
+    "policy": "policy",
+    "cluster-policy": "policy",
+    "namespace": "namespace",
+    "service-account": "serviceAccount",
+    "workload-endpoint": "workloadEndpoint",
+    "node": "node",
+    "service": SERVICE,
+    "endpoint-slice": SERVICE,
+}
+"""Controllers that bring Kubernetes' objects -> what switches them."""
+WORKERS_VARIABLES = {
+    "policy": "POLICY_WORKERS",
+    "namespace": "PROFILE_WORKERS",
+    "serviceAccount": "PROFILE_WORKERS",
+    "workloadEndpoint": "WORKLOAD_ENDPOINT_WORKERS",
+    "node": "NODE_WORKERS",
+    SERVICE: "SERVICE_WORKERS",
+}
+USED_VARIABLES = (
+    "ENABLED_CONTROLLERS", "LOG_LEVEL", "HEALTH_ENABLED", "AUTO_HOST_ENDPOINTS", "RECONCILER_PERIOD",
+    "SYNC_NODE_LABELS", "SYNC_SERVICES", *dict.fromkeys(WORKERS_VARIABLES.values()),
+)  # fmt: skip
+UNUSED_VARIABLES = ("COMPACTION_PERIOD",)
 _DEFAULT_LEVEL = "Info"
+_DEFAULT_PERIOD = Duration("5m")
+_DEFAULT_WORKERS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Environment:
     """What was given to the process and so wins over the resource; None: not given. variables: the whole environment.
 
-    enabled: names as in `CONTROLLERS`.
+    enabled: names as in `CONTROLLERS`. workers: by what switches the controller. kubernetes: there is a Kubernetes API
+    to read; without one only what lives in etcd is looked after.
     """
 
     enabled: tuple[str, ...] | None = None
     auto_host_endpoints: bool | None = None
     health_checks: bool | None = None
     log_level: str | None = None
+    reconciler_period: Duration | None = None
+    sync_labels: bool | None = None
+    sync_services: bool = True
+    workers: Mapping[str, int] = field(default_factory=dict)
+    kubernetes: bool = False
     variables: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
+class Sync:
+    """How a controller that brings Kubernetes' objects runs. period: between two looks at everything; 0 for the first
+    one only. workers: objects at a time. labels: of the node controller, whether it brings them.
+    """
+
+    period: Duration = _DEFAULT_PERIOD
+    workers: int = _DEFAULT_WORKERS
+    labels: bool = True
+
+    @property
+    def period_s(self) -> float:
+        return self.period.seconds
+
+
+@dataclass(frozen=True, slots=True)
 class Running:
-    """host_endpoints: None when the node controller does not run, which is not the same as switched off: then nothing
-    is removed either. problems: what was ignored, and why.
+    """sync: of the controllers in `SYNCHRONIZED`, those that run. host_endpoints: None when the node controller does
+    not run, which is not the same as switched off: then nothing is removed either. problems: what was ignored, and why.
     """
 
     log_level: str
     health_checks: bool
     host_endpoints: model.AutoHostEndpointConfig | None
     status: model.KubeControllersConfigurationStatus
+    sync: Mapping[str, Sync] = field(default_factory=dict)
     without_effect: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
@@ -92,9 +140,13 @@ def running(spec: model.KubeControllersConfigurationSpec, environment: Environme
     problems: list[str] = []
     level = _level(spec, environment, problems)
     health = spec.health_checks != "Disabled" if environment.health_checks is None else environment.health_checks
-    runs_node = spec.controllers.node is not None if environment.enabled is None else "node" in environment.enabled
-    host_endpoints = _in_force(spec.controllers.node, environment) if runs_node else None
-    node = model.NodeControllerConfig(sync_labels="Disabled", host_endpoint=host_endpoints) if runs_node else None
+    switched_on = _switched_on(spec.controllers, environment)
+    host_endpoints = _in_force(spec.controllers.node, environment) if "node" in switched_on else None
+    sync = {
+        name: _sync(switch, spec.controllers, environment)
+        for name, switch in SYNCHRONIZED.items()
+        if switch in switched_on and environment.kubernetes
+    }
     return Running(
         log_level=level,
         health_checks=health,
@@ -103,13 +155,58 @@ def running(spec: model.KubeControllersConfigurationSpec, environment: Environme
             running_config=model.KubeControllersConfigurationSpec(
                 log_severity_screen=level,
                 health_checks=_word(health),
-                controllers=model.ControllersConfig(node=node),
+                controllers=_told(sync, host_endpoints),
             ),
             environment_vars={name: text for name in USED_VARIABLES if (text := environment.variables.get(name))},
         ),
+        sync=sync,
         without_effect=tuple(_without_effect(spec, environment)),
         problems=tuple(problems),
     )
+
+
+def _switched_on(controllers: model.ControllersConfig, environment: Environment) -> frozenset[str]:
+    """Fields of `spec.controllers`, and SERVICE. The environment's list is the whole list."""
+    if environment.enabled is not None:
+        return frozenset(CONTROLLERS[name] for name in environment.enabled)
+    on = {name for name in CONTROLLERS.values() if getattr(controllers, _snake(name), None) is not None}
+    return frozenset(on | ({SERVICE} if environment.sync_services else set()))
+
+
+def _snake(name: str) -> str:
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
+
+
+def _sync(switch: str, controllers: model.ControllersConfig, environment: Environment) -> Sync:
+    given = getattr(controllers, _snake(switch), None)
+    period = environment.reconciler_period or getattr(given, "reconciler_period", None) or _DEFAULT_PERIOD
+    labels = switch == "node"
+    if labels:
+        of_node = controllers.node
+        labels = of_node is None or of_node.sync_labels != "Disabled"
+        labels = environment.sync_labels if environment.sync_labels is not None else labels
+    return Sync(period, environment.workers.get(switch, _DEFAULT_WORKERS), labels)
+
+
+def _told(sync: Mapping[str, Sync], host_endpoints: model.AutoHostEndpointConfig | None) -> model.ControllersConfig:
+    """For `status.runningConfig`: what runs, and nothing else."""
+    periods = {name: one.period for name, one in sync.items()}
+    node = sync.get("node")
+    told = model.ControllersConfig()
+    if host_endpoints is not None:
+        labels = _word(node is not None and node.labels)
+        told.node = model.NodeControllerConfig(
+            sync_labels=labels, reconciler_period=periods.get("node"), host_endpoint=host_endpoints
+        )
+    if "policy" in periods:
+        told.policy = model.PolicyControllerConfig(reconciler_period=periods["policy"])
+    if "workload-endpoint" in periods:
+        told.workload_endpoint = model.WorkloadEndpointControllerConfig(reconciler_period=periods["workload-endpoint"])
+    if "service-account" in periods:
+        told.service_account = model.ServiceAccountControllerConfig(reconciler_period=periods["service-account"])
+    if "namespace" in periods:
+        told.namespace = model.NamespaceControllerConfig(reconciler_period=periods["namespace"])
+    return told
 
 
 def _word(on: bool) -> str:
@@ -156,18 +253,12 @@ def _without_effect(spec: model.KubeControllersConfigurationSpec, environment: E
     ):
         if value is not None:
             yield name
-    if node is not None and node.sync_labels != "Disabled":
-        yield "controllers.node.syncLabels"
-    fields = {
-        "policy": controllers.policy,
-        "workloadEndpoint": controllers.workload_endpoint,
-        "serviceAccount": controllers.service_account,
-        "namespace": controllers.namespace,
-        "loadBalancer": controllers.load_balancer,
-    }
-    if environment.enabled is None:
-        yield from (f"controllers.{name}" for name, value in fields.items() if value is not None)
-    else:
-        wanted = dict.fromkeys(CONTROLLERS[name] for name in environment.enabled)
-        yield from (f"ENABLED_CONTROLLERS {name}" for name in wanted if name in fields)
+    on = _switched_on(controllers, environment)
+    if "loadBalancer" in on:
+        yield "controllers.loadBalancer" if environment.enabled is None else "ENABLED_CONTROLLERS loadBalancer"
+    if not environment.kubernetes:
+        names = dict.fromkeys(switch for switch in SYNCHRONIZED.values() if switch in on and switch != "node")
+        yield from (f"{name} (no access to a Kubernetes API)" for name in names)
+        if "node" in on:
+            yield "syncLabels and the deletion of nodes (no access to a Kubernetes API)"
     yield from (name for name in UNUSED_VARIABLES if environment.variables.get(name))

@@ -8,34 +8,59 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from random import Random
+from typing import Any
 
+from libs.kube.api import KubeApi
+from libs.kube.objects import Source
 from libs.resources.client import ResourceClient
 from libs.resources.mirror import Mirror
+from libs.resources.release import IpamRelease
 from libs.runtime.health import Reporter
 from libs.store.fenced import FencedStore
-from services.kube_controllers.core.controller import Controller, Round
-from services.kube_controllers.core.settings import Environment, Running
+from services.kube_controllers.core.controller import Controller, Observer, Round
+from services.kube_controllers.core.nodes import Nodes
+from services.kube_controllers.core.pods import Pods
+from services.kube_controllers.core.policies import ClusterPolicies, Policies
+from services.kube_controllers.core.profiles import Namespaces, ServiceAccounts
+from services.kube_controllers.core.services import EndpointSlices, Services
+from services.kube_controllers.core.settings import Environment, Running, Sync
+from services.kube_controllers.core.translation import Translation
 from services.kube_controllers.metrics import Metrics
 from services.kube_controllers.shell.configuration import Configuration
 from services.kube_controllers.shell.host_endpoints import HostEndpoints
+from services.kube_controllers.shell.kubernetes import Kubernetes
 from services.kube_controllers.shell.rounds import Rounds
+from services.kube_controllers.shell.synchronizer import Synchronizer
 
 log = logging.getLogger(__name__)
 
-NAMES = (Configuration.name, HostEndpoints.name)
+TRANSLATIONS: Mapping[str, Callable[[Sync], Translation[Any]]] = {
+    "policy": lambda settings: Policies(),
+    "cluster-policy": lambda settings: ClusterPolicies(),
+    "namespace": lambda settings: Namespaces(),
+    "service-account": lambda settings: ServiceAccounts(),
+    "workload-endpoint": lambda settings: Pods(),
+    "node": lambda settings: Nodes(sync_labels=settings.labels),
+    "service": lambda settings: Services(),
+    "endpoint-slice": lambda settings: EndpointSlices(),
+}
+"""Controllers that bring Kubernetes' objects; names as in `settings.SYNCHRONIZED`."""
+NAMES = (Configuration.name, HostEndpoints.name, *TRANSLATIONS)
 KINDS = Configuration.reads | HostEndpoints.reads
 
 
-def controllers(mirror: Mirror, resources: ResourceClient) -> Sequence[Controller]:
-    """All there are. A new one comes here, with its name in NAMES and what it reads in KINDS."""
+def controllers(mirror: Mirror, resources: ResourceClient, kubernetes: Kubernetes | None) -> Sequence[Controller]:
+    """Those in rounds. A new one comes here, with its name in NAMES and what it reads in KINDS."""
     return (HostEndpoints(mirror, resources),)
 
 
 class Runner:
-    """health: a reporter for each of NAMES. on_settings: called whenever other settings come into force."""
+    """health: a reporter for each of NAMES. on_settings: called whenever other settings come into force. api: None
+    where there is no Kubernetes.
+    """
 
     def __init__(
         self,
@@ -45,15 +70,19 @@ class Runner:
         health: Mapping[str, Reporter],
         on_settings: Callable[[Running], None],
         random: Random,
+        api: KubeApi | None = None,
     ) -> None:
-        resources = ResourceClient(store)
+        resources = ResourceClient(store, release=IpamRelease(store))
+        self.kubernetes = None if api is None else Kubernetes(api, random)
+        self._resources = resources
+        self._random = random
         self._mirror = Mirror(store, KINDS, self._on_change, random)
         self._metrics = metrics
         self._health = health
         self._on_settings = on_settings
         self._settings: Running | None = None
         self._switch = asyncio.Event()
-        self._controllers = {one.name: one for one in controllers(self._mirror, resources)}
+        self._controllers = {one.name: one for one in controllers(self._mirror, resources, self.kubernetes)}
         self._configuration = Configuration(self._mirror, resources, environment)
         self._keeper = self._rounds(Configuration.name, self._configuration.round, random)
         self._rounds_of = {
@@ -67,6 +96,8 @@ class Runner:
         """For ever. Raises FenceLost, in a group."""
         try:
             async with asyncio.TaskGroup() as tasks:
+                if self.kubernetes is not None:
+                    tasks.create_task(self.kubernetes.run(), name="kubernetes")
                 tasks.create_task(self._mirror.run(), name="mirror")
                 tasks.create_task(self._keeper.run(), name=self._keeper.name)
                 tasks.create_task(self._switch_forever(tasks), name="switch")
@@ -93,23 +124,63 @@ class Runner:
 
     async def _switch_forever(self, tasks: asyncio.TaskGroup) -> None:
         """Each controller runs, or not, as the settings say; the others do not notice."""
-        running: dict[str, asyncio.Task[None]] = {}
+        running: dict[str, tuple[object, asyncio.Task[None]]] = {}
         self._metrics.running.labels(Configuration.name).set(1)
         while True:
             await self._switch.wait()
             self._switch.clear()
             settings = self._settings
             assert settings is not None, "the switch is only set with settings"
-            for name, controller in self._controllers.items():
-                wanted = controller.wanted(settings)
-                if wanted and name not in running:
-                    running[name] = tasks.create_task(self._rounds_of[name].run(), name=name)
-                    log.info("controller starts", extra={"controller": name})
-                elif not wanted and (task := running.pop(name, None)) is not None:
+            for name, (wanted, work) in self._wanted(settings).items():
+                before, task = running.get(name, (None, None))
+                if task is not None and wanted != before:
+                    del running[name]
                     task.cancel()
                     await asyncio.wait([task])
                     log.info("controller stopped", extra={"controller": name})
-                if not wanted:
+                if wanted is not None and name not in running:
+                    running[name] = wanted, tasks.create_task(work(), name=name)
+                    log.info("controller starts", extra={"controller": name})
+                if wanted is None:
                     self._health[name].report(detail="switched off")
-                self._metrics.running.labels(name).set(wanted)
-                self._rounds_of[name].poke()
+                self._metrics.running.labels(name).set(wanted is not None)
+            for rounds in self._rounds_of.values():
+                rounds.poke()
+
+    def _wanted(self, settings: Running) -> dict[str, tuple[object, Callable[[], Coroutine[Any, Any, None]]]]:
+        """By controller: under which settings it runs, None when it does not, and its work. With other settings it is
+        started anew; one in rounds is given the new ones at its next round.
+        """
+        found: dict[str, tuple[object, Callable[[], Coroutine[Any, Any, None]]]] = {}
+        for name, controller in self._controllers.items():
+            sources = controller.sources if isinstance(controller, Observer) else ()
+            runs = controller.wanted(settings) and (not sources or self.kubernetes is not None)
+            found[name] = (True if runs else None, partial(self._observe, name, sources))
+        for name in TRANSLATIONS:
+            found[name] = (settings.sync.get(name), partial(self._synchronize, name))
+        return found
+
+    async def _observe(self, name: str, sources: tuple[Source[Any], ...]) -> None:
+        """Rounds, also after changes of Kubernetes' objects."""
+        rounds = self._rounds_of[name]
+        shared = [self.kubernetes.follow(source) for source in sources] if self.kubernetes is not None else []
+        endings = [one.subscribe(lambda keys: rounds.poke()) for one in shared]
+        try:
+            for one in shared:
+                await one.synced()
+            rounds.poke()
+            await rounds.run()
+        finally:
+            for end in endings:
+                end()
+
+    async def _synchronize(self, name: str) -> None:
+        assert self.kubernetes is not None, "not wanted without Kubernetes"
+        assert self._settings is not None, "not started before the settings are known"
+        settings = self._settings.sync[name]
+        translation = TRANSLATIONS[name](settings)
+        shared = self.kubernetes.follow(translation.source)
+        one = Synchronizer(
+            name, translation, shared, self._resources, settings, self._metrics, self._health[name], self._random
+        )
+        await one.run()

@@ -127,13 +127,73 @@ def test_host_endpoints_are_made_only_when_that_is_said(given: dict[str, str]) -
 
 
 def test_what_this_version_does_not_have_is_named_and_not_said_to_run() -> None:
-    found = settings.running(settings.default_configuration().spec, Environment())
-    assert set(found.without_effect) == {
-        "etcdV3CompactionPeriod", "controllers.node.syncLabels", "controllers.node.leakGracePeriod",
-        "controllers.migration", "controllers.policy", "controllers.workloadEndpoint", "controllers.serviceAccount",
-        "controllers.namespace", "controllers.loadBalancer",
+    spec = settings.default_configuration().spec
+    missing = {
+        "etcdV3CompactionPeriod", "controllers.node.leakGracePeriod", "controllers.migration",
+        "controllers.loadBalancer",
     }  # fmt: skip
-    assert in_force({}, enabled=("profile", "node")).without_effect == ("ENABLED_CONTROLLERS namespace",)
+    assert set(settings.running(spec, Environment(kubernetes=True)).without_effect) == missing
+    alone = settings.running(spec, Environment())
+    assert alone.sync == {}
+    assert status(alone)["runningConfig"]["controllers"].keys() == {"node"}
+    assert {text for text in alone.without_effect if "no access to a Kubernetes API" in text} == {
+        f"{name} (no access to a Kubernetes API)"
+        for name in (
+            "policy", "namespace", "serviceAccount", "workloadEndpoint", "service",
+            "syncLabels and the deletion of nodes",
+        )
+    }  # fmt: skip
+
+
+def test_k03_each_field_of_the_resource_switches_its_controllers_alone() -> None:
+    everything = {"controllers": {name: {} for name in ("node", "policy", "workloadEndpoint", "serviceAccount",
+                                                          "namespace")}}  # fmt: skip
+    whole = in_force(everything, kubernetes=True)
+    assert set(whole.sync) == set(settings.SYNCHRONIZED)
+    assert set(whole.sync.values()) == {settings.Sync()}
+    for name in everything["controllers"]:
+        spec = {"controllers": {other: {} for other in everything["controllers"] if other != name}}
+        left = in_force(spec, kubernetes=True)
+        gone = {controller for controller, switch in settings.SYNCHRONIZED.items() if switch == name}
+        assert set(whole.sync) - set(left.sync) == gone
+        assert name not in status(left)["runningConfig"]["controllers"]
+    assert set(in_force(everything, kubernetes=True, sync_services=False).sync) == {
+        name for name, switch in settings.SYNCHRONIZED.items() if switch != settings.SERVICE
+    }
+
+
+def test_k05_periods_workers_and_labels_come_from_the_resource_and_the_environment_wins() -> None:
+    spec = {
+        "controllers": {
+            "node": {"syncLabels": "Disabled", "reconcilerPeriod": "1m"}, "policy": {"reconcilerPeriod": "0s"},
+            "namespace": {},
+        }
+    }  # fmt: skip
+    found = in_force(spec, kubernetes=True, workers={"policy": 9})
+    assert found.sync["policy"] == settings.Sync(period=settings.Duration("0s"), workers=9)
+    assert found.sync["cluster-policy"] == found.sync["policy"]
+    assert found.sync["node"].period_s == 60
+    assert not found.sync["node"].labels
+    assert status(found)["runningConfig"]["controllers"] == {
+        "node": {
+            "syncLabels": "Disabled", "reconcilerPeriod": "1m0s",
+            "hostEndpoint": {"autoCreate": "Disabled", "createDefaultHostEndpoint": "Enabled"},
+        },
+        "policy": {"reconcilerPeriod": "0s"},
+        "namespace": {"reconcilerPeriod": "5m0s"},
+    }  # fmt: skip
+    given = {
+        "RECONCILER_PERIOD": "30s", "SYNC_NODE_LABELS": "true", "POLICY_WORKERS": "2", "SYNC_SERVICES": "false",
+        "KUBECONFIG": "/etc/kubeconfig",
+    }  # fmt: skip
+    won = by_environment(spec, **given)
+    assert set(won.sync) == {"policy", "cluster-policy", "namespace", "node"}
+    assert won.sync["policy"] == settings.Sync(period=settings.Duration("30s"), workers=2)
+    assert won.sync["node"] == settings.Sync(period=settings.Duration("30s"))
+    assert won.status.environment_vars == {name: text for name, text in given.items() if name != "KUBECONFIG"}
+    listed = by_environment(spec, KUBERNETES_SERVICE_HOST="10.96.0.1", ENABLED_CONTROLLERS="serviceaccount,service")
+    assert set(listed.sync) == {"service-account", "service", "endpoint-slice"}
+    assert listed.host_endpoints is None
 
 
 def test_an_unknown_level_is_told_and_the_default_taken() -> None:
@@ -148,6 +208,9 @@ def test_an_unknown_level_is_told_and_the_default_taken() -> None:
         ({"ENABLED_CONTROLLERS": "node,flannelmigration"}, "no such controller: flannelmigration; there are: load"),
         ({"AUTO_HOST_ENDPOINTS": "yes please"}, "AUTO_HOST_ENDPOINTS"),
         ({"HEALTH_ENABLED": "maybe"}, "neither true nor false"),
+        ({"SYNC_NODE_LABELS": "maybe"}, "expected enabled or disabled"),
+        ({"RECONCILER_PERIOD": "5 apples"}, "RECONCILER_PERIOD"),
+        ({"POLICY_WORKERS": "0"}, "POLICY_WORKERS"),
     ],
 )
 def test_a_variable_that_means_nothing_ends_the_start(variables: dict[str, str], told: str) -> None:
