@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from libs.kube.informer import Key
+from libs.kube.objects import Key
 from libs.testkit.kube.cluster import KubeCluster
 from libs.testkit.kube.kubelet import Sandbox
 from libs.testkit.pods import Pod

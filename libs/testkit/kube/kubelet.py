@@ -19,7 +19,8 @@ from random import Random
 from typing import Any
 
 from libs.kube.api import STRATEGIC, JsonObject, KubeApi, KubeError
-from libs.kube.informer import Informer, Key
+from libs.kube.informer import Informer
+from libs.kube.objects import Key
 from libs.testkit.cluster import Cluster, Node
 from libs.testkit.pods import CniError, Pod
 from libs.testkit.processes import Probe, ProcessError
