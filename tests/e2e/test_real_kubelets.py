@@ -268,7 +268,8 @@ async def test_at_the_end_nothing_is_left(kube: KubeCluster, places: Places) -> 
         async def gone() -> bool:
             endpoints = (await store.list("/calico/resources/v3/projectcalico.org/workloadendpoints/")).kvs
             blocks = await IpamClient(store).blocks()
-            return not endpoints and not any(block.allocated() for block in blocks)
+            held = [one for block in blocks for one in block.allocated() if not one.released_at]
+            return not endpoints and not held
 
         await kube.until(gone, "endpoints and addresses gone")
     for name in ("node1", "node2"):

@@ -80,12 +80,7 @@ async def fill(store: Store, cluster: Cluster) -> None:
     """What every datastore begins with, and Nodes that say which node of Kubernetes they are."""
     await bootstrap.defaults(store, cluster)
     for node in cluster.nodes:
-        key = bootstrap.key("nodes", node.name)
-        found = await store.get(key)
-        assert found is not None
-        document = json.loads(found.value)
-        document["spec"]["orchRefs"] = [{"nodeName": node.name, "orchestrator": "k8s"}]
-        await store.put(key, json.dumps(document).encode())
+        await store.put(bootstrap.key("nodes", node.name), _node_document(node))
 
 
 class KubeCluster:
@@ -259,6 +254,11 @@ class KubeCluster:
         server = f"https://localhost:{self._relay.ports[0]}"
         return self.control_plane.kubeconfig(self.control_plane.ca.issue(user, groups=groups), server=server)
 
+    async def register(self, name: str) -> None:
+        """The Node of a node that was away, as its start-up writes it."""
+        async with self.cluster.store() as store:
+            await store.put(bootstrap.key("nodes", name), _node_document(self.node(name)))
+
     async def start_kubelet(self, name: str) -> None:
         """The light one; its pods of before are still there."""
         if name not in self.kubelets:
@@ -329,10 +329,15 @@ class KubeCluster:
         parts = [self.control_plane.told()]
         parts += [f"--- {one.name}\n{one.log_tail()}" for one in (self.controllers,) if one is not None]
         parts += [f"--- felix on {node.name}\n{node.felix.log_tail(10)}" for node in self.cluster.nodes]
-        parts += [real.told(15) for real in self.real.values()]
+        parts += [real.told(6) for real in self.real.values()]
         for kubelet in self.kubelets.values():
             parts += [f"{kubelet.name}: {'/'.join(key)}: {error}" for key, error in kubelet.errors.items()]
         return "\n".join(parts)
+
+
+def _node_document(node: Node) -> bytes:
+    spec = bootstrap.node_spec(node) | {"orchRefs": [{"nodeName": node.name, "orchestrator": "k8s"}]}
+    return bootstrap.resource("Node", node.name, spec, labels={"kubernetes.io/hostname": node.name})
 
 
 async def _nothing(store: Store, cluster: Cluster) -> None:
