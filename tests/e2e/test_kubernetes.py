@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -137,8 +138,8 @@ async def test_what_kubernetes_and_calico_say_of_a_pod_is_one(kube: KubeCluster)
     document = (await kube.get("pod", front.name, "-n", SHOP))["status"]
     assert [one["ip"] for one in document["podIPs"]] == [str(address) for address in front.addresses]
     endpoint = f"{front.node}-k8s-{front.name.replace('-', '--')}-eth0"
-    through_kubernetes = await kube.get("workloadendpoints.projectcalico.org", endpoint, "-n", SHOP)
-    labels, spec = through_kubernetes["metadata"]["labels"], through_kubernetes["spec"]
+    shown = json.loads(await calicoctl(kube, "get", "workloadendpoint", endpoint, "-n", SHOP, "-o", "json"))
+    labels, spec = shown["metadata"]["labels"], shown["spec"]
     assert labels["app"] == "front"
     assert labels["projectcalico.org/serviceaccount"] == "default"
     assert spec["profiles"] == [f"kns.{SHOP}", f"ksa.{SHOP}.default"]
@@ -179,13 +180,18 @@ async def test_a_node_goes_and_comes(kube: KubeCluster) -> None:
             return not (await store.list("/calico/ipam/v2/host/node3/")).kvs
 
         await kube.until(released, "the node's address blocks are released")
-    await kube.register("node3")
     await kube.start_kubelet("node3")
+    await kube.until(lambda: is_node(kube, "node3"), "Kubernetes has the node again")
+    await kube.register("node3")
     await kubectl(kube, "rollout", "restart", "deployment/back", "deployment/front", "-n", SHOP)
     await kubectl(kube, "rollout", "status", "deployment/back", "-n", SHOP, "--timeout=90s")
     await kubectl(kube, "rollout", "status", "deployment/front", "-n", SHOP, "--timeout=90s")
     assert any(pod.node == "node3" for pod in await pods(kube, "back", 3))
     await settled(kube)
+
+
+async def is_node(kube: KubeCluster, name: str) -> bool:
+    return (await asyncio.to_thread(kube.kubectl.run, "get", "node", name)).status == 0
 
 
 async def test_the_controllers_restart(kube: KubeCluster) -> None:
@@ -260,14 +266,13 @@ async def refused(kube: KubeCluster, name: str, wanted: Sequence[str]) -> AsyncI
 
 async def test_a_locked_datastore(kube: KubeCluster) -> None:
     """Row D14: pods are refused, packets flow, and unlocked all goes on."""
-    patch = ("patch", "clusterinformation", "default", "--type=merge", "-p")
-    await kubectl(kube, *patch, '{"spec":{"datastoreReady":false}}')
+    await calicoctl(kube, "datastore", "migrate", "lock")
     try:
         async with refused(kube, "waits", ("CNI error 11", "locked")):
             await settled(kube)
-            await kubectl(kube, *patch, '{"spec":{"datastoreReady":true}}')
+            await calicoctl(kube, "datastore", "migrate", "unlock")
     finally:
-        await kubectl(kube, *patch, '{"spec":{"datastoreReady":true}}')
+        await calicoctl(kube, "datastore", "migrate", "unlock")
 
 
 async def test_a_permission_that_is_missing(kube: KubeCluster) -> None:
