@@ -21,8 +21,10 @@ Port = tuple[Protocol, int]
 
 NAMESPACES, PODS = ("x", "y", "z"), ("a", "b", "c")
 EVERYONE = tuple(f"{namespace}/{pod}" for namespace in NAMESPACES for pod in PODS)
-TCP80, TCP81, UDP80 = ("tcp", 80), ("tcp", 81), ("udp", 80)
-PORTS: tuple[Port, ...] = (("tcp", 80), ("tcp", 81), ("udp", 80))
+TCP80: Port = ("tcp", 80)
+TCP81: Port = ("tcp", 81)
+UDP80: Port = ("udp", 80)
+PORTS = (TCP80, TCP81, UDP80)
 
 
 class Picture:
