@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from libs.store.api import Store
-    from libs.testkit.cluster import Cluster
+    from libs.testkit.cluster import Cluster, Node
 
 POOL_V4, POOL_V6 = "10.65.0.0/16", "fd00:65::/48"
 
@@ -53,11 +53,24 @@ def namespace_profiles(name: str, labels: Mapping[str, str], service_accounts: S
     return {key("profiles", profile): resource("Profile", profile, spec) for profile, spec in profiles.items()}
 
 
+def node_spec(node: Node) -> dict[str, Any]:
+    return {
+        "addresses": [{"address": str(one.ip), "type": "InternalIP"} for one in (node.ipv4, node.ipv6)],
+        "bgp": {"ipv4Address": str(node.ipv4), "ipv6Address": str(node.ipv6)},
+    }
+
+
 async def nodes_only(store: Store, cluster: Cluster) -> None:
     """Node resources and what every datastore is initialised with; pools come from the user's own files."""
     await defaults(store, cluster)
     for name in ("default-ipv4-ippool", "default-ipv6-ippool"):
         await store.delete(key("ippools", name))
+
+
+async def profiles_only(store: Store, cluster: Cluster) -> None:
+    """Namespace "default": what `calico-node startup` does not make."""
+    for name, value in namespace_profiles("default", {"kubernetes.io/metadata.name": "default"}, ["default"]).items():
+        await store.put(name, value)
 
 
 async def defaults(store: Store, cluster: Cluster) -> None:
@@ -79,16 +92,7 @@ async def defaults(store: Store, cluster: Cluster) -> None:
         entries[key("tiers", name)] = resource("Tier", name, {"order": order, "defaultAction": action})
     for node in cluster.nodes:
         entries[key("nodes", node.name)] = resource(
-            "Node",
-            node.name,
-            {
-                "addresses": [
-                    {"address": str(node.ipv4.ip), "type": "InternalIP"},
-                    {"address": str(node.ipv6.ip), "type": "InternalIP"},
-                ],
-                "bgp": {"ipv4Address": str(node.ipv4), "ipv6Address": str(node.ipv6)},
-            },
-            labels={"kubernetes.io/hostname": node.name},
+            "Node", node.name, node_spec(node), labels={"kubernetes.io/hostname": node.name}
         )
     entries |= namespace_profiles("default", {"kubernetes.io/metadata.name": "default"}, ["default"])
     for name, value in entries.items():

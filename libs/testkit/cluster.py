@@ -55,7 +55,7 @@ SHIM = PROJECT / "services" / "cni" / "shim.c"
 FELIX_PORT, TYPHA_PORT = 9099, 9098  # health and metrics
 DAEMONS = {"bgp": ("services.bgp", "CALICO_BGP_", 9097), "node": ("services.node", "CALICO_NODE_", 9096)}
 """What may run on every node beside felix: module, prefix of its environment, port of health and metrics."""
-_OURS = ("ETCD", "NATS", "FELIX", "TYPHA", "CALICO", "CNI", "NODENAME", "LOG_", "HEALTH")
+_OURS = ("ETCD", "NATS", "FELIX", "TYPHA", "CALICO", "CNI", "KUBE", "NODENAME", "LOG_", "HEALTH")
 
 Address = IPv4Address | IPv6Address
 Target = Pod | Address | str
@@ -105,6 +105,7 @@ class Cluster:
         etcd_binary: str | Path | None = None,
         far: Sequence[str] = (),
         daemons: Sequence[str] = (),
+        node_startup: bool = False,
     ) -> Cluster:
         """Nothing runs before `start`.
 
@@ -113,11 +114,13 @@ class Cluster:
         fill: fills etcd before the services start; by default Node resources, tiers, pools and ClusterInformation.
         etcd_binary: for tests that crash etcd (it then syncs its writes).
         far: names of the nodes in the second subnet. daemons: of `DAEMONS`, on every node. tcp_ports, udp_ports: what
-        every pod serves. keep: leave logs and data in `directory` after `stop`.
+        every pod serves. node_startup: nodes, pools and the rest are made by `calico-node startup` on each node.
+        keep: leave logs and data in `directory` after `stop`.
         """
         return cls(
             nodes, typhas, tuple(felix), tuple(typha), services, dict(env or {}), fill, tuple(tcp_ports),
             tuple(udp_ports), log_level, keep, run_dir, etcd_binary, frozenset(far), tuple(daemons),
+            node_startup,
         )  # fmt: skip
 
     def __init__(
@@ -125,6 +128,7 @@ class Cluster:
         env: dict[str, str], fill: Callable[[EtcdStore, Cluster], Awaitable[None]] | None, tcp_ports: tuple[int, ...],
         udp_ports: tuple[int, ...], log_level: str, keep: bool, run_dir: Path,
         etcd_binary: str | Path | None, far: frozenset[str], daemons: tuple[str, ...],
+        node_startup: bool = False,
     ) -> None:  # fmt: skip
         if not 1 <= nodes <= 200:
             raise ValueError("a cluster has 1 to 200 nodes")
@@ -138,13 +142,16 @@ class Cluster:
             fsync=etcd_binary is not None,
         )  # fmt: skip
         self.nats = NatsServer(address=str(self.ipv4.ip), netns=self.fabric.name, directory=self.directory / "nats")
-        self._services, self._fill, self._keep = services, fill or bootstrap.defaults, keep
-        self._tcp_ports, self._udp_ports = tcp_ports, udp_ports
+        self._services, self._keep = services, keep
+        self._fill = fill or (bootstrap.profiles_only if node_startup else bootstrap.defaults)
+        self.tcp_ports, self.udp_ports = tcp_ports, udp_ports
+        self._plugged: dict[Namespace, Pod] = {}
         self._relay: NetnsRelay | None = None
         self._namespaces: list[Namespace] = [self.fabric]
         # Without a routing daemon plain routes to other nodes are felix's, unless a test says otherwise.
         routes = {} if "bgp" in daemons else {"FELIX_PROGRAMCLUSTERROUTES": "Enabled"}
         self._daemons = daemons
+        self._node_startup = node_startup
         self.env = self._base_env() | {"LOG_LEVEL": log_level, "LOG_FORMAT": "json"} | routes | env
         self.nodes = [self._make_node(i, felix) for i in range(1, nodes + 1)]
         self.typhas = [self._make_typha(i, typha) for i in range(typhas)]
@@ -215,11 +222,44 @@ class Cluster:
         )
         async with self.store() as store:
             await self._fill(store, self)
+        if self._node_startup:
+            await self._start_nodes_up()
         if self._services:
-            for process in self._processes():
-                process.start()
-            await self.wait_ready(timeout_s=ready_timeout_s)
+            await self.start_services(ready_timeout_s=ready_timeout_s)
         return self
+
+    def startup_env(self, node: Node) -> dict[str, str]:
+        """For `calico-node startup` on that node: addresses are detected, pools are those of `bootstrap`."""
+        return node.env | {
+            "IP": "autodetect",
+            "IP6": "autodetect",
+            "CALICO_IPV4POOL_CIDR": bootstrap.POOL_V4,
+            "CALICO_IPV6POOL_CIDR": bootstrap.POOL_V6,
+            "CALICO_IPV4POOL_NAT_OUTGOING": "false",
+            "CALICO_NODENAME_FILE": str(node.directory / "nodename"),
+        }
+
+    async def _start_nodes_up(self) -> None:
+        """All at once, as when a cluster begins. Raises ProcessError."""
+        starts = []
+        for node in self.nodes:
+            process = Process(
+                f"start-up of {node.name}", (sys.executable, "-m", "services.node", "startup"), netns=node.namespace,
+                log_path=node.directory / "startup.log", env=self.startup_env(node), cwd=PROJECT,
+            )  # fmt: skip
+            process.start()
+            starts.append(process)
+        for process in starts:
+            if status := await asyncio.to_thread(process.wait, 60.0):
+                raise ProcessError(f"{process.name}: status {status}:\n{process.log_tail()}")
+
+    async def start_services(self, *, ready_timeout_s: float = 60.0) -> None:
+        """typhas, felixes and daemons, until they are ready; for a cluster that was created without them. Raises
+        ProcessError.
+        """
+        for process in self._processes():
+            process.start()
+        await self.wait_ready(timeout_s=ready_timeout_s)
 
     def _wire(self) -> None:
         for namespace in self._namespaces:
@@ -295,9 +335,13 @@ class Cluster:
         await asyncio.gather(*(asyncio.to_thread(p.stop, 3.0) for p in running))
         await asyncio.to_thread(self._remove)
 
+    def discard(self) -> None:
+        """Of a cluster that is never started."""
+        self._remove()
+
     def _remove(self) -> None:
         atexit.unregister(self._remove)
-        for pod in self.pods():
+        for pod in self._plugged.values():
             if pod.probe is not None:
                 pod.probe.stop()
         for process in self._processes():
@@ -422,29 +466,50 @@ class Cluster:
         pod.config, pod.service_account = dict(config or {}), service_account
         pod.ports = [dict(port) for port in ports]
         pod.annotations = dict(annotations or {})
-        pod.netns.create()
         at.pods[name] = pod
-        self._namespaces.append(pod.netns)
         try:
-            pod.result = await self.cni("ADD", pod)
-            if probe:
-                pod.probe = Probe(name, pod.netns, self._tcp_ports, self._udp_ports)
+            await self.plug(pod, probe=probe)
         except BaseException:
-            self._forget(pod)
+            at.pods.pop(name, None)
             raise
         return pod
 
-    async def remove_pod(self, pod: Pod) -> None:
+    async def plug(
+        self, pod: Pod, *, probe: bool = True, tcp: Sequence[int] | None = None, udp: Sequence[int] | None = None
+    ) -> None:
+        """Its namespace, CNI ADD, its server; nothing is left of them when one fails. tcp, udp: what it serves, in
+        place of the cluster's usual. Raises CniError, ProcessError.
+        """
+        pod.netns.create()
+        self._namespaces.append(pod.netns)
+        self._plugged[pod.netns] = pod
+        try:
+            pod.result = await self.cni("ADD", pod)
+            if probe:
+                pod.probe = Probe(
+                    pod.name, pod.netns, self.tcp_ports if tcp is None else tcp, self.udp_ports if udp is None else udp
+                )
+        except BaseException:
+            self._forget(pod)
+            raise
+
+    async def unplug(self, pod: Pod) -> None:
         """CNI DEL, then the namespace goes. Raises CniError, and the pod stays."""
         await self.cni("DEL", pod)
         self._forget(pod)
 
+    async def remove_pod(self, pod: Pod) -> None:
+        """The other end of `add_pod`. Raises CniError, and the pod stays."""
+        await self.unplug(pod)
+        self.node(pod.node).pods.pop(pod.name, None)
+
     def _forget(self, pod: Pod) -> None:
         if pod.probe is not None:
             pod.probe.stop()
-        self.node(pod.node).pods.pop(pod.name, None)
-        remove([pod.netns])
-        self._namespaces.remove(pod.netns)
+            pod.probe = None
+        if self._plugged.pop(pod.netns, None) is not None:
+            remove([pod.netns])
+            self._namespaces.remove(pod.netns)
 
     async def cni(self, command: Literal["ADD", "DEL", "CHECK", "STATUS", "GC"], pod: Pod) -> dict[str, Any]:
         """Run the plugin as a container runtime does; its result, {} when it says nothing. Raises CniError."""

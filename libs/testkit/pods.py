@@ -58,6 +58,7 @@ class Pod:
     result: dict[str, Any] = field(default_factory=dict)
     probe: Probe | None = None
     ifname: str = "eth0"
+    uid: str = ""  # Kubernetes' own, where there is one
 
     @property
     def addresses(self) -> list[IPv4Address | IPv6Address]:
@@ -78,6 +79,7 @@ def cni_environment(command: str, pod: Pod, bin_dir: Path) -> dict[str, str]:
         "K8S_POD_NAMESPACE": pod.namespace,
         "K8S_POD_NAME": pod.name,
         "K8S_POD_INFRA_CONTAINER_ID": pod.container_id,
+        **({"K8S_POD_UID": pod.uid} if pod.uid else {}),
     }
     return {
         "CNI_COMMAND": command,

@@ -58,11 +58,14 @@ static void serve_stream(int fd) {
     if (n <= 0) close(fd);
 }
 
+static void down(int signal) { _exit(signal != SIGTERM); }
+
 int main(int argc, char **argv) {
     if (argc < 3) return fprintf(stderr, "usage: probe PARENT-PID NAME tcp:PORT... udp:PORT...\n"), 2;
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (getppid() != atoi(argv[1])) return 1;
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGTERM, down); /* as a container's first process it would not hear it otherwise; PARENT-PID is 0 then */
     snprintf(hello, sizeof hello, "HTTP/1.0 200 OK\r\nContent-Length: %zu\r\n\r\n%.200s\n", strlen(argv[2]) + 1, argv[2]);
     int poll_fd = epoll_create1(EPOLL_CLOEXEC);
     for (int i = 3; i < argc; i++) {

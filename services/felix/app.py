@@ -40,8 +40,10 @@ from services.felix.drivers.podlinks import KernelPodLinks
 from services.felix.drivers.tables import KernelTables
 from services.felix.metrics import Metrics
 from services.felix.shell.cni.add import AddSettings
+from services.felix.shell.cni.kubernetes import KubernetesPods, configured
 from services.felix.shell.cni.peers import Peers
 from services.felix.shell.cni.plugin import Plugin
+from services.felix.shell.cni.pods import RequestPods
 from services.felix.shell.cni.server import CniServer
 from services.felix.shell.dataplane import TABLES, Dataplane, Progress
 from services.felix.shell.explain import Explainer
@@ -109,9 +111,12 @@ class Felix:
         self._mtu_written_bytes = 0
         self._mtu_refused = ""
         self._levels = logs.levels()  # those of the environment, which apply where the datastore says nothing
+        resources = ResourceClient(store)
+        api = configured(config.kubeconfig, os.environ)
+        self.pods = KubernetesPods(api, RequestPods(resources), random)
         self.plugin = Plugin(
             self.node,
-            ResourceClient(store),
+            resources,
             IpamClient(store),
             kernel.pod_links,
             self,
@@ -120,6 +125,7 @@ class Felix:
             IpamPlugins(),
             AddSettings(config.policy_setup_timeout_s, self.pod_mtu_bytes, config.mtu_file),
             interface_prefix=config.interface_prefix[0],
+            pods=self.pods,
             observe=lambda step, seconds: self.metrics.cni.labels(step).observe(seconds),
         )
         self.explainer = Explainer(
@@ -417,6 +423,7 @@ async def run(config: FelixConfig, service: Service) -> None:
             service.spawn(work, name=name)
         felix.plugin.undo.recover()
         service.spawn(felix.plugin.undo.undo_forever(), name="undo")
-        async with CniServer(felix.plugin, config.cni_socket):
+        service.spawn(felix.pods.warm_up(), name="Kubernetes client")
+        async with contextlib.aclosing(felix.pods), CniServer(felix.plugin, config.cni_socket):
             service.ready()
             await service.stop.wait()

@@ -53,6 +53,12 @@ class FelixConfig(RuntimeConfig):
     mtu_bytes: int = setting(0, "MTU of pods; 0: found from interfaces and pools.", unit="bytes", minimum=0)
     mtu_file: Path = setting(Path("/var/lib/calico/mtu"), "File that receives the MTU of pods.")
 
+    kubeconfig: Path | None = setting(
+        None,
+        "Kubernetes API that tells of pods; none: the pod's service account where there is one.",
+        env=("FELIX_KUBECONFIG", "KUBECONFIG"),
+    )
+
     wireguard_program: str = setting(
         "wireguard-go",
         "Makes WireGuard devices where the kernel cannot: name or path; empty: nobody does.",

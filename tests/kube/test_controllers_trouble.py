@@ -18,7 +18,6 @@ import yaml
 
 from libs import model
 from libs.kube import objects
-from libs.kube.api import KubeError
 from libs.testkit.kube.control_plane import ControlPlane
 from services.kube_controllers.core.settings import Sync
 from services.kube_controllers.shell.runner import TRANSLATIONS
@@ -171,21 +170,20 @@ async def test_the_documented_role_is_what_the_controllers_read_and_no_more() ->
     assert granted == needed
 
 
+async def bind(stage: KubeStage, user: str) -> None:
+    """The user has the role of the same name."""
+    group, api = "rbac.authorization.k8s.io", "/apis/rbac.authorization.k8s.io/v1"
+    content = {
+        "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": user},
+        "subjects": [{"apiGroup": group, "kind": "User", "name": user}],
+    }
+    await stage.make(f"{api}/clusterrolebindings", f"{group}/v1", "ClusterRoleBinding", user, content)
+
+
 async def grant(stage: KubeStage, user: str, role: dict[str, Any]) -> None:
-    api = "/apis/rbac.authorization.k8s.io/v1"
-    document = copy.deepcopy(role) | {"metadata": {"name": user}}
-    try:
-        await stage.api.update(f"{api}/clusterroles/{user}", document)
-    except KubeError as error:
-        if error.code != 404:
-            raise
-        await stage.api.create(f"{api}/clusterroles", document)
-        binding = {
-            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": user},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": user},
-            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user}],
-        }  # fmt: skip
-        await stage.api.create(f"{api}/clusterrolebindings", binding)
+    """A PUT makes a role, too."""
+    path = f"/apis/rbac.authorization.k8s.io/v1/clusterroles/{user}"
+    await stage.api.update(path, copy.deepcopy(role) | {"metadata": {"name": user}})
 
 
 def without(role: dict[str, Any], verb: str) -> dict[str, Any]:
@@ -202,6 +200,7 @@ async def test_a_missing_permission_is_named_and_nothing_is_deleted_for_lack_of_
     """The verb is taken away for all kinds, and each kind must be named."""
     user = f"{stage.prefix}-{verb}"
     role = documented_role()
+    await bind(stage, user)
     await grant(stage, user, without(role, verb))
     ns = await stage.namespace()
     strays = [

@@ -1,8 +1,8 @@
 """etcd, kube-apiserver and kube-controller-manager, started for one test or one module, ended with it.
 
 What it is: authorisation by Node and RBAC, a CA for servers and clients, a second one for the front proxy (which
-kube-apiserver is when it passes requests on to other API servers), service accounts with tokens. No scheduler and no
-nodes.
+kube-apiserver is when it passes requests on to other API servers), service accounts with tokens. A scheduler on demand;
+nodes are made by `cluster`.
 
     with ControlPlane() as cp:
         alice = cp.user("alice", groups=["dev"])
@@ -48,8 +48,8 @@ _POLL_S = 0.1
 
 class ControlPlane:
     """extra_args: for kube-apiserver. controllers: of kube-controller-manager, ("*",) for all; without any, no
-    namespace goes away and no service account appears. etcd: one that runs already (its keys are `/registry/…`), else
-    one of its own. directory: where everything is kept; made and removed when not given.
+    namespace goes away and no service account appears. scheduler: kube-scheduler too. etcd: one that runs already (its
+    keys are `/registry/…`), else one of its own. directory: where everything is kept; made and removed when not given.
     """
 
     def __init__(
@@ -60,12 +60,14 @@ class ControlPlane:
         etcd: EtcdServer | None = None,
         controllers: tuple[str, ...] = CONTROLLERS,
         extra_args: tuple[str, ...] = (),
+        scheduler: bool = False,
         directory: str | Path | None = None,
     ) -> None:
         self.address = str(ip_address(address))
         self._own_directory = directory is None
         self._controllers = controllers
         apiserver, manager = program("kube-apiserver"), program("kube-controller-manager") if controllers else None
+        scheduling = program("kube-scheduler") if scheduler else None
         program("kubectl")  # before anything starts
         self.directory = Path(tempfile.mkdtemp(prefix="kubernetes-")) if directory is None else Path(directory)
         self._netns = Path("/run/netns") / netns if netns else None
@@ -90,6 +92,13 @@ class ControlPlane:
                 ready_timeout_s=_START_TIMEOUT_S,
             )  # fmt: skip
             self.manager.flags = self._manager_flags()
+        self.scheduler: Scheduler | None = None
+        if scheduling is not None:
+            self.scheduler = Scheduler(
+                address=address, netns=netns, binary=scheduling, directory=self.directory / "kube-scheduler",
+                ready_timeout_s=_START_TIMEOUT_S,
+            )  # fmt: skip
+            self.scheduler.flags = self._client_flags(self.scheduler, "system:kube-scheduler")
 
     # --- who asks --------------------------------------------------------------------------------------------------
 
@@ -97,10 +106,10 @@ class ControlPlane:
         """A kubeconfig with a certificate of that user; it may do what RBAC says."""
         return self.kubeconfig(self.ca.issue(name, groups=groups))
 
-    def kubeconfig(self, client: KeyPair) -> Path:
-        return write_kubeconfig(
-            client.cert.with_suffix(".kubeconfig"), server=self.server, ca=self.ca.cert, client=client
-        )
+    def kubeconfig(self, client: KeyPair, *, server: str = "") -> Path:
+        """server: by another way than its own address; its certificate is for `localhost` too."""
+        path = client.cert.with_suffix(".outside.kubeconfig" if server else ".kubeconfig")
+        return write_kubeconfig(path, server=server or self.server, ca=self.ca.cert, client=client)
 
     def service_account(self, namespace: str, name: str) -> Path:
         """A kubeconfig with a token of that service account, which must exist."""
@@ -126,6 +135,8 @@ class ControlPlane:
                 lambda: self.kubectl.run("get", "serviceaccount", "default", "-n", "default").status == 0,
                 "the service account of the namespace default",
             )
+        if self.scheduler is not None:
+            self.scheduler.start()
         return self
 
     def until(self, condition: Callable[[], object], what: str, timeout_s: float = 60.0) -> None:
@@ -138,10 +149,12 @@ class ControlPlane:
 
     def told(self) -> str:
         """The ends of the servers' logs, for the report of a failure."""
-        servers: list[Server] = [self.apiserver, *([self.manager] if self.manager else [])]
+        servers = [one for one in (self.apiserver, self.manager, self.scheduler) if one is not None]
         return "\n".join(f"--- {server.program}\n{server.log_tail(15)}" for server in servers)
 
     def close(self) -> None:
+        if self.scheduler is not None:
+            self.scheduler.close()
         if self.manager is not None:
             self.manager.close()
         self.apiserver.close()
@@ -211,22 +224,27 @@ class ControlPlane:
         }
 
     def _manager_flags(self) -> dict[str, str]:
-        kubeconfig = str(self.user("system:kube-controller-manager"))
         assert self.manager is not None
-        return {
-            "kubeconfig": kubeconfig,
-            "authentication-kubeconfig": kubeconfig,
-            "authorization-kubeconfig": kubeconfig,
-            "bind-address": self.address,
-            "secure-port": str(self.manager.port),
-            "cert-dir": str(self.manager.directory),
+        return self._client_flags(self.manager, "system:kube-controller-manager") | {
             "controllers": ",".join(self._controllers),
-            "leader-elect": "false",
             "use-service-account-credentials": "true",
             "service-account-private-key-file": str(self._keys[0]),
             "root-ca-file": str(self.ca.cert),
             "cluster-signing-cert-file": str(self.ca.pair.cert),
             "cluster-signing-key-file": str(self.ca.pair.key),
+        }
+
+    def _client_flags(self, server: Server, user: str) -> dict[str, str]:
+        """What kube-controller-manager and kube-scheduler have in common."""
+        kubeconfig = str(self.user(user))
+        return {
+            "kubeconfig": kubeconfig,
+            "authentication-kubeconfig": kubeconfig,
+            "authorization-kubeconfig": kubeconfig,
+            "bind-address": self.address,
+            "secure-port": str(server.port),
+            "cert-dir": str(server.directory),
+            "leader-elect": "false",
             "profiling": "false",
         }
 
@@ -245,6 +263,16 @@ class KubeApiserver(HttpsServer):
 class ControllerManager(Server):
     program = "kube-controller-manager"
     well_known_port = 10257
+    ready_line = b"Serving securely on"
+    flags: Mapping[str, str] = MappingProxyType({})
+
+    def arguments(self) -> list[str]:
+        return _flags(self.flags)
+
+
+class Scheduler(Server):
+    program = "kube-scheduler"
+    well_known_port = 10259
     ready_line = b"Serving securely on"
     flags: Mapping[str, str] = MappingProxyType({})
 

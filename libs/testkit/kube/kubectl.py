@@ -125,7 +125,8 @@ class Kubectl:
         return json.loads(self(*arguments, "-o", "json"))
 
     def apply(self, *documents: Mapping[str, Any], options: Sequence[str] = ()) -> str:
-        return self("apply", "-f", "-", *options, stdin=yaml.safe_dump_all(documents))
+        # As JSON: a bare `y` would be read as true, by kubectl and not by PyYAML.
+        return self("apply", "-f", "-", *options, stdin="\n---\n".join(map(json.dumps, documents)))
 
     def fails(self, *arguments: str, stdin: str | None = None, env: Mapping[str, str] | None = None) -> str:
         """Standard error of a run that must fail. Raises AssertionError when it does not."""

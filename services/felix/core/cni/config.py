@@ -1,8 +1,9 @@
 """The network configuration as the plugin gets it on standard input (facts/cni-typha-node-bgp-ctl.md section
 1.2). Pure.
 
-What the Kubernetes API would tell of a pod stands in `args.cni` (labels, ports, serviceAccount, namespace …), the place
-that the CNI conventions give to runtimes. Keys that are not named here are ignored, and so is a null.
+Where no Kubernetes API is asked, what it would tell of a pod stands in `args.cni` (labels, ports, serviceAccount,
+namespace …), the place that the CNI conventions give to runtimes. Keys that are not named here are ignored, and so is a
+null.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from services.felix.core.cni.versions import UNSAID, VERSIONS
 CALICO_IPAM = "calico-ipam"
 MAX_MTU_BYTES = 65535
 _DEL_KEYS = ("cniVersion", "name", "type")
-_IPAM_KEYS = ("cniVersion", "name", "ipam", "args", "runtimeConfig", "prevResult", "policy",
+_IPAM_KEYS = ("cniVersion", "name", "ipam", "args", "runtimeConfig", "prevResult", "policy", "kubernetes",
               "cni.dev/valid-attachments", "cni.dev/attachments")  # fmt: skip
 
 
@@ -96,6 +97,10 @@ class PolicyConfig(msgspec.Struct, frozen=True):
     type: str = ""
 
 
+class KubernetesConfig(msgspec.Struct, frozen=True):
+    kubeconfig: str = ""
+
+
 class FeatureControl(msgspec.Struct, frozen=True):
     ip_addrs_no_ipam: bool = False
     floating_ips: bool = False
@@ -125,6 +130,7 @@ class NetConfig(msgspec.Struct, frozen=True, rename=_NET_NAMES):
     type: str = "calico"
     ipam: IpamConfig = IpamConfig()
     policy: PolicyConfig = PolicyConfig()
+    kubernetes: KubernetesConfig = KubernetesConfig()
     nodename: str = ""
     nodename_file: str = ""
     nodename_file_optional: bool = False

@@ -1,7 +1,8 @@
-"""Where facts about pods come from: today the request and the datastore; the Kubernetes API can be another source."""
+"""Where facts about pods come from: the request and the datastore; where there is a Kubernetes API, kubernetes.py."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from ipaddress import ip_network
 from typing import Protocol
 
@@ -38,9 +39,14 @@ class RequestPods:
         except NotFound:
             raise CniError(Code.INVALID_CONFIG, f"there is no Node {node} in the datastore") from None
         assert isinstance(found, model.Node)
-        cidrs = [ip_network(text) for text in found.status.pod_cidrs]
-        by_version: dict[int, str] = {cidr.version: str(cidr) for cidr in cidrs}
-        if len(by_version) != len(cidrs):
-            listed = ", ".join(map(str, cidrs))
-            raise CniError(Code.INVALID_CONFIG, f"Node {node} has several pod CIDRs of a family: {listed}")
-        return by_version
+        return cidrs_by_version(node, found.status.pod_cidrs)
+
+
+def cidrs_by_version(node: str, texts: Iterable[str]) -> dict[int, str]:
+    """Raises CniError when there are several of a family."""
+    cidrs = [ip_network(text) for text in texts]
+    by_version: dict[int, str] = {cidr.version: str(cidr) for cidr in cidrs}
+    if len(by_version) != len(cidrs):
+        listed = ", ".join(map(str, cidrs))
+        raise CniError(Code.INVALID_CONFIG, f"Node {node} has several pod CIDRs of a family: {listed}")
+    return by_version
