@@ -8,6 +8,10 @@ and only when every address of its handle is a leak, because the addresses of a 
 either there or not. What does not say whose it is (no pod and no tunnel's type) is never touched, and keeps its node
 from being cleaned up. The rules are those of Calico's kube-controllers (facts/ipam.md, section 10), with one addition
 on the safe side: an address that any endpoint lists is live, whatever its attributes say.
+
+With Kubernetes' view (`Users.cluster`) an endpoint proves nothing once its pod is gone, has finished or is on another
+node: after the same grace the endpoint is to be deleted, and only when no endpoint lists its address any more is that
+released. Otherwise two endpoints would have one address, and a node would go on delivering to the dead one.
 """
 
 from __future__ import annotations
@@ -19,8 +23,9 @@ from datetime import datetime
 from libs.ipam.affinity import Owner
 from libs.ipam.block import Allocation, Block, ReleaseOption, collect
 from libs.ipam.handles import WINDOWS_RESERVED
+from libs.ipam.pods import Pod
 from libs.ipam.tunnels import Tunnel
-from libs.ipam.view import Users
+from libs.ipam.view import Users, Workload
 from libs.ipam.wire import Address, Network
 
 VM_GRACE_S = 300.0  # a virtual machine's pod may be away for so long while it restarts or migrates
@@ -41,6 +46,7 @@ class Memory:
     """What a round leaves to the next: since when things are suspect or idle, in seconds of one monotonic clock."""
 
     suspects: Mapping[Held, float] = field(default_factory=dict)
+    endpoints: Mapping[Workload, float] = field(default_factory=dict)  # whose pod is gone
     idle: Mapping[tuple[str, Network], float] = field(default_factory=dict)  # node, block
 
 
@@ -49,6 +55,7 @@ class Decision:
     """memory: for the next round. The rest is to be done now, in this order."""
 
     memory: Memory
+    lost_endpoints: tuple[tuple[Pod, Workload], ...] = ()  # to delete, at their revision
     leaks: tuple[ReleaseOption, ...] = ()  # whole handles, handle and sequence number given
     idle_blocks: tuple[tuple[str, Network], ...] = ()  # node, block: to give up if still empty
     cold_blocks: tuple[Network, ...] = ()  # hold addresses whose cooldown is over, or nothing and have no owner
@@ -68,6 +75,7 @@ def decide(
     hosts: Collection[str] = (),
 ) -> Decision:
     """grace_s: 0 means that time alone confirms nothing. hosts: nodes that have any record in address management."""
+    lost = {w: earlier.endpoints.get(w, now_s) for pod, w in users.workloads() if users.lost(pod, w)}
     since, leaked, valid_of = _suspects(blocks, users, earlier, now_s, grace_s)
     kept = [block for block in blocks if block.owner is not None and block.owner.kind == "host"]
     idle = _idle_blocks(kept, users, earlier, now_s)
@@ -75,11 +83,16 @@ def decide(
     gone = {owner.name for owner, _ in affinities if owner.kind == "host"}
     gone |= {block.owner.name for block in kept if block.owner is not None} | set(hosts)
     return Decision(
-        Memory(since, idle),
+        Memory(since, lost, idle),
+        tuple(
+            (pod, w)
+            for pod, w in users.workloads()
+            if w in lost and (users.node_gone(w.node) or (grace_s > 0 and now_s - lost[w] >= grace_s))
+        ),
         tuple(ReleaseOption(held.address, held.handle, held.sequence) for held in leaked),
         due,
         tuple(sorted((b.cidr for b in blocks if b.superfluous or collect(b, now, cooldown_s) != b), key=str)),
-        tuple(sorted(node for node in gone - set(users.nodes) if node not in valid_of)),
+        tuple(sorted(node for node in gone if users.node_gone(node) and node not in valid_of)),
     )
 
 
@@ -95,11 +108,18 @@ def _judge(allocation: Allocation, users: Users, live: Mapping[Address, str]) ->
         return _VALID
     if attrs.get("type") in TUNNEL_TYPES:
         node = attrs.get("node", "")
-        return _TUNNEL if node and node not in users.nodes else _VALID
+        return _TUNNEL if node and users.node_gone(node) else _VALID
     namespace, pod = attrs.get("namespace"), attrs.get("pod")
     if not namespace or not pod or namespace in users.blind:
         return _VALID
-    here = [workload for workload in users.pods.get((namespace, pod), ()) if workload.node == attrs.get("node")]
+    node = attrs.get("node", "")
+    if users.cluster is not None and users.cluster.may_use((namespace, pod), node, allocation.address):
+        return _VALID
+    here = [
+        workload
+        for workload in users.pods.get((namespace, pod), ())
+        if workload.node == node and not users.lost((namespace, pod), workload)
+    ]
     # An endpoint of the pod on this node that has no address yet: the pod is being made.
     return _VALID if any(not workload.addresses for workload in here) else _SUSPECT
 
@@ -108,7 +128,7 @@ def _suspects(
     blocks: Iterable[Block], users: Users, earlier: Memory, now_s: float, grace_s: float
 ) -> tuple[dict[Held, float], list[Held], set[str]]:
     """(suspects since when, leaks among them, nodes that have something valid)."""
-    live = users.live()
+    live, listed = users.live(), users.listed()
     judged: dict[Held, tuple[Allocation, str]] = {}
     valid_of: set[str] = set()
     for block in blocks:
@@ -129,9 +149,10 @@ def _suspects(
             confirmed[held] = allocation.attrs.get("node", "") not in valid_of
         elif verdict is _SUSPECT:
             since[held] = earlier.suspects.get(held, now_s)
-            node_gone = bool(allocation.attrs.get("node")) and allocation.attrs["node"] not in users.nodes
+            node_gone = bool(allocation.attrs.get("node")) and users.node_gone(allocation.attrs["node"])
             grace = max(grace_s, VM_GRACE_S) if "vmi-name" in allocation.attrs else grace_s
-            confirmed[held] = node_gone or (grace_s > 0 and now_s - since[held] >= grace)
+            due = node_gone or (grace_s > 0 and now_s - since[held] >= grace)
+            confirmed[held] = due and held.address not in listed  # the endpoint of a lost pod goes first
         else:
             confirmed[held] = False
     spoilt = {held.handle for held, sure in confirmed.items() if not sure and held.handle is not None}
@@ -148,7 +169,7 @@ def _idle_blocks(
     """Empty blocks of nodes that there are, since when they are seen empty."""
     found = {}
     for block in blocks:
-        if block.owner is not None and block.owner.name in users.nodes and block.empty:
+        if block.owner is not None and not users.node_gone(block.owner.name) and block.empty:
             key = block.owner.name, block.cidr
             found[key] = earlier.idle.get(key, now_s)
     return _spare_one(blocks, found)

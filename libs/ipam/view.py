@@ -1,12 +1,13 @@
 """Who uses addresses, as far as the datastore tells: nodes with their tunnel addresses, and workload endpoints.
 
 Read at one revision together with the blocks, so that an endpoint and its allocation are never seen half-way. In etcd
-the workload endpoints are the pods: an endpoint is written before its pod runs and deleted with it.
+the workload endpoints are the pods: an endpoint is written before its pod runs and deleted with it. What Kubernetes
+says besides is in `libs.ipam.pods`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_interface
 
@@ -17,10 +18,11 @@ from libs.ipam.affinity import Owner
 from libs.ipam.block import Block, decode_block
 from libs.ipam.errors import IpamError
 from libs.ipam.handles import Handle, decode_handle
+from libs.ipam.pods import ClusterView, Pod
 from libs.ipam.wire import Address, Network
 from libs.store.api import KeyValue, Store
 
-Pod = tuple[str, str]  # namespace, name
+KUBERNETES = "k8s"  # orchestrator of endpoints that are pods
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,8 @@ class Workload:
     name: str  # namespace/name of the endpoint
     node: str
     addresses: frozenset[Address]
+    orchestrator: str = ""
+    revision: int = 0  # of its key
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +45,35 @@ class NodeView:
 
 @dataclass(frozen=True, slots=True)
 class Users:
-    """blind: namespaces with an endpoint that cannot be read, so that nobody knows which addresses it has."""
+    """blind: namespaces with an endpoint that cannot be read, so that nobody knows which addresses it has. cluster:
+    what Kubernetes says; None where nobody asks it.
+    """
 
     nodes: Mapping[str, NodeView] = field(default_factory=dict)
     pods: Mapping[Pod, tuple[Workload, ...]] = field(default_factory=dict)
     blind: frozenset[str] = frozenset()
+    cluster: ClusterView | None = None
 
     def live(self) -> dict[Address, str]:
-        """Every address that an endpoint lists, with the endpoint's name."""
-        return {a: workload.name for found in self.pods.values() for workload in found for a in workload.addresses}
+        """Every address that an endpoint lists whose pod may be there, with the endpoint's name."""
+        return {a: one.name for pod, one in self.workloads() if not self.lost(pod, one) for a in one.addresses}
+
+    def listed(self) -> frozenset[Address]:
+        """Every address that any endpoint lists."""
+        return frozenset(a for _, workload in self.workloads() for a in workload.addresses)
+
+    def workloads(self) -> Iterator[tuple[Pod, Workload]]:
+        return ((pod, workload) for pod, found in self.pods.items() for workload in found)
+
+    def lost(self, pod: Pod, workload: Workload) -> bool:
+        """Is it a pod's endpoint, and Kubernetes says that the pod is not on that node any more?"""
+        if self.cluster is None or workload.orchestrator != KUBERNETES:
+            return False
+        return self.cluster.lost(pod, workload.node)
+
+    def node_gone(self, node: str) -> bool:
+        """Neither the datastore nor Kubernetes has it."""
+        return node not in self.nodes and not (self.cluster is not None and node in self.cluster.nodes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +105,8 @@ async def read_users(store: Store, revision: int = 0) -> Users:
             blind.add(namespace)
             continue
         pod = namespace, raw.spec.pod or raw.spec.workload or raw.metadata.name
-        pods[pod] = (*pods.get(pod, ()), Workload(name, raw.spec.node, addresses))
+        workload = Workload(name, raw.spec.node, addresses, raw.spec.orchestrator, kv.mod_revision)
+        pods[pod] = (*pods.get(pod, ()), workload)
     return Users({kv.key.rsplit("/", 1)[1]: _node(kv) for kv in nodes.kvs}, pods, frozenset(blind))
 
 
@@ -109,6 +134,7 @@ class _Meta(msgspec.Struct):
 
 
 class _EndpointSpec(msgspec.Struct):
+    orchestrator: str = ""
     node: str = ""
     pod: str = ""
     workload: str = ""

@@ -297,7 +297,7 @@ def _ended(path: str, status: object) -> KubeError:
     code, details = status.get("code"), status.get("details")
     pause = details.get("retryAfterSeconds") if isinstance(details, dict) else None
     return KubeError(
-        code if isinstance(code, int) else 500, f"WATCH {path}: {code} {status.get('message')}",
+        code if isinstance(code, int) else GARBLED, f"WATCH {path}: {code} {status.get('message')}",
         str(status.get("reason") or ""), float(pause) if isinstance(pause, int) else None,
     )  # fmt: skip
 

@@ -21,8 +21,9 @@ from uuid import uuid4
 
 from libs.model.base import Resource
 from libs.model.cluster import ClusterInformation
+from libs.model.policy import Tier
 from libs.model.pools import IPPool
-from libs.resources import codec, pool_deletion, rules
+from libs.resources import codec, pool_deletion, rules, tier_state
 from libs.resources.api import Changed
 from libs.resources.errors import (
     AlreadyExists,
@@ -289,9 +290,10 @@ class ResourceClient:
     ) -> Written:
         """What was deleted, and the revision of that. Raises NotFound, Conflict, PreconditionFailed, NotSupported.
 
-        A tier must have no policies. A pool is disabled first and its blocks released; one with finalizers stays,
-        terminating, until its last block is gone (`libs.ipam.poolstate`). A node takes its endpoints, addresses and
-        per-node configuration along. approve: is asked about exactly what is then deleted.
+        A tier must have no policies; one that its controller holds stays, terminating, until the last one is gone
+        (`tier_state`). A pool is disabled first and its blocks released; one with finalizers stays, terminating, until
+        its last block is gone (`libs.ipam.poolstate`). A node takes its endpoints, addresses and per-node configuration
+        along. approve: is asked about exactly what is then deleted.
         """
         identity = Identity(kind, name, namespace)
         rules.refuse_default_allow("delete", identity)
@@ -306,7 +308,7 @@ class ResourceClient:
                 preconditions.check(identity, current.metadata.uid, str(found.mod_revision))
             if approve is not None:
                 await approve(current)
-            await rules.before_delete(self, identity)
+            await rules.before_delete(self, identity, current)
             pinned = bool(resource_version or approve or preconditions)
             try:
                 return await self._delete(identity, current, found, pinned, options)
@@ -327,6 +329,8 @@ class ResourceClient:
             if left is None:
                 return Written(current, (await self.store.status()).revision, deleted=True)
             return Written(codec.from_kv(kind, left), left.mod_revision)
+        if isinstance(current, Tier) and tier_state.waits(current):
+            return await self._terminate_tier(current, found)
         if options.finalizers and current.metadata.finalizers:
             return await self._mark_deleted(current, found)
         if kind == "IPPool":
@@ -352,6 +356,19 @@ class ResourceClient:
             current, deletion_timestamp=codec.timestamp(self._now()), deletion_grace_period_seconds=0
         )
         return await self._put(marked, found)
+
+    async def _terminate_tier(self, tier: Tier, found: KeyValue) -> Written:
+        """The end of a tier that its controller holds: at once when it is empty and nobody else holds it."""
+        left = await rules.policies_of(self, tier.metadata.name)
+        marked = await self._put(tier_state.terminating(tier, len(left), codec.timestamp(self._now())), found)
+        # Since it is marked no policy comes into it, so what is counted from now on only becomes less.
+        if tier.metadata.finalizers != [tier_state.FINALIZER] or await rules.policies_of(self, tier.metadata.name):
+            return marked
+        try:
+            revision = await self.store.delete(found.key, mod_revision=marked.revision)
+        except store_api.Conflict:
+            return marked  # its controller was faster, or a user: what is left to do is the controller's
+        return Written(marked.resource, revision or marked.revision, deleted=True)
 
     # --- initialisation ----------------------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ from libs.model.policy import (
 )
 from libs.model.pools import IPPool
 from libs.model.validation.policy import BUILT_IN_TIERS
-from libs.resources import codec
+from libs.resources import codec, tier_state
 from libs.resources.errors import FieldProblem, Identity, NotFound, NotSupported, ValidationError
 from libs.store.api import Compare
 
@@ -107,6 +107,9 @@ async def before_create(client: ResourceClient, resource: Resource) -> list[Comp
         found = await client.store.get(codec.key(tier))
         if found is None:
             raise NotFound(tier)
+        held = codec.readable("Tier", found)
+        if held is not None and held.metadata.deletion_timestamp:
+            raise NotSupported("create", codec.identity(resource), f"its tier {tier.name} is being deleted")
         return [Compare(found.key, found.mod_revision)]
     if isinstance(resource, IPPool):
         await _check_new_pool(client, resource)
@@ -127,9 +130,9 @@ async def before_update(client: ResourceClient, resource: Resource, current: Res
         await _check_route_owners(client, resource, current)
 
 
-async def before_delete(client: ResourceClient, identity: Identity) -> None:
-    """Raises NotSupported for a built-in tier or one that still has policies, and for a configuration without which
-    some routes would have two owners or none.
+async def before_delete(client: ResourceClient, identity: Identity, current: Resource) -> None:
+    """Raises NotSupported for a built-in tier or one that still has policies and no controller that would wait for
+    their end, and for a configuration without which some routes would have two owners or none.
     """
     if identity.kind == "FelixConfiguration":
         if problems := await _route_owners(client, identity, ""):
@@ -139,10 +142,19 @@ async def before_delete(client: ResourceClient, identity: Identity) -> None:
         return
     if identity.name in BUILT_IN_TIERS:
         raise NotSupported("delete", identity, "it is a built-in tier")
-    for policy in TIERED:
-        for item in (await client.list(policy.kind)).items:
-            if isinstance(item, TIERED) and (item.spec.tier or "default") == identity.name:
-                raise NotSupported("delete", identity, f"tier is not empty: {codec.identity(item)} is in it")
+    if isinstance(current, Tier) and tier_state.waits(current):
+        return
+    if left := await policies_of(client, identity.name):
+        raise NotSupported("delete", identity, f"tier is not empty: {left[0]} is in it")
+
+
+async def policies_of(client: ResourceClient, tier: str) -> list[Identity]:
+    return [
+        codec.identity(item)
+        for policy in TIERED
+        for item in (await client.list(policy.kind)).items
+        if isinstance(item, TIERED) and (item.spec.tier or "default") == tier
+    ]
 
 
 async def _check_filters(client: ResourceClient, peer: BGPPeer) -> None:

@@ -97,6 +97,15 @@ class Process:
         self._child.kill()
         return self._child.wait()
 
+    def wait(self, timeout_s: float) -> int:
+        """Its exit status, once it has ended by itself. Raises ProcessError when it has not in time."""
+        if self._child is None:
+            raise ProcessError(f"{self.name} was not started")
+        try:
+            return self._child.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise ProcessError(f"{self.name} runs after {timeout_s:g} s:\n{self.log_tail()}") from None
+
     def require_running(self) -> None:
         """Raises ProcessError with the log's tail when it has ended."""
         if not self.running:

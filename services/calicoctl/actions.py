@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from libs.model.base import Resource
+from libs.model.policy import Tier
 from libs.model.pools import IPPool
 from libs.resources import codec
 from libs.resources.api import Resources
@@ -125,9 +126,13 @@ class Outcome:
         self.done += 1
         if written is not None:
             self.revisions.append(written.revision)
-            if isinstance(written.resource, IPPool) and written.resource.metadata.deletion_timestamp:
-                name = written.resource.metadata.name
+            held = written.resource
+            if isinstance(held, IPPool) and held.metadata.deletion_timestamp:
+                name = held.metadata.name
                 self.notes.append(f"IP pool {name} is terminating: it goes when its last address is released")
+            if isinstance(held, Tier) and held.metadata.deletion_timestamp and not written.deleted:
+                name = held.metadata.name
+                self.notes.append(f"tier {name} is terminating: it goes when its last policy is deleted")
 
     @property
     def what(self) -> str:

@@ -1,4 +1,4 @@
-"""`python -m services.cni install|build`, `calico-cni`."""
+"""`python -m services.cni install|build|pod`, `calico-cni`."""
 
 from __future__ import annotations
 
@@ -21,12 +21,17 @@ USAGE = """\
 usage: calico-cni install [--help | options]   put the plugin and its configuration where the container runtime looks
        calico-cni install --watch              the same, and stay: put back what changes, refresh the plugin's token
        calico-cni build                        compile the plugin and print its path
+       calico-cni pod [--help | …]             pretend pods on this node, to try it without an orchestrator
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     verb, *rest = [*(sys.argv[1:] if argv is None else argv), ""]
     rest = [a for a in rest if a]
+    if verb == "pod":
+        from services.cni.pods import pod  # the installer does without
+
+        pod.main(rest, prog_name="calico-cni pod")
     try:
         if verb == "build" and not rest:
             print(build())

@@ -19,7 +19,9 @@ from libs.store.election import Election
 from libs.store.fenced import FencedStore
 from services.kube_controllers.config import KubeControllersConfig
 from services.kube_controllers.core.settings import Running
+from services.kube_controllers.core.upkeep import DEFAULT_METRICS_PORT
 from services.kube_controllers.metrics import Metrics
+from services.kube_controllers.shell.metrics_port import MetricsPort
 from services.kube_controllers.shell.runner import NAMES, Runner
 
 log = logging.getLogger(__name__)
@@ -55,6 +57,8 @@ class KubeControllers:
         holder = f"{socket.gethostname()}.{os.getpid()}"
         self.election = Election(store, ELECTION_KEY, holder=holder, ttl_s=config.lease_s, random=random)
         self._metrics.leader.set_function(lambda: float(self.election.leading))
+        port = self._environment.metrics_port
+        self.metrics_port = MetricsPort(service, DEFAULT_METRICS_PORT if port is None else port)
 
     async def lead(self, fence: Compare) -> None:
         self._metrics.tenures.inc()
@@ -74,6 +78,7 @@ class KubeControllers:
                 logs.set_level(settings.log_level, "screen")
             except ValueError as error:
                 log.warning("log level not changed", extra={"error": str(error)})
+        self.metrics_port.serve_at(settings.upkeep.metrics_port)
         auto = settings.host_endpoints
         log.info(
             "settings in force",
@@ -136,6 +141,7 @@ async def run(config: KubeControllersConfig, service: Service) -> None:
             work = [
                 tasks.create_task(app.election.run(app.lead), name="election"),
                 tasks.create_task(app.contact_forever(), name="contact"),
+                tasks.create_task(app.metrics_port.run(), name="metrics-port"),
             ]
             service.ready()
             await service.stop.wait()

@@ -49,6 +49,20 @@ class KubeControllersConfig(RuntimeConfig):
         "Readiness depends on the datastore; none: by the KubeControllersConfiguration.",
         env=("HEALTH_ENABLED",),
     )
+    compaction_period_s: float | None = setting(
+        None,
+        "How often etcd's history is compacted, 0 for never; none: by the KubeControllersConfiguration.",
+        env=("COMPACTION_PERIOD",),
+        unit="s",
+        minimum=0,
+    )
+    prometheus_metrics_port: int | None = setting(
+        None,
+        "Port of /metrics on all addresses, 0 for none; none: by the KubeControllersConfiguration.",
+        env=("*PROMETHEUSMETRICSPORT",),
+        minimum=0,
+        maximum=65535,
+    )
     kubeconfig: Path | None = setting(
         None,
         "Access to the Kubernetes API; none: the pod's service account, outside a pod no Kubernetes.",
@@ -101,6 +115,8 @@ class KubeControllersConfig(RuntimeConfig):
             enabled=self.enabled_controllers,
             auto_host_endpoints=None if self.auto_host_endpoints is None else self.auto_host_endpoints == "enabled",
             health_checks=self.health_enabled,
+            compaction_s=self.compaction_period_s,
+            metrics_port=self.prometheus_metrics_port,
             log_level=self.log_level if environ.get("LOG_LEVEL") or self.log_level != RuntimeConfig.log_level else None,
             reconciler_period=self.reconciler_period,
             sync_labels=self.sync_node_labels,

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from services.kube_controllers.ipam_metrics import IpamMetrics
+
 
 class Metrics:
     def __init__(self, registry: CollectorRegistry) -> None:
+        self.ipam = IpamMetrics(registry)
         self.leader = Gauge("kube_controllers_leader", "1 while this replica is the leader.", registry=registry)
         self.tenures = Counter("kube_controllers_tenures", "Times that this replica became leader.", registry=registry)
         self.running = Gauge(

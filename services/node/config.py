@@ -3,21 +3,48 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
 
-from libs.runtime.config import RuntimeConfig, setting
-from libs.runtime.nodename import node_name
+from libs.runtime.config import setting
+from services.node.startup_config import StartupConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class NodeConfig(RuntimeConfig):
-    env_prefix: ClassVar[str] = "CALICO_NODE_"
-
-    node: str = setting(
-        "",
-        "Name of this node; empty: /var/lib/calico/nodename, else the host name in lower case.",
-        env=("NODENAME",),
+class NodeConfig(StartupConfig):
+    supervise: bool = setting(
+        False, "Start the node up and run felix, bgp and the CNI installer as well, as one service for all of a node."
     )
+    take_over: bool = setting(
+        True, "When felix is ready, rules, sets and routes that a real calico-node left on this host are removed."
+    )
+    disable_felix: bool = setting(False, "Do not run felix.", env=("CALICO_DISABLE_FELIX",))
+    manage_cni: bool | None = setting(
+        None, "Run the installer of the CNI plugin, which renews its token; none: where there is a Kubernetes API.",
+        env=("CALICO_MANAGE_CNI",),
+    )  # fmt: skip
+    felix_health_host: str = setting("localhost", "Where felix answers probes.", env=("FELIX_HEALTHHOST",))
+    felix_health_port: int = setting(
+        9099, "Port of it.", minimum=1, maximum=65535, env=("FELIX_HEALTHPORT",)
+    )  # fmt: skip
+    bgp_health_host: str = setting("localhost", "Where bgp answers probes.", env=("CALICO_BGP_HEALTHHOST",))
+    bgp_health_port: int = setting(
+        9097, "Port of it.", minimum=1, maximum=65535, env=("CALICO_BGP_HEALTHPORT",)
+    )  # fmt: skip
+    bgp_socket: Path = setting(
+        Path("/var/run/calico/bgp.sock"), "Control socket of bgp.", env=("CALICO_BGP_CONTROL_SOCKET",)
+    )
+    bgp_threshold_s: float = setting(
+        30.0, "So long after start-up all BGP sessions must be up for readiness; later one will do.", unit="s",
+        minimum=0,
+    )  # fmt: skip
+    ready_wait_s: float = setting(
+        300.0, "How long felix and bgp may take before Kubernetes is told that this node has a network all the same.",
+        unit="s", minimum=0,
+    )  # fmt: skip
+    probe_every_s: float = setting(
+        2.0, "How often felix and bgp are asked for their health.", unit="s", minimum=0.05
+    )  # fmt: skip
+
     use_pod_cidr: bool = setting(
         False, "Addresses come from the node's pod CIDR, so no tunnel address is allocated.", env=("USE_POD_CIDR",)
     )
@@ -36,5 +63,5 @@ class NodeConfig(RuntimeConfig):
         5.0, "How long the BGP speaker of this node may take to tell its state.", unit="s", minimum=0.1
     )
 
-    def node_name(self) -> str:
-        return node_name(self.node)
+    def runs_cni(self) -> bool:
+        return self.kubernetes() is not None if self.manage_cni is None else self.manage_cni

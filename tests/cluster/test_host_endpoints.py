@@ -434,7 +434,9 @@ def controllers(hosts: Hosts) -> Iterator[Process]:
     cluster = hosts.cluster
     process = Process(
         "kube_controllers", (sys.executable, "-m", "services.kube_controllers"), netns=cluster.fabric,
-        log_path=cluster.directory / "kube-controllers.log", env=cluster.env | {"KUBE_CONTROLLERS_LEASE_S": "2"},
+        log_path=cluster.directory / "kube-controllers.log", env=cluster.env | {
+            "KUBE_CONTROLLERS_LEASE_S": "2", "KUBE_CONTROLLERS_PROMETHEUSMETRICSPORT": "0",
+        },
         cwd=PROJECT,
     )  # fmt: skip
     process.start()

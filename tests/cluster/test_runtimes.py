@@ -167,6 +167,7 @@ class Attached:
         self._attached: dict[tuple[str, str], dict[str, Any]] = {}  # what a test that fails leaves to DEL
 
     async def __aenter__(self) -> Attached:
+        cnitool()  # where there is none the test is skipped before anything is made
         self.netns.create()
         self._world.cluster._namespaces.append(self.netns)
         return self

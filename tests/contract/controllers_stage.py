@@ -34,9 +34,12 @@ MARK = {"projectcalico.org/created-by": "calico-kube-controllers"}
 class Replica(Child):
     def __init__(self, env: dict[str, str], log: Path) -> None:
         self.port = free_port()
-        own = {"KUBE_CONTROLLERS_HEALTHHOST": "127.0.0.1", "KUBE_CONTROLLERS_HEALTHPORT": str(self.port)}
+        own = {
+            "KUBE_CONTROLLERS_HEALTHHOST": "127.0.0.1", "KUBE_CONTROLLERS_HEALTHPORT": str(self.port),
+            "KUBE_CONTROLLERS_PROMETHEUSMETRICSPORT": "0",
+        }  # fmt: skip
         super().__init__(
-            "services.kube_controllers", env=env | own | {"KUBE_CONTROLLERS_LEASE_S": str(LEASE_S)}, log=log
+            "services.kube_controllers", env=own | env | {"KUBE_CONTROLLERS_LEASE_S": str(LEASE_S)}, log=log
         )
 
     async def get(self, path: str) -> tuple[int, str]:

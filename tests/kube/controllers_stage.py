@@ -27,7 +27,7 @@ CNP_GROUP = "policy.networking.k8s.io"
 
 class KubeStage(Stage):
     """What kube_controllers write is read from etcd; what they read is written through kube-apiserver. Each stage has
-    its own namespace prefix, since several tests share one control plane.
+    its own prefix of names, since several share one control plane.
     """
 
     def __init__(self, directory: Path, control_plane: ControlPlane) -> None:
@@ -39,6 +39,7 @@ class KubeStage(Stage):
 
     async def __aenter__(self) -> Self:
         await super().__aenter__()
+        await self.resources.ensure_initialized()
         self.api = await KubeApi.open(self.control_plane.admin)
         return self
 
@@ -58,8 +59,8 @@ class KubeStage(Stage):
 
     # --- Kubernetes' side --------------------------------------------------------------------------------------------
 
-    async def namespace(self, short: str = "a", labels: dict[str, str] | None = None) -> str:
-        name = f"{self.prefix}-{short}"
+    async def namespace(self, labels: dict[str, str] | None = None) -> str:
+        name = f"{self.prefix}-{len(self._made)}"
         await self.make("/api/v1/namespaces", "v1", "Namespace", name, labels=labels)
         return name
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,13 +27,13 @@ WEB = {
 }
 
 
-@pytest_asyncio.fixture(loop_scope="module")
-async def stage(tmp_path: Path, control_plane: ControlPlane) -> AsyncIterator[KubeStage]:
-    async with KubeStage(tmp_path, control_plane) as made:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stage(tmp_path_factory: pytest.TempPathFactory, control_plane: ControlPlane) -> AsyncIterator[KubeStage]:
+    async with KubeStage(tmp_path_factory.mktemp("stage"), control_plane) as made:
         yield made
 
 
-@pytest_asyncio.fixture(loop_scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running(stage: KubeStage) -> Replica:
     return await stage.controllers().until_leading()
 
@@ -274,11 +273,11 @@ CNP = {
 }  # fmt: skip
 
 
-async def test_p09_cluster_network_policies_come_with_their_definition_and_go_with_it(stage: KubeStage) -> None:
+async def test_p09_cluster_network_policies_come_with_their_definition_and_go_with_it(
+    stage: KubeStage, running: Replica
+) -> None:
     crds = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
     path = f"/apis/{CNP_GROUP}/v1alpha2/clusternetworkpolicies"
-    running = await stage.controllers().until_leading()
-    await stage.until_stored("Profile", "kns.default")
     await eventually(lambda: said(running, "the server does not have the kind"), stage.told)
     await stage.api.create(crds, CRD)
     try:

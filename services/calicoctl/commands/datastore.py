@@ -119,7 +119,7 @@ def import_(filename: str, session: Session) -> None:
 @common
 def migrate_policy_names(session: Session) -> None:
     """Store policies under their own name that older clients stored as `default.NAME`. May be run again."""
-    from services.calicoctl import policy_names
+    from libs.resources import policy_names
 
     async def work() -> policy_names.Moved:
         async with session.client(purpose="migrate-policy-names") as client:

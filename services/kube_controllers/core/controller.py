@@ -19,12 +19,13 @@ from services.kube_controllers.core.settings import Running
 @dataclass(frozen=True, slots=True)
 class Round:
     """What came of a round. detail: one line for the health page. failures: what could not be done, by object; the
-    round is then tried again.
+    round is then tried again. again_s: after so long another round is due although nothing changed; None: never.
     """
 
     detail: str = ""
     writes: Mapping[str, int] = field(default_factory=dict)  # "create", "update", "delete" -> how many
     failures: Mapping[str, str] = field(default_factory=dict)
+    again_s: float | None = None
 
 
 class Controller(Protocol):

@@ -16,6 +16,7 @@ import msgspec
 from libs import model
 from libs.model.scalars import Duration
 from libs.model.validation.cluster import LOG_LEVELS
+from services.kube_controllers.core.upkeep import EXTRA_CONTROLLERS, Upkeep, upkeep
 
 NAME = "default"
 SERVICE = "service"
@@ -28,6 +29,7 @@ CONTROLLERS = {
     "serviceaccount": "serviceAccount",
     "loadbalancer": "loadBalancer",
     "service": SERVICE,
+    **EXTRA_CONTROLLERS,
 }
 """Name in ENABLED_CONTROLLERS -> field of `spec.controllers`; services have none, since Calico does not store them."""
 SYNCHRONIZED = {
@@ -51,9 +53,8 @@ WORKERS_VARIABLES = {
 }
 USED_VARIABLES = (
     "ENABLED_CONTROLLERS", "LOG_LEVEL", "HEALTH_ENABLED", "AUTO_HOST_ENDPOINTS", "RECONCILER_PERIOD",
-    "SYNC_NODE_LABELS", "SYNC_SERVICES", *dict.fromkeys(WORKERS_VARIABLES.values()),
+    "SYNC_NODE_LABELS", "SYNC_SERVICES", "COMPACTION_PERIOD", *dict.fromkeys(WORKERS_VARIABLES.values()),
 )  # fmt: skip
-UNUSED_VARIABLES = ("COMPACTION_PERIOD",)
 _DEFAULT_LEVEL = "Info"
 _DEFAULT_PERIOD = Duration("5m")
 _DEFAULT_WORKERS = 4
@@ -71,6 +72,8 @@ class Environment:
     auto_host_endpoints: bool | None = None
     health_checks: bool | None = None
     log_level: str | None = None
+    compaction_s: float | None = None
+    metrics_port: int | None = None
     reconciler_period: Duration | None = None
     sync_labels: bool | None = None
     sync_services: bool = True
@@ -107,6 +110,7 @@ class Running:
     sync: Mapping[str, Sync] = field(default_factory=dict)
     without_effect: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+    upkeep: Upkeep = field(default_factory=Upkeep)
 
 
 def default_configuration() -> model.KubeControllersConfiguration:
@@ -147,16 +151,25 @@ def running(spec: model.KubeControllersConfigurationSpec, environment: Environme
         for name, switch in SYNCHRONIZED.items()
         if switch in switched_on and environment.kubernetes
     }
+    kept = upkeep(
+        spec,
+        enabled=environment.enabled,
+        compaction_s=environment.compaction_s,
+        metrics_port=environment.metrics_port,
+        kubernetes=environment.kubernetes,
+        problems=problems,
+    )
+    config = model.KubeControllersConfigurationSpec(
+        log_severity_screen=level, health_checks=_word(health), controllers=_told(sync, host_endpoints)
+    )
+    kept.report(config)
     return Running(
         log_level=level,
         health_checks=health,
         host_endpoints=host_endpoints,
+        upkeep=kept,
         status=model.KubeControllersConfigurationStatus(
-            running_config=model.KubeControllersConfigurationSpec(
-                log_severity_screen=level,
-                health_checks=_word(health),
-                controllers=_told(sync, host_endpoints),
-            ),
+            running_config=config,
             environment_vars={name: text for name in USED_VARIABLES if (text := environment.variables.get(name))},
         ),
         sync=sync,
@@ -243,22 +256,18 @@ def _in_force(node: model.NodeControllerConfig | None, environment: Environment)
 
 def _without_effect(spec: model.KubeControllersConfigurationSpec, environment: Environment) -> Iterator[str]:
     """Names of what is set and not part of this version."""
-    controllers, node = spec.controllers, spec.controllers.node
+    controllers = spec.controllers
     for name, value in (
-        ("etcdV3CompactionPeriod", spec.etcdv3_compaction_period),
-        ("prometheusMetricsPort", spec.prometheus_metrics_port),
         ("debugProfilePort", spec.debug_profile_port),
         ("controllers.migration", controllers.migration),
-        ("controllers.node.leakGracePeriod", node.leak_grace_period if node is not None else None),
     ):
         if value is not None:
             yield name
     on = _switched_on(controllers, environment)
-    if "loadBalancer" in on:
-        yield "controllers.loadBalancer" if environment.enabled is None else "ENABLED_CONTROLLERS loadBalancer"
     if not environment.kubernetes:
         names = dict.fromkeys(switch for switch in SYNCHRONIZED.values() if switch in on and switch != "node")
         yield from (f"{name} (no access to a Kubernetes API)" for name in names)
+        if "loadBalancer" in on:
+            yield "loadBalancer (no access to a Kubernetes API)"
         if "node" in on:
             yield "syncLabels and the deletion of nodes (no access to a Kubernetes API)"
-    yield from (name for name in UNUSED_VARIABLES if environment.variables.get(name))

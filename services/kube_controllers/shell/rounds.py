@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from random import Random
 
 from libs.resources.errors import ResourceError
@@ -30,6 +31,7 @@ class Rounds:
         self._health = health
         self._backoff = Backoff(random, first_s=0.1, cap_s=30.0)
         self._due = asyncio.Event()
+        self._again_s: float | None = None
 
     def poke(self) -> None:
         """Something changed: a round is due, also when one is being made or a failed one waits for its turn."""
@@ -38,7 +40,9 @@ class Rounds:
     async def run(self) -> None:
         """For ever. Raises FenceLost."""
         while True:
-            await self._due.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._again_s):
+                    await self._due.wait()
             await asyncio.sleep(SETTLE_S)
             self._due.clear()
             failures = await self._round()
@@ -78,4 +82,5 @@ class Rounds:
         if made.writes:
             log.info("written", extra={"controller": self.name, **made.writes, "state": made.detail})
         self._health.report(detail=made.detail)
+        self._again_s = made.again_s
         return [f"{what}: {why}" for what, why in made.failures.items()]

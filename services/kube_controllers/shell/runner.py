@@ -34,6 +34,9 @@ from services.kube_controllers.shell.host_endpoints import HostEndpoints
 from services.kube_controllers.shell.kubernetes import Kubernetes
 from services.kube_controllers.shell.rounds import Rounds
 from services.kube_controllers.shell.synchronizer import Synchronizer
+from services.kube_controllers.shell.upkeep import KINDS as UPKEEP_KINDS
+from services.kube_controllers.shell.upkeep import NAMES as UPKEEP_NAMES
+from services.kube_controllers.shell.upkeep import upkeep
 
 log = logging.getLogger(__name__)
 
@@ -48,13 +51,15 @@ TRANSLATIONS: Mapping[str, Callable[[Sync], Translation[Any]]] = {
     "endpoint-slice": lambda settings: EndpointSlices(),
 }
 """Controllers that bring Kubernetes' objects; names as in `settings.SYNCHRONIZED`."""
-NAMES = (Configuration.name, HostEndpoints.name, *TRANSLATIONS)
-KINDS = Configuration.reads | HostEndpoints.reads
+NAMES = (Configuration.name, HostEndpoints.name, *UPKEEP_NAMES, *TRANSLATIONS)
+KINDS = Configuration.reads | HostEndpoints.reads | UPKEEP_KINDS
 
 
-def controllers(mirror: Mirror, resources: ResourceClient, kubernetes: Kubernetes | None) -> Sequence[Controller]:
+def controllers(
+    mirror: Mirror, resources: ResourceClient, kubernetes: Kubernetes | None, metrics: Metrics
+) -> Sequence[Controller]:
     """Those in rounds. A new one comes here, with its name in NAMES and what it reads in KINDS."""
-    return (HostEndpoints(mirror, resources),)
+    return (HostEndpoints(mirror, resources), *upkeep(mirror, resources.store, kubernetes, metrics.ipam))
 
 
 class Runner:
@@ -82,7 +87,7 @@ class Runner:
         self._on_settings = on_settings
         self._settings: Running | None = None
         self._switch = asyncio.Event()
-        self._controllers = {one.name: one for one in controllers(self._mirror, resources, self.kubernetes)}
+        self._controllers = {one.name: one for one in controllers(self._mirror, resources, self.kubernetes, metrics)}
         self._configuration = Configuration(self._mirror, resources, environment)
         self._keeper = self._rounds(Configuration.name, self._configuration.round, random)
         self._rounds_of = {
@@ -102,6 +107,7 @@ class Runner:
                 tasks.create_task(self._keeper.run(), name=self._keeper.name)
                 tasks.create_task(self._switch_forever(tasks), name="switch")
         finally:
+            self._metrics.ipam.clear()
             for name in NAMES:
                 self._metrics.running.labels(name).set(0)
                 self._health[name].report(detail="standing by")

@@ -131,13 +131,13 @@ class Synchronizer:
                     del self._owned[before]
                 self._put([before])
             stored = self._mirror.get(at)
-            owner = None
+            owner = self._translation.owner(at, stored)
+            if owner is None:
+                continue
             if stored is not None or at in unreadable:
-                owner = self._translation.owner(at, stored)
-            if owner is not None:
                 self._owner_of[at] = owner
                 self._owned.setdefault(owner, set()).add(at)
-                self._put([owner])
+            self._put([owner])  # also of one that came and went between two looks of ours
 
     def _put(self, keys: Iterable[Key]) -> None:
         if self._open:

@@ -72,9 +72,12 @@ def test_the_resource_decides_where_the_environment_is_silent() -> None:
         "runningConfig": {
             "logSeverityScreen": "Debug",
             "healthChecks": "Disabled",
+            "etcdV3CompactionPeriod": "10m0s",
+            "prometheusMetricsPort": 9094,
             "controllers": {
                 "node": {
                     "syncLabels": "Disabled",
+                    "leakGracePeriod": "15m0s",
                     "hostEndpoint": {
                         "autoCreate": "Enabled",
                         "createDefaultHostEndpoint": "Enabled",
@@ -89,13 +92,14 @@ def test_the_resource_decides_where_the_environment_is_silent() -> None:
 def test_the_environment_wins_and_is_named_in_the_status() -> None:
     spec = with_host_endpoints(autoCreate="Disabled", templates=[TEMPLATE]) | {"logSeverityScreen": "Error"}
     variables = {"AUTO_HOST_ENDPOINTS": "ENABLED", "LOG_LEVEL": "warning", "HEALTH_ENABLED": "false"}
-    found = by_environment(spec, **variables, PATH="/bin", COMPACTION_PERIOD="5m")
+    variables["COMPACTION_PERIOD"] = "5m"
+    found = by_environment(spec, **variables, PATH="/bin", KUBE_CONTROLLERS_PROMETHEUSMETRICSPORT="0")
     assert (found.log_level, found.health_checks) == ("Warning", False)
     assert found.host_endpoints == model.AutoHostEndpointConfig(
         auto_create="Enabled", create_default_host_endpoint="Enabled"
     )
     assert found.status.environment_vars == variables
-    assert "COMPACTION_PERIOD" in found.without_effect
+    assert (found.upkeep.compaction_s, found.upkeep.metrics_port) == (300, 0)
 
 
 @pytest.mark.parametrize(
@@ -128,18 +132,14 @@ def test_host_endpoints_are_made_only_when_that_is_said(given: dict[str, str]) -
 
 def test_what_this_version_does_not_have_is_named_and_not_said_to_run() -> None:
     spec = settings.default_configuration().spec
-    missing = {
-        "etcdV3CompactionPeriod", "controllers.node.leakGracePeriod", "controllers.migration",
-        "controllers.loadBalancer",
-    }  # fmt: skip
-    assert set(settings.running(spec, Environment(kubernetes=True)).without_effect) == missing
+    assert set(settings.running(spec, Environment(kubernetes=True)).without_effect) == {"controllers.migration"}
     alone = settings.running(spec, Environment())
     assert alone.sync == {}
     assert status(alone)["runningConfig"]["controllers"].keys() == {"node"}
     assert {text for text in alone.without_effect if "no access to a Kubernetes API" in text} == {
         f"{name} (no access to a Kubernetes API)"
         for name in (
-            "policy", "namespace", "serviceAccount", "workloadEndpoint", "service",
+            "policy", "namespace", "serviceAccount", "workloadEndpoint", "service", "loadBalancer",
             "syncLabels and the deletion of nodes",
         )
     }  # fmt: skip
@@ -176,7 +176,7 @@ def test_k05_periods_workers_and_labels_come_from_the_resource_and_the_environme
     assert not found.sync["node"].labels
     assert status(found)["runningConfig"]["controllers"] == {
         "node": {
-            "syncLabels": "Disabled", "reconcilerPeriod": "1m0s",
+            "syncLabels": "Disabled", "reconcilerPeriod": "1m0s", "leakGracePeriod": "15m0s",
             "hostEndpoint": {"autoCreate": "Disabled", "createDefaultHostEndpoint": "Enabled"},
         },
         "policy": {"reconcilerPeriod": "0s"},
@@ -196,6 +196,26 @@ def test_k05_periods_workers_and_labels_come_from_the_resource_and_the_environme
     assert listed.host_endpoints is None
 
 
+def test_k03_each_controller_of_upkeep_is_switched_alone() -> None:
+    everything = {"controllers": {"node": {"leakGracePeriod": "90s"}, "loadBalancer": {}}}
+    found = in_force(everything, kubernetes=True).upkeep
+    assert found == settings.Upkeep(90, "AllServices", True, True, 600, 9094)
+    assert in_force({"controllers": {"loadBalancer": {}}}, kubernetes=True).upkeep.leak_grace_s is None
+    assert in_force({"controllers": {"node": {}}}, kubernetes=True).upkeep.load_balancers is None
+    assert in_force(everything).upkeep.load_balancers is None  # no Kubernetes, no services
+    none = {
+        "etcdV3CompactionPeriod": "0s",
+        "prometheusMetricsPort": 0,
+        "controllers": {"node": {"leakGracePeriod": "0s"}},
+    }
+    assert in_force(none).upkeep == settings.Upkeep(0, None, True, True, 0, 0)
+    listed = by_environment(everything, KUBERNETES_SERVICE_HOST="10.96.0.1", ENABLED_CONTROLLERS="loadbalancer,tier")
+    assert listed.upkeep == settings.Upkeep(None, "AllServices", False, True, 600, 9094)
+    only = in_force({"controllers": {"loadBalancer": {"assignIPs": "RequestedServicesOnly"}}}, kubernetes=True)
+    assert only.upkeep.load_balancers == "RequestedServicesOnly"
+    assert status(only)["runningConfig"]["controllers"] == {"loadBalancer": {"assignIPs": "RequestedServicesOnly"}}
+
+
 def test_an_unknown_level_is_told_and_the_default_taken() -> None:
     found = in_force({"logSeverityScreen": "Loud"})
     assert found.log_level == "Info"
@@ -205,7 +225,7 @@ def test_an_unknown_level_is_told_and_the_default_taken() -> None:
 @pytest.mark.parametrize(
     ("variables", "told"),
     [
-        ({"ENABLED_CONTROLLERS": "node,flannelmigration"}, "no such controller: flannelmigration; there are: load"),
+        ({"ENABLED_CONTROLLERS": "node,flannelmigration"}, "no such controller: flannelmigration; there are: ippool"),
         ({"AUTO_HOST_ENDPOINTS": "yes please"}, "AUTO_HOST_ENDPOINTS"),
         ({"HEALTH_ENABLED": "maybe"}, "neither true nor false"),
         ({"SYNC_NODE_LABELS": "maybe"}, "expected enabled or disabled"),

@@ -1,8 +1,8 @@
-"""`calicoctl datastore migrate-policy-names`: policies that were stored as `default.<name>` move to their own name.
+"""Policies that were stored as `default.<name>` move to their own name (`calicoctl datastore migrate-policy-names`).
 
 Clients before Calico v3.32 wrote that prefix; readers take it off again, but a policy cannot be changed under its v3
 name until it is stored under it (facts: etcd-layout section 5). Each move is one transaction, so that a reader finds
-either the old key or the new one, and the command can be run again.
+either the old key or the new one, and it can be done again.
 """
 
 from __future__ import annotations

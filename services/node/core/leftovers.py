@@ -1,0 +1,52 @@
+"""Which routes of a real Calico are left over once ours are there, and what in the kernel is ours. Pure.
+
+A real Felix gives its routes protocol 80 or, for workloads, 3 (boot), BIRD 12; ours have 80 and 81. An old route goes
+when one of ours leads to the same place; of BIRD's also those by way of tunl0 and its blackholes of blocks, which
+lie in a pool and which nobody else makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+from libs.netlink.routes import BLACKHOLE, PROTOCOL_BGP, PROTOCOL_FELIX, IPNetwork, Route
+
+PROTOCOL_BOOT, PROTOCOL_BIRD = 3, 12  # linux/rtnetlink.h
+TUNL = "tunl0"
+OVERLAYS = ("vxlan.calico", "vxlan-v6.calico", "wireguard.cali", "wg-v6.cali")
+IFB = "bwcali"
+IPSETS = ("cali40", "cali60", "cali4t", "cali6t")
+NFT_TABLES = (("ip", "calico"), ("ip6", "calico"))
+NFT_ARP = ("arp", "calico-arp")
+WIREGUARD_TABLE = 1
+
+
+def old_routes(
+    routes: Iterable[Route], names: Mapping[int, str], pools: Collection[IPNetwork], *, bird_runs: bool
+) -> list[Route]:
+    """routes: all of the main table. names: of interfaces, by index. bird_runs: somebody's BIRD is on this host, so its
+    routes are no leftovers.
+    """
+    routes = list(routes)
+    ours = {route.dst for route in routes if route.protocol in (PROTOCOL_FELIX, PROTOCOL_BGP)}
+    found = []
+    for route in routes:
+        devices = {names.get(hop.oif, "") for hop in route.hops}
+        if route.protocol == PROTOCOL_BOOT:
+            if route.dst in ours and devices and all(is_ours(name) for name in devices):
+                found.append(route)
+        elif route.protocol == PROTOCOL_BIRD and not bird_runs:
+            if not any(pool.version == route.dst.version and route.dst.subnet_of(pool) for pool in pools):  # type: ignore[arg-type]
+                continue
+            if route.dst in ours or devices == {TUNL} or route.type == BLACKHOLE:
+                found.append(route)
+    return found
+
+
+def is_ours(name: str, prefixes: Collection[str] = ("cali",)) -> bool:
+    """An interface of pods or of an overlay."""
+    return name.startswith((*prefixes, IFB)) or name in (*OVERLAYS, TUNL)
+
+
+def is_ipset(name: str) -> bool:
+    return name.startswith(IPSETS)

@@ -1,0 +1,55 @@
+"""Which programs make up this node. Pure.
+
+CALICO_NETWORKING_BACKEND decides on the BGP speaker (cni-typha-node-bgp-ctl.md section 3.1 of the facts).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+BIRD = "bird"
+RESTART_STATUS = 129
+"""Exit status of a service that wants to be started again with a configuration that it cannot change live."""
+AT_ONCE_AFTER_S = 0.5
+"""A service that lives shorter is not trusted with that wish: it would spin."""
+WELL_AFTER_S = 30.0
+"""One that lived so long is well: its next end is the first of a new series."""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """arguments: of the Python interpreter. environment: on top of ours; a variable that is set there stays. health:
+    base of its /liveness and /readiness, "" when it has none.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    health: str = ""
+
+
+def programs(
+    node: str, *, backend: str, felix: bool, cni: bool, felix_health: tuple[str, int], bgp_health: tuple[str, int]
+) -> list[Program]:
+    """In the order of their start; an end is in no order, since none needs another to leave its work in place."""
+    found = []
+    if felix:
+        found.append(_service("felix", "FELIX_", node, felix_health))
+    if backend == BIRD:
+        found.append(_service("bgp", "CALICO_BGP_", node, bgp_health))
+    if cni:
+        found.append(Program("cni", ("-m", "services.cni", "install", "--watch"), {"NODENAME": node, "SLEEP": "true"}))
+    return found
+
+
+def _service(name: str, prefix: str, node: str, health: tuple[str, int]) -> Program:
+    host, port = health
+    environment = {"NODENAME": node, f"{prefix}HEALTHHOST": host, f"{prefix}HEALTHPORT": str(port)}
+    at = f"[{host}]" if ":" in host else host
+    return Program(name, ("-m", f"services.{name}"), environment, f"http://{at}:{port}")
+
+
+def at_once(status: int, lived_s: float) -> bool:
+    """It is started again without a pause."""
+    return status == RESTART_STATUS and lived_s >= AT_ONCE_AFTER_S

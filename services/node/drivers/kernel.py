@@ -1,0 +1,117 @@
+"""What uninstalling and taking over ask of the kernel: routes, rules, interfaces and nftables tables, in the calling
+thread's network namespace. Blocking; all is small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from libs.netlink.addresses import address_request, list_addresses
+from libs.netlink.codec import NetlinkError
+from libs.netlink.links import Link, delete_link, list_links, set_link
+from libs.netlink.routes import PROTOCOL_BGP, PROTOCOL_FELIX, Route, delete_routes, list_all_routes, slices
+from libs.netlink.rules import MarkRule, list_mark_rules, mark_rule_request
+from libs.netlink.socket import NETLINK_ROUTE, NetlinkSocket
+from libs.nftables.kernel import KernelRuleset
+from libs.nftables.model import Family, Table
+from libs.nftables.ops import DelTable
+from services.node.core.leftovers import TUNL, WIREGUARD_TABLE
+
+
+class HostKernel:
+    """`with HostKernel() as kernel`. Raises OSError."""
+
+    def __init__(self) -> None:
+        self._route = NetlinkSocket(NETLINK_ROUTE)
+        self._nft = KernelRuleset()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._route.close()
+        self._nft.close()
+
+    # --- nftables
+
+    def tables(self, wanted: Collection[tuple[str, str]]) -> list[Table]:
+        have = self._nft.tables()
+        return [table for table in (Table(Family(f), name) for f, name in wanted) if table in have]
+
+    def drop_table(self, table: Table) -> None:
+        self._nft.commit(table, [DelTable()])
+
+    # --- routes and rules
+
+    def routes(self) -> list[Route]:
+        """Of all tables."""
+        return list_all_routes(self._route)
+
+    def our_routes(self) -> list[Route]:
+        return [route for route in self.routes() if route.protocol in (PROTOCOL_FELIX, PROTOCOL_BGP)]
+
+    def drop_routes(self, routes: Collection[Route]) -> None:
+        """Raises NetlinkError for the first that the kernel keeps."""
+        for protocol in sorted({route.protocol for route in routes}):
+            for some in slices([route.key for route in routes if route.protocol == protocol]):
+                failed = delete_routes(self._route, some, protocol)
+                if failed:
+                    raise next(iter(failed.values()))
+
+    def wireguard_rules(self) -> list[str]:
+        return [f"IPv{version}: {len(found)}" for version in (4, 6) if (found := self._negated(version))]
+
+    def drop_wireguard_rules(self) -> None:
+        for version in (4, 6):
+            self._route.batch([mark_rule_request(rule, delete=True) for rule in self._negated(version)])
+
+    def _negated(self, version: int) -> list[MarkRule]:
+        found = list_mark_rules(self._route, WIREGUARD_TABLE, version)
+        return [rule for rule in found if rule.negate]
+
+    # --- interfaces
+
+    def links(self, ours: Callable[[str], bool]) -> list[Link]:
+        return [link for link in list_links(self._route) if ours(link.name)]
+
+    def names(self) -> dict[int, str]:
+        return {link.index: link.name for link in list_links(self._route)}
+
+    def drop_link(self, link: Link) -> None:
+        """tunl0, which the kernel made and nobody can remove, is left down and without addresses."""
+        try:
+            delete_link(self._route, link.index)
+        except NetlinkError:
+            if link.name != TUNL:
+                raise
+        else:
+            if link.name != TUNL:
+                return
+        if any(one.index == link.index for one in list_links(self._route)):
+            addresses = [one.interface for one in list_addresses(self._route, link.index)]
+            self._route.batch([address_request(one, link.index, delete=True) for one in addresses])
+            set_link(self._route, link.index, up=False)
+
+    def idle(self, link: Link) -> bool:
+        """A tunl0 that is as the kernel made it: nothing to remove."""
+        return link.name == TUNL and not link.up and not list_addresses(self._route, link.index)
+
+
+def bird_runs(proc: Path = Path("/proc")) -> bool:
+    """A BIRD in our network namespace."""
+    try:
+        own = (proc / "self/ns/net").stat().st_ino
+    except OSError:
+        return False
+    for comm in proc.glob("[0-9]*/comm"):
+        try:
+            if comm.read_text().strip() in ("bird", "bird6") and (comm.parent / "ns/net").stat().st_ino == own:
+                return True
+        except OSError:
+            continue
+    return False
