@@ -7,8 +7,6 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from libs.runtime.service import start
-
 USAGE = """\
 usage: calico-node [VERB] [--help | options]
 
@@ -66,12 +64,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(arguments: list[str]) -> NoReturn:
-    from services.node.cli import cli  # the daemons do without
-
+    # Each imports what it needs alone: probes are run every few seconds.
+    if arguments[0] in ("take-over", "uninstall"):
+        from services.node.cleaning import cleaning as cli
+    else:
+        from services.node.cli import cli
     cli.main(arguments, prog_name="calico-node")
 
 
 def _services() -> dict[str, Callable[[str, list[str]], int]]:
+    from libs.runtime.service import start
     from services.node import app
     from services.node.config import NodeConfig
     from services.node.startup_config import StartupConfig

@@ -21,7 +21,12 @@ ANSWER_S = 10.0
 _dry_run = click.option("--dry-run", is_flag=True, help="Tell what would go, and leave it.")
 
 
-@click.command("take-over")
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def cleaning() -> None:
+    """Commands of calico-node that remove things from this host."""
+
+
+@cleaning.command("take-over")
 @click.option("--felix-host", envvar="FELIX_HEALTHHOST", default="localhost", show_default=True,
               help="Where our felix answers probes.")  # fmt: skip
 @click.option("--felix-port", envvar="FELIX_HEALTHPORT", type=click.IntRange(1, 65535), default=9099,
@@ -53,7 +58,7 @@ def _paths(context: click.Context, parameter: click.Parameter, text: str) -> tup
     return tuple(Path(part.strip()) for part in text.split(",") if part.strip())
 
 
-@click.command("uninstall")
+@cleaning.command("uninstall")
 @click.option("--conf-dir", envvar="CNI_NET_DIR", type=click.Path(path_type=Path), default=Path("/etc/cni/net.d"),
               show_default=True, help="Where the runtime looks for networks.")  # fmt: skip
 @click.option("--conf-name", envvar="CNI_CONF_NAME", default="10-calico.conflist", show_default=True,

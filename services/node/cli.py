@@ -1,4 +1,4 @@
-"""The verbs of calico-node that are commands: health, status show, init, hostpath-init, version, and what cleans."""
+"""The verbs of calico-node that are commands: health, status show, init, hostpath-init, version."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import click
 
 from libs.runtime.nodename import NODENAME_FILE
 from libs.runtime.release import version as release
-from services.node.cleaning import take_over_command, uninstall_command
 from services.node.core.bgp_health import of_family
 from services.node.shell import probes
 from services.node.shell.host_paths import PathProblem, mount_for_ebpf, prepare_paths
@@ -143,7 +142,3 @@ def hostpath_init(user: int) -> None:
             click.echo(path)
     except PathProblem as error:
         _fail(str(error))
-
-
-cli.add_command(take_over_command)
-cli.add_command(uninstall_command)

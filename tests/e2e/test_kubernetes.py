@@ -258,7 +258,7 @@ async def refused(kube: KubeCluster, name: str, wanted: Sequence[str]) -> AsyncI
     yield
 
     async def there() -> bool:
-        return (await kube.get("pod", name, "-n", OTHER))["status"]["phase"] == "Running"
+        return bool((await kube.get("pod", name, "-n", OTHER))["status"]["phase"] == "Running")
 
     await kube.until(there, f"{name} runs")
     await kubectl(kube, "delete", "pod", name, "-n", OTHER, "--timeout=60s")

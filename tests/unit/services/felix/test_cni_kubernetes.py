@@ -176,13 +176,27 @@ async def test_a_renewed_token_is_used(tmp_path: Path) -> None:
         await pods.facts(add())
         api.accepted = "t1"
         api.write("t1")
+        before = len(api.tokens)
         assert (await pods.facts(add())).labels == {"app": "web"}
-        assert set(api.tokens[-2:]) == {"t1"}
+        assert set(api.tokens[before:]) == {"t1"}  # the file is looked at, before anybody refuses
         api.accepted = "t2"  # without a new file: it is read again once, then the refusal is told
         before = len(api.tokens)
         with pytest.raises(CniError, match="401"):
             await pods.facts(add())
         assert len(api.tokens) - before <= 4
+
+
+async def test_a_token_in_a_file_of_its_own_is_read_again_once_refused(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (api, pods):
+        token = tmp_path / "token"
+        token.write_text("t0")
+        document = yaml.safe_load(api.kubeconfig.read_text())
+        document["users"][0]["user"] = {"tokenFile": str(token)}
+        api.kubeconfig.write_text(yaml.safe_dump(document))
+        await pods.facts(add())
+        token.write_text("t1")
+        api.accepted = "t1"
+        assert (await pods.facts(add())).labels == {"app": "web"}
 
 
 async def test_without_an_api_the_request_says_it_all(tmp_path: Path) -> None:

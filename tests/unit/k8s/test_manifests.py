@@ -1,0 +1,242 @@
+"""What every manifest of k8s/ has to have (row M14), and that the variants are what their parts make (row M01)."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from services.apiserver.config import ApiserverConfig
+from services.kube_controllers.config import KubeControllersConfig
+from services.node.__main__ import _services
+from services.typha.config import TyphaConfig
+
+K8S = Path(__file__).resolve().parents[3] / "k8s"
+FILES = sorted(K8S.glob("*.yaml"))
+VARIANTS = [K8S / f"{name}.yaml" for name in ("calico", "calico-vxlan", "calico-policy-only", "calico-large")]
+JsonObject = dict[str, Any]
+WORKLOADS = ("Deployment", "DaemonSet", "StatefulSet")
+ON_THE_HOST = {"calico-node", "calico-etcd"}  # those that need root on it for anything
+
+
+def objects(path: Path) -> list[JsonObject]:
+    return list(yaml.safe_load_all(path.read_text()))
+
+
+def workloads() -> Iterator[tuple[str, JsonObject]]:
+    for path in FILES:
+        for one in objects(path):
+            if one["kind"] in WORKLOADS:
+                yield f"{path.stem}/{one['metadata']['name']}", one
+
+
+ALL = dict(workloads())
+each = pytest.mark.parametrize("workload", ALL.values(), ids=ALL.keys())
+
+
+def pod_of(workload: JsonObject) -> JsonObject:
+    found: JsonObject = workload["spec"]["template"]["spec"]
+    return found
+
+
+def containers(workload: JsonObject) -> list[JsonObject]:
+    return [*pod_of(workload).get("initContainers", []), *pod_of(workload)["containers"]]
+
+
+def node_of(path: Path) -> JsonObject:
+    (found,) = (one for one in objects(path) if one["kind"] == "DaemonSet")
+    return found
+
+
+def settings(path: Path, name: str) -> dict[str, str]:
+    (found,) = (o for o in objects(path) if o["kind"] == "ConfigMap" and o["metadata"]["name"] == name)
+    data: dict[str, str] = found["data"]
+    return data
+
+
+def test_variants_are_what_their_parts_make() -> None:
+    done = subprocess.run(
+        [sys.executable, str(K8S / "generate.py"), "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert all(path in FILES for path in VARIANTS)
+
+
+def test_nothing_secret_no_charts_no_kinds_of_our_own() -> None:
+    for path in FILES:
+        for one in objects(path):
+            assert one["kind"] not in ("Secret", "CustomResourceDefinition"), path.name
+            assert one["metadata"].get("namespace", "calico-system") in ("calico-system", "kube-system")
+        assert "PRIVATE KEY" not in path.read_text()
+        assert "{{" not in path.read_text()
+        assert "${" not in path.read_text()
+
+
+@each
+def test_images_have_a_version_and_containers_their_share(workload: JsonObject) -> None:
+    for one in containers(workload):
+        assert re.fullmatch(r"[\w./-]+:\d+\.\d+\.\d+", one["image"]), one["image"]
+        assert set(one["resources"]["requests"]) == {"cpu", "memory"}
+
+
+@each
+def test_containers_may_do_what_they_must_and_no_more(workload: JsonObject) -> None:
+    name, pod = workload["metadata"]["name"], pod_of(workload)
+    for one in containers(workload):
+        context = pod["securityContext"] | one["securityContext"]
+        assert context["readOnlyRootFilesystem"] is True
+        if name == "calico-node":
+            assert context["privileged"] is True
+            continue
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["capabilities"]["drop"] == ["ALL"]
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert "privileged" not in context
+        if one in pod["containers"]:
+            assert context["runAsNonRoot"] is True
+            assert context["runAsUser"] > 0
+            assert "add" not in context["capabilities"]
+    host = [volume for volume in pod["volumes"] if "hostPath" in volume]
+    assert bool(host) == (name in ON_THE_HOST)
+
+
+@each
+def test_what_the_cluster_needs_is_placed_first_and_everywhere(workload: JsonObject) -> None:
+    name, pod = workload["metadata"]["name"], pod_of(workload)
+    critical = "system-node-critical" if workload["kind"] == "DaemonSet" else "system-cluster-critical"
+    assert pod["priorityClassName"] == critical
+    assert pod["hostNetwork"] is True, f"{name} must run before there is a network of pods"
+    tolerations = pod["tolerations"]
+    if workload["kind"] == "DaemonSet" or name == "calico-typha":
+        for effect in ("NoSchedule", "NoExecute"):
+            assert {"effect": effect, "operator": "Exists"} in tolerations
+    assert {"key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule"} in tolerations or {
+        "effect": "NoSchedule", "operator": "Exists"
+    } in tolerations  # fmt: skip
+
+
+@each
+def test_probes_tell_the_living_from_the_ready(workload: JsonObject) -> None:
+    for one in pod_of(workload)["containers"]:
+        assert one["readinessProbe"]["periodSeconds"] <= 10
+        assert one["livenessProbe"]["periodSeconds"] >= 10
+        assert one["livenessProbe"] != one["readinessProbe"]
+        ports = {port["name"] for port in one["ports"]}
+        for probe in ("readinessProbe", "livenessProbe", "startupProbe"):
+            action = one.get(probe, {}).get("httpGet") or one.get(probe, {}).get("tcpSocket")
+            assert action is None or action["port"] in ports
+
+
+@each
+def test_a_replacement_fits_on_the_hosts_ports(workload: JsonObject) -> None:
+    """All are on the host's network: a second pod of a kind fits on no node, so one must be allowed to go first."""
+    if workload["kind"] == "DaemonSet":
+        update = workload["spec"]["updateStrategy"]
+        assert update["type"] == "RollingUpdate"
+        assert update["rollingUpdate"]["maxUnavailable"] in (1, "5%")
+        assert "maxSurge" not in update["rollingUpdate"]
+    else:
+        assert workload["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 1
+
+
+def test_ports_of_the_host_are_of_one_component_each() -> None:
+    taken: dict[int, str] = {}
+    for name, workload in ALL.items():
+        component = name.partition("/")[2]
+        for one in pod_of(workload)["containers"]:
+            for port in one["ports"]:
+                assert taken.setdefault(port["containerPort"], component) == component
+
+
+def test_what_has_replicas_has_a_budget() -> None:
+    for path in FILES:
+        of = {one["metadata"]["name"]: one for one in objects(path) if one["kind"] == "PodDisruptionBudget"}
+        for one in objects(path):
+            if one["kind"] == "Deployment":
+                budget = of[one["metadata"]["name"]]["spec"]
+                assert budget["maxUnavailable"] == 1
+                assert budget["selector"] == one["spec"]["selector"]
+                assert one["spec"]["replicas"] >= 2
+
+
+def test_selectors_accounts_secrets_and_volumes_refer_to_what_there_is() -> None:
+    accounts = {one["metadata"]["name"] for path in FILES for one in objects(path) if one["kind"] == "ServiceAccount"}
+    for workload in ALL.values():
+        name, pod = workload["metadata"]["name"], pod_of(workload)
+        labels = workload["spec"]["template"]["metadata"]["labels"]
+        assert workload["spec"]["selector"]["matchLabels"] == labels == {"app.kubernetes.io/name": name}
+        if "serviceAccountName" in pod:
+            assert pod["serviceAccountName"] == name
+            assert name in accounts
+        else:
+            assert pod["automountServiceAccountToken"] is False
+        volumes = {volume["name"]: volume for volume in pod["volumes"]}
+        assert volumes["certs"]["secret"] == {"secretName": f"{name}-certs"}
+        for one in containers(workload):
+            assert {mount["name"] for mount in one["volumeMounts"]} <= set(volumes)
+
+
+@pytest.mark.parametrize("path", VARIANTS, ids=lambda path: path.stem)
+def test_facts_of_the_node(path: Path) -> None:
+    node = node_of(path)
+    pod = pod_of(node)
+    (one,) = pod["containers"]
+    paths = {volume["hostPath"]["path"] for volume in pod["volumes"] if "hostPath" in volume}
+    assert paths >= {
+        "/lib/modules", "/var/run/calico", "/var/lib/calico", "/run/xtables.lock", "/opt/cni/bin", "/etc/cni/net.d",
+        "/var/log/calico",
+    }  # fmt: skip
+    assert one["livenessProbe"].items() >= {
+        "initialDelaySeconds": 10, "periodSeconds": 10, "failureThreshold": 6, "timeoutSeconds": 10
+    }.items()  # fmt: skip
+    assert one["readinessProbe"].items() >= {"periodSeconds": 10, "timeoutSeconds": 10}.items()
+    assert one["lifecycle"]["preStop"]["exec"]["command"][-2:] == ["node", "shutdown"]
+    assert one["resources"]["requests"]["cpu"] == "250m"
+    mounts = {mount["mountPath"]: mount for mount in one["volumeMounts"]}
+    assert mounts["/run/netns"]["mountPropagation"] == "HostToContainer"
+    assert one["args"][1] in _services()
+
+
+@pytest.mark.parametrize("path", VARIANTS, ids=lambda path: path.stem)
+def test_network_lists_are_json_once_filled_in(path: Path) -> None:
+    data = settings(path, "calico-node-config")
+    listed = json.loads(data["CNI_NETWORK_CONFIG"].replace("__CNI_MTU__", data["CNI_MTU"]))
+    plugin, portmap = listed["plugins"]
+    assert (plugin["type"], portmap["type"]) == ("calico", "portmap")
+    assert plugin["policy"] == {"type": "k8s"}
+    policy_only = path.stem == "calico-policy-only"
+    assert plugin["ipam"]["type"] == ("host-local" if policy_only else "calico-ipam")
+    backend = {"calico-vxlan": "vxlan", "calico-policy-only": "none"}.get(path.stem, "bird")
+    assert data["CALICO_NETWORKING_BACKEND"] == backend
+
+
+def test_sizes_of_the_large_variant() -> None:
+    (small,), (large,) = (
+        [one for one in objects(K8S / f"{name}.yaml") if one["metadata"]["name"] == "calico-typha"
+         and one["kind"] == "Deployment"]
+        for name in ("calico", "calico-large")
+    )  # fmt: skip
+    assert large["spec"]["replicas"] > small["spec"]["replicas"]
+
+
+def test_health_is_where_probes_look() -> None:
+    """The variables that set it are settings of the service, and set the port that is probed."""
+    prefixes = {
+        "calico-typha": TyphaConfig.env_prefix, "calico-kube-controllers": KubeControllersConfig.env_prefix,
+        "calico-node": "CALICO_NODE_",
+    }  # fmt: skip
+    assert ApiserverConfig.env_prefix not in prefixes.values()
+    for workload in ALL.values():
+        if prefix := prefixes.get(workload["metadata"]["name"]):
+            (one,) = pod_of(workload)["containers"]
+            values = {variable["name"]: variable.get("value") for variable in one["env"]}
+            (port,) = one["ports"]
+            assert values[f"{prefix}HEALTHPORT"] == str(port["containerPort"])
+            assert values[f"{prefix}HEALTHHOST"] == one["livenessProbe"]["httpGet"]["host"] == "127.0.0.1"
