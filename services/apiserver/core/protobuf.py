@@ -1,8 +1,8 @@
 """Reviews in Kubernetes' protobuf form, which kubectl sends for the kinds that Kubernetes itself has (no other form for
 them); answers are JSON, which it takes as well. Pure.
 
-`k8s\\0`, then runtime.Unknown with the object in it (k8s.io/apimachinery, pkg/runtime/serializer/protobuf). Field numbers:
-pkg/runtime/generated.proto there, and authorization/v1/generated.proto of k8s.io/api.
+`k8s\\0`, then runtime.Unknown with the object in it (k8s.io/apimachinery, pkg/runtime/serializer/protobuf). Numbers of
+the fields: pkg/runtime/generated.proto there, and authorization/v1/generated.proto of k8s.io/api.
 """
 
 from __future__ import annotations
