@@ -231,6 +231,7 @@ class Cluster:
     def startup_env(self, node: Node) -> dict[str, str]:
         """For `calico-node startup` on that node: addresses are detected, pools are those of `bootstrap`."""
         return node.env | {
+            "WAIT_FOR_DATASTORE": "true",  # a busy machine's etcd may take its time
             "IP": "autodetect",
             "IP6": "autodetect",
             "CALICO_IPV4POOL_CIDR": bootstrap.POOL_V4,
