@@ -23,6 +23,8 @@ NAMES = {
     "ipam_fill": "addresses with hardly any free, and a /16 filled to the last address by 50 nodes at once",
     "calc": "50,000 endpoints and 5,000 policies: load, update, memory, a node's share",
     "calicoctl": "start-up of the command line; create, apply, get and delete 1,000 policies",
+    "apiserver": "requests a second, a list of 50,000 objects, 1,000 watchers and a naive server of them",
+    "whatif": "what-if over 1,000 endpoints: one policy changes, one for all endpoints comes",
     "newflow": "first and later packets of a flow through 0 to 5,000 policies",
     "changes": "one member of a set of 100,000, one policy of 100 rules on 250 pods: to the kernel",
     "bgp": "a route reflector with 100,000 and 1,000,000 prefixes, and a node in a mesh of 200; four other daemons",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from random import Random
 
+from benchmarks.common import Row, machine, parser, report
 from libs import model
 from libs.model import keys
 from libs.policy.calculator import Calculator
@@ -63,11 +63,14 @@ def calculated(resources: list[model.Resource]) -> Calculator:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__)
+    options = parser(__doc__)
     options.add_argument("--endpoints", type=int, default=1000)
     options.add_argument("--policies", type=int, default=100)
     options.add_argument("--apps", type=int, default=100)
     given = options.parse_args()
+    if given.quick:
+        given.endpoints, given.policies, given.apps = 100, 20, 20
+    described, rows = machine(), list[Row]()
     random = Random(1)
     endpoints = [endpoint(number, given.apps) for number in range(given.endpoints)]
     open_profile = model.Profile(
@@ -78,9 +81,8 @@ def main() -> None:
     base = [*endpoints, open_profile, *policies]
     started = time.perf_counter()
     before = calculated(base)
-    print(
-        f"calculation of {given.endpoints} endpoints, {given.policies} policies: {time.perf_counter() - started:.2f} s"
-    )
+    what = f"calculation of {given.endpoints} endpoints, {given.policies} policies"
+    rows.append({"what": what, "wall_s": round(time.perf_counter() - started, 2)})
     one = [*endpoints, open_profile, policy(0, given.apps, random, "Deny"), *policies[1:]]
     everybody = model.GlobalNetworkPolicy(
         metadata=model.ObjectMeta(name="all"),
@@ -95,14 +97,17 @@ def main() -> None:
     for name, changed in (("one policy of 100 changes", one), ("one for all endpoints comes", [*base, everybody])):
         after = calculated(changed)
         started, cpu = time.perf_counter(), time.process_time()
-        report = compare(State(before), State(after), peers)
+        found = compare(State(before), State(after), peers)
         took = time.perf_counter() - started
         used = time.process_time() - cpu
-        services = sum(map(len, report.asked.values()))
-        print(
-            f"{name}: {took:.2f} s ({used:.2f} s of CPU) for {report.compared} pairs x {services // 2} services; "
-            f"judged {report.judged} times, {report.pairs} pairs change in {len(report.changes)} groups"
-        )
+        services = sum(map(len, found.asked.values()))
+        rows.append(
+            {
+                "what": name, "wall_s": round(took, 2), "cpu_s": round(used, 2), "pairs": found.compared,
+                "services": services // 2, "judged": found.judged, "change": found.pairs, "groups": len(found.changes),
+            }
+        )  # fmt: skip
+    report("whatif", rows, given.json, described)
 
 
 if __name__ == "__main__":

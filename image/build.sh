@@ -9,7 +9,7 @@ cache=$(readlink -f "$cache") tar=$(readlink -f "$tar") python=$(readlink -f "$(
 cd "$(dirname "$(readlink -f "$0")")/.."
 
 name=localhost/calico-py:$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
-content=$(find Dockerfile image libs services pyproject.toml uv.lock README.md LICENSE -type f -not -name '*.pyc' -print0 | sort -z |
+content=$(find Dockerfile image libs services pyproject.toml uv.lock README.md LICENSE -type f -not -name '*.pyc' -not -path 'libs/testkit/*' -print0 | sort -z |
     xargs -0 sha256sum | sha256sum | cut -c1-32)
 builder=podman
 ! docker info >/dev/null 2>&1 || builder=docker

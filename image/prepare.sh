@@ -41,7 +41,6 @@ case $1 in
     project)
         [ ! -d /wheels ] || export UV_NO_INDEX=1 UV_FIND_LINKS=/wheels UV_OFFLINE=1
         uv pip install -q --python "$dependencies/bin/python" --no-deps --target "$project" .
-        rm -rf "$project/libs/testkit"
         python3 -m compileall -q --invalidation-mode unchecked-hash "$project"
         shim=$(CALICO_CACHE_DIR=/tmp/shim "$project/bin/calico-cni" build)
         mkdir "$project/cni"

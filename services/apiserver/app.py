@@ -34,7 +34,7 @@ from libs.store.api import Store, StoreError
 from services.apiserver.config import LOOPBACK, ApiserverConfig, is_loopback
 from services.apiserver.core.bounded import Buckets
 from services.apiserver.core.identity import HeaderNames
-from services.apiserver.core.ports import Authorizer, TierAccess
+from services.apiserver.core.ports import TierAccess
 from services.apiserver.metrics import Metrics
 from services.apiserver.shell.audit import BusAudit
 from services.apiserver.shell.authn import Authenticator, TokenFile, TokenSource, Trust, new_key
@@ -49,6 +49,7 @@ from services.apiserver.shell.probes import PATHS as PROBES
 from services.apiserver.shell.probes import Probes
 from services.apiserver.shell.reload import Followed, follow
 from services.apiserver.shell.rolefile import RoleFile
+from services.apiserver.shell.self_reviews import SelfReviews
 from services.apiserver.shell.server import Listener
 from services.apiserver.shell.tls import ServerTls, read_pair, self_signed
 from services.apiserver.shell.verbs import Api
@@ -73,16 +74,16 @@ def application(
 
 @contextlib.asynccontextmanager
 async def api_routes(
-    service: Service, store: Store, access: TierAccess, authorizer: Authorizer, metrics: Metrics, random: Random
+    service: Service, store: Store, access: TierAccess, authorization: Authorization, metrics: Metrics, random: Random
 ) -> AsyncIterator[Sequence[web.AbstractRouteDef]]:
     """Cache, verbs, watches and documents: what runs while the block is open, and their routes."""
     cache = EtcdCache(store, random, metrics=metrics)
     resources = ResourceClient(store, release=IpamRelease(store))
     service.spawn(cache.run(), name="cache")
-    api = Api(store, resources, cache, access, authorizer, random=random)
+    api = Api(store, resources, cache, access, authorization, random=random)
     documents = Documents(release.version().removeprefix("v"), other_paths=PROBES)
     try:
-        yield [*documents.routes(), *api.routes()]
+        yield [*documents.routes(), *SelfReviews(authorization).routes(), *api.routes()]
     finally:
         cache.close()
 

@@ -201,6 +201,18 @@ def list_() -> None:
         click.echo("  ".join(filter(None, (path.stem, *map(str, addresses_of(config)), labels))))
 
 
+@pod.command()
+@click.argument("name", type=Name())
+@click.option("--family", type=click.Choice(["4", "6"]), default="4", show_default=True, help="IPv4 or IPv6.")
+def ip(name: str, family: str) -> None:
+    """The address of a pod."""
+    for address in addresses_of(_load(name)):
+        if address.version == int(family):
+            click.echo(address)
+            return
+    raise PodError(f"pod {name} has no IPv{family} address")
+
+
 @pod.command(name="exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.argument("name", type=Name())
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)

@@ -26,8 +26,10 @@ from tests.unit.services.kube_controllers.services_api import ServicesApi
 
 NAMES = ("s0", "s1", "s2", "s3", "s4")
 DUAL: dict[str, Any] = {"ipFamilies": ["IPv4", "IPv6"], "ipFamilyPolicy": "RequireDualStack"}
-SPECS: tuple[dict[str, Any], ...] = ({}, {}, DUAL, {"type": "ClusterIP"}, {"loadBalancerClass": "other"}, {"loadBalancerClass": "calico"},
-         {"loadBalancerIP": "10.0.0.2"})  # fmt: skip
+SPECS: tuple[dict[str, Any], ...] = (
+    {}, {}, DUAL, {"type": "ClusterIP"}, {"loadBalancerClass": "other"}, {"loadBalancerClass": "calico"},
+    {"loadBalancerIP": "10.0.0.2"},
+)  # fmt: skip
 ANNOTATIONS: tuple[dict[str, str], ...] = (
     {}, {}, {core.ADDRESSES: '["10.0.0.1"]'}, {core.ADDRESSES: '["10.0.0.1", "fd00::1"]'}, {core.POOLS4: '["b"]'},
     {core.POOLS4: '["10.0.0.0/30"]'}, {core.ADDRESSES: "not json"}, {core.POOLS4: '["nowhere"]'},

@@ -11,6 +11,8 @@ from __future__ import annotations
 from random import Random
 
 from libs.model.kinds import Kind
+from libs.model.validation import checks
+from libs.model.validation.problems import At
 from libs.resources.errors import Identity, PreconditionFailed
 from services.apiserver.core.request import WITH_STATUS, Target
 from services.apiserver.core.status import Cause, JsonObject, bad_request, forbidden, invalid, method_not_supported
@@ -40,6 +42,31 @@ def refuse_read_only(kind: Kind, verb: str, name: str) -> None:
         raise forbidden(kind.plural, name, message)
 
 
+def check_owners(metadata: JsonObject, target: Target) -> None:
+    """Finalizers and owner references as `ValidateObjectMeta` demands them (k8s.io/apimachinery, pkg/api/validation):
+    an owner that nobody can find would keep its garbage collector busy for ever. Values of a wrong type are told by
+    who reads them. Raises ApiError 422.
+    """
+    causes = []
+    finalizers, owners = metadata.get("finalizers"), metadata.get("ownerReferences")
+    for number, name in enumerate(finalizers if isinstance(finalizers, list) else ()):
+        at = At()
+        if isinstance(name, str):
+            checks.label_map(at, {name: ""})
+        if at.problems:
+            message = f'Invalid value: "{name[:64]}": must be a qualified name, as in example.com/cleanup'
+            causes.append(Cause("FieldValueInvalid", message, f"metadata.finalizers[{number}]"))
+    for number, owner in enumerate(owners if isinstance(owners, list) else ()):
+        where = f"metadata.ownerReferences[{number}]"
+        causes += [
+            Cause("FieldValueInvalid", 'Invalid value: "": must not be empty', f"{where}.{name}")
+            for name in ("apiVersion", "kind", "name", "uid")
+            if isinstance(owner, dict) and not owner.get(name)
+        ]
+    if causes:
+        raise invalid(target.kind.kind, target.name or str(metadata.get("name", "")), causes)
+
+
 # --- create ----------------------------------------------------------------------------------------------------------
 
 
@@ -51,6 +78,7 @@ def for_create(value: JsonObject, target: Target, random: Random) -> JsonObject:
     for name in (*_SERVERS_OWN, "resourceVersion"):
         metadata.pop(name, None)
     _set_namespace(metadata, target)
+    check_owners(metadata, target)
     if not metadata.get("name"):
         prefix = metadata.get("generateName")
         if not isinstance(prefix, str) or not prefix:
@@ -137,6 +165,7 @@ def for_update(value: JsonObject, live: JsonObject, target: Target) -> JsonObjec
     metadata.pop("namespace", None)
     if target.kind.namespaced:
         metadata["namespace"] = target.namespace
+    check_owners(metadata, target)
     if present.get("deletionTimestamp"):
         _no_new_finalizers(metadata, present, target)
     merged = {**value, "metadata": metadata}

@@ -14,7 +14,7 @@ from libs.model.kinds import Kind
 from libs.resources.options import Preconditions
 from services.apiserver.core import continuation, selectors
 from services.apiserver.core.continuation import Continue
-from services.apiserver.core.owners import MAX_MANAGER_BYTES, manager_of_user_agent
+from services.apiserver.core.owners import manager_of_user_agent, manager_problem
 from services.apiserver.core.request import is_true
 from services.apiserver.core.selectors import FieldSelector, FieldTerm, LabelSelector
 from services.apiserver.core.status import ApiError, Cause, bad_request
@@ -131,12 +131,8 @@ def write_query(query: Query, user_agent: str, *, of: str, applying: bool = Fals
     manager = query.get("fieldManager", "")
     if applying and not manager:
         causes.append(Cause("FieldValueRequired", "Required value: is required for apply patch", "fieldManager"))
-    if len(manager.encode()) > MAX_MANAGER_BYTES:
-        message = f"Too long: may not be more than {MAX_MANAGER_BYTES} bytes"
-        causes.append(Cause("FieldValueTooLong", message, "fieldManager"))
-    if not manager.isprintable():
-        message = f"Invalid value: {manager!r}: should only contain printable characters"
-        causes.append(Cause("FieldValueInvalid", message, "fieldManager"))
+    if problem := manager_problem(manager):
+        causes.append(Cause("FieldValueInvalid", f"Invalid value: {manager[:64]!r}: {problem}", "fieldManager"))
     if "force" in query and not applying and of == "PatchOptions":
         causes.append(_forbidden("force", "may not be specified for non-apply patch"))
     validation = query.get("fieldValidation", "") or FieldValidation.WARN

@@ -7,9 +7,9 @@ version (`system:public-info-viewer`), who is authenticated may see what is serv
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -68,6 +68,7 @@ def _url_matches(pattern: str, path: str) -> bool:
 class _Meta(msgspec.Struct):
     name: str
     namespace: str = ""
+    labels: dict[str, str] | None = None
 
 
 class _Subject(msgspec.Struct, forbid_unknown_fields=True):
@@ -83,11 +84,45 @@ class _Ref(msgspec.Struct, forbid_unknown_fields=True):
     apiGroup: str = GROUP
 
 
+class _Expression(msgspec.Struct, forbid_unknown_fields=True):
+    key: str
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
+    values: tuple[str, ...] | None = ()
+
+    def matches(self, labels: Mapping[str, str]) -> bool:
+        value = labels.get(self.key)
+        match self.operator:
+            case "In":
+                return value in (self.values or ())
+            case "NotIn":
+                return value not in (self.values or ())
+            case "Exists":
+                return value is not None
+        return value is None
+
+
+class _Selector(msgspec.Struct, forbid_unknown_fields=True):
+    """LabelSelector of meta/v1; one without terms selects everything."""
+
+    matchLabels: dict[str, str] | None = None
+    matchExpressions: tuple[_Expression, ...] | None = None
+
+    def matches(self, labels: Mapping[str, str]) -> bool:
+        return all(labels.get(key) == value for key, value in (self.matchLabels or {}).items()) and all(
+            one.matches(labels) for one in self.matchExpressions or ()
+        )
+
+
+class _Aggregation(msgspec.Struct, forbid_unknown_fields=True):
+    clusterRoleSelectors: tuple[_Selector, ...] | None = ()
+
+
 class _Role(msgspec.Struct, forbid_unknown_fields=True):
     apiVersion: str
     kind: str
     metadata: _Meta
     rules: tuple[Rule, ...] | None = ()
+    aggregationRule: _Aggregation | None = None
 
 
 class _Binding(msgspec.Struct, forbid_unknown_fields=True):
@@ -123,6 +158,10 @@ class Roles:
                 return Decision(True, grant.why)
         return Decision(False)
 
+    def rules(self, user: User, namespace: str) -> tuple[Rule, ...]:
+        """All that the user was granted in a namespace; of what is everywhere, too."""
+        return tuple(rule for grant in self._of(user) if grant.namespace in ("", namespace) for rule in grant.rules)
+
     def _of(self, user: User) -> Iterable[_Grant]:
         yield from self.users.get(user.name, ())
         for group in user.groups:
@@ -137,9 +176,19 @@ _DISCOVERY = Rule(
         *("/version", "/version/"),
     ),
 )
+_BASIC = Rule(
+    verbs=("post",),
+    nonResourceURLs=(
+        "/apis/authentication.k8s.io/v1/selfsubjectreviews",
+        "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews",
+        "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews",
+    ),
+)
+"""What a user may ask of itself (`core.reviews`): resources in Kubernetes, plain paths here."""
 BUILT_IN = Roles(
     groups={
         AUTHENTICATED: (
+            _Grant("", (_BASIC,), 'ClusterRoleBinding "system:basic-user"'),
             _Grant("", (_DISCOVERY,), 'ClusterRoleBinding "system:discovery"'),
             _Grant("", (_PUBLIC,), 'ClusterRoleBinding "system:public-info-viewer"'),
         ),
@@ -151,13 +200,14 @@ BUILT_IN = Roles(
 def build(documents: Iterable[Any]) -> Roles:
     """documents: of a YAML file, `kind: List` among them. Raises RoleError with all that is wrong."""
     problems: list[str] = []
-    roles: dict[tuple[str, str], tuple[Rule, ...]] = {}  # (namespace, "" for a ClusterRole; name)
+    written: dict[tuple[str, str], _Role] = {}  # (namespace, "" for a ClusterRole; name)
     bindings: list[tuple[str, _Binding]] = []
     for where, document in _flat(documents):
         try:
-            _take(where, document, roles, bindings, problems)
+            _take(where, document, written, bindings, problems)
         except msgspec.ValidationError as error:
             problems.append(f"{where}: {error}")
+    roles = _with_aggregated(written)
     users: dict[str, list[_Grant]] = {}
     groups: dict[str, list[_Grant]] = {}
     dangling = []
@@ -182,6 +232,31 @@ def build(documents: Iterable[Any]) -> Roles:
     )
 
 
+def _with_aggregated(written: Mapping[tuple[str, str], _Role]) -> dict[tuple[str, str], tuple[Rule, ...]]:
+    """Rules of each role. One with an aggregationRule has those of the ClusterRoles that it selects by their labels, in
+    the order of names, in place of its own (as Kubernetes' controller overwrites them), through any number of steps.
+    """
+    wide = {name: role for (namespace, name), role in sorted(written.items()) if not namespace}
+    roles = {key: tuple(role.rules or ()) for key, role in written.items() if role.aggregationRule is None}
+
+    def collected(name: str, seen: set[str]) -> Iterable[Rule]:
+        if name in seen:
+            return
+        seen.add(name)
+        rule = wide[name].aggregationRule
+        if rule is None:
+            yield from roles["", name]
+            return
+        for other, role in wide.items():
+            if any(selector.matches(role.metadata.labels or {}) for selector in rule.clusterRoleSelectors or ()):
+                yield from collected(other, seen)
+
+    for name, role in wide.items():
+        if role.aggregationRule is not None:
+            roles["", name] = tuple(dict.fromkeys(collected(name, set())))
+    return roles
+
+
 def _merged(one: dict[str, tuple[_Grant, ...]], two: dict[str, tuple[_Grant, ...]]) -> dict[str, tuple[_Grant, ...]]:
     return {name: one.get(name, ()) + two.get(name, ()) for name in one.keys() | two.keys()}
 
@@ -201,7 +276,7 @@ def _flat(documents: Iterable[Any]) -> Iterable[tuple[str, Any]]:
 def _take(
     where: str,
     document: Any,
-    roles: dict[tuple[str, str], tuple[Rule, ...]],
+    roles: dict[tuple[str, str], _Role],
     bindings: list[tuple[str, _Binding]],
     problems: list[str],
 ) -> None:
@@ -211,9 +286,6 @@ def _take(
         return
     if document.get("apiVersion") != f"{GROUP}/v1":
         problems.append(f"{where}: apiVersion {document.get('apiVersion')!r} is not {GROUP}/v1")
-        return
-    if "aggregationRule" in document:
-        problems.append(f"{where}: aggregationRule is not supported: write the rules into the role")
         return
     wide = kind.startswith("Cluster")
     if kind.endswith("Binding"):
@@ -227,7 +299,9 @@ def _take(
         label, namespace = f"{where}, {kind} {role.metadata.name}", role.metadata.namespace
         if (namespace, role.metadata.name) in roles:
             problems.append(f"{label}: is there twice")
-        roles[namespace, role.metadata.name] = tuple(role.rules or ())
+        if role.aggregationRule is not None and not wide:
+            problems.append(f"{label}: aggregationRule: only a ClusterRole can have one")
+        roles[namespace, role.metadata.name] = role
         for number, rule in enumerate(role.rules or ()):
             problems += [f"{label}, rules[{number}]: {text}" for text in _faults(rule, wide)]
     if wide == bool(namespace):

@@ -80,14 +80,17 @@ def parse(method: str, path: str, query: Mapping[str, str]) -> RequestInfo:
     """Raises ApiError 404 (no such path), 405 (not with that method), 400 (a namespace that does not belong)."""
     if path != API_PREFIX and not path.startswith(API_PREFIX + "/"):
         return RequestInfo(method.lower(), path)
-    parts = path[len(API_PREFIX) :].strip("/").split("/")
-    if parts == [""]:
+    if path in (API_PREFIX, API_PREFIX + "/"):
         return RequestInfo(method.lower(), path)
+    # Exactly as written: what two readers of a path could take for different things must not be served.
+    parts = path[len(API_PREFIX) + 1 :].removesuffix("/").split("/")
+    if not all(parts):
+        raise not_found_path()
     namespace = ""
     if parts[0] == "namespaces" and len(parts) >= 3:
         namespace, parts = parts[1], parts[2:]
     kind = SERVED.get(parts[0])
-    if kind is None or len(parts) > 3 or not all(parts):
+    if kind is None or len(parts) > 3:
         raise not_found_path()
     name = parts[1] if len(parts) > 1 else ""
     subresource = parts[2] if len(parts) > 2 else ""

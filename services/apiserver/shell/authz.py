@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Protocol
 
-from services.apiserver.core import tiers
+from services.apiserver.core import reviews, tiers
 from services.apiserver.core.attributes import Attributes, Judge, attributes_of
 from services.apiserver.core.ports import Decision
 from services.apiserver.core.rbac import BUILT_IN, MASTERS
 from services.apiserver.core.request import RequestInfo, Target, User
+from services.apiserver.core.reviews import Granted
 from services.apiserver.core.status import ApiError
 
 PARALLEL_TIERS = 16
@@ -17,12 +19,18 @@ Tiers = Callable[[], Awaitable[Iterable[str]]]
 """Names of all tiers that there are."""
 
 
+class Lister(Judge, Protocol):
+    """A judge that can tell all that it would allow."""
+
+    def granted(self, user: User, namespace: str) -> Granted: ...
+
+
 class Authorization:
     """Masters may do everything, paths that are always allowed are; then one judge that says yes is enough. One that
     cannot answer matters only when no other says yes: then nothing is allowed, and the error is told.
     """
 
-    def __init__(self, judges: Sequence[Judge], *, always_allowed: Sequence[str] = ()) -> None:
+    def __init__(self, judges: Sequence[Lister], *, always_allowed: Sequence[str] = ()) -> None:
         self._judges = tuple(judges)
         self._paths = frozenset(path for path in always_allowed if not path.endswith("*"))
         self._prefixes = tuple(path.rstrip("*") for path in always_allowed if path.endswith("*"))
@@ -51,6 +59,12 @@ class Authorization:
     async def decide(self, user: User, info: RequestInfo) -> Decision:
         return await self.authorize(user, attributes_of(info))
 
+    def granted(self, user: User, namespace: str) -> Granted:
+        """All that the user may do in a namespace, as far as the judges can list it."""
+        if reviews.of_masters(user):
+            return Granted(reviews.EVERYTHING)
+        return reviews.together(judge.granted(user, namespace) for judge in self._judges)
+
     def is_open(self, path: str) -> bool:
         return path in self._paths or bool(self._prefixes and path.startswith(self._prefixes))
 
@@ -60,6 +74,9 @@ class BuiltIn:
 
     async def authorize(self, user: User, attributes: Attributes) -> Decision:
         return BUILT_IN.decide(user, attributes)
+
+    def granted(self, user: User, namespace: str) -> Granted:
+        return Granted(BUILT_IN.rules(user, namespace))
 
 
 class Tiered:

@@ -186,7 +186,7 @@ class Front:
         record.annotations["authorization.k8s.io/reason"] = decision.reason
         if not decision.allowed:
             raise refusal(who.user.name, attributes, decision.reason)
-        if info.verb in MUTATING:
+        if info.verb in MUTATING or info.verb == "post":
             await self._read_body(request)
         if info.verb == Verb.WATCH:
             return await self._watch(request, handler, info)

@@ -12,6 +12,7 @@ from services.apiserver.core.attributes import Attributes, attributes_of
 from services.apiserver.core.ports import Decision
 from services.apiserver.core.rbac import Roles
 from services.apiserver.core.request import RequestInfo, User
+from services.apiserver.core.reviews import Granted
 from services.apiserver.shell.reload import Followed
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,9 @@ class RoleFile:
 
     async def authorize(self, user: User, attributes: Attributes) -> Decision:
         return self._roles.decide(user, attributes)
+
+    def granted(self, user: User, namespace: str) -> Granted:
+        return Granted(self._roles.rules(user, namespace))
 
     async def decide(self, user: User, info: RequestInfo) -> Decision:
         return self._roles.decide(user, attributes_of(info))

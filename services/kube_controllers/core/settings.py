@@ -193,8 +193,8 @@ def _snake(name: str) -> str:
 def _sync(switch: str, controllers: model.ControllersConfig, environment: Environment) -> Sync:
     given = getattr(controllers, _snake(switch), None)
     period = environment.reconciler_period or getattr(given, "reconciler_period", None) or _DEFAULT_PERIOD
-    labels = switch == "node"
-    if labels:
+    labels = True
+    if switch == "node":
         of_node = controllers.node
         labels = of_node is None or of_node.sync_labels != "Disabled"
         labels = environment.sync_labels if environment.sync_labels is not None else labels

@@ -51,6 +51,7 @@ class IpamGarbage:
         self._collector = GarbageCollector(store, ipam, kubernetes=kubernetes, monotonic=monotonic)
         self._last_s: float | None = None
         self._seen: object = None
+        self._detail = ""
 
     @property
     def sources(self) -> tuple[Source[Any], ...]:
@@ -69,18 +70,19 @@ class IpamGarbage:
         if not self._unlocked():
             return Round("the datastore is locked for a migration", again_s=SPACING_S)
         now_s, urgent = self._monotonic(), self._urgent(grace_s)
-        if self._last_s is not None and urgent == self._seen and now_s < self._last_s + SPACING_S:
-            return Round("resting", again_s=self._last_s + SPACING_S - now_s)
+        next_s = 0.0 if self._last_s is None else self._last_s + min(SPACING_S, self._collector.interval_s)
+        if urgent == self._seen and now_s < next_s:
+            return Round(self._detail, again_s=next_s - now_s)
         done = await self._collector.round()
         await self._show(done)
         self._last_s, self._seen = now_s, urgent
         writes = {"delete": len(done.endpoints) + len(done.released) + len(done.idle_blocks) + len(done.nodes)}
-        detail = f"{done.suspects} addresses suspect"
+        self._detail = f"{done.suspects} addresses suspect"
         if done.kept_blocks:
-            detail += f", {len(done.kept_blocks)} blocks of gone nodes still in use"
+            self._detail += f", {len(done.kept_blocks)} blocks of gone nodes still in use"
         failures = done.failures | {str(address): why for address, why in done.refused.items()}
         return Round(
-            detail, writes if writes["delete"] else {}, failures, again_s=min(self._collector.interval_s, FRESH_S)
+            self._detail, writes if writes["delete"] else {}, failures, again_s=min(self._collector.interval_s, FRESH_S)
         )
 
     def _unlocked(self) -> bool:

@@ -237,6 +237,6 @@ def test_health_is_where_probes_look() -> None:
         if prefix := prefixes.get(workload["metadata"]["name"]):
             (one,) = pod_of(workload)["containers"]
             values = {variable["name"]: variable.get("value") for variable in one["env"]}
-            (port,) = one["ports"]
-            assert values[f"{prefix}HEALTHPORT"] == str(port["containerPort"])
+            port = {port["name"]: port["containerPort"] for port in one["ports"]}["health"]
+            assert values[f"{prefix}HEALTHPORT"] == str(port)
             assert values[f"{prefix}HEALTHHOST"] == one["livenessProbe"]["httpGet"]["host"] == "127.0.0.1"

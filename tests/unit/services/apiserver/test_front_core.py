@@ -16,6 +16,7 @@ from services.apiserver.core import audit, tiers, tlsnames
 from services.apiserver.core.bounded import Buckets, Recent
 from services.apiserver.core.ports import Decision
 from services.apiserver.core.request import API_PREFIX, SERVED, Target, User, parse
+from services.apiserver.core.status import ApiError
 from services.apiserver.metrics import labels
 from services.apiserver.shell.front import encode_status
 
@@ -203,3 +204,15 @@ def test_nothing_is_open_by_default() -> None:
         config("--development", "--tls-cert-file=/c").check({})
     with pytest.raises(ConfigError, match="nothing to listen on"):
         config("--development", "--secure-port=none").check({})
+
+
+@pytest.mark.parametrize("rest", ["//tiers", "/tiers//", "//", "/namespaces//networkpolicies", "/tiers//default"])
+def test_paths_with_empty_parts_are_no_other_way_to_write_a_path(rest: str) -> None:
+    with pytest.raises(ApiError) as refused:
+        parse("GET", API_PREFIX + rest, {})
+    assert refused.value.code == 404
+
+
+def test_one_slash_at_the_end_says_nothing() -> None:
+    assert parse("GET", API_PREFIX + "/tiers/", {}).target == Target(SERVED["tiers"])
+    assert parse("GET", API_PREFIX + "/", {}).target is None

@@ -160,7 +160,7 @@ BAD = {
     f"{V}ClusterRole\nmetadata: {{name: a}}\nrules: [{{verbs: get}}]": "verbs",
     f"{V}Role\nmetadata: {{name: a}}": "metadata.namespace is missing",
     f"{V}ClusterRole\nmetadata: {{name: a, namespace: b}}": "does not belong",
-    f"{V}ClusterRole\nmetadata: {{name: a}}\naggregationRule: {{}}": "aggregation",
+    f"{V}Role\nmetadata: {{name: a, namespace: n}}\naggregationRule: {{}}": "only a ClusterRole",
     f"{V}ClusterRoleBinding\nmetadata: {{name: a}}\nroleRef: {{kind: Role, name: x}}": "roleRef.kind 'Role'",
     f"{V}Role\nmetadata: {{name: a, namespace: b}}\n"
     "rules: [{nonResourceURLs: [/a], verbs: [get]}]": "only a ClusterRole",
@@ -235,3 +235,54 @@ def test_wording_of_refusals() -> None:
 )
 def test_the_name_that_a_field_selector_fixes(selector: str, name: str) -> None:
     assert selected_name(selector) == name
+
+
+AGGREGATED = """
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: viewer}
+aggregationRule:
+  clusterRoleSelectors:
+  - {matchLabels: {to: view}}
+  - {matchExpressions: [{key: team, operator: In, values: [a]}, {key: secret, operator: DoesNotExist}]}
+rules: [{apiGroups: ["*"], resources: ["*"], verbs: ["*"]}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: middle, labels: {to: view}}
+aggregationRule: {clusterRoleSelectors: [{matchLabels: {to: middle}}]}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: pools, labels: {to: middle, team: b}}
+rules: [{apiGroups: [projectcalico.org], resources: [ippools], verbs: [get]}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: sets, labels: {team: a}}
+rules: [{apiGroups: [projectcalico.org], resources: [networksets], verbs: [list]}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: hidden, labels: {team: a, secret: "yes"}}
+rules: [{apiGroups: [projectcalico.org], resources: [tiers], verbs: [delete]}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: b}
+roleRef: {kind: ClusterRole, name: viewer}
+subjects: [{kind: User, name: jane}]
+"""
+
+
+def test_aggregated_role_has_the_rules_of_those_it_selects_and_none_of_its_own() -> None:
+    found = build(yaml.safe_load_all(AGGREGATED))
+    assert may(found, "get", "ippools")
+    assert may(found, "list", "networksets")
+    assert not may(found, "delete", "tiers")
+    assert not may(found, "delete", "networksets")
+
+
+def test_roles_that_aggregate_each_other_end() -> None:
+    text = AGGREGATED.replace("metadata: {name: viewer}", "metadata: {name: viewer, labels: {to: middle}}")
+    assert may(build(yaml.safe_load_all(text)), "get", "ippools")

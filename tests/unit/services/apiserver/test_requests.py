@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+from random import Random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from libs.model import kinds
-from services.apiserver.core import continuation, documents, negotiation, options
+from services.apiserver.core import continuation, documents, negotiation, objects, options
 from services.apiserver.core.continuation import Continue
 from services.apiserver.core.negotiation import Form, Output
 from services.apiserver.core.options import FieldValidation, Match
-from services.apiserver.core.status import ApiError
+from services.apiserver.core.request import Target
+from services.apiserver.core.status import ApiError, JsonObject
 from tests.unit.services.apiserver.test_selectors import code
 
 TIER = kinds.kind("Tier")
+OWNER = {"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": "u"}
 META = ";v=v1;g=meta.k8s.io"
 
 
@@ -154,3 +157,32 @@ def test_warning_headers_are_quoted_and_bounded() -> None:
     assert documents.warning_headers(['a "b" \\ c\r\nX: y']) == ['299 - "a \\"b\\" \\\\ c??X: y"']
     many = documents.warning_headers([f'unknown field "f{number}{"x" * 50}"' for number in range(1000)])
     assert 10 < len(many) < 100
+
+
+@pytest.mark.parametrize(
+    ("metadata", "fields"),
+    [
+        ({"finalizers": ["bad finalizer", "a.b/c"]}, {"metadata.finalizers[0]"}),
+        ({"finalizers": ["a/b/c"]}, {"metadata.finalizers[0]"}),
+        ({"ownerReferences": [{"x": 1}]}, {f"metadata.ownerReferences[0].{n}" for n in OWNER}),
+        ({"ownerReferences": [OWNER, OWNER | {"uid": ""}]}, {"metadata.ownerReferences[1].uid"}),
+    ],
+)
+def test_finalizers_and_owners_must_be_such_that_somebody_can_find_them(
+    metadata: dict[str, object], fields: set[str]
+) -> None:
+    target = Target(TIER, name="a")
+    live: JsonObject = {"metadata": {"name": "a", "uid": "u"}}
+    for write in (
+        lambda value: objects.for_create(value, target, Random(1)),
+        lambda value: objects.for_update(value, live, target),
+    ):
+        with pytest.raises(ApiError) as refused:
+            write({"metadata": {"name": "a", **metadata}})
+        assert refused.value.code == 422
+        assert {cause.field for cause in refused.value.causes} == fields
+
+
+def test_good_finalizers_and_owners_stay() -> None:
+    metadata = {"name": "a", "finalizers": ["plain", "example.com/cleanup"], "ownerReferences": [OWNER]}
+    assert objects.for_create({"metadata": metadata}, Target(TIER), Random(1))["metadata"] == metadata
