@@ -9,9 +9,14 @@ below fires.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Protocol, Self
+
+log = logging.getLogger(__name__)
+
+INBOXES = "_INBOX."
 
 
 class BusError(Exception):
@@ -49,9 +54,14 @@ class Msg:
         self._publish = publish
 
     def respond(self, data: bytes, headers: Mapping[str, str] | None = None) -> None:
-        """Answer a request. Raises ValueError when none was asked for."""
+        """Answer a request. Raises ValueError when none was asked for. An answer is wanted in an inbox: who asks for it
+        elsewhere would have us write, with our rights, where it may not write itself; that is left unanswered.
+        """
         if not self.reply:
             raise ValueError(f"message on {self.subject} wants no answer")
+        if not self.reply.startswith(INBOXES):
+            log.warning("request not answered: its reply is no inbox", extra={"subject": self.subject})
+            return
         self._publish(self.reply, data, headers)
 
     def __repr__(self) -> str:

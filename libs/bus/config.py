@@ -53,6 +53,10 @@ class BusConfig:
         if sum(ways) > 1:
             raise BusConfigError("set only one of NATS_USER, NATS_TOKEN, NATS_CREDS, NATS_NKEY")
 
+    @property
+    def tls_files(self) -> tuple[Path, ...]:
+        return tuple(path for path in (self.ca_file, self.cert_file, self.key_file) if path)
+
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> BusConfig:
         """NATS_URL (comma separated), NATS_USER and NATS_PASSWORD, NATS_TOKEN, NATS_CREDS, NATS_NKEY, NATS_CA,

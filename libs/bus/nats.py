@@ -27,8 +27,8 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg as NatsMsg
 from nats.aio.subscription import Subscription as NatsSubscription
 
-from libs.bus.api import BusNoResponders, BusPayloadTooLarge, BusTimeout, BusUnavailable, Callback, Msg
-from libs.bus.config import BusConfig
+from libs.bus.api import INBOXES, BusNoResponders, BusPayloadTooLarge, BusTimeout, BusUnavailable, Callback, Msg
+from libs.bus.config import BusConfig, BusConfigError
 from libs.bus.nats_client import (
     UNLIMITED,
     abort,
@@ -42,6 +42,7 @@ from libs.bus.nats_client import (
 )
 from libs.bus.subject_match import check_publish_subject, check_subscribe_subject
 from libs.bus.tokens import encode_token
+from libs.runtime.files import signature
 
 log = logging.getLogger(__name__)
 
@@ -97,10 +98,11 @@ class _Subscription:
 class NatsBus:
     """One process's connection. `start` once, inside a running loop; `close` at the end.
 
-    name: who we are. Answers arrive below `_INBOX.<name>.`, so that a server can permit each node its own inbox only.
+    name: who we are. Answers arrive below `_INBOX.<inbox>.`, the name when not given, so that a server can permit each
+    node its own inbox only.
     """
 
-    def __init__(self, config: BusConfig, *, name: str, random: Random | None = None) -> None:
+    def __init__(self, config: BusConfig, *, name: str, inbox: str = "", random: Random | None = None) -> None:
         self.on_disconnect: list[Callable[[], None]] = []
         self.on_reconnect: list[Callable[[], None]] = []
         self.on_slow_consumer: list[Callable[[str], None]] = []
@@ -108,7 +110,7 @@ class NatsBus:
         self._config = config
         self._name = name
         self._random = random or Random()
-        self._inbox = f"_INBOX.{encode_token(name)}.{token_hex(8)}"
+        self._inbox = f"{INBOXES}{encode_token(inbox or name)}.{token_hex(8)}"
         self._client: Client | None = None
         self._lost = asyncio.Event()  # of the current connection
         self._ready = asyncio.Event()
@@ -123,6 +125,7 @@ class NatsBus:
         self._handed_bytes = 0  # to the client, since start
         self._supervisor: asyncio.Task[None] | None = None
         self._leftovers: set[asyncio.Task[None]] = set()  # old connections being closed
+        self._seen_files = signature(config.tls_files)
         self._tls = tls_context(config)
         self._auth = auth_options(config)
         self.subscribe(f"{self._inbox}.*", self._answered)
@@ -256,6 +259,7 @@ class NatsBus:
 
     async def _try_connect(self, server: str, failures: int) -> Client | None:
         """A client on which every subscription stands, or None."""
+        self._renew_tls()
         client = Client()
         self._lost = lost = asyncio.Event()
 
@@ -316,6 +320,11 @@ class NatsBus:
             await _wait(self._lost, self._config.watchdog_s)
             if self._lost.is_set():
                 return
+            if self._renew_tls():
+                log.info("certificate files changed, making a new connection to NATS", extra={"server": where(client)})
+                with contextlib.suppress(TimeoutError, OSError, nats.errors.Error):
+                    await flush(client, self._config.connect_timeout_s)  # what was published leaves by the old one
+                return
             received, waiting, handed = client.stats["in_msgs"], backlog_bytes(client), self._handed_bytes
             alive = await self._round_trip() or client.stats["in_msgs"] != received  # busy is not deaf
             if not alive and (left := backlog_bytes(client)):
@@ -325,6 +334,20 @@ class NatsBus:
             if missed >= 2:
                 log.warning("connection to NATS is deaf, making a new one", extra={"server": where(client)})
                 return
+
+    def _renew_tls(self) -> bool:
+        """Read the certificate files again when they changed; whether there is something new to connect with. Files
+        that cannot be used (half written, key and certificate of two renewals) leave what we have.
+        """
+        if self._seen_files == (seen := signature(self._config.tls_files)):
+            return False
+        self._seen_files = seen
+        try:
+            self._tls = tls_context(self._config)
+        except BusConfigError as error:
+            log.warning("changed certificate files are not used", extra={"error": str(error)})
+            return False
+        return True
 
     def _disconnected(self, client: Client) -> None:
         self._ready.clear()

@@ -35,13 +35,15 @@ async def open_store() -> AsyncIterator[EtcdStore]:
 
 
 @asynccontextmanager
-async def open_bus(name: str) -> AsyncIterator[NatsBus]:
-    """name: who we are; answers to our requests arrive below `_INBOX.<name>.`."""
+async def open_bus(name: str, *, inbox: str = "") -> AsyncIterator[NatsBus]:
+    """name: who we are; answers to our requests arrive below `_INBOX.<name>.`, or `_INBOX.<inbox>.`, which
+    is what the bus's permissions know (libs/trust/nats_config.py).
+    """
     from libs.bus.config import BusConfig, BusConfigError
     from libs.bus.nats import NatsBus
 
     try:
-        bus = NatsBus(BusConfig.from_env(os.environ), name=name)
+        bus = NatsBus(BusConfig.from_env(os.environ), name=name, inbox=inbox)
     except BusConfigError as error:
         raise ServiceExit(2, str(error)) from error
     try:

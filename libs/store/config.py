@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -26,6 +27,9 @@ class StoreConfig:
     ca: bytes = field(default=b"", repr=False)
     cert: bytes = field(default=b"", repr=False)
     key: bytes = field(default=b"", repr=False)
+    tls_files: tuple[Path | None, Path | None, Path | None] = (None, None, None)
+    """Where ca, cert and key were read from, and are read again when they change."""
+    reload_check_s: float = 5.0
     request_timeout_s: float = 10.0  # one call, retries of a read included
     keepalive_time_s: float = 10.0  # a silent connection is probed this often; etcd refuses less than 5 s
     keepalive_timeout_s: float = 5.0
@@ -65,6 +69,7 @@ class StoreConfig:
             ca=_pem(env, "ETCD_CA_CERT"),
             cert=_pem(env, "ETCD_CERT"),
             key=_pem(env, "ETCD_KEY"),
+            tls_files=(_file(env, "ETCD_CA_CERT"), _file(env, "ETCD_CERT"), _file(env, "ETCD_KEY")),
         )
 
 
@@ -79,6 +84,26 @@ def split_endpoint(endpoint: str) -> tuple[bool, str]:
         raise StoreConfigError(f"ETCD_ENDPOINTS: {endpoint!r} is not http://host:port or https://host:port")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return parts.scheme == "https", f"{host}:{port}"
+
+
+def with_fresh_files(config: StoreConfig) -> StoreConfig:
+    """Certificates read again. Raises StoreConfigError for files that are missing, or that do not belong together."""
+    ca, cert, key = config.tls_files
+    try:
+        if cert and key:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(cert, key)
+        return replace(
+            config,
+            ca=ca.read_bytes() if ca else config.ca,
+            cert=cert.read_bytes() if cert else config.cert,
+            key=key.read_bytes() if key else config.key,
+        )
+    except OSError as error:  # ssl.SSLError is one
+        raise StoreConfigError(f"certificate files of etcd cannot be used: {error.strerror or error}") from error
+
+
+def _file(env: Mapping[str, str], name: str) -> Path | None:
+    return Path(file) if (file := env.get(f"{name}_FILE", "")) else None
 
 
 def _pem(env: Mapping[str, str], name: str) -> bytes:

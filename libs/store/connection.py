@@ -19,8 +19,9 @@ import grpc.aio
 from aetcd.rpc import rpc_pb2 as pb
 from aetcd.rpc import rpc_pb2_grpc as stubs
 
+from libs.runtime.files import signature
 from libs.store.api import LeaseLost, StoreAuthError, StoreError, StoreUnavailable
-from libs.store.config import StoreConfig, split_endpoint
+from libs.store.config import StoreConfig, StoreConfigError, split_endpoint, with_fresh_files
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +98,7 @@ class Connection:
 
     def __init__(self, config: StoreConfig, random: Random | None = None) -> None:
         self.config = config
+        self._files = signature(path for path in config.tls_files if path is not None)
         self.cluster_id: int | None = None
         self._random = random or Random()
         self._endpoints = [_open(url, config) for url in config.endpoints]
@@ -104,9 +106,17 @@ class Connection:
         self._token = ""
         self._token_lock = asyncio.Lock()
         self._closed = False
+        self._streams: set[Any] = set()
+        self._retired: set[asyncio.Task[None]] = set()
+        self._reloader: asyncio.Task[None] | None = None
 
     async def close(self) -> None:
         self._closed = True
+        ending = [task for task in (self._reloader, *self._retired) if task is not None]
+        for task in ending:
+            task.cancel()
+        if ending:
+            await asyncio.wait(ending)
         for endpoint in self._endpoints:
             await endpoint.channel.close()
 
@@ -119,8 +129,49 @@ class Connection:
         pass as one.
         """
         task = asyncio.current_task()
-        if self._closed and (task is None or not task.cancelling()):
+        if task is not None and task.cancelling():
+            return
+        if self._closed:
             raise StoreUnavailable("the store is closed")
+        if self._reloader is not None:
+            raise StoreUnavailable("connected anew with changed certificates")
+
+    # --- certificates that change ------------------------------------------------------------------------------------
+
+    async def _reload(self) -> None:
+        """New channels whenever the files change. Calls under way end on the old ones, streams move at once: a watch
+        goes on at its revision.
+        """
+        paths = [path for path in self.config.tls_files if path is not None]
+        seen = self._files
+        while True:
+            await asyncio.sleep(self.config.reload_check_s)
+            if (now := signature(paths)) == seen:
+                continue
+            seen = now
+            try:
+                config = with_fresh_files(self.config)
+            except StoreConfigError as error:
+                log.warning("changed certificate files are not used", extra={"error": str(error)})
+                continue
+            log.info("certificate files changed, making new connections to etcd")
+            old, self._endpoints = self._endpoints, [_open(url, config) for url in config.endpoints]
+            self.config = config
+            for stream in list(self._streams):
+                stream.cancel()
+            task = asyncio.get_running_loop().create_task(_retire(old, config.request_timeout_s))
+            self._retired.add(task)
+            task.add_done_callback(self._retired.discard)
+
+    @contextlib.asynccontextmanager
+    async def stream(self, call: Any) -> Any:
+        """A stream that does not outlive its block, however that is left, nor the channels that it was opened on."""
+        self._streams.add(call)
+        try:
+            yield call
+        finally:
+            self._streams.discard(call)
+            call.cancel()
 
     # --- calls -------------------------------------------------------------------------------------------------------
 
@@ -181,6 +232,8 @@ class Connection:
         """An endpoint whose connection is up, the one in use if possible. Raises StoreUnavailable at `deadline`."""
         if self._closed:
             raise StoreUnavailable("the store is closed")
+        if self._reloader is None and any(self.config.tls_files):
+            self._reloader = asyncio.get_running_loop().create_task(self._reload(), name="etcd certificates")
         endpoint = self._endpoints[self._current]
         if endpoint.channel.get_state(try_to_connect=True) is not grpc.ChannelConnectivity.READY:
             endpoint = await self._first_ready(deadline)
@@ -208,7 +261,8 @@ class Connection:
                 wait.cancel()
         for wait, endpoint in waits.items():
             if wait in done and not wait.cancelled() and wait.exception() is None:
-                self._current = self._endpoints.index(endpoint)
+                if endpoint in self._endpoints:  # else its channel was replaced meanwhile, and serves this call yet
+                    self._current = self._endpoints.index(endpoint)
                 return endpoint
         raise StoreUnavailable(f"no etcd endpoint reachable: {', '.join(self.config.endpoints)}")
 
@@ -308,10 +362,5 @@ async def _until_ready(channel: grpc.aio.Channel) -> None:
         state = channel.get_state(try_to_connect=True)
 
 
-@contextlib.asynccontextmanager
-async def cancelled_at_end(call: Any) -> Any:
-    """A stream that does not outlive its block, however that is left."""
-    try:
-        yield call
-    finally:
-        call.cancel()
+async def _retire(endpoints: list[Endpoint], grace_s: float) -> None:
+    await asyncio.gather(*(endpoint.channel.close(grace_s) for endpoint in endpoints))

@@ -12,7 +12,7 @@ import grpc.aio
 
 from libs.store.api import StoreError
 from libs.store.codec import pb
-from libs.store.connection import Connection, cancelled_at_end
+from libs.store.connection import Connection
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class LeaseKeeper:
         token = self._connection.token
         call: Any = endpoint.lease.LeaseKeepAlive(metadata=self._connection.stream_metadata())
         try:
-            async with asyncio.timeout(patience_s), cancelled_at_end(call):
+            async with asyncio.timeout(patience_s), self._connection.stream(call):
                 for lease_id in ids:
                     sent_at = loop.time()
                     await call.write(pb.LeaseKeepAliveRequest(ID=lease_id))
@@ -99,6 +99,9 @@ class LeaseKeeper:
         except grpc.aio.AioRpcError as error:
             if not await self._connection.renew_after(error, token):
                 self._connection.failed(endpoint)
+            raise
+        except asyncio.CancelledError:
+            self._connection.raise_if_closed()
             raise
         except (TimeoutError, asyncio.InvalidStateError):  # the latter: written to after the server ended the stream
             self._connection.failed(endpoint)

@@ -17,7 +17,7 @@ import grpc.aio
 
 from libs.store.api import Compacted, Event, Listing, StoreAuthError, StoreError, StoreUnavailable, WatchBatch
 from libs.store.codec import event, pb, prefix_range
-from libs.store.connection import Connection, cancelled_at_end
+from libs.store.connection import Connection
 from libs.store.resync import note, resync_batch
 
 log = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ class Watch:
         token = self._connection.token
         call = endpoint.watch.Watch(metadata=self._connection.stream_metadata())
         fragments = Fragments()
-        async with cancelled_at_end(call):
+        async with self._connection.stream(call):
             try:
                 async with asyncio.timeout(timeout_s):
                     await call.write(pb.WatchRequest(create_request=self._create_request()))

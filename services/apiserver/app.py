@@ -272,7 +272,7 @@ async def run(config: ApiserverConfig, service: Service) -> None:
     instance = config.instance or f"{socket.gethostname()}-{secrets.token_hex(3)}"
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store())
-        bus = await stack.enter_async_context(open_bus(f"apiserver-{instance}"))
+        bus = await stack.enter_async_context(open_bus(f"apiserver-{instance}", inbox="apiserver"))
         metrics = Metrics(service.registry)
         audit = BusAudit(bus, instance, metrics.audit_errors.labels("bus").inc)
         random = Random()
