@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import cast
 
@@ -54,6 +56,10 @@ class _Server:
 
     async def ready_endpoint(self, deadline: float) -> Endpoint:
         return self.endpoint
+
+    @contextlib.asynccontextmanager
+    async def stream(self, call: _KeepAlive) -> AsyncIterator[_KeepAlive]:
+        yield call
 
     def stream_metadata(self) -> tuple[()]:
         return ()
