@@ -44,7 +44,7 @@ from libs.testkit.reach import Flow, Protocol, Verdict, check
 from libs.testkit.servers import EtcdServer, NatsServer
 from libs.testkit.sweep import RUN_DIR, claim, release, sweep_stale
 from libs.testkit.topology import Namespace, remove
-from libs.testkit.trusted import LOOPBACK, Trust
+from libs.testkit.trusted import LOOPBACK, EtcdFiles, Trust
 from libs.trust import identities
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class Cluster:
             self.trust = Trust(self.directory / "trust", names, addresses=(*LOOPBACK, str(self.ipv4.ip)))
         self.etcd = EtcdServer(
             address=str(self.ipv4.ip), netns=self.fabric.name, directory=self.directory / "etcd", binary=etcd_binary,
-            fsync=etcd_binary is not None, **(self.trust.etcd_files() if self.trust else {}),
+            fsync=etcd_binary is not None, **(self.trust.etcd_files() if self.trust else EtcdFiles()),
         )  # fmt: skip
         self.nats = NatsServer(
             address=str(self.ipv4.ip), netns=self.fabric.name, directory=self.directory / "nats",

@@ -13,6 +13,7 @@ import pytest
 from libs.testkit.cluster import PROJECT, Cluster
 from libs.testkit.reach import Verdict
 from libs.trust import identities
+from tests.cluster.conftest import until
 
 pytestmark = pytest.mark.cluster
 
@@ -33,7 +34,8 @@ async def cluster() -> AsyncGenerator[Cluster, None]:
 async def calicoctl(cluster: Cluster, *arguments: str, identity: str = identities.OPERATOR) -> tuple[int, str]:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "services.calicoctl", *arguments, cwd=PROJECT,
-        env=cluster.env | cluster.outside_env(identity), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        env=cluster.env | cluster.outside_env(identity), stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     output, _ = await process.communicate()
     return process.returncode or 0, output.decode()
@@ -66,9 +68,11 @@ async def test_pods_policy_and_renewal_over_mutual_tls(cluster: Cluster, tmp_pat
     log = cluster.node("node1").directory / "felix.log"
     connected = said(log, "connected to NATS")
     cluster.trust.authority.renew(identities.node("node1"))
-    async with asyncio.timeout(60):
-        while said(log, "making new connections to etcd") == 0 or said(log, "connected to NATS") == connected:
-            await asyncio.sleep(0.1)
+
+    async def moved() -> bool:
+        return said(log, "making new connections to etcd") > 0 and said(log, "connected to NATS") > connected
+
+    await until(moved, 60, "felix on node1 connected anew")
     status, output = await calicoctl(cluster, "delete", "-f", str(policy), "--wait", "--timeout", "60s")
     assert status == 0, output
     assert await cluster.reach([question]) == [Verdict.ALLOW]

@@ -195,7 +195,7 @@ async def test_renewed_certificates_are_used_without_a_restart_and_a_watch_loses
         async def follow() -> None:
             async with aclosing(store.watch(RESOURCES, revision=start + 1)) as batches:
                 async for batch in batches:
-                    got.extend(int(event.value) for event in batch.events if event.value is not None)
+                    got.extend(int(event.kv.value) for event in batch.events if event.kv is not None)
                     if got and got[-1] < 0:
                         ended.set()
                         return
