@@ -44,6 +44,8 @@ from libs.testkit.reach import Flow, Protocol, Verdict, check
 from libs.testkit.servers import EtcdServer, NatsServer
 from libs.testkit.sweep import RUN_DIR, claim, release, sweep_stale
 from libs.testkit.topology import Namespace, remove
+from libs.testkit.trusted import LOOPBACK, EtcdFiles, Trust
+from libs.trust import identities
 
 if TYPE_CHECKING:
     from libs.store.etcd import EtcdStore
@@ -106,6 +108,7 @@ class Cluster:
         far: Sequence[str] = (),
         daemons: Sequence[str] = (),
         node_startup: bool = False,
+        tls: bool = False,
     ) -> Cluster:
         """Nothing runs before `start`.
 
@@ -115,12 +118,13 @@ class Cluster:
         etcd_binary: for tests that crash etcd (it then syncs its writes).
         far: names of the nodes in the second subnet. daemons: of `DAEMONS`, on every node. tcp_ports, udp_ports: what
         every pod serves. node_startup: nodes, pools and the rest are made by `calico-node startup` on each node.
+        tls: etcd and NATS over mutual TLS, with roles and permissions; every service has its own identity (`trust`).
         keep: leave logs and data in `directory` after `stop`.
         """
         return cls(
             nodes, typhas, tuple(felix), tuple(typha), services, dict(env or {}), fill, tuple(tcp_ports),
             tuple(udp_ports), log_level, keep, run_dir, etcd_binary, frozenset(far), tuple(daemons),
-            node_startup,
+            node_startup, tls,
         )  # fmt: skip
 
     def __init__(
@@ -128,7 +132,7 @@ class Cluster:
         env: dict[str, str], fill: Callable[[EtcdStore, Cluster], Awaitable[None]] | None, tcp_ports: tuple[int, ...],
         udp_ports: tuple[int, ...], log_level: str, keep: bool, run_dir: Path,
         etcd_binary: str | Path | None, far: frozenset[str], daemons: tuple[str, ...],
-        node_startup: bool = False,
+        node_startup: bool = False, tls: bool = False,
     ) -> None:  # fmt: skip
         if not 1 <= nodes <= 200:
             raise ValueError("a cluster has 1 to 200 nodes")
@@ -137,11 +141,18 @@ class Cluster:
         self.ipv4, self.ipv6 = IPv4Interface("172.31.0.1/24"), IPv6Interface("fd00:172:31::1/64")
         self._far = far
         self._far_gateways = IPv4Interface("172.31.1.1/24"), IPv6Interface("fd00:172:31:1::1/64")
+        self.trust: Trust | None = None
+        if tls:
+            names = [f"node{number}" for number in range(1, nodes + 1)]
+            self.trust = Trust(self.directory / "trust", names, addresses=(*LOOPBACK, str(self.ipv4.ip)))
         self.etcd = EtcdServer(
             address=str(self.ipv4.ip), netns=self.fabric.name, directory=self.directory / "etcd", binary=etcd_binary,
-            fsync=etcd_binary is not None,
+            fsync=etcd_binary is not None, **(self.trust.etcd_files() if self.trust else EtcdFiles()),
         )  # fmt: skip
-        self.nats = NatsServer(address=str(self.ipv4.ip), netns=self.fabric.name, directory=self.directory / "nats")
+        self.nats = NatsServer(
+            address=str(self.ipv4.ip), netns=self.fabric.name, directory=self.directory / "nats",
+            config=self.trust.nats_text() if self.trust else "",
+        )  # fmt: skip
         self._services, self._keep = services, keep
         self._fill = fill or (bootstrap.profiles_only if node_startup else bootstrap.defaults)
         self.tcp_ports, self.udp_ports = tcp_ports, udp_ports
@@ -170,15 +181,19 @@ class Cluster:
         ipv4, ipv6 = (ip_interface((net[10 + number], net.prefixlen)) for net in subnets)
         assert isinstance(ipv4, IPv4Interface)
         assert isinstance(ipv6, IPv6Interface)
-        env = self.env | {
-            "NODENAME": name,
-            "FELIX_HEALTHHOST": str(ipv4.ip),
-            "FELIX_HEALTHPORT": str(FELIX_PORT),
-            "FELIX_STATE_DIR": str(directory / "state"),
-            "FELIX_MTU_FILE": str(directory / "mtu"),
-            "FELIX_ENDPOINTSTATUSPATHPREFIX": str(directory),
-            "CALICO_CNI_SOCKET": str(directory / "cni.sock"),
-        }
+        env = (
+            self.env
+            | self._identity(identities.node(name))
+            | {
+                "NODENAME": name,
+                "FELIX_HEALTHHOST": str(ipv4.ip),
+                "FELIX_HEALTHPORT": str(FELIX_PORT),
+                "FELIX_STATE_DIR": str(directory / "state"),
+                "FELIX_MTU_FILE": str(directory / "mtu"),
+                "FELIX_ENDPOINTSTATUSPATHPREFIX": str(directory),
+                "CALICO_CNI_SOCKET": str(directory / "cni.sock"),
+            }
+        )
         namespace = Namespace(f"cal-{self.id}-{name}")
         self._namespaces.append(namespace)
         process = Process(
@@ -200,11 +215,15 @@ class Cluster:
             )  # fmt: skip
         return node
 
+    def _identity(self, name: str) -> dict[str, str]:
+        return self.trust.env(name) if self.trust else {}
+
     def _gateways(self, node: str) -> tuple[IPv4Interface, IPv6Interface]:
         return self._far_gateways if node in self._far else (self.ipv4, self.ipv6)
 
     def _make_typha(self, number: int, typha: tuple[str, ...]) -> Process:
-        env = self.env | {"TYPHA_HEALTHHOST": str(self.ipv4.ip), "TYPHA_HEALTHPORT": str(TYPHA_PORT + number * 10)}
+        env = self.env | self._identity(identities.TYPHA)
+        env |= {"TYPHA_HEALTHHOST": str(self.ipv4.ip), "TYPHA_HEALTHPORT": str(TYPHA_PORT + number * 10)}
         log = self.directory / f"typha{number}.log"
         return Process(f"typha {number}", typha, netns=self.fabric, log_path=log, env=env, cwd=PROJECT)
 
@@ -220,6 +239,8 @@ class Cluster:
         self._relay = NetnsRelay(
             self.fabric.path, [(str(self.ipv4.ip), self.etcd.port), (str(self.ipv4.ip), self.nats.port)]
         )
+        if self.trust:
+            await self.trust.enable_auth(self.outside_env()["ETCD_ENDPOINTS"])
         async with self.store() as store:
             await self._fill(store, self)
         if self._node_startup:
@@ -377,12 +398,14 @@ class Cluster:
     def pods(self) -> list[Pod]:
         return [pod for node in self.nodes for pod in node.pods.values()]
 
-    def outside_env(self) -> dict[str, str]:
-        """ETCD_ENDPOINTS and NATS_URL for a program in the root namespace, such as calicoctl."""
+    def outside_env(self, identity: str = identities.OPERATOR) -> dict[str, str]:
+        """ETCD_ENDPOINTS and NATS_URL for a program in the root namespace, such as calicoctl, and who it is."""
         if self._relay is None:
             raise ProcessError("the cluster is not started")
         etcd, nats = self._relay.ports
-        return {"ETCD_ENDPOINTS": f"http://127.0.0.1:{etcd}", "NATS_URL": f"nats://127.0.0.1:{nats}"}
+        scheme = "https" if self.trust else "http"
+        servers = {"ETCD_ENDPOINTS": f"{scheme}://127.0.0.1:{etcd}", "NATS_URL": f"nats://127.0.0.1:{nats}"}
+        return servers | self._identity(identity)
 
     @contextlib.asynccontextmanager
     async def store(self) -> AsyncIterator[EtcdStore]:
@@ -390,7 +413,7 @@ class Cluster:
         from libs.store.config import StoreConfig
         from libs.store.etcd import EtcdStore
 
-        store = EtcdStore(StoreConfig.from_env(self.outside_env()))
+        store = EtcdStore(StoreConfig.from_env(self.outside_env(identities.ROOT)))
         try:
             yield store
         finally:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypedDict
 
 from libs.bus.config import BusConfig
 from libs.store.config import StoreConfig
@@ -16,6 +17,12 @@ from libs.trust import etcd_auth, etcd_roles, identities, nats_config
 from libs.trust.authority import Authority
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+class EtcdFiles(TypedDict, total=False):
+    cert_file: Path
+    key_file: Path
+    ca_file: Path
 
 
 class Trust:
@@ -42,7 +49,7 @@ class Trust:
             "NATS_KEY": str(at / "tls.key"),
         }  # fmt: skip
 
-    def etcd_files(self) -> dict[str, Path]:
+    def etcd_files(self) -> EtcdFiles:
         """Arguments of EtcdServer."""
         at = self.files(identities.ETCD)
         return {"cert_file": at / "tls.crt", "key_file": at / "tls.key", "ca_file": at / "ca.crt"}

@@ -44,6 +44,7 @@ COMMANDS = {
     "tap": Lazy(f"{_IN}.tap:tap_", "Show what goes over the bus."),
     "trace": Lazy(f"{_IN}.trace:trace_", "Which rule decides about a connection, where; does the kernel agree?"),
     "validate": Lazy(f"{_IN}.write:validate", "Check resources without storing them; needs no datastore."),
+    "trust": Lazy(f"{_IN}.trust:trust_group", "Certificates of all identities, and NATS's permissions."),
     "what-if": Lazy(f"{_IN}.what_if:what_if_", "Which connections would be treated otherwise if files were applied."),
     "version": Lazy(f"{_IN}.version:version_", "Versions of this program and of the cluster."),
 }

@@ -9,6 +9,7 @@ import click
 
 from services.calicoctl import lock
 from services.calicoctl.actions import Outcome, summary
+from services.calicoctl.commands.datastore_auth import auth_group
 from services.calicoctl.options import common
 from services.calicoctl.session import Session, fail, run
 from services.calicoctl.terminal import progress
@@ -17,6 +18,9 @@ from services.calicoctl.terminal import progress
 @click.group("datastore")
 def datastore_group() -> None:
     """The datastore as a whole."""
+
+
+datastore_group.add_command(auth_group)
 
 
 @datastore_group.group("migrate")

@@ -1,0 +1,132 @@
+"""`calicoctl trust …`: an authority for development, certificates of all identities, NATS's configuration. Needs no
+datastore.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import click
+import yaml
+
+from libs.trust import identities, nats_config
+from libs.trust.authority import Authority, AuthorityError, expires, secret
+from services.calicoctl.session import fail
+
+_directory = click.option(
+    "-d", "--dir", "directory", type=click.Path(file_okay=False, path_type=Path), default=Path("certs"),
+    show_default=True, help="Where the authority and its files live.",
+)  # fmt: skip
+_nodes = click.option("--node", "nodes", multiple=True, metavar="NAME", help="A node; may be repeated.")
+_days = click.option("--days", type=click.IntRange(1, 3650), default=365, show_default=True, help="How long they last.")
+
+
+@click.group("trust")
+def trust_group() -> None:
+    """Certificates of components and nodes, and what NATS permits them."""
+
+
+@trust_group.command("certs")
+@_directory
+@_nodes
+@click.option("--server", "servers", multiple=True, metavar="NAME",
+              help="A DNS name or address that etcd, NATS and the API server answer to; may be repeated.")  # fmt: skip
+@_days
+def certs(directory: Path, nodes: tuple[str, ...], servers: tuple[str, ...], days: int) -> None:
+    """Make an authority, if there is none, and the certificates that are still missing.
+
+    One for each component, for calicoctl's three roles, for etcd's administrator, and for each node. What exists is
+    left as it is (`renew` replaces certificates; an authority is never replaced).
+    """
+
+    def work() -> None:
+        names = list(dict.fromkeys(("localhost", "127.0.0.1", "::1", *servers)))
+        exists = (directory / "ca.crt").exists()
+        authority = Authority.load(directory) if exists else Authority.create(directory)
+        if not exists:
+            click.echo(f"{directory}: new authority; keep ca.key and peer-ca.key away from the cluster")
+        have = {identity for identity, _ in authority.issued()}
+        people = (*identities.COMPONENTS, *identities.PEOPLE, identities.ROOT, *map(identities.node, nodes))
+        for identity in (*identities.SERVERS, *people):
+            if identity in have:
+                continue
+            serves = identity in identities.SERVERS or identity == identities.APISERVER
+            click.echo(f"{identity}: {authority.issue(identity, names=names if serves else (), life=_life(days))}")
+
+    _told(work)
+
+
+@trust_group.command("renew")
+@_directory
+@click.argument("which", nargs=-1, metavar="[IDENTITY]...")
+@click.option("--within", "within", type=click.IntRange(0), metavar="DAYS",
+              help="Only those that expire within so many days.")  # fmt: skip
+@_days
+def renew(directory: Path, which: tuple[str, ...], within: int | None, days: int) -> None:
+    """Give identities (all when none is named) new keys and certificates. Components take them without a restart."""
+
+    def work() -> None:
+        authority = Authority.load(directory)
+        issued = dict(authority.issued())
+        if unknown := [identity for identity in which if identity not in issued]:
+            raise AuthorityError(f"{directory}: no certificate of {', '.join(unknown)}")
+        limit = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=within or 0)
+        for identity in which or issued:
+            if within is None or expires(issued[identity] / "tls.crt") <= limit:
+                click.echo(f"{identity}: {authority.renew(identity, life=_life(days))}")
+
+    _told(work)
+
+
+@trust_group.command("secrets")
+@_directory
+@click.option("-n", "--namespace", default="kube-system", show_default=True)
+@click.argument("which", nargs=-1, metavar="[IDENTITY]...")
+def secrets(directory: Path, namespace: str, which: tuple[str, ...]) -> None:
+    """Print Kubernetes Secrets `IDENTITY-certs` with ca.crt, tls.crt and tls.key. The output holds private keys."""
+
+    def work() -> None:
+        issued = dict(Authority.load(directory).issued())
+        if unknown := [identity for identity in which if identity not in issued]:
+            raise AuthorityError(f"{directory}: no certificate of {', '.join(unknown)}")
+        made = [
+            secret(f"{identity.replace(':', '-')}-certs", namespace, issued[identity]) for identity in which or issued
+        ]
+        click.echo(yaml.safe_dump_all(made, sort_keys=False), nl=False)
+
+    _told(work)
+
+
+@trust_group.command("nats")
+@_nodes
+@click.option("--files", type=click.Path(path_type=Path), default=Path("/etc/nats/certs"), show_default=True,
+              help="Directory of calico-nats's files, as the server sees it.")  # fmt: skip
+@click.option("--listen", default="0.0.0.0:4222", show_default=True)
+@click.option("--route", "routes", multiple=True, metavar="HOST:PORT", help="A server of the cluster; repeat for each.")
+@click.option("--name", default="", help="Name of this server.")
+def nats(nodes: tuple[str, ...], files: Path, listen: str, routes: Sequence[str], name: str) -> None:
+    """Print a configuration of nats-server: mutual TLS, a user for each identity, and its permissions.
+
+    `nats-server --signal reload` takes a changed one without a restart.
+    """
+    try:
+        users = nats_config.users(nats_config.cluster(nodes))
+    except identities.IdentityError as error:
+        fail(str(error))
+    server = nats_config.server(nats_config.ServerFiles(files), name=name, listen=listen, routes=routes)
+    click.echo(server + users, nl=False)
+
+
+def _life(days: int) -> datetime.timedelta:
+    return datetime.timedelta(days=days)
+
+
+def _told(work: Callable[[], None]) -> None:
+    try:
+        work()
+    except (AuthorityError, identities.IdentityError) as error:
+        fail(str(error))
+    except OSError as error:
+        fail(f"{error.filename}: {error.strerror}")
