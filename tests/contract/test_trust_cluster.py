@@ -15,7 +15,7 @@ import pytest
 from libs.bus import Msg, subjects
 from libs.bus.nats import NatsBus, connect
 from libs.testkit.servers import EtcdServer, NatsServer, free_port
-from libs.testkit.trusted import Trust
+from libs.testkit.trusted import LOOPBACK, Trust
 from libs.trust import identities, nats_config
 from tests.contract.store_backends import eventually
 
@@ -77,7 +77,8 @@ async def test_three_servers_are_one_bus_and_a_node_is_no_route(
 
         assert not any("TLS route handshake error" in server.log_path.read_text() for server in servers)
         # A server with a node's certificate, signed by the ordinary authority, wants to be a route.
-        node = trust.files(identities.node("node1"))
+        # Its names are right, so that nothing but its authority stands against it.
+        node = trust.authority.issue(identities.node("node1"), names=LOOPBACK)
         for name in ("crt", "key"):
             (node / f"peer.{name}").write_bytes((node / f"tls.{name}").read_bytes())
         (node / "peer-ca.crt").write_bytes((trust.files(identities.NATS) / "peer-ca.crt").read_bytes())
