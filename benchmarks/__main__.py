@@ -18,6 +18,7 @@ NAMES = {
     "enforce": "client's put to the first packet treated the new way, up to 1,000 policies",
     "cni": "CNI ADD and DEL through the shim, one at a time and ten at once, by steps",
     "kubernetes": "pods of a real kube-apiserver: created to first packet under policy; 500 in one go on three nodes",
+    "kube_controllers": "10,000 pods and 1,000 policies of a real kube-apiserver into etcd; a full reconcile, memory",
     "start_race": "first connections of new pods that peers do not know yet, with and without waiting for them",
     "ipam": "addresses a second with 1, 10 and 50 callers",
     "ipam_fill": "addresses with hardly any free, and a /16 filled to the last address by 50 nodes at once",
