@@ -16,6 +16,13 @@ from libs.testkit.docker import DockerDaemon, NotHere
 from tests.kube.test_docs import pattern, steps
 
 ROOT = Path(__file__).resolve().parents[2]
+STATE = """
+docker compose ps -a
+for node in node1 node2 node3; do
+    docker compose exec $node sh -c 'ip addr; ip neigh; ip route; calico-node status show' || :
+done
+docker compose logs --tail 20
+"""
 TITLE = "## With docker compose\n"
 _TIMEOUT_S = 600.0
 
@@ -47,8 +54,8 @@ def test_the_readmes_commands_print_what_it_shows(daemon: DockerDaemon) -> None:
     assert len(walk) >= 5
     for step in walk:
         done = daemon.run(step.script)
-        state = "" if done.returncode == 0 else daemon.run("docker compose ps -a; docker compose logs --tail 20").stdout
-        assert done.returncode == 0, f"{step.script}\nended with {done.returncode}:\n{done.stdout}\n{state[-6000:]}"
+        state = "" if done.returncode == 0 else daemon.run(STATE).stdout
+        assert done.returncode == 0, f"{step.script}\nended with {done.returncode}:\n{done.stdout}\n{state[-12000:]}"
         if step.expected is not None:
             assert pattern(step.expected).fullmatch(done.stdout), (
                 f"{step.script}\nprinted:\n{done.stdout}\nexpected:\n{step.expected}"
