@@ -93,7 +93,7 @@ def uninstall_command(
         running = [
             name for name, said in (
                 ("felix", probes.http_problem(felix, "liveness")), ("bgp", probes.bgp_live_problem(bgp_socket)),
-            ) if not said
+            ) if probes.answered(said)
         ]  # fmt: skip
         if running:
             raise click.ClickException(f"{' and '.join(running)} still runs here: stop it first, or give --force")

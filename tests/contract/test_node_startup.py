@@ -191,6 +191,15 @@ def test_d03_an_address_of_another_node_is_refused_and_a_detected_one_given_up(h
     assert host.bgp().ipv4_address == "192.0.2.5/24"
 
 
+def test_d03_an_address_that_a_node_has_is_not_lost_to_whoever_claims_it_later(host: Host) -> None:
+    host.good(NODENAME="node1", IP="autodetect")
+    host.apply("Node", "other", {"bgp": {"ipv4Address": "192.0.2.5/24"}})
+    host.good(NODENAME="node1", IP="autodetect", AS="64999")  # written anew, for something else
+    assert (host.bgp().ipv4_address, str(host.bgp().as_number)) == ("192.0.2.5/24", "64999")
+    host.good(NODENAME="node1", IP="autodetect", IP6="autodetect")  # the other family is new, and free
+    assert (host.bgp().ipv4_address, host.bgp().ipv6_address) == ("192.0.2.5/24", "2001:db8::5/64")
+
+
 def test_d03_of_two_that_start_together_with_one_address_at_most_one_does(host: Host) -> None:
     starts = [host.begin(NODENAME=name, CALICO_NODENAME_FILE=str(host.directory / name)) for name in ("a", "b", "c")]
     outs = [process.communicate(timeout=60)[0] for process in starts]
@@ -266,6 +275,14 @@ def test_d05_names_in_their_order_and_the_file_wins_on_restart(host: Host) -> No
     assert host.names("Node") == ["first.example"]
     host.good(NODENAME="given", HOSTNAME="renamed", DISABLE_NODE_IP_CHECK="true")
     assert (host.directory / "nodename").read_text() == "given"
+
+
+def test_each_start_renews_the_age_of_the_nodename_file(host: Host) -> None:
+    """BGP's readiness counts from it: all sessions first, then one."""
+    host.good(NODENAME="node1")
+    os.utime(host.directory / "nodename", (1e9, 1e9))
+    host.good(NODENAME="node1")
+    assert (host.directory / "nodename").stat().st_mtime > 1.7e9
 
 
 @pytest.mark.parametrize(

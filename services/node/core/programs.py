@@ -11,16 +11,16 @@ from dataclasses import dataclass, field
 BIRD = "bird"
 RESTART_STATUS = 129
 """Exit status of a service that wants to be started again with a configuration that it cannot change live."""
-AT_ONCE_AFTER_S = 0.5
-"""A service that lives shorter is not trusted with that wish: it would spin."""
+AT_ONCE_AFTER_S = 10.0
+"""A service that lives shorter is not trusted with that wish: it would spin. Loading one alone takes seconds."""
 WELL_AFTER_S = 30.0
 """One that lived so long is well: its next end is the first of a new series."""
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """arguments: of the Python interpreter. environment: on top of ours; a variable that is set there stays. health:
-    base of its /liveness and /readiness, "" when it has none.
+    """arguments: of the Python interpreter. environment: over ours, since the settings that it comes from have taken
+    ours into account. health: base of its /liveness and /readiness, "" when it has none.
     """
 
     name: str

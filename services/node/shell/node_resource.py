@@ -104,7 +104,7 @@ class NodeResource:
                     continue  # another of us, or an administrator, was faster
                 log.info("node made", extra={"node": self.name, "revision": written.revision})
                 assert isinstance(written.resource, Node)
-                await self._check_again(written.resource)
+                await self._check_again(written.resource, Node())
                 return written.resource, True
             try:
                 return await self._edit(interfaces, first)
@@ -113,12 +113,12 @@ class NodeResource:
                     raise
 
     async def _edit(self, interfaces: list[HostInterface], first: bool) -> tuple[Node, bool]:
-        before = ""
+        before = Node()
 
         async def change(current: Resource) -> Resource:
             nonlocal before
             assert isinstance(current, Node)
-            before = current.metadata.resource_version
+            before = current
             return await self._changed(current, interfaces, first)
 
         try:
@@ -127,18 +127,21 @@ class NodeResource:
             await self._give_up(clash)
             raise
         assert isinstance(written.resource, Node)
-        changed = str(written.revision) != before
+        changed = str(written.revision) != before.metadata.resource_version
         if changed:
-            await self._check_again(written.resource)
+            await self._check_again(written.resource, before)
         return written.resource, changed
 
-    async def _check_again(self, node: Node) -> None:
-        """Two nodes that start together see nothing of each other before they write. The later one gives way."""
-        bgp = node.spec.bgp
-        if bgp is None or self._config.backend == "none" or self._config.disable_ip_check:
+    async def _check_again(self, node: Node, before: Node) -> None:
+        """Two nodes that start together see nothing of each other before they write. The later one gives way.
+
+        Only with addresses that this write brought: one that we have had is not lost to whoever claims it later.
+        """
+        fresh = _new_addresses(_addresses(before), _addresses(node))
+        if not fresh or self._config.backend == "none" or self._config.disable_ip_check:
             return
         try:
-            await self._check({4: bgp.ipv4_address, 6: bgp.ipv6_address}, float(node.metadata.resource_version))
+            await self._check(fresh, float(node.metadata.resource_version))
         except Clash as clash:
             await self._give_up(clash, all_of_them=True)
             raise
@@ -150,8 +153,9 @@ class NodeResource:
             texts = {}
             for version, current in ((4, bgp.ipv4_address), (6, bgp.ipv6_address)):
                 texts[version] = await self._address(version, current, interfaces, first)
-            if (texts[4], texts[6]) != (bgp.ipv4_address, bgp.ipv6_address) and not self._config.disable_ip_check:
-                await self._check(texts)
+            fresh = _new_addresses(_addresses(node), texts)
+            if fresh and not self._config.disable_ip_check:
+                await self._check(fresh)
             bgp = msgspec.structs.replace(bgp, ipv4_address=texts[4], ipv6_address=texts[6])
             if first and self._config.as_number is not None:
                 bgp = msgspec.structs.replace(bgp, as_number=self._config.as_number)
@@ -211,3 +215,12 @@ class NodeResource:
             return msgspec.structs.replace(current, spec=msgspec.structs.replace(current.spec, bgp=bgp_or_none))
 
         await self._resources.edit(Identity("Node", self.name), cleared)
+
+
+def _addresses(node: Node) -> dict[int, str]:
+    bgp = node.spec.bgp or NodeBGPSpec()
+    return {4: bgp.ipv4_address, 6: bgp.ipv6_address}
+
+
+def _new_addresses(before: dict[int, str], now: dict[int, str]) -> dict[int, str]:
+    return {version: text for version, text in now.items() if text and text != before[version]}

@@ -35,6 +35,11 @@ def http_problem(base: str, probe: str) -> str:
     return f"{base}/{probe} says {answer.status}: {'; '.join(bad) or body.strip()[:200]}"
 
 
+def answered(said: str) -> bool:
+    """said: of one of these. Whoever says that it is not well is there, as is one that is well."""
+    return not said or " says " in said
+
+
 def bgp_peers(socket: Path) -> list[Peer]:
     """Raises OSError; ValueError with what the speaker says while it has no settings."""
     connection = UnixConnection(socket)

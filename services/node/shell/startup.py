@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from ipaddress import ip_network
@@ -65,6 +66,7 @@ async def start_up(config: StartupConfig, store: Store, kube: KubeApi | None, ra
         await _felix_configuration(resources, node.metadata.name)
         config.nodename_file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(config.nodename_file, node.metadata.name.encode(), mode=0o644)
+        os.utime(config.nodename_file)  # its age is the time since this start, also when it had the name already
     except (SettingError, PoolError) as error:
         raise ServiceExit(2, str(error)) from error
     except (AddressError, StoreError, ResourceError, KubeError, OSError) as error:

@@ -19,7 +19,7 @@ from random import Random
 from libs.runtime.backoff import Backoff
 from libs.runtime.health import Aggregator
 from services.node.core.programs import WELL_AFTER_S, Program, at_once
-from services.node.shell.probes import http_problem
+from services.node.shell.probes import answered, http_problem
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,8 @@ class Supervised:
         self.program = program
         self.starts = 0
         self._random = random
-        self._environ = dict(program.environment) | dict(environ) | {"NODENAME": program.environment["NODENAME"]}
+        self._environ = dict(environ) | dict(program.environment)
+        self._environ.pop("NOTIFY_SOCKET", None)  # of systemd, for whom we are the service
         self._grace_s = grace_s
         self._process: asyncio.subprocess.Process | None = None
         self._why = "not started yet"
@@ -122,5 +123,5 @@ class Supervised:
                 live = await asyncio.to_thread(http_problem, at, "liveness")
                 ready = await asyncio.to_thread(http_problem, at, "readiness")
                 # No answer at all is what a program looks like that is starting: its own end tells of more.
-                self._report.report(live=" says " not in live, ready=not ready, detail=ready or live)
+                self._report.report(live=not live or not answered(live), ready=not ready, detail=ready or live)
             await asyncio.sleep(every_s)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from random import Random
+
 import pytest
 
 from libs.bus.bgp import Peer, PeerKind, PeerState
+from libs.runtime.health import Aggregator
 from services.node.core.bgp_health import of_family, problem
-from services.node.core.programs import at_once, programs
+from services.node.core.programs import Program, at_once, programs
+from services.node.shell.supervisor import Supervised
 
 
 def names(backend: str, *, felix: bool = True, cni: bool = False) -> list[str]:
@@ -30,11 +35,30 @@ def test_probes_are_asked_where_they_answer() -> None:
     assert felix.environment == {"NODENAME": "n", "FELIX_HEALTHHOST": "::1", "FELIX_HEALTHPORT": "1"}
 
 
+async def test_a_program_is_told_what_we_ask_it_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not an empty text or another port of ours; nor is it for it to tell systemd that we are ready."""
+    ours = {"FELIX_HEALTHPORT": "", "FELIX_HEALTHHOST": "far", "NODENAME": "x", "NOTIFY_SOCKET": "@s", "KEPT": "k"}
+    asked = asyncio.Event()
+    told: dict[str, str] = {}
+
+    async def spawn(*_arguments: object, env: dict[str, str], **_options: object) -> None:
+        told.update(env)
+        asked.set()
+        raise OSError("enough")
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", spawn)
+    program = Program("felix", (), {"NODENAME": "n", "FELIX_HEALTHHOST": "::1", "FELIX_HEALTHPORT": "1"})
+    run = asyncio.create_task(Supervised(program, Aggregator(), Random(1), ours, 1.0).run())
+    await asked.wait()
+    run.cancel()
+    assert told == {**program.environment, "KEPT": "k"}
+
+
 def test_only_who_asks_for_it_is_started_again_at_once_and_not_in_a_spin() -> None:
-    assert at_once(129, 5)
-    assert not at_once(129, 0.01)
-    assert not at_once(1, 5)
-    assert not at_once(-9, 5)
+    assert at_once(129, 15)
+    assert not at_once(129, 3)
+    assert not at_once(1, 15)
+    assert not at_once(-9, 15)
 
 
 def peer(name: str, up: bool, address: str = "192.0.2.1", interface: str = "") -> Peer:
