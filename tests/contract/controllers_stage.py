@@ -154,8 +154,12 @@ class Stage:
             found = await self.endpoints()
             return set(found) == set(names)
 
-        await until(holds, timeout_s, lambda: f"{sorted(found)}, wanted {sorted(names)}")
+        await until(holds, timeout_s, lambda: f"{sorted(found)}, wanted {sorted(names)}\n{self.told()}")
         return found
+
+    def told(self) -> str:
+        """The ends of the replicas' logs."""
+        return "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in sorted(self._directory.glob("*.log")))
 
     async def configuration(self) -> dict[str, Any] | None:
         try:

@@ -174,8 +174,14 @@ async def test_k06_history_older_than_a_period_goes_once_for_all_who_compact_and
             async for batch in batches:
                 seen.extend(event.kv.value for event in batch.events if event.kv is not None)
 
+    async def until_seen(value: bytes) -> None:
+        async with asyncio.timeout(20):
+            while value not in seen:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
     watching = asyncio.create_task(watch())
     try:
+        await until_seen(b"2")  # a watch that is not open yet would begin before what is kept
         assert (await first.step(), await second.step()) == (None, None)  # they look first
         looked = (await store.status()).revision
         written.append(await store.put("/t/a", b"young"))
@@ -192,9 +198,7 @@ async def test_k06_history_older_than_a_period_goes_once_for_all_who_compact_and
         done = [await second.step(), await first.step()]
         assert [bool(one) for one in done].count(True) == 1
         await store.put("/t/a", b"last")
-        async with asyncio.timeout(20):
-            while b"last" not in seen:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        await until_seen(b"last")
         assert seen == [b"2", b"young", b"last"]
     finally:
         watching.cancel()

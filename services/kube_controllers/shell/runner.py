@@ -114,6 +114,8 @@ class Runner:
 
     async def _round(self, controller: Controller) -> Round:
         assert self._settings is not None, "no controller runs before the settings are known"
+        if not controller.wanted(self._settings):
+            return Round("switched off")  # the switch has not come to it yet
         return await controller.round(self._settings)
 
     def _on_change(self, kinds: frozenset[str]) -> None:
