@@ -61,10 +61,14 @@ async def run(config: NodeConfig, service: Service) -> None:
             _addresses(config, service, store, kube)
             if config.supervise:
                 _programs(config, service, store, node, random)
+            completion = None
             if kube is not None:
-                service.spawn(_complete(config, service, kube, random), name="completion")
+                completion = service.spawn(_complete(config, service, kube, random), name="completion")
             service.ready()
             await service.stop.wait()
+            if completion is not None:
+                completion.cancel()  # it must not say that the network is there after we said that it goes
+                await asyncio.wait({completion})
             if config.supervise and kube is not None:
                 await _say_goodbye(kube, config.kubernetes_name())
 

@@ -20,6 +20,8 @@ from libs.nftables.model import Family, Table
 from libs.nftables.ops import DelTable
 from services.node.core.leftovers import TUNL, WIREGUARD_TABLE
 
+_BIRD_SOCKETS = ("/bird.ctl", "/bird6.ctl")
+
 
 class HostKernel:
     """`with HostKernel() as kernel`. Raises OSError."""
@@ -103,11 +105,16 @@ class HostKernel:
 
 
 def bird_runs(proc: Path = Path("/proc")) -> bool:
-    """A BIRD in our network namespace."""
+    """A BIRD in our network namespace: a process that we see or, where a container hides the host's processes from us, the
+    socket that one listens at, which the kernel tells by network namespace.
+    """
     try:
-        own = (proc / "self/ns/net").stat().st_ino
+        own = (proc / "thread-self/ns/net").stat().st_ino
+        sockets = (proc / "thread-self/net/unix").read_text(errors="replace").splitlines()
     except OSError:
         return False
+    if any(line.endswith(_BIRD_SOCKETS) for line in sockets):
+        return True
     for comm in proc.glob("[0-9]*/comm"):
         try:
             if comm.read_text().strip() in ("bird", "bird6") and (comm.parent / "ns/net").stat().st_ino == own:
