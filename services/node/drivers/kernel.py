@@ -105,8 +105,8 @@ class HostKernel:
 
 
 def bird_runs(proc: Path = Path("/proc")) -> bool:
-    """A BIRD in our network namespace: a process that we see or, where a container hides the host's processes from us, the
-    socket that one listens at, which the kernel tells by network namespace.
+    """A BIRD in our network namespace: a process that we see or, where a container hides the host's processes, the socket
+    that one listens at, which the kernel tells by network namespace.
     """
     try:
         own = (proc / "thread-self/ns/net").stat().st_ino
