@@ -105,7 +105,7 @@ class HostKernel:
 
 
 def bird_runs(proc: Path = Path("/proc")) -> bool:
-    """A BIRD in our network namespace: a process that we see or, where a container hides the host's processes, the socket
+    """A BIRD in our network namespace: a process that we see or, where a container hides those of its host, the socket
     that one listens at, which the kernel tells by network namespace.
     """
     try:
