@@ -153,8 +153,10 @@ async def _take_over(config: NodeConfig, store: Store) -> None:
         except (StoreError, ResourceError, OSError) as error:
             log.warning("nothing taken over from an earlier Calico", extra={"error": str(error)})
             continue
-        if outcome.removed or outcome.left:
-            log.info("taken over from a real calico-node", extra={"removed": outcome.removed, "left": outcome.left})
+        if outcome.removed:
+            log.info("taken over from a real calico-node", extra={"removed": outcome.removed})
+        if outcome.left:
+            log.warning("of an earlier Calico there may be something left", extra={"left": outcome.left})
 
 
 async def _until_well(probe: Callable[[], str], every_s: float) -> None:

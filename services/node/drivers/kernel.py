@@ -20,6 +20,7 @@ from libs.nftables.model import Family, Table
 from libs.nftables.ops import DelTable
 from services.node.core.leftovers import TUNL, WIREGUARD_TABLE
 
+XTABLES = ("raw", "mangle", "nat", "filter")
 _BIRD_SOCKETS = ("/bird.ctl", "/bird6.ctl")
 
 
@@ -47,6 +48,12 @@ class HostKernel:
 
     def drop_table(self, table: Table) -> None:
         self._nft.commit(table, [DelTable()])
+
+    def iptables_chains(self, ours: Callable[[str], bool]) -> list[str]:
+        """Tables in which iptables-nft has chains of ours, and how many."""
+        have = [one for one in self._nft.tables() if one.family in (Family.IP, Family.IP6) and one.name in XTABLES]
+        counts = {table: sum(map(ours, self._nft.chains(table))) for table in have}
+        return [f"{count} in {table}" for table, count in counts.items() if count]
 
     # --- routes and rules
 

@@ -48,7 +48,7 @@ def uninstall(places: Places, *, keep_state: bool = False, dry_run: bool = False
     with HostKernel() as kernel:
         _links(kernel, places, outcome, dry_run=dry_run)
         _routes(kernel, outcome, dry_run=dry_run)
-        remove_xtables(outcome, dry_run=dry_run)
+        remove_xtables(kernel, outcome, dry_run=dry_run)
         drop_tables(kernel, (*NFT_TABLES, NFT_ARP), outcome, dry_run=dry_run)
     if not keep_state:
         for path in places.state:
