@@ -28,8 +28,8 @@ def test_chains_that_nobody_here_can_remove_are_told(
     host: Namespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for table, chain in (
-        ("ip filter", "FORWARD"), ("ip filter", "cali-FORWARD"), ("ip filter", "cali-INPUT"),
-        ("ip6 nat", "cali-OUTPUT"), ("ip calico", "cali-FORWARD"), ("inet filter", "cali-of-somebody"), ("ip mangle", "KUBE-x"),
+        ("ip filter", "FORWARD"), ("ip filter", "cali-FORWARD"), ("ip filter", "cali-INPUT"), ("ip6 nat", "cali-X"),
+        ("ip calico", "cali-FORWARD"), ("inet filter", "cali-of-somebody"), ("ip mangle", "KUBE-x"),
     ):  # fmt: skip
         host.run("nft", "add", "table", *table.split())
         host.run("nft", "add", "chain", *table.split(), chain)

@@ -10,7 +10,7 @@ import math
 
 import msgspec
 
-from libs.kube.api import KubeApi
+from libs.kube.api import KubeApi, KubeError
 from libs.model import Node
 from libs.model.base import ObjectMeta, Resource
 from libs.model.node import NodeBGPSpec, OrchRef
@@ -173,7 +173,13 @@ class NodeResource:
         if not first and not want.detect:
             return current
         method = self.methods[version]
-        detected = await self._detect(method, version, interfaces) if want.detect else None
+        try:
+            detected = await self._detect(method, version, interfaces) if want.detect else None
+        except KubeError as error:
+            if not (first and current):
+                raise
+            log.warning("Kubernetes does not tell our addresses", extra={"error": str(error)})
+            detected = None
         how = self._config.ip_method if version == 4 else self._config.ip6_method
         text, warning = chosen(version, want, current, detected, interfaces, how)
         if warning:
