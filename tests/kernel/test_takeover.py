@@ -1,7 +1,9 @@
-"""Taking over where the programs that know iptables' rules are missing, as in the image."""
+"""Taking over and uninstalling in a container: without iptables' programs, on mounted directories."""
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,3 +42,19 @@ def test_chains_that_nobody_here_can_remove_are_told(
     assert "2 in ip filter, 1 in ip6 nat:" in told
     assert "cali-FORWARD" in host.run("nft", "list", "table", "ip", "filter")
     assert not outcome.removed
+
+
+def test_mounted_directories_of_state_are_emptied_and_stay(host: Namespace, tmp_path: Path) -> None:
+    state, root = tmp_path / "state", Path(__file__).resolve().parents[2]
+    (state / "inner").mkdir(parents=True)
+    (state / "nodename").write_text("n")
+    (state / "link").symlink_to(tmp_path)
+    command = shlex.join([
+        sys.executable, "-m", "services.node", "uninstall", "--force", "--state-dir", str(state),
+        "--conf-dir", str(tmp_path / "net.d"), "--bin-dir", str(tmp_path / "bin"),
+    ])  # fmt: skip
+    script = f"mount --bind {state} {state} && cd {root} && {command} && {command}"
+    told = host.run("unshare", "--mount", "sh", "-c", script).splitlines()
+    assert told == [f"removed all in {state}", "nothing to remove"]
+    assert not list(state.iterdir())
+    assert tmp_path.exists()
