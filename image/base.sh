@@ -34,15 +34,16 @@ fetch() {
 }
 # unpack DIRECTORY NAMES…: those that apt would have installed for them, without the ones that are left out.
 unpack() {
-    local root=$1 name file
+    local root=$1 name version file
     shift
     for name in bin sbin lib lib64; do  # one /usr, as on today's systems
         mkdir -p "$root/usr/$name"
         [ -e "$root/$name" ] || ln -s "usr/$name" "$root/$name"
     done
-    apt-get install -s --no-install-recommends -o Dir::State::status=/dev/null "$@" 2>/dev/null | sed -n 's/^Inst \([^ ]*\) .*/\1/p' |
-        grep -Evx "$left_out" | sort -u | while read -r name; do
-            for file in "$target/archives/${name}"_*.deb; do
+    apt-get install -s --no-install-recommends -o Dir::State::status=/dev/null "$@" 2>/dev/null | sed -n 's/^Inst \([^ ]*\) (\([^ ]*\) .*/\1 \2/p' |
+        sort -u | while read -r name version; do
+            ! grep -Eqx "$left_out" <<<"$name" || continue
+            for file in "$target/archives/${name}_${version//:/%3a}"_*.deb; do  # older versions may lie beside it
                 dpkg-deb --fsys-tarfile "$file" | tar -x -C "$root" --keep-directory-symlink \
                     --exclude='./usr/share/doc/*' --exclude='./usr/share/man/*' --exclude='./usr/share/locale/*' --exclude='./usr/share/info/*' \
                     --exclude='./usr/share/lintian' --exclude='*/gconv/*' --exclude='*/__pycache__' --exclude='./usr/share/bash-completion'

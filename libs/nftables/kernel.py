@@ -95,6 +95,14 @@ class KernelRuleset:
             if body[0] in families
         ]
 
+    def chains(self, table: Table) -> list[str]:
+        """Names alone, for tables of others, whose rules need not be read; [] when there is no such table."""
+        found = (
+            decode_chain(body, table.family)
+            for _, body in self._netlink.dump(GETCHAIN, nfgen(family_number(table)), f"chains of table {table}")
+        )
+        return [chain for of, chain, _ in found if of == table.name]
+
     def read(self, table: Table) -> KernelTable:
         """One consistent view: read again when anyone commits meanwhile. Raises DumpInterrupted if that never ends."""
         for _ in range(READ_ATTEMPTS):

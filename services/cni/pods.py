@@ -154,7 +154,9 @@ def add(name: str, labels: Sequence[tuple[str, str]], ips: Sequence[IPv4Address 
         write_atomically(STATE / f"{name}.json", json.dumps(config).encode(), mode=0o600)
     except BaseException:
         with contextlib.suppress(PodError):  # the first error is the one to tell
-            _remove(name, configuration(dict(labels), ips))
+            _plug("DEL", name, configuration(dict(labels), ips))
+        with contextlib.suppress(PodError):  # also without a felix that could unplug it, or the name is taken for ever
+            _clear(name)
         raise
     click.echo(" ".join(map(str, addresses_of(config))))
 
@@ -174,9 +176,14 @@ def _serve(name: str, port: int) -> None:
 
 def _remove(name: str, config: Mapping[str, Any]) -> None:
     _plug("DEL", name, config)
+    _clear(name)
+
+
+def _clear(name: str) -> None:
     if (NAMESPACES / name).exists():
         for process in _ip("netns", "pids", name).split():
-            os.kill(int(process), signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(process), signal.SIGKILL)
         _ip("netns", "delete", name)
     (STATE / name / "index.html").unlink(missing_ok=True)
     if (STATE / name).exists():

@@ -61,10 +61,14 @@ async def run(config: NodeConfig, service: Service) -> None:
             _addresses(config, service, store, kube)
             if config.supervise:
                 _programs(config, service, store, node, random)
+            completion = None
             if kube is not None:
-                service.spawn(_complete(config, service, kube, random), name="completion")
+                completion = service.spawn(_complete(config, service, kube, random), name="completion")
             service.ready()
             await service.stop.wait()
+            if completion is not None:
+                completion.cancel()  # it must not say that the network is there after we said that it goes
+                await asyncio.wait({completion})
             if config.supervise and kube is not None:
                 await _say_goodbye(kube, config.kubernetes_name())
 
@@ -149,8 +153,10 @@ async def _take_over(config: NodeConfig, store: Store) -> None:
         except (StoreError, ResourceError, OSError) as error:
             log.warning("nothing taken over from an earlier Calico", extra={"error": str(error)})
             continue
-        if outcome.removed or outcome.left:
-            log.info("taken over from a real calico-node", extra={"removed": outcome.removed, "left": outcome.left})
+        if outcome.removed:
+            log.info("taken over from a real calico-node", extra={"removed": outcome.removed})
+        if outcome.left:
+            log.warning("of an earlier Calico there may be something left", extra={"left": outcome.left})
 
 
 async def _until_well(probe: Callable[[], str], every_s: float) -> None:

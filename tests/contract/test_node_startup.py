@@ -277,6 +277,29 @@ def test_d05_names_in_their_order_and_the_file_wins_on_restart(host: Host) -> No
     assert (host.directory / "nodename").read_text() == "given"
 
 
+def test_a_node_of_a_cluster_starts_again_while_kubernetes_does_not_answer(host: Host) -> None:
+    """Its felix has policies to follow all the same. The first start waits: kubeadm's pod subnets are the pools."""
+    kubeconfig = host.directory / "kubeconfig"
+    document = {
+        "clusters": [{"name": "c", "cluster": {"server": "http://127.0.0.1:1"}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+        "users": [{"name": "u", "user": {"token": "t"}}],
+        "current-context": "c",
+    }
+    kubeconfig.write_text(json.dumps(document))
+    env = {"NODENAME": "node1", "KUBECONFIG": str(kubeconfig), "IP": "autodetect"}
+    by_kubernetes = env | {"IP_AUTODETECTION_METHOD": "kubernetes-internal-ip"}
+    for one in (env, by_kubernetes):
+        status, out = host.startup(**one)
+        assert status == 1
+        assert "127.0.0.1:1" in out
+        assert host.names("IPPool") == []
+    host.good(NODENAME="node1")
+    host.good(**env)
+    host.good(**by_kubernetes)
+    assert host.bgp().ipv4_address == "192.0.2.5/24"
+
+
 def test_each_start_renews_the_age_of_the_nodename_file(host: Host) -> None:
     """BGP's readiness counts from it: all sessions first, then one."""
     host.good(NODENAME="node1")

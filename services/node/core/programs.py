@@ -39,7 +39,9 @@ def programs(
     if backend == BIRD:
         found.append(_service("bgp", "CALICO_BGP_", node, bgp_health))
     if cni:
-        found.append(Program("cni", ("-m", "services.cni", "install", "--watch"), {"NODENAME": node, "SLEEP": "true"}))
+        # Felix refuses a network list that names another node, and Kubernetes may call this host otherwise.
+        environment = {"NODENAME": node, "KUBERNETES_NODE_NAME": node, "SLEEP": "true"}
+        found.append(Program("cni", ("-m", "services.cni", "install", "--watch"), environment))
     return found
 
 

@@ -20,6 +20,9 @@ from libs.nftables.model import Family, Table
 from libs.nftables.ops import DelTable
 from services.node.core.leftovers import TUNL, WIREGUARD_TABLE
 
+XTABLES = ("raw", "mangle", "nat", "filter")
+_BIRD_SOCKETS = ("/bird.ctl", "/bird6.ctl")
+
 
 class HostKernel:
     """`with HostKernel() as kernel`. Raises OSError."""
@@ -45,6 +48,12 @@ class HostKernel:
 
     def drop_table(self, table: Table) -> None:
         self._nft.commit(table, [DelTable()])
+
+    def iptables_chains(self, ours: Callable[[str], bool]) -> list[str]:
+        """Tables in which iptables-nft has chains of ours, and how many."""
+        have = [one for one in self._nft.tables() if one.family in (Family.IP, Family.IP6) and one.name in XTABLES]
+        counts = {table: sum(map(ours, self._nft.chains(table))) for table in have}
+        return [f"{count} in {table}" for table, count in counts.items() if count]
 
     # --- routes and rules
 
@@ -103,11 +112,16 @@ class HostKernel:
 
 
 def bird_runs(proc: Path = Path("/proc")) -> bool:
-    """A BIRD in our network namespace."""
+    """A BIRD in our network namespace: a process that we see or, where a container hides those of its host, the socket
+    that one listens at, which the kernel tells by network namespace.
+    """
     try:
-        own = (proc / "self/ns/net").stat().st_ino
+        own = (proc / "thread-self/ns/net").stat().st_ino
+        sockets = (proc / "thread-self/net/unix").read_text(errors="replace").splitlines()
     except OSError:
         return False
+    if any(line.endswith(_BIRD_SOCKETS) for line in sockets):
+        return True
     for comm in proc.glob("[0-9]*/comm"):
         try:
             if comm.read_text().strip() in ("bird", "bird6") and (comm.parent / "ns/net").stat().st_ino == own:

@@ -6,16 +6,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 
 import msgspec
 
-from libs.kube.api import KubeApi
+from libs.kube.api import KubeApi, KubeError
 from libs.model import Node
 from libs.model.base import ObjectMeta, Resource
 from libs.model.node import NodeBGPSpec, OrchRef
+from libs.resources import codec
 from libs.resources.client import ResourceClient
 from libs.resources.errors import AlreadyExists, Identity, NotFound
+from libs.store.api import Compacted
 from services.node.core.addresses import AddressError, chosen, clashes, node_interfaces, wanted
 from services.node.core.autodetect import (
     Address,
@@ -141,7 +142,7 @@ class NodeResource:
         if not fresh or self._config.backend == "none" or self._config.disable_ip_check:
             return
         try:
-            await self._check(fresh, float(node.metadata.resource_version))
+            await self._check(fresh, int(node.metadata.resource_version))
         except Clash as clash:
             await self._give_up(clash, all_of_them=True)
             raise
@@ -173,7 +174,13 @@ class NodeResource:
         if not first and not want.detect:
             return current
         method = self.methods[version]
-        detected = await self._detect(method, version, interfaces) if want.detect else None
+        try:
+            detected = await self._detect(method, version, interfaces) if want.detect else None
+        except KubeError as error:
+            if not (first and current):
+                raise
+            log.warning("Kubernetes does not tell our addresses", extra={"error": str(error)})
+            detected = None
         how = self._config.ip_method if version == 4 else self._config.ip6_method
         text, warning = chosen(version, want, current, detected, interfaces, how)
         if warning:
@@ -191,16 +198,25 @@ class NodeResource:
             internal = await internal_addresses(self._kube, self._config.kubernetes_name())
         return detect(method, version, Surroundings(interfaces, source, internal))
 
-    async def _check(self, texts: dict[int, str], before: float = math.inf) -> None:
-        """before: a revision; who wrote later has to give way, not we. Raises Clash."""
-        listed = (await self._resources.list("Node")).items
-        others = [one for one in listed if isinstance(one, Node) and int(one.metadata.resource_version) < before]
+    async def _check(self, texts: dict[int, str], at: int = 0) -> None:
+        """at: revision of our own write; who wrote later has to give way, not we. Raises Clash."""
+        others = await self._nodes(at)
         found = clashes(self.name, texts, others)
         if found:
             words = "; ".join(f"{texts[version]} is the address of node {other}" for version, other in found.items())
             raise Clash(
                 f"{words}: two nodes cannot share one (DISABLE_NODE_IP_CHECK=true does not look)", frozenset(found)
             )
+
+    async def _nodes(self, revision: int) -> list[Node]:
+        """As they were then, whatever they wrote since; as they are now for 0, or when that is no longer kept."""
+        store, prefix = self._resources.store, codec.prefix("Node")
+        try:
+            listing = await store.list(prefix, revision=revision)
+        except Compacted:
+            listing = await store.list(prefix)
+        found = (codec.readable("Node", kv) for kv in listing.kvs)
+        return [one for one in found if isinstance(one, Node)]
 
     async def _give_up(self, clash: Clash, *, all_of_them: bool = False) -> None:
         """What we had is no longer ours either: free it for whoever has it now. Only what was detected, unless all."""

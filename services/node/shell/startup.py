@@ -56,8 +56,9 @@ async def start_up(config: StartupConfig, store: Store, kube: KubeApi | None, ra
         await wait_for_datastore(store, patient=config.wait_for_datastore, random=random)
         resources = ResourceClient(store)
         node, _ = await NodeResource(config, resources, kube).update(first=True)
-        subnets = await kubeadm_subnets(kube) if kube is not None else None
-        await _pools(config, resources, subnets or [], random)
+        families = await _families(config, resources)
+        subnets = await _kubeadm(kube, needed=bool(families))
+        await _pools(config, resources, families, subnets or [], random)
         types = config.cluster_type.split(",") + (["kubeadm"] if subnets is not None else [])
         release = version()
         await resources.ensure_initialized(
@@ -106,16 +107,33 @@ def _unreachable(said: str) -> NoReturn:
     raise ServiceExit(1, f"the datastore does not answer: {said} (WAIT_FOR_DATASTORE=true waits for it)")
 
 
-async def _pools(
-    config: StartupConfig, resources: ResourceClient, subnets: Iterable[Network], random: Random
-) -> None:  # fmt: skip
-    variables = config.pool_variables()
+async def _kubeadm(kube: KubeApi | None, *, needed: bool) -> list[Network] | None:
+    """Where no pool is to be made an API that does not answer is no obstacle: policy must go on without it."""
+    if kube is None:
+        return None
+    try:
+        return await kubeadm_subnets(kube)
+    except KubeError as error:
+        if needed:
+            raise
+        log.warning("Kubernetes does not tell of kubeadm, going on", extra={"error": str(error)})
+        return None
+
+
+async def _families(config: StartupConfig, resources: ResourceClient) -> list[int]:
+    """Those that get a default pool."""
     listed = await resources.list("IPPool")
     existing = [one for one in listed.items if isinstance(one, IPPool)]
     ipv6 = config.ipv6_support and _ipv6_here()
-    families = needed(variables, no_default_pools=config.no_default_pools, existing=existing, ipv6=ipv6)
+    return needed(config.pool_variables(), no_default_pools=config.no_default_pools, existing=existing, ipv6=ipv6)
+
+
+async def _pools(
+    config: StartupConfig, resources: ResourceClient, families: list[int], subnets: Iterable[Network], random: Random
+) -> None:
     if not families:
         return
+    variables = config.pool_variables()
     host: list[Network] = [
         ip_network(address.network)
         for one in await asyncio.to_thread(host_interfaces)

@@ -17,7 +17,7 @@ from libs.model import IPPool
 from libs.netlink.routes import TABLE_MAIN, IPNetwork
 from libs.resources.client import ResourceClient
 from libs.store.api import Store
-from services.node.core.iptables import counted, removal
+from services.node.core.iptables import CHAIN, counted, removal
 from services.node.core.leftovers import NFT_ARP, is_ipset, old_routes
 from services.node.drivers import xtables
 from services.node.drivers.kernel import HostKernel, bird_runs
@@ -42,8 +42,8 @@ async def pools_of(store: Store) -> list[IPNetwork]:
 def take_over(pools: Collection[IPNetwork], *, dry_run: bool = False) -> Outcome:
     """Blocking. pools: of the cluster. dry_run: `removed` tells what would go."""
     outcome = Outcome()
-    remove_xtables(outcome, dry_run=dry_run)
     with HostKernel() as kernel:
+        remove_xtables(kernel, outcome, dry_run=dry_run)
         drop_tables(kernel, (NFT_ARP,), outcome, dry_run=dry_run)
         routes = [route for route in kernel.routes() if route.table == TABLE_MAIN]
         old = old_routes(routes, kernel.names(), pools, bird_runs=bird_runs())
@@ -57,10 +57,15 @@ def take_over(pools: Collection[IPNetwork], *, dry_run: bool = False) -> Outcome
     return outcome
 
 
-def remove_xtables(outcome: Outcome, *, dry_run: bool) -> None:
+def remove_xtables(kernel: HostKernel, outcome: Outcome, *, dry_run: bool) -> None:
     found = xtables.tools()
     if not any("legacy" in tool for tool in found) and xtables.legacy_tables():
         outcome.left.append("tables of iptables-legacy: that program is not here, so they were not looked at")
+    if not any(tool.endswith("-nft") for tool in found) and not set(found) & set(xtables.PLAIN):
+        chains = kernel.iptables_chains(lambda name: name.startswith(CHAIN))
+        if chains:
+            told = ", ".join(chains)
+            outcome.left.append(f"chains of an earlier Calico, which still filter: {told}: iptables-nft is not here")
     for tool in found:
         try:
             text = removal(xtables.save(tool))
@@ -70,8 +75,8 @@ def remove_xtables(outcome: Outcome, *, dry_run: bool) -> None:
             outcome.left.append(str(error))
             continue
         if text:
-            chains, rules = counted(text)
-            outcome.removed.append(f"{tool}: {chains} chains, {rules} rules in chains of others")
+            count, rules = counted(text)
+            outcome.removed.append(f"{tool}: {count} chains, {rules} rules in chains of others")
     sets, kept = xtables.destroy_ipsets(is_ipset, dry_run=dry_run)
     if sets:
         outcome.removed.append(f"{len(sets)} IP sets")

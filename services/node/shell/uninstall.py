@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from errno import EBUSY
 from pathlib import Path
 
 from services.node.core.leftovers import NFT_ARP, NFT_TABLES, is_ours
@@ -48,7 +49,7 @@ def uninstall(places: Places, *, keep_state: bool = False, dry_run: bool = False
     with HostKernel() as kernel:
         _links(kernel, places, outcome, dry_run=dry_run)
         _routes(kernel, outcome, dry_run=dry_run)
-        remove_xtables(outcome, dry_run=dry_run)
+        remove_xtables(kernel, outcome, dry_run=dry_run)
         drop_tables(kernel, (*NFT_TABLES, NFT_ARP), outcome, dry_run=dry_run)
     if not keep_state:
         for path in places.state:
@@ -57,17 +58,22 @@ def uninstall(places: Places, *, keep_state: bool = False, dry_run: bool = False
 
 
 def _remove(path: Path, outcome: Outcome, *, dry_run: bool) -> None:
+    held = False
     try:
         if not path.exists() and not path.is_symlink():
             return
         if not dry_run:
             if path.is_dir() and not path.is_symlink():
+                held = any(path.iterdir())
                 shutil.rmtree(path)
             else:
                 path.unlink()
         outcome.removed.append(str(path))
     except OSError as error:
-        outcome.left.append(f"{path}: {error.strerror or error}")
+        if error.errno == EBUSY and path.is_dir() and not any(path.iterdir()):
+            outcome.removed += [f"all in {path}"] * held  # mounted into a container: it stays, and nothing in it
+        else:
+            outcome.left.append(f"{path}: {error.strerror or error}")
 
 
 def _links(kernel: HostKernel, places: Places, outcome: Outcome, *, dry_run: bool) -> None:

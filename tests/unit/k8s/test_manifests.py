@@ -183,6 +183,16 @@ def test_selectors_accounts_secrets_and_volumes_refer_to_what_there_is() -> None
             assert {mount["name"] for mount in one["volumeMounts"]} <= set(volumes)
 
 
+def test_kube_controller_manager_sees_policies_for_its_garbage_collection() -> None:
+    """Lists of policies show the tiers that the user may get; its own role has list and watch alone."""
+    named = {(one["kind"], one["metadata"]["name"]): one for one in objects(K8S / "apiserver.yaml")}
+    role, binding = (named[kind, "calico-tier-getter"] for kind in ("ClusterRole", "ClusterRoleBinding"))
+    assert role["rules"] == [{"apiGroups": ["projectcalico.org"], "resources": ["tiers"], "verbs": ["get"]}]
+    assert binding["roleRef"]["name"] == "calico-tier-getter"
+    (subject,) = binding["subjects"]
+    assert (subject["kind"], subject["name"]) == ("User", "system:kube-controller-manager")
+
+
 @pytest.mark.parametrize("path", VARIANTS, ids=lambda path: path.stem)
 def test_facts_of_the_node(path: Path) -> None:
     node = node_of(path)

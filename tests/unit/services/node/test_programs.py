@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from random import Random
 
 import pytest
 
 from libs.bus.bgp import Peer, PeerKind, PeerState
+from libs.runtime.config import load
 from libs.runtime.health import Aggregator
+from services.cni.config import InstallConfig
+from services.cni.network import network_config
 from services.node.core.bgp_health import of_family, problem
 from services.node.core.programs import Program, at_once, programs
 from services.node.shell.supervisor import Supervised
@@ -52,6 +56,13 @@ async def test_a_program_is_told_what_we_ask_it_by(monkeypatch: pytest.MonkeyPat
     await asked.wait()
     run.cancel()
     assert told == {**program.environment, "KEPT": "k"}
+
+
+def test_the_network_list_names_the_node_that_felix_is() -> None:
+    (cni,) = programs("n", backend="none", felix=False, cni=True, felix_health=("", 1), bgp_health=("", 2))
+    environ = {"KUBERNETES_NODE_NAME": "ip-192-0-2-1"} | dict(cni.environment)
+    config = load(InstallConfig, [], environ, prog="cni")
+    assert json.loads(network_config(config, has_portmap=False))["plugins"][0]["nodename"] == "n"
 
 
 def test_only_who_asks_for_it_is_started_again_at_once_and_not_in_a_spin() -> None:

@@ -1,0 +1,60 @@
+"""Taking over and uninstalling in a container: without iptables' programs, on mounted directories."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from libs.netlink.netns import in_netns
+from libs.testkit.netns import Namespace, can_make_namespaces, create, delete
+from services.node.shell.takeover import take_over
+
+pytestmark = [
+    pytest.mark.kernel,
+    pytest.mark.skipif(not can_make_namespaces(), reason="needs root and network namespaces"),
+]
+
+
+@pytest.fixture
+def host() -> Iterator[Namespace]:
+    made = create("tov")
+    yield made
+    delete(made)
+
+
+def test_chains_that_nobody_here_can_remove_are_told(
+    host: Namespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for table, chain in (
+        ("ip filter", "FORWARD"), ("ip filter", "cali-FORWARD"), ("ip filter", "cali-INPUT"), ("ip6 nat", "cali-X"),
+        ("ip calico", "cali-FORWARD"), ("inet filter", "cali-of-somebody"), ("ip mangle", "KUBE-x"),
+    ):  # fmt: skip
+        host.run("nft", "add", "table", *table.split())
+        host.run("nft", "add", "chain", *table.split(), chain)
+    with monkeypatch.context() as without, in_netns(host.path):
+        without.setenv("PATH", str(tmp_path))
+        outcome = take_over([])
+    (told,) = (one for one in outcome.left if "iptables-nft" in one)
+    assert "2 in ip filter, 1 in ip6 nat:" in told
+    assert "cali-FORWARD" in host.run("nft", "list", "table", "ip", "filter")
+    assert not outcome.removed
+
+
+def test_mounted_directories_of_state_are_emptied_and_stay(host: Namespace, tmp_path: Path) -> None:
+    state, root = tmp_path / "state", Path(__file__).resolve().parents[2]
+    (state / "inner").mkdir(parents=True)
+    (state / "nodename").write_text("n")
+    (state / "link").symlink_to(tmp_path)
+    command = shlex.join([
+        sys.executable, "-m", "services.node", "uninstall", "--force", "--state-dir", str(state),
+        "--conf-dir", str(tmp_path / "net.d"), "--bin-dir", str(tmp_path / "bin"),
+    ])  # fmt: skip
+    script = f"mount --bind {state} {state} && cd {root} && {command} && {command}"
+    told = host.run("unshare", "--mount", "sh", "-c", script).splitlines()
+    assert told == [f"removed all in {state}", "nothing to remove"]
+    assert not list(state.iterdir())
+    assert tmp_path.exists()
