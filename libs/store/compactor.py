@@ -41,5 +41,7 @@ class Compactor:
             self._version = current.version if current is not None else 0
             return None
         self._version = version + 1
+        now, self._revision = self._revision, 0  # a compaction that fails, or is cut short, is followed by a first look
         await self._store.compact(target)
+        self._revision = now
         return target

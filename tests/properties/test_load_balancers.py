@@ -1,28 +1,31 @@
 """Any history of services, of people who meddle, of controllers that start again and of an informer that lags: no two
-services are ever shown one address, and once things are quiet status equals address management, nothing is leaked, and
-everybody has what is to be had.
+services are ever shown one address, none is released while it is shown, none is shown that its service does not hold;
+and once things are quiet status equals address management, nothing is leaked, and everybody has what is to be had.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable
 from random import Random
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from libs.ipam.block import ReleaseOption
 from libs.ipam.client import IpamClient
+from libs.ipam.requests import ReleaseResult
 from libs.ipam.source import StoreSource
-from libs.kube.objects import SERVICES, Key
+from libs.kube.objects import SERVICES, Key, Service
 from libs.resources.mirror import Mirror
 from libs.store.memory import MemoryEtcd, MemoryStore
 from services.kube_controllers.core import load_balancers as core
 from services.kube_controllers.core.settings import Environment, Running, default_configuration, running
 from services.kube_controllers.shell.load_balancers import LoadBalancers
 from tests.contract.ipam_stage import Cluster
-from tests.unit.services.kube_controllers.services_api import ServicesApi
+from tests.unit.services.kube_controllers.services_api import Document, ServicesApi
 
 NAMES = ("s0", "s1", "s2", "s3", "s4")
 DUAL: dict[str, Any] = {"ipFamilies": ["IPv4", "IPv6"], "ipFamilyPolicy": "RequireDualStack"}
@@ -36,7 +39,7 @@ ANNOTATIONS: tuple[dict[str, str], ...] = (
 )  # fmt: skip
 names = st.sampled_from(NAMES)
 steps = st.tuples(
-    st.sampled_from(["put", "put", "put", "put", "delete", "meddle", "release", "restart", "away"]),
+    st.sampled_from(["put", "put", "put", "put", "delete", "recreate", "meddle", "release", "restart", "away"]),
     names,
     st.integers(0, len(SPECS) - 1),
     st.integers(0, len(ANNOTATIONS) - 1),
@@ -48,14 +51,15 @@ SETTINGS: Running = running(default_configuration().spec, Environment(kubernetes
 class World:
     def __init__(self) -> None:
         self.store = MemoryStore(MemoryEtcd())
-        self.api = ServicesApi(patched=self.look)
+        self.api = _Api(patched=self.look)
+        self.api.then = self.shows_what_it_holds
         self.meddled: set[Key] = set()  # shown by somebody else, or taken from them: nobody can vouch for those
         self.mirror = Mirror(self.store, LoadBalancers.reads, lambda kinds: None, Random(1))
         self.controller: LoadBalancers
         self.ipam: IpamClient
 
     async def start(self) -> None:
-        cluster = Cluster(_Backend(self.store))  # type: ignore[arg-type]
+        cluster = self.cluster = Cluster(_Backend(self.store))  # type: ignore[arg-type]
         for name, cidr, size in (("a", "10.0.0.0/30", 30), ("b", "10.1.0.0/30", 30), ("six", "fd00::/126", 126)):
             await cluster.pool(name, cidr, size, allowedUses=["LoadBalancer"])
         await cluster.pool("pods", "10.9.0.0/24", 26)
@@ -64,10 +68,47 @@ class World:
     def restart(self) -> None:
         source = StoreSource(self.store, asyncio.get_running_loop().time, 0.0)
         self.ipam = IpamClient(self.store, source)
-        self.controller = LoadBalancers(self.mirror, self.ipam, self.api.kubernetes())
+        guarded = _Guarded(self.store, source)
+        guarded.releasing = self.may_release
+        self.controller = LoadBalancers(self.mirror, guarded, self.api.kubernetes())
+
+    async def change_pool(self, name: str, cidr: str, **spec: object) -> None:
+        await self.cluster.pool(name, cidr, 30, allowedUses=["LoadBalancer"], **spec)
+        await self.mirror.reached((await self.store.status()).revision)
 
     async def round(self) -> None:
-        await self.controller.round(SETTINGS)
+        failures = (await self.controller.round(SETTINGS)).failures
+        if self.api.away or failures:
+            return
+        held, heard = await self.held(), self.heard()
+        for key, (handle, _) in self.ours().items():
+            if handle in heard and key not in self.meddled:
+                assert set(self.api.shown(key.name)) == held.get(handle, set()), f"{key} is told something else"
+
+    def ours(self) -> dict[Key, tuple[str, Service]]:
+        """Services that are ours to serve, as the API server has them, with their handles."""
+        found = {key: SERVICES.decode(document) for key, document in self.api.services.items()}
+        return {key: (core.handle(one), one) for key, one in found.items() if core.managed(one, "AllServices")[0]}
+
+    def heard(self) -> set[str]:
+        """Handles of services that are ours, as the informer has them."""
+        known: Iterable[Service] = self.api.kubernetes().follow(SERVICES).objects.values()
+        return {core.handle(one) for one in known if core.managed(one, "AllServices")[0]}
+
+    def may_release(self, options: list[ReleaseOption]) -> None:
+        """What the controller releases is shown no more, and a service that it has not heard of loses nothing."""
+        ours, heard = {handle: key for key, (handle, _) in self.ours().items()}, self.heard()
+        for option in options:
+            key = ours.get(str(option.handle))
+            if key is not None:
+                assert option.handle in heard, f"{key} loses {option.address}, the informer was behind"
+                told = f"{option.address} is released, and {key} still shows it"
+                assert key in self.meddled or str(option.address) not in self.api.shown(key.name), told
+
+    async def shows_what_it_holds(self, key: Key) -> None:
+        handle, _ = self.ours().get(key, ("", None))
+        if handle:
+            assert set(self.api.shown(key.name)) <= (await self.held()).get(handle, set()), f"{key} shows another's"
 
     def look(self, patched: Key) -> None:
         self.meddled.discard(patched)
@@ -103,6 +144,10 @@ class World:
                 ):  # fmt: skip
                     return  # it cannot be changed while the type is LoadBalancer
                 self.api.put(name, annotations=ANNOTATIONS[y], **SPECS[x])
+            case "recreate":
+                self.api.delete(name)
+                self.meddled.discard(key)
+                self.api.put(name, annotations=ANNOTATIONS[y], **SPECS[x])
             case "delete":
                 self.api.delete(name)
                 self.meddled.discard(key)
@@ -129,6 +174,28 @@ class World:
         await self.round()
         assert await self.held() == held
         assert before == {key: d["metadata"]["resourceVersion"] for key, d in self.api.services.items()}, "restless"
+
+
+class _Api(ServicesApi):
+    """then: called after each patch of a status, before it is answered."""
+
+    then: Callable[[Key], Awaitable[None]]
+
+    async def patch(self, path: str, body: Document, kind: str) -> Document:
+        answer = await super().patch(path, body, kind)
+        await self.then(Key(answer["metadata"]["namespace"], answer["metadata"]["name"]))
+        return answer
+
+
+class _Guarded(IpamClient):
+    """releasing: called before anything is released."""
+
+    releasing: Callable[[list[ReleaseOption]], None]
+
+    async def release_ips(self, options: Iterable[ReleaseOption]) -> ReleaseResult:
+        listed = list(options)
+        self.releasing(listed)
+        return await super().release_ips(listed)
 
 
 class _Backend:

@@ -15,7 +15,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv6Address, ip_address, ip_network
 
 import msgspec
 
@@ -106,9 +106,12 @@ def wish_of(service: Service) -> Wish:
     addresses: list[Address] = []
     for text in texts:
         try:
-            addresses.append(ip_address(text))
+            address = ip_address(text)
         except ValueError:
             raise ValueError(f"{where}: {text!r} is no address") from None
+        if isinstance(address, IPv6Address) and address.scope_id is not None:  # no block holds such a one
+            raise ValueError(f"{where}: {text!r} has a zone; give the address alone")
+        addresses.append(address)
     if len({address.version for address in addresses}) < len(addresses):
         raise ValueError(f"{where}: at most one IPv4 and one IPv6 address, not {', '.join(texts)}")
     return Wish(versions(service), tuple(addresses), pools)
@@ -119,13 +122,18 @@ def versions(service: Service) -> tuple[int, ...]:
     return tuple(_VERSIONS[family] for family in service.spec.ip_families if family in _VERSIONS) or (4,)
 
 
-def plan(wish: Wish, held: Iterable[Allocation], shown: Iterable[str], pools: Sequence[Pool]) -> Plan:
-    """held: by the service's handle. shown: addresses in its status."""
+def plan(
+    wish: Wish, held: Iterable[Allocation], shown: Iterable[str], pools: Sequence[Pool], *, all_known: bool = True
+) -> Plan:
+    """held: by the service's handle. shown: addresses in its status. all_known: False when there are pools that nobody
+    can read: an address outside the others may be of the pool that is wished for, and stays.
+    """
     keep: dict[int, Allocation] = {}
     release = []
     for allocation in sorted(held, key=lambda one: (str(one.address) not in set(shown), int(one.address))):
         version = allocation.address.version
-        if version in keep or not _fits(allocation.address, wish, pools):
+        doubt = not all_known and not wish.addresses and pool_of(pools, allocation.address) is None
+        if version in keep or not (doubt or _fits(allocation.address, wish, pools)):
             release.append(allocation)
         else:
             keep[version] = allocation

@@ -94,7 +94,7 @@ class LoadBalancers:
         return settings.upkeep.load_balancers is not None
 
     async def round(self, settings: Running) -> Round:
-        pools = self._pools()
+        pools, all_known = self._pools()
         held = await self._held()
         done = _Done()
         cases = []
@@ -113,7 +113,7 @@ class LoadBalancers:
             case = _Case(key, service, handle, Wish(core.versions(service)), Plan(), {one.address for one in has})
             try:
                 case.wish = core.wish_of(service)
-                case.plan = core.plan(case.wish, has, _shown(service), pools)
+                case.plan = core.plan(case.wish, has, _shown(service), pools, all_known=all_known)
             except ValueError as error:  # what it has stays
                 case.problems.append(str(error))
             cases.append(case)
@@ -135,14 +135,17 @@ class LoadBalancers:
 
     # --- what there is -----------------------------------------------------------------------------------------------
 
-    def _pools(self) -> list[Pool]:
+    def _pools(self) -> tuple[list[Pool], bool]:
+        """And whether those are all."""
         found = []
+        all_known = not self._mirror.unreadable(IPPool)
         for resource in self._mirror.of(IPPool):
             try:
                 found.append(pool_from_resource(resource))
             except ValueError as error:
+                all_known = False
                 log.warning("pool left out", extra={"pool": resource.metadata.name, "error": str(error)})
-        return found
+        return found, all_known
 
     async def _held(self) -> dict[str, list[Allocation]]:
         """By handle: everything that was given to services."""
@@ -198,7 +201,7 @@ class LoadBalancers:
         if not going:
             return
         rest = case.holds - {one.address for one in going}
-        await self._show(case, core.in_order(rest, case.wish), done)
+        await self._show(case, core.in_order(rest, case.wish), done, anyway=True)
         if str(case.key) in done.failures:
             case.plan = Plan()
             return
@@ -274,9 +277,13 @@ class LoadBalancers:
 
     # --- what is told ------------------------------------------------------------------------------------------------
 
-    async def _show(self, case: _Case, addresses: list[str], done: _Done, version: str = "") -> None:
-        """Into the status, where it differs. version: the service must be at it still."""
-        if _shown(case.service) == addresses:
+    async def _show(
+        self, case: _Case, addresses: list[str], done: _Done, version: str = "", *, anyway: bool = False
+    ) -> None:
+        """Into the status, where it differs. version: the service must be at it still. anyway: what the informer says
+        of the status is not believed, it may be older than our last write.
+        """
+        if _shown(case.service) == addresses and not anyway:
             return
         metadata = {"uid": case.service.metadata.uid} | ({"resourceVersion": version} if version else {})
         ingress = [{"ip": address} for address in addresses]
@@ -285,9 +292,12 @@ class LoadBalancers:
             document = await self._api.patch(f"{SERVICES.path_of(case.key)}/status", body, MERGE)
             case.service = SERVICES.decode(document)
         except KubeError as error:
-            if error.code == NOT_FOUND or (error.code == _CONFLICT and not version):
+            if error.code == NOT_FOUND or (error.code == _CONFLICT and not (version or anyway)):
                 return  # gone, or another one of its name: the informer will tell
             done.failures[str(case.key)] = f"status not written: {error}"
+            return
+        except ValueError as error:
+            done.failures[str(case.key)] = f"status written, and what is there now cannot be read: {error}"
             return
         done.writes["update"] += 1
 

@@ -84,6 +84,7 @@ def test_s03_whose_addresses_are_ours_to_give(
         ({POOLS4: '["fd00::/112"]'}, {}, "no IPv4 network"),
         ({POOLS6: '["a/b"]'}, {}, "neither a pool's name nor a network"),
         ({}, {"loadBalancerIP": "one"}, "spec.loadBalancerIP"),
+        ({ADDRESSES: '["fd00::1%eth0"]'}, {}, "has a zone"),  # equal to no allocation: taken and released for ever
     ],
 )
 def test_what_cannot_be_understood_is_named(annotations: dict[str, str], spec: dict[str, Any], told: str) -> None:
@@ -114,6 +115,16 @@ def test_s04_exact_addresses_win_over_pools_and_pools_over_chance() -> None:
     assert plan(pooled, ("10.1.0.1",))[1].empty
     assert plan(pooled, ("10.2.0.1",))[1].empty
     assert plan(service(), ("10.2.0.1",))[0] == {"10.2.0.1"}  # of a manual pool, and nobody asks for it any more
+
+
+def test_nothing_is_released_for_a_pool_that_nobody_can_read() -> None:
+    pooled, elsewhere = service({POOLS4: '["damaged"]'}), has("10.9.0.1")
+    wish = core.wish_of(pooled)
+    assert core.plan(wish, elsewhere, (), POOLS, all_known=False).empty
+    assert core.plan(wish, elsewhere, (), POOLS).release, "there is no such pool, that is sure"
+    assert core.plan(wish, has("10.0.0.1"), (), POOLS, all_known=False).release, "of another pool, that is sure"
+    exact = core.wish_of(service({ADDRESSES: '["10.9.0.2"]'}))
+    assert core.plan(exact, elsewhere, (), POOLS, all_known=False).release, "whatever its pool"
 
 
 def test_an_address_that_was_lost_is_preferred_when_it_suits() -> None:
