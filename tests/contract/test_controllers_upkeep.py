@@ -268,4 +268,7 @@ async def test_nothing_is_collected_while_the_datastore_is_locked(upkeep: Upkeep
     for _ in range(3):
         assert "locked" in (await controller.round(SETTINGS)).detail
         now_s += 10_000
+    await cluster.store.put("/calico/resources/v3/projectcalico.org/clusterinformations/default", b"{damaged")
+    await upkeep.settled()
+    assert "locked" in (await controller.round(SETTINGS)).detail
     assert len([a for block in await ipam.blocks() for a in block.allocated()]) == 1

@@ -23,6 +23,7 @@ from services.kube_controllers.core.controller import Round
 from services.kube_controllers.core.ipam_usage import NO_POOL, UNKNOWN_NODE, figures
 from services.kube_controllers.core.settings import Running
 from services.kube_controllers.ipam_metrics import IpamMetrics
+from services.kube_controllers.shell.lock import LOCKED, locked
 
 SPACING_S = 5.0
 """Between two rounds that only pods called for: each reads all of address management."""
@@ -67,8 +68,8 @@ class IpamGarbage:
         grace_s = settings.upkeep.leak_grace_s
         assert grace_s is not None, "not wanted, and yet asked"
         self._collector.grace_s = grace_s
-        if not self._unlocked():
-            return Round("the datastore is locked for a migration", again_s=SPACING_S)
+        if locked(self._mirror):
+            return Round(LOCKED, again_s=SPACING_S)
         now_s, urgent = self._monotonic(), self._urgent(grace_s)
         next_s = 0.0 if self._last_s is None else self._last_s + min(SPACING_S, self._collector.interval_s)
         if urgent == self._seen and now_s < next_s:
@@ -84,11 +85,6 @@ class IpamGarbage:
         return Round(
             self._detail, writes if writes["delete"] else {}, failures, again_s=min(self._collector.interval_s, FRESH_S)
         )
-
-    def _unlocked(self) -> bool:
-        """`calicoctl datastore migrate lock` stops everything that assigns or releases."""
-        found = self._mirror.of(model.ClusterInformation)
-        return all(one.spec.datastore_ready is not False for one in found)
 
     def _urgent(self, grace_s: float) -> object:
         """What calls for a round at once when it changes."""

@@ -34,6 +34,7 @@ from services.kube_controllers.core.load_balancers import LOAD_BALANCER, Plan, W
 from services.kube_controllers.core.settings import Running
 from services.kube_controllers.shell.events import Events
 from services.kube_controllers.shell.kubernetes import NOT_FOUND, Kubernetes, Shared
+from services.kube_controllers.shell.lock import LOCKED, locked
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class _Done:
 
 class LoadBalancers:
     name = "load-balancers"
-    reads = frozenset({"IPPool"})
+    reads = frozenset({"IPPool", "ClusterInformation"})
     sources: tuple[Source[Any], ...] = (SERVICES, NAMESPACES)
 
     def __init__(
@@ -94,6 +95,8 @@ class LoadBalancers:
         return settings.upkeep.load_balancers is not None
 
     async def round(self, settings: Running) -> Round:
+        if locked(self._mirror):
+            return Round(LOCKED, again_s=SYNC_S)
         pools, all_known = self._pools()
         held = await self._held()
         done = _Done()

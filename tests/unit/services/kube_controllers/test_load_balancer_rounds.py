@@ -69,5 +69,16 @@ async def test_an_answer_that_nobody_can_read_is_a_failure_of_that_service_alone
     assert world.api.shown("s1")
 
 
+@pytest.mark.parametrize("stored", [b'{"spec": {"datastoreReady": false}}', b"{damaged"])
+async def test_nothing_is_given_while_the_datastore_is_locked_or_may_be(world: World, stored: bytes) -> None:
+    world.api.put("s0")
+    world.api.hear()
+    revision = await world.store.put(keys.resource("clusterinformations", "default"), stored)
+    await world.mirror.reached(revision)
+    assert "locked" in (await world.controller.round(SETTINGS)).detail
+    assert not await world.held()
+    assert not world.api.shown("s0")
+
+
 async def _nothing(key: Key) -> None:
     pass
