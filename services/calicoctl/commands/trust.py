@@ -82,10 +82,10 @@ def renew(directory: Path, which: tuple[str, ...], within: int | None, days: int
 
 @trust_group.command("secrets")
 @_directory
-@click.option("-n", "--namespace", default="kube-system", show_default=True)
+@click.option("-n", "--namespace", default="calico-system", show_default=True)
 @click.argument("which", nargs=-1, metavar="[IDENTITY]...")
 def secrets(directory: Path, namespace: str, which: tuple[str, ...]) -> None:
-    """Print Kubernetes Secrets `IDENTITY-certs` with ca.crt, tls.crt and tls.key. The output holds private keys."""
+    """Print Kubernetes Secrets `IDENTITY-certs` with their files (peer.* of servers too): they hold private keys."""
 
     def work() -> None:
         issued = dict(Authority.load(directory).issued())

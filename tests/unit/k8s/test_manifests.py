@@ -250,3 +250,15 @@ def test_health_is_where_probes_look() -> None:
             port = {port["name"]: port["containerPort"] for port in one["ports"]}["health"]
             assert values[f"{prefix}HEALTHPORT"] == str(port)
             assert values[f"{prefix}HEALTHHOST"] == one["livenessProbe"]["httpGet"]["host"] == "127.0.0.1"
+
+
+def test_servers_know_each_other_by_an_authority_that_signs_nothing_else() -> None:
+    """Whoever has any client's certificate would otherwise be a member of etcd, or a route of NATS."""
+    config = next(one for one in yaml.safe_load_all((K8S / "nats.yaml").read_text()) if one["kind"] == "ConfigMap")
+    clients, routes = config["data"]["nats.conf"].split("cluster {")
+    assert "ca_file: /certs/ca.crt" in clients
+    assert "ca_file: /certs/peer-ca.crt" in routes
+    assert "/certs/peer.crt" in routes
+    assert "/certs/tls" not in routes
+    flags = re.findall(r"--peer-(?:trusted-ca|cert|key)-file=(\S+)", (K8S / "etcd.yaml").read_text())
+    assert flags == ["/certs/peer-ca.crt", "/certs/peer.crt", "/certs/peer.key"]

@@ -77,8 +77,10 @@ def test_commands_make_renew_and_print(tmp_path: Path) -> None:
     assert unknown.exit_code == 1
     assert "no certificate of calico-node:node7" in unknown.output
     (one,) = yaml.safe_load_all(ctl("secrets", *at, "calico-typha").output)
-    assert one["metadata"] == {"name": "calico-typha-certs", "namespace": "kube-system"}
+    assert one["metadata"] == {"name": "calico-typha-certs", "namespace": "calico-system"}
     assert sorted(one["data"]) == ["ca.crt", "tls.crt", "tls.key"]
+    (of_server,) = yaml.safe_load_all(ctl("secrets", *at, "calico-nats").output)
+    assert set(of_server["data"]) - set(one["data"]) == {"peer-ca.crt", "peer.crt", "peer.key"}
     assert ctl("certs", *at, "--node", "Node").exit_code == 1
 
 
