@@ -24,7 +24,7 @@ from libs.ipam.pools import Pool, Use
 from libs.ipam.requests import AssignIpRequest, AssignRequest
 from libs.ipam.source import pool_from_resource
 from libs.ipam.wire import Address, go_time_string
-from libs.kube.api import MERGE, KubeError
+from libs.kube.api import MERGE, JsonObject, KubeError
 from libs.kube.objects import NAMESPACES, SERVICES, Key, Service, Source
 from libs.model.pools import IPPool
 from libs.resources.mirror import Mirror
@@ -169,12 +169,13 @@ class LoadBalancers:
         if not key.namespace or key in self._services.unreadable:
             return
         try:
-            service = SERVICES.decode(await self._api.get(SERVICES.path_of(key)))
+            document = await self._api.get(SERVICES.path_of(key))
+            service = SERVICES.decode(document)
         except KubeError as error:
             if error.code != NOT_FOUND:
                 done.failures[str(key)] = f"its addresses stay: {error}"
                 return
-            service = None
+            document, service = {}, None
         except ValueError as error:
             done.failures[str(key)] = f"its addresses stay: it cannot be read: {error}"
             return
@@ -183,10 +184,11 @@ class LoadBalancers:
             if core.managed(service, settings.upkeep.load_balancers)[0]:
                 return  # the informer is behind
             mine = {str(one.address) for one in held}
-            rest = [ip for ip in _shown(service) if ip not in mine]
-            if service.spec.type == LOAD_BALANCER and rest != _shown(service):
+            shown = document["status"]["loadBalancer"].get("ingress") or [] if _shown(service) else []
+            rest = [entry for entry in shown if entry.get("ip") not in mine]  # whole: another controller may be at work
+            if service.spec.type == LOAD_BALANCER and rest != shown:
                 case = _Case(key, service, handle, Wish(), Plan())
-                await self._show(case, rest, done, version=service.metadata.resource_version)
+                await self._write(case, rest, done, version=service.metadata.resource_version)
                 if str(key) in done.failures:
                     return  # an address that is still shown is not given to another one
         result = await self._ipam.release_ips(_options(held))
@@ -280,16 +282,18 @@ class LoadBalancers:
 
     # --- what is told ------------------------------------------------------------------------------------------------
 
-    async def _show(
-        self, case: _Case, addresses: list[str], done: _Done, version: str = "", *, anyway: bool = False
-    ) -> None:
-        """Into the status, where it differs. version: the service must be at it still. anyway: what the informer says
-        of the status is not believed, it may be older than our last write.
+    async def _show(self, case: _Case, addresses: list[str], done: _Done, *, anyway: bool = False) -> None:
+        """Into the status, where it differs. anyway: what the informer says of the status is not believed, it may be
+        older than our last write.
         """
-        if _shown(case.service) == addresses and not anyway:
-            return
+        if anyway or _shown(case.service) != addresses:
+            await self._write(case, [{"ip": address} for address in addresses], done, anyway=anyway)
+
+    async def _write(
+        self, case: _Case, ingress: list[JsonObject], done: _Done, *, version: str = "", anyway: bool = False
+    ) -> None:
+        """version: the service must be at it still."""
         metadata = {"uid": case.service.metadata.uid} | ({"resourceVersion": version} if version else {})
-        ingress = [{"ip": address} for address in addresses]
         body = {"metadata": metadata, "status": {"loadBalancer": {"ingress": ingress or None}}}
         try:
             document = await self._api.patch(f"{SERVICES.path_of(case.key)}/status", body, MERGE)

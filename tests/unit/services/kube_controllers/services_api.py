@@ -56,7 +56,7 @@ class ServicesApi:
 
     def shown(self, name: str) -> list[str]:
         ingress = self.services[Key("ns", name)]["status"]["loadBalancer"].get("ingress") or []
-        return [one["ip"] for one in ingress]
+        return [one["ip"] for one in ingress if "ip" in one]
 
     def hear(self) -> None:
         self._heard = {key: SERVICES.decode(copy.deepcopy(document)) for key, document in self.services.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 
@@ -67,6 +68,21 @@ async def test_an_answer_that_nobody_can_read_is_a_failure_of_that_service_alone
     assert list(made.failures) == ["ns/s0"]
     assert "cannot be read" in made.failures["ns/s0"]
     assert world.api.shown("s1")
+
+
+async def test_what_another_controller_shows_stays_when_ours_goes(world: World) -> None:
+    world.api.put("s0")
+    world.api.hear()
+    await world.round()
+    key = Key("ns", "s0")
+    ours, others = world.api.services[key]["status"]["loadBalancer"]["ingress"], {"hostname": "lb.example", "ports": []}
+    world.api.services[key]["status"] = {"loadBalancer": {"ingress": [*ours, others]}}
+    world.api.hear()
+    world.api.then = _nothing
+    requested = replace(SETTINGS, upkeep=replace(SETTINGS.upkeep, load_balancers="RequestedServicesOnly"))
+    await world.controller.round(requested)
+    assert world.api.services[key]["status"]["loadBalancer"]["ingress"] == [others]
+    assert not await world.held()
 
 
 @pytest.mark.parametrize("stored", [b'{"spec": {"datastoreReady": false}}', b"{damaged"])
