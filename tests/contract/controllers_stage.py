@@ -27,6 +27,7 @@ from services.kube_controllers.app import ELECTION_KEY
 from tests.contract.typha_stage import Child
 
 LEASE_S = 2  # etcd's smallest
+START_S = 60.0  # a process begins in two seconds; where others begin as well, two cores take their time
 OPEN = "projectcalico-default-allow"
 MARK = {"projectcalico.org/created-by": "calico-kube-controllers"}
 
@@ -54,7 +55,7 @@ class Replica(Child):
         _, text = await self.get("/metrics")
         return next((float(line.split()[-1]) for line in text.splitlines() if line.startswith(f"{name} ")), 0.0)
 
-    async def until(self, holds: Callable[[], Awaitable[bool]], timeout_s: float = 20.0, what: str = "") -> None:
+    async def until(self, holds: Callable[[], Awaitable[bool]], timeout_s: float = START_S, what: str = "") -> None:
         deadline = time.monotonic() + timeout_s
         while True:
             assert self.process.poll() is None, self.log.read_text()[-3000:]
@@ -64,14 +65,14 @@ class Replica(Child):
             assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}\n{self.log.read_text()[-3000:]}"
             await asyncio.sleep(0.02)
 
-    async def until_leading(self, wanted: bool = True, timeout_s: float = 20.0) -> Self:
+    async def until_leading(self, wanted: bool = True, timeout_s: float = START_S) -> Self:
         async def holds() -> bool:
             return await self.metric("kube_controllers_leader") == wanted
 
         await self.until(holds, timeout_s, f"leader {wanted}")
         return self
 
-    async def until_ready(self, wanted: bool = True, timeout_s: float = 20.0) -> Self:
+    async def until_ready(self, wanted: bool = True, timeout_s: float = START_S) -> Self:
         async def holds() -> bool:
             return (await self.get("/readiness"))[0] == (200 if wanted else 503)
 
@@ -146,7 +147,7 @@ class Stage:
         listed = (await self.resources.list("HostEndpoint")).items
         return {one.metadata.name: one for one in listed if isinstance(one, model.HostEndpoint)}
 
-    async def until_endpoints(self, *names: str, timeout_s: float = 20.0) -> dict[str, model.HostEndpoint]:
+    async def until_endpoints(self, *names: str, timeout_s: float = START_S) -> dict[str, model.HostEndpoint]:
         found: dict[str, model.HostEndpoint] = {}
 
         async def holds() -> bool:
@@ -176,7 +177,7 @@ class Stage:
             node = found.get("status", {}).get("runningConfig", {}).get("controllers", {}).get("node", {})
             return "status" in found and node.get("hostEndpoint", {}).get("autoCreate") == wanted
 
-        await until(holds, 20.0, lambda: f"autoCreate {wanted} in force")
+        await until(holds, START_S, lambda: f"autoCreate {wanted} in force")
 
     async def leader(self) -> str:
         found = await self.store.get(ELECTION_KEY)
