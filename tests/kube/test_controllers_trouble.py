@@ -43,7 +43,7 @@ async def test_k03_k05_each_controller_stops_and_starts_alone_and_the_status_tel
     await stage.policy(ns, "p1", SPEC)
     await stage.until_stored("NetworkPolicy", "knp.default.p1", ns)
     default = await stage.running_config()
-    assert default.keys() == {"node", "policy", "namespace", "serviceAccount", "workloadEndpoint"}
+    assert default.keys() == {"node", "policy", "namespace", "serviceAccount", "workloadEndpoint", "loadBalancer"}
     assert default["node"]["syncLabels"] == "Enabled"
     await stage.set_controllers(namespace={}, node={"syncLabels": "Disabled"}, workloadEndpoint={}, serviceAccount={})
     await eventually(lambda: runs(stage, "namespace", "node", "workloadEndpoint", "serviceAccount"), stage.told)
