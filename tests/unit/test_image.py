@@ -60,11 +60,11 @@ def test_every_service_can_be_picked_by_the_entry(tmp_path: Path) -> None:
     assert len(services) == 7
     for name in services:
         program = tmp_path / name
-        program.write_text(f'#!/bin/sh\necho "{name}: $*"\n')
+        program.write_text(f'#!/bin/sh\nprintf "%s|" {name} "$@"\n')
         program.chmod(0o755)
         command = ["sh", str(ROOT / "image/entrypoint"), name.removeprefix("calico-"), "--port", "1 2"]
         done = subprocess.run(command, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True, check=True)
-        assert done.stdout.decode() == f"{name}: --port 1 2\n"
+        assert done.stdout.decode() == f"{name}|--port|1 2|"
 
 
 def test_the_entry_runs_other_commands_as_they_are_and_tells_what_there_is() -> None:
