@@ -17,7 +17,7 @@ import pytest_asyncio
 
 from libs import model
 from libs.resources.errors import NotFound
-from libs.testkit.cluster import DAEMONS, FELIX_PORT, PROJECT, Cluster, Node
+from libs.testkit.cluster import DAEMONS, FELIX_PORT, PROJECT, Cluster, Node, Pod
 from libs.testkit.http_probe import http_get
 from libs.testkit.processes import Process
 from libs.testkit.reach import Verdict
@@ -82,6 +82,13 @@ class Stage:
             ["ip", "netns", "exec", node.namespace.name, sys.executable, "-m", "services.node", *arguments],
             env=self.env(node) | env, cwd=PROJECT, capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
+
+    async def pods(self) -> list[Pod]:
+        """One on each node; whichever test comes first plugs them."""
+        wanted = (("node1", "one"), ("node2", "two"))
+        return [
+            self.cluster.node(node).pods.get(name) or await self.cluster.add_pod(node, name) for node, name in wanted
+        ]
 
     async def spec(self, name: str) -> model.node.NodeSpec:
         found = await self.world.resources.get("Node", name)
@@ -164,8 +171,7 @@ async def test_d01_d04_d05_two_nodes_that_start_together_make_one_cluster(stage:
 
 
 async def test_pods_reach_each_other_over_what_the_supervised_services_made(stage: Stage) -> None:
-    one = await stage.cluster.add_pod("node1", "one")
-    two = await stage.cluster.add_pod("node2", "two")
+    one, two = await stage.pods()
     for family in (4, 6):
         await stage.cluster.eventually(
             [(one, two, 8080, "tcp"), (two, one, 8080, "tcp")], Verdict.ALLOW, family=family, timeout_s=30
@@ -244,7 +250,7 @@ async def test_d03_another_node_with_the_same_address_is_refused(stage: Stage) -
 
 
 async def test_a_killed_felix_is_started_again_and_pods_notice_nothing(stage: Stage) -> None:
-    one, two = (stage.cluster.node(f"node{n}").pods[name] for n, name in ((1, "one"), (2, "two")))
+    one, two = await stage.pods()
     before = children(stage.nodes["node1"].pid)["services.felix"]
     os.kill(before, signal.SIGKILL)
 
@@ -258,7 +264,7 @@ async def test_a_killed_felix_is_started_again_and_pods_notice_nothing(stage: St
 
 
 async def test_a_killed_supervisor_leaves_no_process_and_its_successor_all_traffic(stage: Stage) -> None:
-    one, two = (stage.cluster.node(f"node{n}").pods[name] for n, name in ((1, "one"), (2, "two")))
+    one, two = await stage.pods()
     process = stage.nodes["node1"]
     pids = children(process.pid)
     assert set(pids) == {"services.felix", "services.bgp"}
@@ -277,7 +283,7 @@ async def test_a_killed_supervisor_leaves_no_process_and_its_successor_all_traff
 @pytest.mark.parametrize("kind", ["legacy", "nft"])
 async def test_what_a_real_calico_node_left_goes_under_traffic_and_others_rules_stay(stage: Stage, kind: str) -> None:
     node = stage.cluster.node("node1")
-    one, two = (stage.cluster.node(f"node{n}").pods[name] for n, name in ((1, "one"), (2, "two")))
+    one, two = await stage.pods()
     tool = f"iptables-{kind}"
     await asyncio.to_thread(load, node.namespace.path, tool, recorded("iptables"), one.address(4))
     done = stage.command("node1", "take-over", "--dry-run")
@@ -309,7 +315,7 @@ async def test_what_a_real_calico_node_left_goes_under_traffic_and_others_rules_
 
 async def test_a_node_that_starts_where_nftables_of_a_real_calico_node_stand_takes_them_over(stage: Stage) -> None:
     node = stage.cluster.node("node1")
-    one, two = (stage.cluster.node(f"node{n}").pods[name] for n, name in ((1, "one"), (2, "two")))
+    one, two = await stage.pods()
     old = recorded("nft").partition("# ip route")[0]
     assert stage.nodes["node1"].stop(40) == 0
     for family in ("ip", "ip6"):
@@ -330,7 +336,7 @@ async def test_a_node_that_starts_where_nftables_of_a_real_calico_node_stand_tak
 async def test_d14_a_locked_datastore_refuses_new_pods_and_forwards(stage: Stage) -> None:
     from libs.testkit.cluster import CniError
 
-    one, two = (stage.cluster.node(f"node{n}").pods[name] for n, name in ((1, "one"), (2, "two")))
+    one, two = await stage.pods()
     await _lock(stage, False)
     try:
         with pytest.raises(CniError, match="locked"):

@@ -121,6 +121,7 @@ async def test_k08_the_api_server_restarts_and_nothing_is_lost_or_deleted(
     await stage.policy(ns, "p1", SPEC)
     replica = await stage.controllers().until_ready()
     await stage.until_stored("NetworkPolicy", "knp.default.p1", ns)
+    await stage.until_stored("Profile", f"kns.{ns}")  # namespaces are known too, else no profile is judged at all
     await asyncio.to_thread(control_plane.apiserver.close)
     try:
         await replica.until_ready(False)
