@@ -27,6 +27,7 @@ JsonObject = dict[str, Any]
 
 IN_CLUSTER = Path("in-cluster")
 """In place of a kubeconfig's path: the pod's service account."""
+ACCOUNT_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 TIMEOUT_S = 10.0
 LIST_TIMEOUT_S = 60.0
 """For one page; a busy server takes its time for it."""
@@ -40,6 +41,13 @@ _LINE_LIMIT = 8 << 20  # an object in etcd is at most 1.5 MB
 MERGE = "application/merge-patch+json"
 STRATEGIC = "application/strategic-merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
+
+
+def credentials(kubeconfig: Path | None, environ: Mapping[str, str], token: Path = ACCOUNT_TOKEN) -> Path | None:
+    """The kubeconfig that was given, the service account of the pod that we run in, or None."""
+    if kubeconfig is not None:
+        return kubeconfig
+    return IN_CLUSTER if environ.get("KUBERNETES_SERVICE_HOST") and token.exists() else None
 
 
 class KubeError(Exception):
@@ -182,7 +190,7 @@ class KubeApi:
                     async with asyncio.timeout(WATCH_S + TIMEOUT_S):
                         chunk = await response.content.readany()
                 except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                    raise KubeError(0, f"WATCH {path}: {error or type(error).__name__}") from error
+                    raise _no_answer("WATCH", path, error) from error
                 if not chunk:
                     return
                 *lines, rest = (rest + chunk).split(b"\n")
@@ -212,7 +220,7 @@ class KubeApi:
         try:
             content = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise KubeError(0, f"{method} {path}: {error or type(error).__name__}") from error
+            raise _no_answer(method, path, error) from error
         finally:
             response.release()
         if response.status >= 300:
@@ -252,7 +260,7 @@ class KubeApi:
         except ApiException as error:
             raise KubeError(int(error.status or 0), f"{method} {path}: {error.status} {error.reason}") from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise KubeError(0, f"{method} {path}: {error or type(error).__name__}") from error
+            raise _no_answer(method, path, error) from error
 
     async def close(self) -> None:
         self._closed = True
@@ -300,6 +308,10 @@ def _ended(path: str, status: object) -> KubeError:
         code if isinstance(code, int) else GARBLED, f"WATCH {path}: {code} {status.get('message')}",
         str(status.get("reason") or ""), float(pause) if isinstance(pause, int) else None,
     )  # fmt: skip
+
+
+def _no_answer(method: str, path: str, error: Exception) -> KubeError:
+    return KubeError(0, f"{method} {path}: {error or type(error).__name__}")
 
 
 def _refused(method: str, path: str, code: int, content: bytes, headers: Mapping[str, str]) -> KubeError:

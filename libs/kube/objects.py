@@ -90,6 +90,11 @@ class NodeSpec(V3Struct):
     pod_cidrs: list[str] = field(default_factory=list)
     provider_id: str = ""
 
+    @property
+    def cidrs(self) -> list[str]:
+        """Of its pods; servers before dual stack told one alone."""
+        return self.pod_cidrs or [cidr for cidr in (self.pod_cidr,) if cidr]
+
 
 class NodeAddress(V3Struct):
     type: str = ""

@@ -24,7 +24,7 @@ from libs.kube.api import KubeApi
 from libs.model import keys
 from libs.resources.client import ResourceClient
 from libs.resources.release import IpamRelease
-from libs.runtime import release
+from libs.runtime import contact, release
 from libs.runtime.backends import open_bus, open_store
 from libs.runtime.config import ConfigError
 from libs.runtime.health import Reporter
@@ -55,10 +55,6 @@ from services.apiserver.shell.tls import ServerTls, read_pair, self_signed
 from services.apiserver.shell.verbs import Api
 
 log = logging.getLogger(__name__)
-
-CONTACT_EVERY_S = 2.0
-CONTACT_TIMEOUT_S = 5.0
-HEALTH_TIMEOUT_S = 30.0
 
 
 def application(
@@ -280,7 +276,7 @@ async def run(config: ApiserverConfig, service: Service) -> None:
             parts = await build(config, service, stack, metrics, audit, random=random)
         except (OSError, ValueError) as error:
             raise ServiceExit(2, str(error)) from error
-        datastore = service.health.register("Datastore", timeout_s=HEALTH_TIMEOUT_S)
+        datastore = service.health.register("Datastore", timeout_s=contact.STALE_S)
         service.spawn(_contact_forever(store, datastore), name="contact")
         service.spawn(follow(parts.files, config.reload_interval_s), name="files")
 
@@ -373,18 +369,18 @@ async def _stop(config: ApiserverConfig, front: Front, tasks: Sequence[asyncio.T
 async def _contact_forever(store: Store, reporter: Reporter) -> None:
     """Not ready before the datastore has what every cluster begins with (tiers, ClusterInformation)."""
     initialized = False
+
+    async def ask() -> None:
+        nonlocal initialized
+        if not initialized:
+            await ResourceClient(store).ensure_initialized()
+            initialized = True
+        await store.status()
+
     while True:
-        try:
-            async with asyncio.timeout(CONTACT_TIMEOUT_S):
-                if not initialized:
-                    await ResourceClient(store).ensure_initialized()
-                    initialized = True
-                await store.status()
-        except (StoreError, TimeoutError) as error:
-            reporter.report(ready=False, detail=str(error) or f"no answer within {CONTACT_TIMEOUT_S:g} s")
-        else:
-            reporter.report()
-        await asyncio.sleep(CONTACT_EVERY_S)
+        why = await contact.trouble(ask(), StoreError)
+        reporter.report(ready=not why, detail=why)
+        await asyncio.sleep(contact.EVERY_S)
 
 
 async def tier_names(store: Store) -> list[str]:

@@ -16,6 +16,7 @@ from libs.bus.api import Bus, BusError
 from libs.feed.feed import Apply, Phase
 from libs.feed.runner import FeedRunner
 from libs.ipam.client import IpamClient
+from libs.kube.api import credentials
 from libs.policy.output import WorkloadKey
 from libs.resources.client import ResourceClient
 from libs.runtime import logs
@@ -40,7 +41,7 @@ from services.felix.drivers.podlinks import KernelPodLinks
 from services.felix.drivers.tables import KernelTables
 from services.felix.metrics import Metrics
 from services.felix.shell.cni.add import AddSettings
-from services.felix.shell.cni.kubernetes import KubernetesPods, configured
+from services.felix.shell.cni.kubernetes import KubernetesPods
 from services.felix.shell.cni.peers import Peers
 from services.felix.shell.cni.plugin import Plugin
 from services.felix.shell.cni.pods import RequestPods
@@ -112,7 +113,7 @@ class Felix:
         self._mtu_refused = ""
         self._levels = logs.levels()  # those of the environment, which apply where the datastore says nothing
         resources = ResourceClient(store)
-        api = configured(config.kubeconfig, os.environ)
+        api = credentials(config.kubeconfig, os.environ)
         self.pods = KubernetesPods(api, RequestPods(resources), random)
         self.plugin = Plugin(
             self.node,

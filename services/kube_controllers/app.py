@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from random import Random
 
 from libs.kube.api import KubeApi, KubeError
-from libs.runtime import logs
+from libs.runtime import contact, logs
 from libs.runtime.backends import open_store
 from libs.runtime.health import Reporter
 from libs.runtime.service import Service
@@ -27,9 +27,6 @@ from services.kube_controllers.shell.runner import NAMES, Runner
 log = logging.getLogger(__name__)
 
 ELECTION_KEY = "/calico/election/v1/kube-controllers"
-CONTACT_EVERY_S = 2.0
-CONTACT_TIMEOUT_S = 5.0
-HEALTH_TIMEOUT_S = 30.0
 
 
 class KubeControllers:
@@ -46,8 +43,8 @@ class KubeControllers:
         self._random = random
         self._api = api
         self._metrics = Metrics(service.registry)
-        self._datastore = service.health.register("Datastore", timeout_s=HEALTH_TIMEOUT_S)
-        self._kubernetes = service.health.register("Kubernetes", timeout_s=HEALTH_TIMEOUT_S)
+        self._datastore = service.health.register("Datastore", timeout_s=contact.STALE_S)
+        self._kubernetes = service.health.register("Kubernetes", timeout_s=contact.STALE_S)
         self._leadership = service.health.register("Leadership")
         self._health: dict[str, Reporter] = {name: service.health.register(name) for name in NAMES}
         for reporter in self._health.values():
@@ -99,28 +96,17 @@ class KubeControllers:
         while True:
             checked = self._settings.health_checks if self._settings else self._environment.health_checks is not False
             self._report_role()
-            try:
-                async with asyncio.timeout(CONTACT_TIMEOUT_S):
-                    await self._store.status()
-            except (StoreError, TimeoutError) as error:
-                why = str(error) or f"no answer within {CONTACT_TIMEOUT_S:g} s"
-                self._datastore.report(ready=not checked, detail=why)
-            else:
-                self._datastore.report()
+            why = await contact.trouble(self._store.status(), StoreError)
+            self._datastore.report(ready=not (why and checked), detail=why)
             await self._contact_kubernetes(checked)
-            await asyncio.sleep(CONTACT_EVERY_S)
+            await asyncio.sleep(contact.EVERY_S)
 
     async def _contact_kubernetes(self, checked: bool) -> None:
         if self._api is None:
             self._kubernetes.report(detail="none: no kubeconfig, and not in a pod")
             return
-        try:
-            async with asyncio.timeout(CONTACT_TIMEOUT_S):
-                await self._api.get("/version")
-        except (KubeError, TimeoutError) as error:
-            self._kubernetes.report(ready=not checked, detail=str(error) or f"no answer within {CONTACT_TIMEOUT_S:g} s")
-        else:
-            self._kubernetes.report()
+        why = await contact.trouble(self._api.get("/version"), KubeError)
+        self._kubernetes.report(ready=not (why and checked), detail=why)
 
     def _report_role(self) -> None:
         election = self.election

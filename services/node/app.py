@@ -18,6 +18,7 @@ from typing import Any
 from libs.kube.api import KubeApi, KubeError
 from libs.resources.client import ResourceClient
 from libs.resources.errors import ResourceError
+from libs.runtime import contact
 from libs.runtime.backends import open_bus, open_store
 from libs.runtime.service import Service, ServiceExit
 from libs.store.api import Store, StoreError
@@ -38,8 +39,6 @@ from services.node.startup_config import StartupConfig
 
 log = logging.getLogger(__name__)
 
-CONTACT_EVERY_S = 2.0
-CONTACT_TIMEOUT_S = 5.0
 GOODBYE_S = 5.0
 CHILD_GRACE_S = 20.0
 
@@ -254,13 +253,8 @@ async def shutdown(config: NodeConfig, service: Service) -> None:
 
 async def _contact_forever(store: Store, service: Service) -> None:
     """Readiness is that the datastore answers."""
-    datastore = service.health.register("Datastore", timeout_s=30.0)
+    datastore = service.health.register("Datastore", timeout_s=contact.STALE_S)
     while True:
-        try:
-            async with asyncio.timeout(CONTACT_TIMEOUT_S):
-                await store.status()
-        except (StoreError, TimeoutError) as error:
-            datastore.report(ready=False, detail=str(error) or f"no answer within {CONTACT_TIMEOUT_S:g} s")
-        else:
-            datastore.report()
-        await asyncio.sleep(CONTACT_EVERY_S)
+        why = await contact.trouble(store.status(), StoreError)
+        datastore.report(ready=not why, detail=why)
+        await asyncio.sleep(contact.EVERY_S)

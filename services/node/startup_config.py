@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from libs.kube.api import IN_CLUSTER
+from libs.kube.api import credentials
 from libs.model.scalars import ASNumber
 from libs.runtime.config import RuntimeConfig, setting
 from libs.runtime.nodename import NODENAME_FILE, node_name
 from services.node.core.default_pools import Variables
 
-ACCOUNT_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 METHODS = (
     "first-found, kubernetes-internal-ip, interface=REGEX,…, skip-interface=REGEX,…, can-reach=HOST or cidr=CIDR,…"
 )
@@ -130,9 +129,7 @@ class StartupConfig(RuntimeConfig):
 
     def kubernetes(self) -> Path | None:
         """Credentials for the Kubernetes API; None: this node is not in a cluster of it."""
-        if self.kubeconfig is not None:
-            return self.kubeconfig
-        return IN_CLUSTER if os.environ.get("KUBERNETES_SERVICE_HOST") and ACCOUNT_TOKEN.exists() else None
+        return credentials(self.kubeconfig, os.environ)
 
     def kubernetes_name(self) -> str:
         """What this node is called there."""

@@ -45,7 +45,7 @@ class Nodes:
     def desired(self, key: Key, found: objects.Node, stored: Mapping[ResourceKey, Resource]) -> Desired:
         made: dict[ResourceKey, Resource] = {}
         problems: list[str] = []
-        cidrs = found.spec.pod_cidrs or [cidr for cidr in (found.spec.pod_cidr,) if cidr]
+        cidrs = found.spec.cidrs
         for at, node in stored.items():
             assert isinstance(node, model.Node)
             metadata = node.metadata

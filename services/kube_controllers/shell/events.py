@@ -8,6 +8,7 @@ from uuid import uuid4
 
 from libs.kube.api import KubeApi, KubeError
 from libs.kube.objects import Meta, Source, T
+from libs.model.storage import rfc3339
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ class Events:
 
     async def warn(self, source: Source[T], about: Meta, reason: str, message: str) -> None:
         """reason: one word in CamelCase."""
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        now = rfc3339(datetime.now(UTC))
         namespace = about.namespace or "default"
         body = {
             "apiVersion": "v1",

@@ -10,6 +10,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 from libs.kube.api import STRATEGIC, KubeApi, KubeError
+from libs.model.storage import rfc3339
 from libs.runtime.service import ServiceExit
 from services.node.core.autodetect import Network
 from services.node.core.kubeadm import pod_subnets
@@ -66,7 +67,7 @@ async def set_network_unavailable(api: KubeApi, node: str, unavailable: bool) ->
     for one in (found.get("status") or {}).get("conditions") or []:
         if one.get("type") == CONDITION and one.get("status") == status and one.get("reason") == reason:
             return False
-    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    now = rfc3339(datetime.now(UTC))
     condition = {
         "type": CONDITION, "status": status, "reason": reason, "message": message,
         "lastHeartbeatTime": now, "lastTransitionTime": now,

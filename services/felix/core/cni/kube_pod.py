@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from libs.kube.objects import Namespace
 from services.felix.core.cni.config import Port
 from services.felix.core.cni.errors import CniError, Code
 from services.felix.core.cni.pod import PodFacts
@@ -45,23 +46,6 @@ class Pod(msgspec.Struct, frozen=True):
     spec: _PodSpec = _PodSpec()
 
 
-class Namespace(msgspec.Struct, frozen=True):
-    metadata: _Meta = _Meta()
-
-
-class _NodeSpec(msgspec.Struct, frozen=True, rename={"pod_cidr": "podCIDR", "pod_cidrs": "podCIDRs"}):
-    pod_cidr: str = ""
-    pod_cidrs: tuple[str, ...] | None = None
-
-
-class KubeNode(msgspec.Struct, frozen=True):
-    spec: _NodeSpec = _NodeSpec()
-
-    @property
-    def cidrs(self) -> tuple[str, ...]:
-        return self.spec.pod_cidrs or ((self.spec.pod_cidr,) if self.spec.pod_cidr else ())
-
-
 def decode_pod(document: dict[str, Any]) -> Pod:
     """Raises msgspec.ValidationError."""
     return msgspec.convert(document, Pod)
@@ -94,5 +78,5 @@ def pod_facts(pod: Pod, namespace: Namespace) -> PodFacts:
         ports=ports,
         service_account=pod.spec.service_account_name,
         generate_name=pod.metadata.generate_name,
-        namespace_annotations=namespace.metadata.annotations or {},
+        namespace_annotations=namespace.metadata.annotations,
     )

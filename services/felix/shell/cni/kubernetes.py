@@ -13,17 +13,16 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from random import Random
 from typing import TypeVar
 
-import msgspec
-
 from libs.kube.api import IN_CLUSTER, JsonObject, KubeApi, KubeError
+from libs.kube.objects import NAMESPACES, NODES
 from libs.runtime.backoff import Backoff
 from services.felix.core.cni.errors import CniError, Code
-from services.felix.core.cni.kube_pod import KubeNode, Namespace, check_identity, decode_pod, pod_facts
+from services.felix.core.cni.kube_pod import check_identity, decode_pod, pod_facts
 from services.felix.core.cni.pod import PodFacts
 from services.felix.core.cni.request import Request
 from services.felix.shell.cni.pods import PodSource, cidrs_by_version
@@ -33,15 +32,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 LIMIT_S = 15.0
 """How long one request goes on asking an API server that does not answer well; the kubelet gives two minutes."""
-TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND = 401, 403, 404
-
-
-def configured(kubeconfig: Path | None, environ: Mapping[str, str], token: Path = TOKEN) -> Path | None:
-    """The agent's own way to the API: the setting, the service account when it runs in a pod, or none."""
-    if kubeconfig is not None:
-        return kubeconfig
-    return IN_CLUSTER if environ.get("KUBERNETES_SERVICE_HOST") and token.exists() else None
 
 
 class KubernetesPods:
@@ -62,7 +53,7 @@ class KubernetesPods:
         name = f"{request.namespace}/{request.pod}"
         pod, namespace = await asyncio.gather(
             self._get(source, f"{base}/pods/{request.pod}", f"pod {name}", decode_pod),
-            self._get(source, base, f"namespace {request.namespace}", lambda doc: msgspec.convert(doc, Namespace)),
+            self._get(source, base, f"namespace {request.namespace}", NAMESPACES.decode),
         )
         check_identity(pod, request.args.get("K8S_POD_UID", ""), name)
         return pod_facts(pod, namespace)
@@ -71,8 +62,8 @@ class KubernetesPods:
         if self._default is None:
             return await self._without.pod_cidrs(node)
         path = f"/api/v1/nodes/{node}"
-        found = await self._get(self._default, path, f"node {node}", lambda doc: msgspec.convert(doc, KubeNode))
-        return cidrs_by_version(node, found.cidrs)
+        found = await self._get(self._default, path, f"node {node}", NODES.decode)
+        return cidrs_by_version(node, found.spec.cidrs)
 
     async def warm_up(self) -> None:
         """Loading the client takes seconds, which the first pod should not wait for."""

@@ -16,12 +16,12 @@ import pytest
 import yaml
 from aiohttp import web
 
-from libs.kube.api import IN_CLUSTER
+from libs.kube.api import IN_CLUSTER, credentials
 from libs.resources.client import ResourceClient
 from libs.store.memory import MemoryStore
 from services.felix.core.cni.errors import CniError, Code
 from services.felix.core.cni.request import Request, parse
-from services.felix.shell.cni.kubernetes import KubernetesPods, configured
+from services.felix.shell.cni.kubernetes import KubernetesPods
 from services.felix.shell.cni.pods import RequestPods
 from tests.unit.services.felix.cni_stage import posted
 
@@ -217,9 +217,9 @@ async def test_without_an_api_the_request_says_it_all(tmp_path: Path) -> None:
 def test_a_service_account_is_used_where_there_is_one(tmp_path: Path) -> None:
     token = tmp_path / "token"
     environ = {"KUBERNETES_SERVICE_HOST": "10.96.0.1"}
-    assert configured(None, environ, token) is None
+    assert credentials(None, environ, token) is None
     token.touch()
-    assert configured(None, environ, token) == IN_CLUSTER
-    assert configured(None, {}, token) is None
-    assert configured(tmp_path, environ, token) == tmp_path
-    assert configured(None, os.environ) is None
+    assert credentials(None, environ, token) == IN_CLUSTER
+    assert credentials(None, {}, token) is None
+    assert credentials(tmp_path, environ, token) == tmp_path
+    assert credentials(None, os.environ) is None
