@@ -59,7 +59,7 @@ MIX = {
     "half_given_up": 1,
     "half_claimed": 1,
 }
-# What a client that is to die at a rare point does more often.
+# What a client that is to die at a rare point, or that makes a mistake which rarely shows, does more often.
 FOCUS = {
     "write settings": ["settings"],
     "delete host": ["remove_host"],
@@ -72,6 +72,7 @@ FOCUS = {
     "give up used block": ["give_up"],
     "give up empty block": ["give_up", "claim"],
     "list blocks": ["spare"],
+    "release-ignores-sequence": ["release_stale", "release_stale"],
 }
 
 
@@ -132,8 +133,9 @@ class Client:
         self._past: list[Instance] = []  # released, for releases that come too late
         self._number = 0
         self._mix = dict(MIX)
-        for choice in FOCUS.get(spec.arm.kind, []) if spec.arm else []:
-            self._mix[choice] += 20
+        for reason in (spec.arm.kind if spec.arm else "", spec.mutation):
+            for choice in FOCUS.get(reason, []):
+                self._mix[choice] += 20
 
     async def run(self, stop: asyncio.Event) -> None:
         self._journal.write(e="start", pid=self._spec.name)
