@@ -159,15 +159,17 @@ NodeMessage = Commit | Mark
 StreamMessage = PolicyMsg | SetMsg | TableMsg
 
 
-class Beat(msgspec.Struct, kw_only=True):
+class Beat(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Each second from every typha. etcd_age_s: seconds since etcd last answered a quorum read; head: its revision
-    then.
+    then. protocol, version: of the speaker (libs/bus/compat.py).
     """
 
     epoch: Epoch
     rev: int
     etcd_age_s: float
     head: int
+    protocol: int = 1
+    version: str = ""
 
 
 class EventMsg(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -187,7 +189,8 @@ class SnapshotRequest(msgspec.Struct, kw_only=True, omit_defaults=True):
     """One of: `hello` (who are you), `streams` (their contents), `chunk` of an answer in progress, or all of what the
     node needs.
 
-    streams: stream -> seq the reader already has (-1: nothing); only newer ones come back.
+    streams: stream -> seq the reader already has (-1: nothing); only newer ones come back. protocol, version: of the
+    reader (libs/bus/compat.py).
     """
 
     node: str
@@ -196,10 +199,15 @@ class SnapshotRequest(msgspec.Struct, kw_only=True, omit_defaults=True):
     streams: dict[str, int] = {}
     id: str = ""
     chunk: int = 0
+    protocol: int = 1
+    version: str = ""
 
 
 class SnapshotReply(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """Answer to every SnapshotRequest. `data`: chunk `chunk` of `chunks` of the zlib-compressed JSON of `Snapshot`."""
+    """Answer to every SnapshotRequest. `data`: chunk `chunk` of `chunks` of the zlib-compressed JSON of `Snapshot`.
+
+    refused: asking again soon will not help: `error` tells what has to be upgraded. protocol, version: of typha.
+    """
 
     epoch: Epoch
     rev: int
@@ -210,6 +218,9 @@ class SnapshotReply(msgspec.Struct, kw_only=True, omit_defaults=True):
     chunks: int = 0
     data: bytes = b""
     error: str = ""
+    refused: bool = False
+    protocol: int = 1
+    version: str = ""
 
 
 class Snapshot(msgspec.Struct, kw_only=True, omit_defaults=True):

@@ -8,7 +8,7 @@ import secrets
 import time
 from dataclasses import dataclass
 
-from libs.bus import subjects, wire
+from libs.bus import compat, subjects, wire
 from libs.bus.api import Bus, BusError
 from libs.bus.subjects import Role
 from libs.model import keys
@@ -16,6 +16,7 @@ from libs.policy.calculator import Calculator
 from libs.runtime import garbage, tracing
 from libs.runtime.backends import open_bus, open_store
 from libs.runtime.health import Reporter
+from libs.runtime.release import version
 from libs.runtime.service import Service
 from libs.store.api import Store, StoreError
 from services.typha.config import TyphaConfig
@@ -60,6 +61,7 @@ class Typha:
         self._flushes = 0
         self._seen = Seen()
         self._watching = watching
+        self._version = version()
         self._bus_health = service.health.register("Bus")
 
     # --- etcd → calculation → bus ---
@@ -184,7 +186,10 @@ class Typha:
             now = time.monotonic()
             publisher = self.publisher
             age = self.contact.age_s(now)
-            beat = wire.Beat(epoch=publisher.epoch, rev=publisher.rev, etcd_age_s=age, head=self.contact.head)
+            beat = wire.Beat(
+                epoch=publisher.epoch, rev=publisher.rev, etcd_age_s=age, head=self.contact.head,
+                protocol=compat.PROTOCOL, version=self._version,
+            )  # fmt: skip
             if publisher.rev:
                 self._publish(subjects.beat(publisher.epoch.instance), wire.encode(beat))
             before = {role: len(publisher.readers_of(role)) for role in Role}
