@@ -559,7 +559,7 @@ def strange(**fields: Any) -> msgspec.Raw:
 
 NOT_UNDERSTOOD = {
     "a kind of content that is not known": (POLICY, strange(kind="graph", edges=[])),
-    "content of another family": (POLICY, strange(kind="ipset", type="net", members=[])),
+    "content of another family": (POLICY, set_state(7, "y").content),
     "a verdict that is not known": (
         POLICY, strange(kind="policy", policy={"tier": "d", "selector": "", "inbound": [{"action": "divert"}]}),
     ),
