@@ -144,15 +144,17 @@ class Commit(Envelope, tag_field="kind", tag="commit"):
     hosts: dict[str, Host | None] = {}
 
 
-class Mark(msgspec.Struct, kw_only=True, tag_field="kind", tag="mark"):
+class Mark(msgspec.Struct, kw_only=True, omit_defaults=True, tag_field="kind", tag="mark"):
     """Where commits go, outside the sequence: the stream stands at `seq`, and everything up to `rev` is in it.
 
     Finds lost tails, and proves a revision to a node that it did not change. A span of the trace may hang on it.
+    follow: the instance that the reader shall follow from now on, if that one has what the reader holds.
     """
 
     epoch: Epoch
     rev: int
     seq: int
+    follow: str = ""
 
 
 NodeMessage = Commit | Mark
@@ -161,7 +163,7 @@ StreamMessage = PolicyMsg | SetMsg | TableMsg
 
 class Beat(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Each second from every typha. etcd_age_s: seconds since etcd last answered a quorum read; head: its revision
-    then. protocol, version: of the speaker (libs/bus/compat.py).
+    then. protocol, version: of the speaker (libs/bus/compat.py). leaving: it ends, and hands its readers over.
     """
 
     epoch: Epoch
@@ -170,6 +172,7 @@ class Beat(msgspec.Struct, kw_only=True, omit_defaults=True):
     head: int
     protocol: int = 1
     version: str = ""
+    leaving: bool = False
 
 
 class EventMsg(msgspec.Struct, kw_only=True, omit_defaults=True):

@@ -56,7 +56,9 @@ class Unsubscribe:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Make this request; answer with `hello`, `snapshot` or `failed`. instance "" means whichever typha is free."""
+    """Make this request; answer with `hello`, `snapshot`, `failed` or `refuse`. instance "" means whichever typha is
+    free.
+    """
 
     instance: str
     request: wire.SnapshotRequest
@@ -146,6 +148,8 @@ class Feed:
         if self.phase is not Phase.DISCOVERING:
             if reply.epoch.instance == self.instance or reply.etcd_age_s > STALE_ETCD_S:
                 return []
+            if reply.rev < self.rev and self.etcd_age_s <= STALE_ETCD_S:
+                return []  # we were asked to move, and can wait until it has what we hold
             self._streams_forget()
         actions = self._pin(reply.epoch, now)
         return [*actions, *self._ask_snapshot(now)]
@@ -224,7 +228,7 @@ class Feed:
                 self._mark = message
             if self.phase is Phase.FOLLOWING and message.seq > self._received_seq():
                 return self._ask_snapshot(now)
-            return self._advance(now)
+            return [*self._advance(now), *self._move(message.follow, now)]
         if self.phase is not Phase.FOLLOWING:
             self._early[message.seq] = message
             return []
@@ -289,6 +293,12 @@ class Feed:
     def _discover(self, now: float) -> list[Action]:
         self.phase = Phase.DISCOVERING
         return self._ask("", wire.SnapshotRequest(node=self.node, role=self.role, hello=True), now)
+
+    def _move(self, instance: str, now: float) -> list[Action]:
+        """We are asked to follow another one: it is asked first, and until it answers all goes on."""
+        if instance in ("", self.instance) or self.phase is not Phase.FOLLOWING or self._asking:
+            return []
+        return self._ask(instance, wire.SnapshotRequest(node=self.node, role=self.role, hello=True), now)
 
     def _ask_snapshot(self, now: float) -> list[Action]:
         self.phase = Phase.SYNCING

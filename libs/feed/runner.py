@@ -107,7 +107,9 @@ class FeedRunner:
         who = f"typha {ask.instance}" if ask.instance else "a typha"
         try:
             if request.hello:
-                reply = await self._request(subjects.any_snapshot(request.node), request, who)
+                own = subjects.own_snapshot(ask.instance, request.node)
+                subject = own if ask.instance else subjects.any_snapshot(request.node)
+                reply = await self._request(subject, request, who)
                 self._do(self.feed.hello(reply, time.monotonic()))
                 self._tell()
                 return

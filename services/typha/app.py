@@ -22,6 +22,7 @@ from libs.store.api import Store, StoreError
 from services.typha.config import TyphaConfig
 from services.typha.core.publisher import SINGLE_BYTES, Outgoing, Publisher
 from services.typha.metrics import SYNCER, Metrics
+from services.typha.shell.moving import Mover
 from services.typha.shell.serve import Contact, Server
 from services.typha.shell.sync import PREFIX, Sync, WentBack
 
@@ -56,6 +57,9 @@ class Typha:
         self.contact = Contact()
         self.sync = Sync(store, self.calculator, self._batch)
         self.server = Server(bus, self.publisher, self.contact, self.metrics, self.flush_for, self.send)
+        even = config.connection_rebalancing_mode != "none"
+        self.mover = Mover(bus, self.publisher, self.send, self.metrics, even=even)
+        self.server.on_report.append(self.mover.heard)
         self._dirty = asyncio.Event()
         self._events: list[wire.EventMsg] = []
         self._flushes = 0
@@ -181,22 +185,38 @@ class Typha:
                 log.debug("no contact with the datastore", extra={"error": str(error)})
             await asyncio.sleep(1.0)
 
+    def start(self) -> None:
+        self.server.start()
+        self.mover.start()
+
+    async def stop(self) -> None:
+        """Readers follow others before this one ends, where there are others."""
+        self.mover.leaving = True
+        self.server.take_no_newcomers()
+        self.beat(time.monotonic())  # the others shall not send readers here
+        await self.mover.hand_over(self.config.shutdown_grace_s)
+
+    def beat(self, now: float) -> None:
+        publisher = self.publisher
+        if publisher.rev:
+            beat = wire.Beat(
+                epoch=publisher.epoch, rev=publisher.rev, etcd_age_s=self.contact.age_s(now), head=self.contact.head,
+                protocol=compat.PROTOCOL, version=self._version, leaving=self.mover.leaving,
+            )  # fmt: skip
+            self._publish(subjects.beat(publisher.epoch.instance), wire.encode(beat))
+
     async def beat_forever(self) -> None:
         while True:
             now = time.monotonic()
             publisher = self.publisher
             age = self.contact.age_s(now)
-            beat = wire.Beat(
-                epoch=publisher.epoch, rev=publisher.rev, etcd_age_s=age, head=self.contact.head,
-                protocol=compat.PROTOCOL, version=self._version,
-            )  # fmt: skip
-            if publisher.rev:
-                self._publish(subjects.beat(publisher.epoch.instance), wire.encode(beat))
+            self.beat(now)
             before = {role: len(publisher.readers_of(role)) for role in Role}
             self.send(publisher.remind(now))
             for role in Role:
                 self.metrics.dropped.labels(role).inc(before[role] - len(publisher.readers_of(role)))
             self.server.tick()
+            self.mover.tick()
             self._report_health(age)
             await asyncio.sleep(1.0)
 
@@ -232,7 +252,7 @@ async def run(config: TyphaConfig, service: Service) -> None:
         if cluster is None:
             return
         typha = Typha(config, service, watching, store, bus, cluster)
-        typha.server.start()
+        typha.start()
         for name, work in (
             ("sync", typha.sync_forever()),
             ("flush", typha.flush_forever()),
@@ -243,6 +263,7 @@ async def run(config: TyphaConfig, service: Service) -> None:
             service.spawn(work, name=name)
         service.ready()
         await service.stop.wait()
+        await typha.stop()
 
 
 async def _cluster_id(store: Store, service: Service, watching: Reporter) -> int | None:

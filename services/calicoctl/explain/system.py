@@ -102,7 +102,7 @@ async def _beats(bus: Bus, seen: Seen) -> None:
             beat = wire.decoder(wire.Beat).decode(message.data)
             seen.beats[beat.epoch.instance] = beat
 
-    subscription = bus.subscribe("calico.typha.*.beat", heard)
+    subscription = bus.subscribe(subjects.ALL_BEATS, heard)
     try:
         await asyncio.sleep(BEATS_S)
     finally:

@@ -16,7 +16,7 @@ from typing import TypeVar
 import msgspec
 
 from libs.bus import compat, subjects, wire
-from libs.bus.api import Bus, BusError, Msg
+from libs.bus.api import Bus, BusError, Msg, Subscription
 from libs.bus.compat import NotUnderstood
 from libs.bus.subjects import Role
 from libs.bus.tokens import encode_token
@@ -76,17 +76,25 @@ class Server:
         self._started_at = time.monotonic()
         self._version = version()
         self._refused: dict[tuple[Role, str], str] = {}
+        self._newcomers: Subscription | None = None
+        self.on_report: list[Callable[[Role, wire.Applied], None]] = []
         # nodes, whichever typha they follow
         self._heard_at: dict[Role, dict[str, float]] = {role: {} for role in Role}
 
     def start(self) -> None:
         instance = self._publisher.epoch.instance
-        self._bus.subscribe(f"{subjects.TYPHA_SNAPSHOT}.*", self._on_snapshot, queue=subjects.TYPHA_QUEUE)
+        newcomers = f"{subjects.TYPHA_SNAPSHOT}.*"
+        self._newcomers = self._bus.subscribe(newcomers, self._on_snapshot, queue=subjects.TYPHA_QUEUE)
         self._bus.subscribe(subjects.own_snapshots(instance), self._on_snapshot)
         for role in Role:
             self._bus.subscribe(subjects.all_applied(role), partial(self._on_applied, role=role))
         self._bus.subscribe(subjects.TYPHA_MARK, self._on_mark)
         self._bus.subscribe(subjects.TYPHA_CONCERNS, self._on_concerns, queue=subjects.TYPHA_QUEUE)
+
+    def take_no_newcomers(self) -> None:
+        """Those who look for any typha find another one."""
+        if self._newcomers is not None:
+            self._newcomers.unsubscribe()
 
     def tick(self) -> None:
         """Drop abandoned answers, answer questions whose time is up. Called each second."""
@@ -130,6 +138,8 @@ class Server:
         if reader is not None and reader.applied_seq < reader.seq == report.seq:
             self._metrics.client_latency.labels(role).observe(now - reader.sent_at)
         self._send(self._publisher.applied(report, now, role))
+        for tell in self.on_report:
+            tell(role, report)
 
     def _on_mark(self, msg: Msg) -> None:
         request = _decode(msg, wire.MarkRequest)

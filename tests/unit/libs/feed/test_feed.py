@@ -550,6 +550,75 @@ def test_beat_of_another_instance_does_not_count(reader: Reader) -> None:
     assert reader.feed.phase is Phase.DISCOVERING
 
 
+# --- a reader that is asked to move ----------------------------------------------------------------------------------
+
+
+def asked_to_move(reader: Reader, instance: str = "b") -> list[Action]:
+    mark = wire.Mark(epoch=A, rev=reader.feed.rev, seq=reader.feed.seq, follow=instance)
+    return reader.take(reader.feed.node_message(mark, reader.now))
+
+
+def moving_reply(rev: int, age: float = 0.1) -> wire.SnapshotReply:
+    return wire.SnapshotReply(epoch=B, rev=rev, etcd_age_s=age, head=rev)
+
+
+def test_reader_moves_when_asked_and_what_is_equal_is_not_touched() -> None:
+    reader = following()
+    asked_to_move(reader)
+    assert reader.asks == [Ask("b", wire.SnapshotRequest(node="node1", hello=True))]
+    assert reader.feed.phase is Phase.FOLLOWING  # until the other one answers
+    reader.commit(6, 2, workloads={"k8s/ns1/p2/eth0": workload("calip2")})
+    assert [apply.rev for apply in reader.applies] == [6]
+    reader.take(reader.feed.hello(moving_reply(6), reader.now))
+    assert reader.asks == [Ask("b", wire.SnapshotRequest(node="node1"))]
+    assert all(".b." in subject for subject in reader.subscribed)
+    assert len(reader.subscribed) == 2 + 2 + len(subjects.SHARED_BY_ALL)
+    both = {POD: workload(), "k8s/ns1/p2/eth0": workload("calip2")}
+    streams = {POLICY: policy_state(40, 1), SET: set_state(70, "x")}
+    reader.snapshot(6, 9, streams, epoch=B, workloads=both)
+    assert [(bool(apply.delta), apply.rev, apply.epoch) for apply in reader.applies] == [(False, 6, B)]
+    reader.commit(7, 10, epoch=B, workloads={POD: None})
+    assert list(reader.applies[0].delta.workloads.values()) == [None]
+
+
+@pytest.mark.parametrize("why", ["behind", "stale", "gone", "another protocol"])
+def test_reader_stays_when_the_other_typha_cannot_take_it(why: str) -> None:
+    reader = following()
+    asked_to_move(reader)
+    request = reader.asks[0].request
+    other = {"behind": moving_reply(4), "stale": moving_reply(5, age=STALE_ETCD_S + 1)}.get(why, moving_reply(5))
+    if why == "gone":
+        assert reader.take(reader.feed.failed(request, reader.now)) == []
+    else:
+        other.protocol = 2 if why == "another protocol" else 1
+        assert reader.take(reader.feed.hello(other, reader.now)) == []
+    assert (reader.feed.standing, reader.feed.instance) == ("following", "a")
+    reader.commit(6, 2, workloads={POD: None})
+    assert len(reader.applies) == 1
+    asked_to_move(reader)
+    assert reader.asks == [Ask("b", wire.SnapshotRequest(node="node1", hello=True))]  # it may be asked again
+
+
+def test_reader_that_moved_and_gets_no_snapshot_keeps_its_state_and_finds_a_third_one() -> None:
+    reader = following()
+    asked_to_move(reader)
+    reader.take(reader.feed.hello(moving_reply(5), reader.now))
+    for _ in range(2):
+        reader.take(reader.feed.failed(wire.SnapshotRequest(node="node1"), reader.now))
+        while not reader.wait(0.1):
+            pass
+    assert reader.asks == [Ask("", wire.SnapshotRequest(node="node1", hello=True))]
+    assert reader.applies == []
+    assert reader.held == {"x"}
+
+
+def test_reader_that_is_asked_to_follow_whom_it_follows_does_nothing() -> None:
+    reader = following()
+    assert asked_to_move(reader, "a") == [Apply(Delta(), 5, 1, A)]
+    reader.feed.resync(reader.now)
+    assert asked_to_move(reader, "b") == []  # it waits for a snapshot
+
+
 # --- releases that differ --------------------------------------------------------------------------------------------
 
 
