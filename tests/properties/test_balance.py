@@ -33,8 +33,8 @@ def beat(instance: str, *, leaving: bool = False, age_s: float = 0.1, protocol: 
 
 
 class World:
-    """Steps of 50 ms. Each typha ticks once a second at a time of its own; reports and beats arrive late. stubborn:
-    readers that never move.
+    """Steps of 50 ms. Each typha ticks at times of its own, also more than once a second; reports and beats arrive late.
+    stubborn: readers that never move.
     """
 
     def __init__(self, counts: Sequence[int], seed: int, delay_s: float, stubborn: int = 0) -> None:
@@ -98,7 +98,7 @@ class World:
                 balance.report(message, self.where[message], self.now)
         for name, balance in self.balances.items():
             if self.ticks[name] <= self.now:
-                self.ticks[name] = self.now + PACE_S
+                self.ticks[name] = self.now + self.random.uniform(0.3, 1.0)
                 self.wire += [(self.late(), other, beat(name, leaving=name in self.leaving)) for other in self.balances]
                 if name not in self.leaving:
                     self.moved(name, balance.even_out(self.own(name), self.now))

@@ -106,7 +106,16 @@ async def test_readers_that_do_not_move_hold_up_the_end_no_longer_than_the_grace
     typha = Typha(3)
     typha.follows = False
     await typha.beat()
-    await typha.mover.hand_over(2.0)
+
+    async def beat_on() -> None:
+        while True:
+            await typha.beat()
+            await asyncio.sleep(0.5)
+
+    beating = asyncio.create_task(beat_on())
+    async with asyncio.timeout(20):
+        await typha.mover.hand_over(600.0)
+    beating.cancel()
     assert len(typha.sent) == 3  # each was asked once
     monkeypatch.setattr(balance, "MOVE_S", 60.0)
     other = Typha(3)
