@@ -22,6 +22,7 @@ from aiohttp import web
 
 from libs.kube.api import KubeApi
 from libs.model import keys
+from libs.resources import version_guard
 from libs.resources.client import ResourceClient
 from libs.resources.release import IpamRelease
 from libs.runtime import contact, release
@@ -373,6 +374,7 @@ async def _contact_forever(store: Store, reporter: Reporter) -> None:
     async def ask() -> None:
         nonlocal initialized
         if not initialized:
+            await version_guard.check(store)
             await ResourceClient(store).ensure_initialized()
             initialized = True
         await store.status()

@@ -1,9 +1,9 @@
 """`calicoctl version`, and the guard that keeps a client from writing to a cluster whose data it may not understand.
 
 The cluster says in ClusterInformation which release its nodes are of. Fine is our own release, and Calico's of the
-minor release whose data formats we read and write (`CALICO`): a node of Calico's and one of ours may share a cluster.
-Everything else is refused, as Calico's own calicoctl does, unless --allow-version-mismatch says otherwise. A cluster
-that does not say is not asked further.
+minor release whose data formats we read and write (libs/resources/version_guard.py): a node of Calico's and one of ours
+may share a cluster. Everything else is refused, as Calico's own calicoctl does, unless --allow-version-mismatch says
+otherwise. A cluster that does not say is not asked further.
 """
 
 from __future__ import annotations
@@ -14,20 +14,19 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from libs.model.cluster import ClusterInformationSpec
+    from libs.model.cluster import ClusterInformation
     from libs.resources.api import Resources
-
-CALICO = "3.33"
-"""Calico's release whose keys and values ours are."""
 
 
 class VersionMismatch(Exception):
     """The cluster is of another version."""
 
-    def __init__(self, cluster: str) -> None:
+    def __init__(self, cluster: str, why: str = "") -> None:
+        from libs.resources.version_guard import CALICO
+
         super().__init__(
             f"Version mismatch.\nClient Version:   {client_version()} (data of Calico v{CALICO})\n"
-            f"Cluster Version:  {cluster}\nUse --allow-version-mismatch to override."
+            f"Cluster Version:  {cluster}\n{f'{why}.{chr(10)}' if why else ''}Use --allow-version-mismatch to override."
         )
 
 
@@ -54,24 +53,18 @@ def client_lines() -> list[str]:
     return [f"Client Version:    {client_version()}", f"Git commit:        {git_commit()}"]
 
 
-def fits(cluster: str) -> bool:
-    """cluster: `v3.33.0`, `3.33.1-12-gabcdef`; what follows a dash is no part of a release."""
-    release = cluster.removeprefix("v").split("-")[0]
-    return (
-        not release
-        or release == CALICO
-        or release.startswith(f"{CALICO}.")
-        or release == client_version().removeprefix("v").split("-")[0]
-    )
-
-
 async def check(client: Resources) -> None:
     """Raises VersionMismatch."""
-    if (spec := await _cluster(client)) is not None and not fits(spec.calico_version):
-        raise VersionMismatch(spec.calico_version)
+    from libs.resources import version_guard
+
+    found = await _cluster(client)
+    if why := version_guard.refusal(found, client_version()):
+        raise VersionMismatch(found.spec.calico_version if found is not None else "", why)
+    if found is not None and not version_guard.fits(found.spec.calico_version, client_version()):
+        raise VersionMismatch(found.spec.calico_version)
 
 
-async def _cluster(client: Resources) -> ClusterInformationSpec | None:
+async def _cluster(client: Resources) -> ClusterInformation | None:
     """None: the datastore is not initialised."""
     from libs.model.cluster import ClusterInformation
     from libs.resources.errors import NotFound
@@ -81,13 +74,14 @@ async def _cluster(client: Resources) -> ClusterInformationSpec | None:
     except NotFound:
         return None
     assert isinstance(found, ClusterInformation)
-    return found.spec
+    return found
 
 
 async def cluster_lines(client: Resources) -> list[str]:
-    spec = await _cluster(client)
-    if spec is None:
+    found = await _cluster(client)
+    if found is None:
         return ["Cluster Version:   unknown (the datastore is not initialised)"]
+    spec = found.spec
     return [
         f"Cluster Version:   {spec.calico_version or 'unknown'}",
         f"Cluster Type:      {spec.cluster_type or 'unknown'}",

@@ -18,6 +18,7 @@ from libs.feed.runner import FeedRunner
 from libs.ipam.client import IpamClient
 from libs.kube.api import credentials
 from libs.policy.output import WorkloadKey
+from libs.resources import version_guard
 from libs.resources.client import ResourceClient
 from libs.runtime import logs
 from libs.runtime.backends import open_bus, open_store
@@ -420,6 +421,7 @@ async def run(config: FelixConfig, service: Service) -> None:
             ("WireGuard devices", felix.wireguard.read_forever()),
             ("refresh", felix.refresh_forever()),
             ("questions", felix.explainer.run()),
+            ("data format", version_guard.check_when_reachable(store)),
         ):
             service.spawn(work, name=name)
         felix.plugin.undo.recover()

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from random import Random
 
 from libs.kube.api import KubeApi, KubeError
+from libs.resources import version_guard
 from libs.runtime import contact, logs
 from libs.runtime.backends import open_store
 from libs.runtime.health import Reporter
@@ -56,6 +57,10 @@ class KubeControllers:
         self._metrics.leader.set_function(lambda: float(self.election.leading))
         port = self._environment.metrics_port
         self.metrics_port = MetricsPort(service, DEFAULT_METRICS_PORT if port is None else port)
+
+    async def lead_forever(self) -> None:
+        await version_guard.check_when_reachable(self._store)
+        await self.election.run(self.lead)
 
     async def lead(self, fence: Compare) -> None:
         self._metrics.tenures.inc()
@@ -125,7 +130,7 @@ async def run(config: KubeControllersConfig, service: Service) -> None:
         app = KubeControllers(config, service, store, Random(), api)
         async with asyncio.TaskGroup() as tasks:  # inside: leaving the lead in an orderly way needs the store
             work = [
-                tasks.create_task(app.election.run(app.lead), name="election"),
+                tasks.create_task(app.lead_forever(), name="election"),
                 tasks.create_task(app.contact_forever(), name="contact"),
                 tasks.create_task(app.metrics_port.run(), name="metrics-port"),
             ]

@@ -13,6 +13,7 @@ from libs.bus.api import Bus, BusError
 from libs.bus.subjects import Role
 from libs.model import keys
 from libs.policy.calculator import Calculator
+from libs.resources import version_guard
 from libs.runtime import garbage, tracing
 from libs.runtime.backends import open_bus, open_store
 from libs.runtime.health import Reporter
@@ -267,11 +268,15 @@ async def run(config: TyphaConfig, service: Service) -> None:
 
 
 async def _cluster_id(store: Store, service: Service, watching: Reporter) -> int | None:
-    """etcd's cluster id, waiting for etcd as long as it takes; None when told to stop meanwhile."""
+    """etcd's cluster id, waiting for etcd as long as it takes; None when told to stop meanwhile. Raises ServiceExit for
+    data that we would misread.
+    """
     delay_s = 0.2
     while not service.stop.is_set():
         try:
-            return (await store.status()).cluster_id
+            cluster = (await store.status()).cluster_id
+            await version_guard.check(store)
+            return cluster
         except StoreError as error:
             log.warning("waiting for the datastore", extra={"error": str(error)})
             watching.report(ready=False, detail=WAITING)

@@ -26,7 +26,7 @@ from libs.model import FelixConfiguration, IPPool, Node
 from libs.model.base import ObjectMeta
 from libs.model.felixconfig import FelixConfigurationSpec
 from libs.model.scalars import Duration
-from libs.resources import codec
+from libs.resources import codec, version_guard
 from libs.resources.client import ResourceClient
 from libs.resources.errors import AlreadyExists, Identity, ResourceError
 from libs.runtime.backoff import Backoff
@@ -51,9 +51,12 @@ IPV6 = Path("/proc/sys/net/ipv6")
 
 
 async def start_up(config: StartupConfig, store: Store, kube: KubeApi | None, random: Random) -> Node:
-    """All steps; the node as it stands. Raises ServiceExit: 2 for a setting that is no good, 1 for the rest."""
+    """All steps; the node as it stands. Raises ServiceExit: 2 for a setting that is no good, 78 for data of a later
+    release, 1 for the rest.
+    """
     try:
         await wait_for_datastore(store, patient=config.wait_for_datastore, random=random)
+        await version_guard.check(store)
         resources = ResourceClient(store)
         node, _ = await NodeResource(config, resources, kube).update(first=True)
         families = await _families(config, resources)

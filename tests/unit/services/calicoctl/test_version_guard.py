@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from services.calicoctl.version import CALICO, client_version, fits
+from libs.resources.version_guard import CALICO, DATA_FORMAT, FORMAT, fits
+from services.calicoctl.version import client_version
 from tests.unit.services.calicoctl.ctl import Ctl
 
 TIER = "kind: Tier\napiVersion: projectcalico.org/v3\nmetadata: {name: sec}\n"
@@ -19,7 +20,7 @@ TIER = "kind: Tier\napiVersion: projectcalico.org/v3\nmetadata: {name: sec}\n"
     ],
 )  # fmt: skip
 def test_which_versions_fit(cluster: str, good: bool) -> None:
-    assert fits(cluster) is good
+    assert fits(cluster, client_version()) is good
 
 
 @pytest.fixture
@@ -60,3 +61,19 @@ def test_a_cluster_that_says_nothing_is_no_mismatch(ctl: Ctl) -> None:
     assert ctl.good("get", "tiers")
     ctl.apply(TIER)
     assert "sec" in ctl.good("get", "tiers")
+
+
+def test_data_that_a_later_release_wrote_are_refused_with_the_reason(ctl: Ctl) -> None:
+    async def upgraded() -> None:
+        client = ctl.client()
+        await client.ensure_initialized("v9.1.0", "k8s")
+        found = await client.get("ClusterInformation", "default")
+        found.metadata.annotations = {DATA_FORMAT: str(FORMAT + 1)}
+        await client.update(found)
+
+    ctl.run(upgraded())
+    before = ctl.server.snapshot()
+    message = ctl.bad("apply", "-f", "-", stdin=TIER)
+    assert f"data of format {FORMAT + 1}" in message
+    assert "Cluster Version:  v9.1.0" in message
+    assert ctl.server.snapshot() == before
