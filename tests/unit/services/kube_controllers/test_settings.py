@@ -223,6 +223,13 @@ def test_a_pod_without_a_service_accounts_token_has_no_kubernetes() -> None:
     assert not by_environment({"controllers": {"policy": {}}}, KUBERNETES_SERVICE_HOST="10.96.0.1").sync
 
 
+def test_the_port_of_gos_profiles_is_told_to_have_no_effect() -> None:
+    (problem,) = in_force({"debugProfilePort": 9095}).problems
+    assert "debugProfilePort 9095 has no effect" in problem
+    assert "debugProfilePort" not in status(in_force({"debugProfilePort": 9095}))["runningConfig"]
+    assert not in_force({"debugProfilePort": 0}).problems
+
+
 def test_an_unknown_level_is_told_and_the_default_taken() -> None:
     found = in_force({"logSeverityScreen": "Loud"})
     assert found.log_level == "Info"
