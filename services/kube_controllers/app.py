@@ -13,7 +13,7 @@ from libs.kube.api import KubeApi, KubeError
 from libs.runtime import contact, logs
 from libs.runtime.backends import open_store
 from libs.runtime.health import Reporter
-from libs.runtime.service import Service
+from libs.runtime.service import Service, ServiceExit
 from libs.store.api import Compare, Store, StoreError
 from libs.store.election import Election
 from libs.store.fenced import FencedStore
@@ -119,7 +119,10 @@ async def run(config: KubeControllersConfig, service: Service) -> None:
         store = await stack.enter_async_context(open_store())
         api = None
         if (access := config.kubernetes(os.environ)) is not None:
-            api = await stack.enter_async_context(await KubeApi.open(access))
+            try:
+                api = await stack.enter_async_context(await KubeApi.open(access))
+            except ValueError as error:  # not there, not ours to read, no kubeconfig
+                raise ServiceExit(2, str(error)) from error
         else:
             log.info("no Kubernetes API: only what lives in etcd is looked after; KUBECONFIG names one")
         app = KubeControllers(config, service, store, Random(), api)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from libs.kube.api import IN_CLUSTER
+from libs.kube.api import credentials
 from libs.model.scalars import Duration
 from libs.runtime.config import RuntimeConfig, setting
 from services.kube_controllers.core.settings import CONTROLLERS, SERVICE, Environment
@@ -105,9 +105,7 @@ class KubeControllersConfig(RuntimeConfig):
 
     def kubernetes(self, environ: Mapping[str, str]) -> Path | None:
         """The kubeconfig, or IN_CLUSTER; None when there is no Kubernetes to be seen."""
-        if self.kubeconfig is not None:
-            return self.kubeconfig
-        return IN_CLUSTER if environ.get("KUBERNETES_SERVICE_HOST") else None
+        return credentials(self.kubeconfig, environ)
 
     def environment(self, environ: Mapping[str, str]) -> Environment:
         """What was given here and so wins over the resource, with the text of the variables for its status."""

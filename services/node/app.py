@@ -46,6 +46,8 @@ CHILD_GRACE_S = 20.0
 async def run(config: NodeConfig, service: Service) -> None:
     """All daemons and, where asked for, all programs, until told to stop."""
     random = Random()
+    start = service.health.register("Start", liveness=False)  # or we were ready before anybody could say otherwise
+    start.report(ready=False, detail="starting up")
     async with open_store() as store, open_kube(config.kubernetes()) as kube:
         if config.supervise:
             await _started(start_up(config, store, kube, random), service)
@@ -63,6 +65,7 @@ async def run(config: NodeConfig, service: Service) -> None:
             completion = None
             if kube is not None:
                 completion = service.spawn(_complete(config, service, kube, random), name="completion")
+            start.report(detail="all is started")
             service.ready()
             await service.stop.wait()
             if completion is not None:

@@ -217,7 +217,7 @@ class Speaker:
         async with self._reading:  # a slow look at older settings must not come last
             wanted = (*settings.peers, *self.settings.peers)
             refs = {peer.password for peer in wanted if peer.password is not None}
-            found = await asyncio.to_thread(self._secrets.read, refs) if refs else {}
+            found = await self._secrets.read(refs)
             changed, self._known_secrets = found != self._known_secrets, found
             return changed
 
