@@ -8,23 +8,13 @@ text it was written as. Python objects and unknown tags are refused, and aliases
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TypeAlias
 
 import yaml
 
-Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
+from libs.model.places import Json, Position, join
 
 MAX_NODES = 200_000
 """Values one document may expand to: a few aliases of aliases would otherwise fill the memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """Place in a file, both from 1; column 0: unknown."""
-
-    line: int
-    column: int = 0
 
 
 class SyntaxProblem(Exception):
@@ -196,12 +186,6 @@ def _integer(text: str, position: Position) -> int:
         return sign * int(digits, 0)
     except ValueError as error:
         raise SyntaxProblem(f"{text!r} is not an integer", position) from error
-
-
-def join(path: str, name: str) -> str:
-    if not path or not name:
-        return path or name
-    return path + name if name.startswith("[") else f"{path}.{name}"
 
 
 def load(text: str, duplicates: list[str] | None = None) -> Json:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from libs.model import conflicts, keys, validation
+from libs.model import keys
 from libs.model.base import ObjectMeta, Resource
 from libs.model.bgp import BGPConfiguration, BGPPeer
 from libs.model.cluster import ClusterInformation
 from libs.model.endpoints import HostEndpoint, WorkloadEndpoint
 from libs.model.felixconfig import FelixConfiguration
 from libs.model.policy import (
+    BUILT_IN_TIERS,
     GlobalNetworkPolicy,
     NetworkPolicy,
     Profile,
@@ -28,7 +29,6 @@ from libs.model.policy import (
     TierSpec,
 )
 from libs.model.pools import IPPool
-from libs.model.validation.policy import BUILT_IN_TIERS
 from libs.resources import codec, tier_state
 from libs.resources.errors import FieldProblem, Identity, NotFound, NotSupported, ValidationError
 from libs.store.api import Compare
@@ -122,6 +122,8 @@ async def before_create(client: ResourceClient, resource: Resource) -> list[Comp
 
 async def before_update(client: ResourceClient, resource: Resource, current: Resource) -> None:
     """Raises ValidationError for what an update must leave as it is."""
+    from libs.model import validation  # of all kinds: who only reads need not wait for it
+
     if problems := validation.validate_update(current, resource):
         raise ValidationError(codec.identity(resource), problems)
     if isinstance(resource, BGPPeer):
@@ -158,6 +160,8 @@ async def policies_of(client: ResourceClient, tier: str) -> list[Identity]:
 
 
 async def _check_filters(client: ResourceClient, peer: BGPPeer) -> None:
+    from libs.model import conflicts
+
     filters = {item.metadata.name for item in (await client.list("BGPFilter")).items} if peer.spec.filters else set()
     if problems := conflicts.missing_filters(peer, filters):
         raise ValidationError(codec.identity(peer), problems)
@@ -190,6 +194,8 @@ async def _route_owners(client: ResourceClient, changed: Identity, value: str) -
     """Problems there would be if `changed` had this value, that are not there now: what was wrong before must not keep
     other fields from being changed.
     """
+    from libs.model import conflicts
+
     felix: dict[str, str] = {}
     bgp: dict[str, str] = {}
     for item in (*(await client.list("FelixConfiguration")).items, *(await client.list("BGPConfiguration")).items):
@@ -205,6 +211,8 @@ async def _route_owners(client: ResourceClient, changed: Identity, value: str) -
 
 
 async def _check_new_pool(client: ResourceClient, pool: IPPool) -> None:
+    from libs.model import conflicts
+
     others = [other for other in (await client.list("IPPool")).items if isinstance(other, IPPool)]
     prefix = _BLOCKS.format(6 if ":" in pool.spec.cidr else 4)
     listing = await client.store.list(prefix, keys_only=True)
@@ -216,6 +224,8 @@ async def _check_new_pool(client: ResourceClient, pool: IPPool) -> None:
 
 async def earlier_overlap(client: ResourceClient, pool: IPPool, revision: int) -> FieldProblem | None:
     """The problem with a pool just created at `revision`, if an overlapping one was created before it."""
+    from libs.model import conflicts
+
     listing = await client.store.list(codec.prefix("IPPool"))
     earlier = [codec.readable("IPPool", kv) for kv in listing.kvs if kv.create_revision < revision]
     problems = conflicts.overlapping_pools(pool, [other for other in earlier if isinstance(other, IPPool)])

@@ -7,7 +7,8 @@ import json
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from services.calicoctl.documents import Broken, Document, parse
+from services.calicoctl.documents import Broken, Document
+from services.calicoctl.files import parse
 from services.calicoctl.output import dump_yaml
 
 # Texts that some YAML takes for a number, a truth value, a date or a mark.
