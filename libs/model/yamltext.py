@@ -8,6 +8,8 @@ text it was written as. Python objects and unknown tags are refused, and aliases
 from __future__ import annotations
 
 import re
+from functools import lru_cache
+from typing import Any
 
 import yaml
 
@@ -52,11 +54,39 @@ Loader.add_implicit_resolver(
 Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"^(?:<<)$"), ["<"])
 
 
+IMPLICIT_RESOLVERS: dict[str | None, list[tuple[str, re.Pattern[str]]]] = Loader.yaml_implicit_resolvers
+"""First character -> (tag, pattern) of plain scalars that are not text here; writers must quote such text."""
+
+_PREFIX = "tag:yaml.org,2002:"
+_TEXT = _PREFIX + "str"
+
+
 class _FastLoader(yaml.CSafeLoader):
-    """The same over libyaml, some six times as fast. A text that it refuses goes to the other one, for its words."""
+    """The same over libyaml, some six times as fast. A text that it refuses goes to the other one, for its words.
+
+    What the composer asks for each node is answered from what was found for the same text before: files of many
+    resources repeat themselves. There are no path resolvers, which those two would follow.
+    """
+
+    def resolve(self, kind: type[yaml.Node], value: str | None, implicit: Any) -> str:
+        if kind is yaml.ScalarNode and value is not None:
+            return _tag(value) if implicit[0] else _TEXT
+        return str(self.DEFAULT_SEQUENCE_TAG if kind is yaml.SequenceNode else self.DEFAULT_MAPPING_TAG)
+
+    def descend_resolver(self, current_node: yaml.Node | None, current_index: Any) -> None: ...
+
+    def ascend_resolver(self) -> None: ...
 
 
-_FastLoader.yaml_implicit_resolvers = Loader.yaml_implicit_resolvers
+@lru_cache(maxsize=4096)
+def _tag(text: str) -> str:
+    """Of a plain scalar, by its first character, as yaml.resolver.Resolver.resolve has it."""
+    for tag, pattern in IMPLICIT_RESOLVERS.get(text[:1], ()):
+        if pattern.match(text):
+            return tag
+    return _TEXT
+
+
 _FLOW_LIMIT, _INDENT_LIMIT = 2000, 200
 _INDENT = re.compile(r"^[ \t?:-]*", re.MULTILINE)
 
@@ -85,11 +115,7 @@ def _composed(loader: Loader | _FastLoader) -> yaml.Node | None:
         loader.dispose()
 
 
-IMPLICIT_RESOLVERS: dict[str | None, list[tuple[str, re.Pattern[str]]]] = Loader.yaml_implicit_resolvers
-"""First character -> (tag, pattern) of plain scalars that are not text here; writers must quote such text."""
-
 _TRUE = {"yes", "true", "on"}
-_PREFIX = "tag:yaml.org,2002:"
 
 
 class Builder:

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 CLUSTER_INFORMATION = Identity("ClusterInformation", "default")
 DEFAULT_ALLOW = "projectcalico-default-allow"
 ROUTE_OWNERS = (FelixConfiguration, BGPConfiguration)
+ENDS = ("FelixConfiguration", "IPPool", "Node", "Tier")
+"""Kinds whose deletion depends on what is there, or takes other things along."""
 TIERED = (NetworkPolicy, GlobalNetworkPolicy, StagedNetworkPolicy, StagedGlobalNetworkPolicy)
 _BLOCKS = "/calico/ipam/v2/assignment/ipv{}/block/"
 
@@ -110,7 +112,9 @@ async def before_create(client: ResourceClient, resource: Resource) -> list[Comp
         held = codec.readable("Tier", found)
         if held is not None and held.metadata.deletion_timestamp:
             raise NotSupported("create", codec.identity(resource), f"its tier {tier.name} is being deleted")
-        return [Compare(found.key, found.mod_revision)]
+        condition = Compare(found.key, found.mod_revision)
+        client.tiers_seen[tier.name] = condition
+        return [condition]
     if isinstance(resource, IPPool):
         await _check_new_pool(client, resource)
     if isinstance(resource, BGPPeer):
@@ -118,6 +122,12 @@ async def before_create(client: ResourceClient, resource: Resource) -> list[Comp
     if isinstance(resource, ROUTE_OWNERS):
         await _check_route_owners(client, resource, None)
     return []
+
+
+def seen(client: ResourceClient, resource: Resource) -> list[Compare]:
+    """The same from what was seen before; empty where that does not do. A tier that has changed fails the write."""
+    held = client.tiers_seen.get(resource.spec.tier or "default") if isinstance(resource, TIERED) else None
+    return [held] if held else []
 
 
 async def before_update(client: ResourceClient, resource: Resource, current: Resource) -> None:

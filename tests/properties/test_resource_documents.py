@@ -7,9 +7,9 @@ import json
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from libs.model.yamltext import dump_yaml
 from services.calicoctl.documents import Broken, Document
 from services.calicoctl.files import parse
-from services.calicoctl.output import dump_yaml
 
 # Texts that some YAML takes for a number, a truth value, a date or a mark.
 TRICKY_WORDS = """y n yes no on off true False null ~ 1 08 010 0o17 0x1f 0b1 1e3 1_000 1. .5 -1 +1 22:53 1:20 << =
