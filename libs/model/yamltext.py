@@ -240,12 +240,32 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+class _FastDumper(yaml.CSafeDumper):
+    """The same over libyaml. It would write characters beyond U+FFFF as escapes, so it is for ASCII."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
 _Dumper.yaml_implicit_resolvers = {
     first: [*yaml.SafeDumper.yaml_implicit_resolvers.get(first, []), *IMPLICIT_RESOLVERS.get(first, [])]
     for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *IMPLICIT_RESOLVERS}
 }
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^[yYnN]$"), list("yYnN"))
+_FastDumper.yaml_implicit_resolvers = _Dumper.yaml_implicit_resolvers
 
 
 def dump_yaml(value: Json) -> str:
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=True, default_flow_style=False, allow_unicode=True, width=10_000)
+    return _dumped(value, _FastDumper if _ascii(value) else _Dumper)
+
+
+def _ascii(value: Json) -> bool:
+    if isinstance(value, dict):
+        return all(map(str.isascii, value)) and all(map(_ascii, value.values()))
+    if isinstance(value, list):
+        return all(map(_ascii, value))
+    return not isinstance(value, str) or value.isascii()
+
+
+def _dumped(value: Json, dumper: type[_Dumper | _FastDumper]) -> str:
+    return yaml.dump(value, Dumper=dumper, sort_keys=True, default_flow_style=False, allow_unicode=True, width=10_000)
