@@ -81,6 +81,10 @@ class Cache(Protocol):
         """
         ...
 
+    def has(self, kind: Kind, key: str, revision: int) -> Stored | None:
+        """The object at that key, if it is here as it was last changed at that revision."""
+        ...
+
     async def watch(self, kind: Kind, *, since: int, decided_at: int | None = None) -> Watch:
         """All changes after `since`. Raises ApiError 410 when neither the window nor etcd has them any more.
 

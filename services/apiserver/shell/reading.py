@@ -142,7 +142,11 @@ class Reading:
             except StoreError as error:
                 raise faults.of_store(error) from error
             revision = page.revision
-            batch = [item for kv in page.kvs if (item := _readable(kv)) is not None]
+            batch = [
+                item
+                for kv in page.kvs  # most have not changed since and are known here, decoded and encoded
+                if (item := self._cache.has(target.kind, kv.key, kv.mod_revision) or _readable(kv)) is not None
+            ]
             if target.kind.kind == "Profile":
                 _put_built_in(batch, after, page.kvs[-1].key if page.remaining else None)
             for number, item in enumerate(batch, start=1):
