@@ -117,6 +117,12 @@ class TierAccess(Protocol):
         """Raises ApiError 403 that names the tier. target.name "": the verb on all of the tier's (`<tier>.*`)."""
         ...
 
+    async def check_absent(self, user: User, verb: str, target: Target) -> None:
+        """Before a user is told that there is no such policy: of the tier that its name begins with (`<tier>.`), else
+        that there is any tier in which the user may do that. Raises ApiError 403.
+        """
+        ...
+
     async def readable(self, user: User, verb: str, target: Target, wanted: Sequence[str] | None) -> frozenset[str]:
         """Of the tiers `wanted` by selectors (None: of all that there are) those that the user may list or watch.
         Raises ApiError 403 when tiers were asked for by name and none is left.

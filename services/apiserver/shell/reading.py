@@ -66,6 +66,8 @@ class Reading:
         """One object that the user may see. revision: as `options.revision_of` has it."""
         found = await self._newest(target) if revision is None else await self._cached(target, revision)
         if found is None:
+            if target.kind.policy:
+                await self._tiers.check_absent(user, verb, target)
             raise not_found(target.kind.plural, target.name)
         if target.kind.policy:
             await self._tiers.check(user, verb, target, tier_of(found.resource))
