@@ -27,6 +27,8 @@ NATS = "calico-nats"
 COMPONENTS = (TYPHA, APISERVER, KUBE_CONTROLLERS)
 PEOPLE = (READER, POLICY_EDITOR, OPERATOR)
 SERVERS = (ETCD, NATS)
+IN_PODS = (*COMPONENTS, *SERVERS)
+"""Those whose files are Secrets (k8s/*.yaml). A node's files lie on the node, people's with people."""
 
 _COMMON_NAME_LIMIT = 64  # RFC 5280 appendix A.1, ub-common-name
 _NODE = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?\Z")
