@@ -49,8 +49,8 @@ def certs(directory: Path, nodes: tuple[str, ...], servers: tuple[str, ...], day
         if not exists:
             click.echo(f"{directory}: new authority; keep ca.key and peer-ca.key away from the cluster")
         have = {identity for identity, _ in authority.issued()}
-        people = (*identities.COMPONENTS, *identities.PEOPLE, identities.ROOT, *map(identities.node, nodes))
-        for identity in (*identities.SERVERS, *people):
+        people = (*identities.PEOPLE, identities.PROMETHEUS, identities.ROOT)
+        for identity in (*identities.SERVERS, *identities.COMPONENTS, *people, *map(identities.node, nodes)):
             if identity in have:
                 continue
             place = authority.issue(identity, names=_served(identity, names), life=_life(days))
@@ -142,9 +142,11 @@ def nats(
 
 def _served(identity: str, names: Sequence[str]) -> Sequence[str]:
     """Names that this identity's servers answer to."""
+    if identity in identities.SERVERS:
+        return names
     if identity == identities.APISERVER:
         return [*names, API_SERVICE]
-    return names if identity in identities.SERVERS else ()
+    return [identities.serves_as(identity)] if identity in identities.COMPONENTS or _is_node(identity) else ()
 
 
 def _is_node(identity: str) -> bool:

@@ -277,14 +277,45 @@ def test_nats_permits_by_certificate_and_by_the_table_of_its_version() -> None:
     assert pod_of(nats)["shareProcessNamespace"] is True
 
 
-def mounted(workload: JsonObject) -> set[str]:
-    """Names of files below /certs that its own text, or the configuration it is given, speaks of."""
+IN_THE_OPEN = {
+    ("calico-etcd", "client"): "--client-cert-auth",
+    ("calico-etcd", "peer"): "--peer-client-cert-auth",
+    ("calico-nats", "client"): "verify_and_map: true",
+    ("calico-nats", "cluster"): "ca_file: /certs/peer-ca.crt, verify: true",
+    ("calico-apiserver", "https"): "--tls-cert-file=/certs/tls.crt",
+    ("calico-kube-controllers", "metrics"): '"KUBE_CONTROLLERS_PROMETHEUSMETRICSCLIENTAUTH", "value": "RequireAnd',
+}
+ON_LOOPBACK = {
+    ("calico-etcd", "metrics"): "--listen-metrics-urls=http://127.0.0.1:2381",
+    ("calico-nats", "monitor"): r"http: \"127.0.0.1:8222\"",
+    ("calico-typha", "health"): '"TYPHA_HEALTHHOST", "value": "127.0.0.1"',
+    ("calico-kube-controllers", "health"): '"KUBE_CONTROLLERS_HEALTHHOST", "value": "127.0.0.1"',
+    ("calico-node", "health"): '"CALICO_NODE_HEALTHHOST", "value": "127.0.0.1"',
+}
+
+
+@each
+def test_every_port_wants_a_certificate_or_is_for_this_host(workload: JsonObject) -> None:
+    """Row X01. The whole host's network reaches what listens on more than loopback."""
+    name = workload["metadata"]["name"]
+    text = " ".join([json.dumps(workload), *configured(workload)])
+    for one in containers(workload):
+        for port in one.get("ports", []):
+            assert (IN_THE_OPEN | ON_LOOPBACK)[name, port["name"]] in text, port
+
+
+def configured(workload: JsonObject) -> list[str]:
+    """The ConfigMaps that its containers read their environment from, as text."""
     named = [one["configMapRef"]["name"] for c in containers(workload) for one in c.get("envFrom", [])]
-    data = [
+    return [
         json.dumps(one["data"]) for path in FILES for one in objects(path)
         if one["kind"] == "ConfigMap" and one["metadata"]["name"] in named
     ]  # fmt: skip
-    return set(re.findall(r"/certs/([\w.-]+)", " ".join([json.dumps(workload), *data])))
+
+
+def mounted(workload: JsonObject) -> set[str]:
+    """Names of files below /certs that its own text, or the configuration it is given, speaks of."""
+    return set(re.findall(r"/certs/([\w.-]+)", " ".join([json.dumps(workload), *configured(workload)])))
 
 
 def test_trust_secrets_makes_what_pods_mount_all_of_it_and_nothing_else(tmp_path: Path) -> None:
