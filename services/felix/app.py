@@ -21,6 +21,7 @@ from libs.policy.output import WorkloadKey
 from libs.resources.client import ResourceClient
 from libs.runtime import logs
 from libs.runtime.backends import open_bus, open_store
+from libs.runtime.metrics_server import MetricsServer
 from libs.runtime.release import version
 from libs.runtime.service import Service
 from libs.store.api import Store
@@ -80,6 +81,8 @@ class Felix:
             overlay=OverlaySettings(ipv6=config.ipv6_support),
         )
         self._environment = environment_settings(os.environ)
+        at_start = effective({}, self.node, {}, self._environment, self._start)
+        self.metrics_server = MetricsServer(service, at_start.metrics)
         self.routing = Routing(self.node)
         self.builder = RulesetBuilder(self._start)
         self.key_publisher = KeyPublisher(ResourceClient(store), self.node, random)
@@ -169,6 +172,7 @@ class Felix:
         if not self._configured or _of_statuses(settings) != _of_statuses(before):
             self._configured = True
             self._configure_statuses()
+        self.metrics_server.serve_at(settings.metrics)
         if settings.route_sync != before.route_sync:
             log.warning("routes", extra={"programmed": settings.route_sync})
         if _of_interfaces(settings) != _of_interfaces(before):
@@ -420,6 +424,7 @@ async def run(config: FelixConfig, service: Service) -> None:
             ("WireGuard devices", felix.wireguard.read_forever()),
             ("refresh", felix.refresh_forever()),
             ("questions", felix.explainer.run()),
+            ("metrics", felix.metrics_server.run()),
         ):
             service.spawn(work, name=name)
         felix.plugin.undo.recover()

@@ -13,6 +13,7 @@ from libs.kube.api import KubeApi, KubeError
 from libs.runtime import contact, logs
 from libs.runtime.backends import open_store
 from libs.runtime.health import Reporter
+from libs.runtime.metrics_server import MetricsServer
 from libs.runtime.service import Service, ServiceExit
 from libs.store.api import Compare, Store, StoreError
 from libs.store.election import Election
@@ -21,7 +22,6 @@ from services.kube_controllers.config import KubeControllersConfig
 from services.kube_controllers.core.settings import Running
 from services.kube_controllers.core.upkeep import DEFAULT_METRICS_PORT
 from services.kube_controllers.metrics import Metrics
-from services.kube_controllers.shell.metrics_port import MetricsPort
 from services.kube_controllers.shell.runner import NAMES, Runner
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,10 @@ class KubeControllers:
         self.election = Election(store, ELECTION_KEY, holder=holder, ttl_s=config.lease_s, random=random)
         self._metrics.leader.set_function(lambda: float(self.election.leading))
         port = self._environment.metrics_port
-        self.metrics_port = MetricsPort(service, DEFAULT_METRICS_PORT if port is None else port)
+        # A replica that stands by shows them where the environment says, or at the usual port; a leader follows the
+        # resource.
+        place = config.metrics_place(DEFAULT_METRICS_PORT if port is None else port)
+        self.metrics = MetricsServer(service, place)
 
     async def lead(self, fence: Compare) -> None:
         self._metrics.tenures.inc()
@@ -75,7 +78,7 @@ class KubeControllers:
                 logs.set_level(settings.log_level, "screen")
             except ValueError as error:
                 log.warning("log level not changed", extra={"error": str(error)})
-        self.metrics_port.serve_at(settings.upkeep.metrics_port)
+        self.metrics.serve_at(self._config.metrics_place(settings.upkeep.metrics_port))
         auto = settings.host_endpoints
         log.info(
             "settings in force",
@@ -130,7 +133,7 @@ async def run(config: KubeControllersConfig, service: Service) -> None:
             work = [
                 tasks.create_task(app.election.run(app.lead), name="election"),
                 tasks.create_task(app.contact_forever(), name="contact"),
-                tasks.create_task(app.metrics_port.run(), name="metrics-port"),
+                tasks.create_task(app.metrics.run(), name="metrics"),
             ]
             service.ready()
             await service.stop.wait()

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 from libs.kube.api import credentials
 from libs.model.scalars import Duration
 from libs.runtime.config import RuntimeConfig, setting
+from libs.runtime.metrics_config import MetricsConfig
 from services.kube_controllers.core.settings import CONTROLLERS, SERVICE, Environment
 
 
@@ -30,7 +31,7 @@ def _switch(text: str) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class KubeControllersConfig(RuntimeConfig):
+class KubeControllersConfig(MetricsConfig):
     env_prefix: ClassVar[str] = "KUBE_CONTROLLERS_"
 
     enabled_controllers: tuple[str, ...] | None = setting(
@@ -58,7 +59,7 @@ class KubeControllersConfig(RuntimeConfig):
     )
     prometheus_metrics_port: int | None = setting(
         None,
-        "Port of /metrics on all addresses, 0 for none; none: by the KubeControllersConfiguration.",
+        "Port of /metrics, 0 for none; none: by the KubeControllersConfiguration.",
         env=("*PROMETHEUSMETRICSPORT",),
         minimum=0,
         maximum=65535,

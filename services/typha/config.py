@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from libs.runtime.config import RuntimeConfig, setting
+from libs.runtime.config import setting
+from libs.runtime.metrics_config import MetricsConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class TyphaConfig(RuntimeConfig):
+class TyphaConfig(MetricsConfig):
     env_prefix: ClassVar[str] = "TYPHA_"
 
     instance: str = setting("", "Name of this instance on the bus; random when empty.")
@@ -17,3 +18,7 @@ class TyphaConfig(RuntimeConfig):
         0.005, "How long changes are collected before they are published while more keep coming.", unit="s", minimum=0
     )
     events: bool = setting(True, "Publish every resource change on calico.typha.<instance>.event.>, for people.")
+    metrics_enabled: bool = setting(
+        False, "Show metrics on a port for readers elsewhere.", env=("*PROMETHEUSMETRICSENABLED",)
+    )
+    metrics_port: int = setting(9093, "That port.", env=("*PROMETHEUSMETRICSPORT",), minimum=0, maximum=65535)
