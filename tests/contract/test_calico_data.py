@@ -228,10 +228,10 @@ def test_m15_a_dump_moves_to_another_etcd_whole(ctl: Ctl) -> None:
             assert got == want, key
         other.good("datastore", "migrate", "unlock")
         again = listed(other)
-    assert {identity: shown(item)["spec"] for identity, item in listed(ctl).items()} == {
-        identity: shown(item)["spec"] if identity[0] != "ClusterInformation" else {**item["spec"], "datastoreReady": False}
-        for identity, item in again.items()
-    }  # fmt: skip
+    unlocked = {"datastoreReady": True}
+    assert {key: shown(item)["spec"] for key, item in again.items()} == {
+        key: item["spec"] | (unlocked if key[0] == "ClusterInformation" else {}) for key, item in listed(ctl).items()
+    }
 
 
 def test_m15_changing_what_calico_wrote_keeps_the_rest(ctl: Ctl) -> None:
