@@ -7,9 +7,17 @@ import socket
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
-from libs.netlink.routes import PROTOCOL_BGP, NextHop, Route, blackhole_route, device_route, gateway_route
+from libs.netlink.routes import (
+    PROTOCOL_BGP,
+    PROTOCOL_BIRD,
+    NextHop,
+    Route,
+    blackhole_route,
+    device_route,
+    gateway_route,
+)
 from services.node.core.iptables import counted, removal
-from services.node.core.leftovers import PROTOCOL_BIRD, PROTOCOL_BOOT, is_ipset, is_ours, old_routes
+from services.node.core.leftovers import PROTOCOL_BOOT, is_ipset, is_ours, old_routes
 from services.node.drivers.kernel import bird_runs
 
 SAVED = """\
