@@ -499,6 +499,15 @@ class Cluster:
             self._forget(pod)
             raise
 
+    def adopt(self, pod: Pod) -> None:
+        """Take over a pod that somebody else plugged: it serves, and its namespace goes with the cluster. Raises
+        ProcessError.
+        """
+        self._namespaces.append(pod.netns)
+        self._plugged[pod.netns] = pod
+        self.node(pod.node).pods[pod.name] = pod
+        pod.probe = Probe(pod.name, pod.netns, self.tcp_ports, self.udp_ports)
+
     async def unplug(self, pod: Pod) -> None:
         """CNI DEL, then the namespace goes. Raises CniError, and the pod stays."""
         await self.cni("DEL", pod)

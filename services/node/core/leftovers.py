@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from ipaddress import IPv4Interface, IPv6Interface
 
-from libs.netlink.routes import BLACKHOLE, PROTOCOL_BGP, PROTOCOL_FELIX, IPNetwork, Route
+from libs.netlink.routes import BLACKHOLE, PROTOCOL_BGP, PROTOCOL_BIRD, PROTOCOL_FELIX, IPNetwork, Route
 
 IPInterface = IPv4Interface | IPv6Interface
-PROTOCOL_BOOT, PROTOCOL_BIRD = 3, 12  # linux/rtnetlink.h
+PROTOCOL_BOOT = 3  # linux/rtnetlink.h
 TUNL = "tunl0"
 OVERLAYS = ("vxlan.calico", "vxlan-v6.calico", "wireguard.cali", "wg-v6.cali")
 IFB = "bwcali"

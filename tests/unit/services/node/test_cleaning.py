@@ -9,6 +9,7 @@ from pathlib import Path
 
 from libs.netlink.routes import (
     PROTOCOL_BGP,
+    PROTOCOL_BIRD,
     PROTOCOL_FELIX,
     NextHop,
     Route,
@@ -17,7 +18,7 @@ from libs.netlink.routes import (
     gateway_route,
 )
 from services.node.core.iptables import counted, removal
-from services.node.core.leftovers import PROTOCOL_BIRD, PROTOCOL_BOOT, is_ipset, is_ours, old_routes, tunnel_addresses
+from services.node.core.leftovers import PROTOCOL_BOOT, is_ipset, is_ours, old_routes, tunnel_addresses
 from services.node.drivers.kernel import bird_runs
 
 SAVED = """\
