@@ -17,6 +17,7 @@ TYPHA_CONCERNS = "calico.typha.rpc.concerns"
 TYPHA_MARK = "calico.typha.rpc.mark"
 TYPHA_QUEUE = "typha"
 ALL_APPLIED = "calico.felix.*.applied"
+ALL_BEATS = "calico.typha.*.beat"
 
 ROUTE_STREAMS = ("route.blocks", "route.nodes", "route.pools")
 CONFIG_STREAM = "config.felix"

@@ -144,30 +144,35 @@ class Commit(Envelope, tag_field="kind", tag="commit"):
     hosts: dict[str, Host | None] = {}
 
 
-class Mark(msgspec.Struct, kw_only=True, tag_field="kind", tag="mark"):
+class Mark(msgspec.Struct, kw_only=True, omit_defaults=True, tag_field="kind", tag="mark"):
     """Where commits go, outside the sequence: the stream stands at `seq`, and everything up to `rev` is in it.
 
     Finds lost tails, and proves a revision to a node that it did not change. A span of the trace may hang on it.
+    follow: the instance that the reader shall follow from now on, if that one has what the reader holds.
     """
 
     epoch: Epoch
     rev: int
     seq: int
+    follow: str = ""
 
 
 NodeMessage = Commit | Mark
 StreamMessage = PolicyMsg | SetMsg | TableMsg
 
 
-class Beat(msgspec.Struct, kw_only=True):
+class Beat(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Each second from every typha. etcd_age_s: seconds since etcd last answered a quorum read; head: its revision
-    then.
+    then. protocol, version: of the speaker (libs/bus/compat.py). leaving: it ends, and hands its readers over.
     """
 
     epoch: Epoch
     rev: int
     etcd_age_s: float
     head: int
+    protocol: int = 1
+    version: str = ""
+    leaving: bool = False
 
 
 class EventMsg(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -187,7 +192,8 @@ class SnapshotRequest(msgspec.Struct, kw_only=True, omit_defaults=True):
     """One of: `hello` (who are you), `streams` (their contents), `chunk` of an answer in progress, or all of what the
     node needs.
 
-    streams: stream -> seq the reader already has (-1: nothing); only newer ones come back.
+    streams: stream -> seq the reader already has (-1: nothing); only newer ones come back. protocol, version: of the
+    reader (libs/bus/compat.py).
     """
 
     node: str
@@ -196,10 +202,15 @@ class SnapshotRequest(msgspec.Struct, kw_only=True, omit_defaults=True):
     streams: dict[str, int] = {}
     id: str = ""
     chunk: int = 0
+    protocol: int = 1
+    version: str = ""
 
 
 class SnapshotReply(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """Answer to every SnapshotRequest. `data`: chunk `chunk` of `chunks` of the zlib-compressed JSON of `Snapshot`."""
+    """Answer to every SnapshotRequest. `data`: chunk `chunk` of `chunks` of the zlib-compressed JSON of `Snapshot`.
+
+    refused: asking again soon will not help: `error` tells what has to be upgraded. protocol, version: of typha.
+    """
 
     epoch: Epoch
     rev: int
@@ -210,6 +221,9 @@ class SnapshotReply(msgspec.Struct, kw_only=True, omit_defaults=True):
     chunks: int = 0
     data: bytes = b""
     error: str = ""
+    refused: bool = False
+    protocol: int = 1
+    version: str = ""
 
 
 class Snapshot(msgspec.Struct, kw_only=True, omit_defaults=True):

@@ -11,7 +11,8 @@ The rules it keeps (design: docs/design/distribution.md):
   if need be;
 - contents fetched by request may be newer than the commit that asked: they wait for the commit that names them;
 - a node never goes backwards, unless etcd itself did (another cluster id, or a typha with fresh contact to an etcd that
-  did).
+  did);
+- what is not understood is never applied in part: the node keeps what it has, says why, and asks again now and then.
 """
 
 from __future__ import annotations
@@ -22,12 +23,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from random import Random
 
-import msgspec
-
-from libs.bus import subjects, wire
+from libs.bus import compat, subjects, wire
+from libs.bus.compat import NotUnderstood
 from libs.bus.subjects import Role
 from libs.feed.delta import Delta, NodeState
-from libs.feed.streams import apply_content, apply_message, remove_stream
+from libs.feed.streams import apply_content, apply_message, followed, remove_stream, understood
 from libs.policy.output import Host, Workload, WorkloadKey
 
 MISSED_BEATS_S = 3.5
@@ -38,6 +38,7 @@ NEED_GRACE_S = (
 ASK_AGAIN_S = 0.5
 STUCK_S = 5.0
 RETRY_S = (0.2, 3.0)
+REFUSED_RETRY_S = (10.0, 20.0)  # after a typha whose release is not ours: somebody has to upgrade something
 
 
 # --- actions ---------------------------------------------------------------------------------------------------------
@@ -55,7 +56,9 @@ class Unsubscribe:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Make this request; answer with `hello`, `snapshot` or `failed`. instance "" means whichever typha is free."""
+    """Make this request; answer with `hello`, `snapshot`, `failed` or `refuse`. instance "" means whichever typha is
+    free.
+    """
 
     instance: str
     request: wire.SnapshotRequest
@@ -91,7 +94,7 @@ class Stream:
 
     seq: int = -1
     queue: deque[wire.StreamMessage] = field(default_factory=deque)
-    fetched: tuple[int, msgspec.Raw | None, int] | None = None
+    fetched: tuple[int, wire.Content | None, int] | None = None
     asked_at: float = -1e9
 
     def received(self) -> int:
@@ -112,6 +115,7 @@ class Feed:
         self.seq = -1  # of the node stream, committed
         self.in_sync = False  # one snapshot was applied since start
         self.refused = 0  # snapshots older than what is applied
+        self.refusal = ""  # why no typha is followed, when that is a matter of releases
         self.snapshots = 0
         self.etcd_age_s = 0.0
         self._random = random
@@ -139,25 +143,34 @@ class Feed:
     def hello(self, reply: wire.SnapshotReply, now: float) -> list[Action]:
         """Some typha answered: follow it, unless the one we have is as good."""
         self._asking = False
+        if why := compat.difference(reply.protocol, reply.version, f"typha {reply.epoch.instance}"):
+            return self.refuse(why, now, looking=True)
         if self.phase is not Phase.DISCOVERING:
             if reply.epoch.instance == self.instance or reply.etcd_age_s > STALE_ETCD_S:
                 return []
+            if reply.rev < self.rev and self.etcd_age_s <= STALE_ETCD_S:
+                return []  # we were asked to move, and can wait until it has what we hold
             self._streams_forget()
         actions = self._pin(reply.epoch, now)
         return [*actions, *self._ask_snapshot(now)]
 
     def snapshot(self, reply: wire.SnapshotReply, snapshot: wire.Snapshot, now: float) -> list[Action]:
-        if not snapshot.full:
-            return self._some_streams(reply, snapshot, now)
-        self._asking = False
+        if snapshot.full:
+            self._asking = False
         if reply.epoch.instance != self.instance:
             return []
+        try:
+            contents = _contents(snapshot.streams)
+        except NotUnderstood as error:
+            return self.refuse(_by(reply, error), now)
+        if not snapshot.full:
+            return self._some_streams(reply, snapshot, contents, now)
         if snapshot.rev < self.rev and not self._restored(reply):
             self.refused += 1
             self._failures += 1  # look for another one at once
             return self._back_off(now)
         self._failures = 0
-        return self._install(reply, snapshot, now)
+        return self._install(reply, snapshot, contents, now)
 
     def failed(self, request: wire.SnapshotRequest, now: float) -> list[Action]:
         if request.streams:
@@ -166,6 +179,27 @@ class Feed:
         if self.phase is Phase.FOLLOWING:
             return []  # only looked for a fresher typha
         return self._back_off(now)
+
+    def refuse(self, why: str, now: float, *, looking: bool = False) -> list[Action]:
+        """A typha and we do not understand each other. What was applied stays; nothing more is taken from that typha.
+
+        looking: it was only asked who it is, which costs nothing while another one is followed.
+        """
+        self._asking = False
+        if looking and self.phase is Phase.FOLLOWING:
+            return []
+        self.refusal = why
+        actions = self._leave()
+        self.instance, self.epoch = "", None
+        self._streams_forget()
+        self.phase = Phase.DISCOVERING
+        self._next_try = now + self._random.uniform(*REFUSED_RETRY_S)
+        return actions
+
+    @property
+    def standing(self) -> str:
+        """For people: the phase, or why it does not get on."""
+        return f"refused: {self.refusal}" if self.refusal else self.phase.value
 
     def resync(self, now: float) -> list[Action]:
         """After a reconnect, a slow-consumer error or anything else that may have lost messages."""
@@ -194,7 +228,7 @@ class Feed:
                 self._mark = message
             if self.phase is Phase.FOLLOWING and message.seq > self._received_seq():
                 return self._ask_snapshot(now)
-            return self._advance(now)
+            return [*self._advance(now), *self._move(message.follow, now)]
         if self.phase is not Phase.FOLLOWING:
             self._early[message.seq] = message
             return []
@@ -260,6 +294,12 @@ class Feed:
         self.phase = Phase.DISCOVERING
         return self._ask("", wire.SnapshotRequest(node=self.node, role=self.role, hello=True), now)
 
+    def _move(self, instance: str, now: float) -> list[Action]:
+        """We are asked to follow another one: it is asked first, and until it answers all goes on."""
+        if instance in ("", self.instance) or self.phase is not Phase.FOLLOWING or self._asking:
+            return []
+        return self._ask(instance, wire.SnapshotRequest(node=self.node, role=self.role, hello=True), now)
+
     def _ask_snapshot(self, now: float) -> list[Action]:
         self.phase = Phase.SYNCING
         if self._asking or now < self._next_try:
@@ -290,18 +330,21 @@ class Feed:
         self._mark = None
         self._waiting_since = None
 
+    def _leave(self) -> list[Action]:
+        """Unsubscribe from all that the instance publishes."""
+        if not self.instance:
+            return []
+        own = subjects.node_stream(self.instance, self.node, self.role), subjects.beat(self.instance)
+        names = sorted({*self._streams, *self._standing})
+        shared = [subjects.of_stream(self.instance, name) for name in names]
+        return [Unsubscribe(subject) for subject in (*own, *shared)]
+
     def _pin(self, epoch: wire.Epoch, now: float) -> list[Action]:
         """Follow this instance: subscribe first, the snapshot comes after."""
         actions: list[Action] = []
         if epoch.instance != self.instance:
             names = {*self._streams, *self._standing}
-            if self.instance:
-                old = self.instance
-                actions += [
-                    Unsubscribe(subjects.node_stream(old, self.node, self.role)),
-                    Unsubscribe(subjects.beat(old)),
-                ]
-                actions += [Unsubscribe(subjects.of_stream(old, name)) for name in sorted(names)]
+            actions += self._leave()
             self.instance = epoch.instance
             actions += [
                 Subscribe(subjects.beat(epoch.instance)),
@@ -314,29 +357,32 @@ class Feed:
         self._next_try = 0.0
         return actions
 
-    def _install(self, reply: wire.SnapshotReply, snapshot: wire.Snapshot, now: float) -> list[Action]:
+    def _install(
+        self, reply: wire.SnapshotReply, snapshot: wire.Snapshot, contents: Mapping[str, Stated], now: float
+    ) -> list[Action]:
         """Make the snapshot the state, emitting only what differs."""
         delta = Delta()
         actions: list[Action] = []
-        for name in [name for name in self._streams if name not in snapshot.streams]:
+        for name in [name for name in self._streams if name not in contents]:
             remove_stream(self.state, name, delta)
             del self._streams[name]
             actions.append(Unsubscribe(subjects.of_stream(self.instance, name)))
-        for name, stated in snapshot.streams.items():
+        for name, (seq, content) in contents.items():
             stream = self._streams.get(name)
             if stream is None:
                 stream = self._streams[name] = Stream()
                 if name not in self._standing:
                     actions.append(Subscribe(subjects.of_stream(self.instance, name)))
-            stream.seq, stream.fetched = stated.seq, None
-            stream.queue = _chain_on(stated.seq, stream.queue, reply.epoch)
-            apply_content(self.state, name, stated.content, delta)
+            stream.seq, stream.fetched = seq, None
+            stream.queue = _chain_on(seq, stream.queue, reply.epoch)
+            apply_content(self.state, name, content, delta)
         apply_endpoints(self.state, snapshot.workloads, snapshot.hosts, delta, whole=True)
         if self._mark is not None and self._mark.epoch != reply.epoch:
             self._mark = None  # its seq and revision do not compare with the new ones
         self.epoch, self._applied_cluster = reply.epoch, reply.epoch.cluster
         self.seq, self.rev, self._rev_at = snapshot.seq, snapshot.rev, now
         self.in_sync = True
+        self.refusal = ""
         self.snapshots += 1
         self.phase = Phase.FOLLOWING
         self._waiting_since = None
@@ -354,6 +400,12 @@ class Feed:
         """Take a commit into the queue and begin to follow what it adds."""
         actions: list[Action] = []
         fetch: list[str] = []
+        if not all(map(followed, commit.add)):
+            commit.add = {name: stated for name, stated in commit.add.items() if followed(name)}
+        try:
+            contents = _contents({name: stated for name, stated in commit.add.items() if stated is not None})
+        except NotUnderstood as error:
+            return self.refuse(f"typha {self.instance}: {error}", now)
         self._commits.append(commit)
         for name, stated in commit.add.items():
             stream = self._streams.get(name)
@@ -363,17 +415,19 @@ class Feed:
             if stated is None:
                 fetch.append(name)
             elif stated.seq > stream.seq or stream.seq < 0:
-                stream.fetched = (stated.seq, stated.content, commit.seq)
+                stream.fetched = (*contents[name], commit.seq)
                 stream.queue.clear()
         return actions + (self._ask_streams(fetch, now) if fetch else [])
 
-    def _some_streams(self, reply: wire.SnapshotReply, snapshot: wire.Snapshot, now: float) -> list[Action]:
+    def _some_streams(
+        self, reply: wire.SnapshotReply, snapshot: wire.Snapshot, contents: Mapping[str, Stated], now: float
+    ) -> list[Action]:
         if reply.epoch != self.epoch:
             return []
-        for name, stated in snapshot.streams.items():
+        for name, (seq, content) in contents.items():
             stream = self._streams.get(name)
-            if stream is not None and stated.seq > stream.received():
-                stream.fetched = (stated.seq, stated.content, snapshot.seq)
+            if stream is not None and seq > stream.received():
+                stream.fetched = (seq, content, snapshot.seq)
                 stream.queue.clear()
         readded = {name for commit in self._commits if commit.seq > snapshot.seq for name in commit.add}
         for name in snapshot.gone if snapshot.seq >= self.seq else ():
@@ -505,6 +559,18 @@ class Feed:
         last = commits[-1]
         self.seq, self.rev, self._rev_at = last.seq, max(self.rev, last.rev), now
         return [*actions, Apply(delta, self.rev, self.seq, last.epoch)]
+
+
+Stated = tuple[int, wire.Content]  # a stream's seq, and what it amounts to then
+
+
+def _contents(streams: Mapping[str, wire.StreamState]) -> dict[str, Stated]:
+    """Decoded before anything is applied. Those of unknown families are left out. Raises NotUnderstood."""
+    return {name: (stated.seq, understood(name, stated.content)) for name, stated in streams.items() if followed(name)}
+
+
+def _by(reply: wire.SnapshotReply, error: NotUnderstood) -> str:
+    return f"typha {reply.epoch.instance} ({reply.version or 'version unknown'}): {error}"
 
 
 def _chain_on(seq: int, queue: deque[wire.StreamMessage], epoch: wire.Epoch) -> deque[wire.StreamMessage]:

@@ -14,10 +14,12 @@ from random import Random
 
 import msgspec
 
-from libs.bus import subjects, wire
+from libs.bus import compat, subjects, wire
 from libs.bus.api import Bus, BusError, Msg, Subscription
+from libs.bus.compat import NotUnderstood
 from libs.bus.subjects import Role
 from libs.feed.feed import Action, Apply, Ask, Feed, Phase, Subscribe, Unsubscribe
+from libs.runtime.release import version
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,9 @@ class FeedRunner:
         self._asks: set[asyncio.Task[None]] = set()
         self._traceparent: str | None = None
         self._sleeps_until = 0.0
+        self._version = version()
+        self._refusal = ""  # that was told
+        self._skipped: set[str] = set()  # kinds of messages of a later release
 
     async def run(self) -> None:
         self._bus.on_reconnect.append(self._reconnected)
@@ -99,39 +104,74 @@ class FeedRunner:
 
     async def _ask(self, ask: Ask) -> None:
         request = ask.request
+        who = f"typha {ask.instance}" if ask.instance else "a typha"
         try:
-            if ask.instance == "":
-                reply = await self._request(subjects.any_snapshot(request.node), request)
+            if request.hello:
+                own = subjects.own_snapshot(ask.instance, request.node)
+                subject = own if ask.instance else subjects.any_snapshot(request.node)
+                reply = await self._request(subject, request, who)
                 self._do(self.feed.hello(reply, time.monotonic()))
+                self._tell()
                 return
-            reply, snapshot = await self._pull(subjects.own_snapshot(ask.instance, request.node), request)
+            reply, snapshot = await self._pull(subjects.own_snapshot(ask.instance, request.node), request, who)
+        except NotUnderstood as error:
+            self._do(self.feed.refuse(str(error), time.monotonic(), looking=request.hello))
+            self._tell()
+            return
         except (BusError, msgspec.DecodeError, zlib.error, OSError) as error:
             log.info("no answer from typha", extra={"instance": ask.instance or "any", "error": str(error)})
             self._do(self.feed.failed(request, time.monotonic()))
             return
         before = self.feed.refused
         self._do(self.feed.snapshot(reply, snapshot, time.monotonic()))
+        self._tell()
         if self.feed.refused > before:
             log.warning("snapshot is older than what is applied", extra={"rev": snapshot.rev, "applied": self.feed.rev})
 
-    async def _request(self, subject: str, request: wire.SnapshotRequest) -> wire.SnapshotReply:
+    def _tell(self) -> None:
+        """Once for each reason, however often it is met again."""
+        refusal = self.feed.refusal
+        if refusal == self._refusal:
+            return
+        self._refusal = refusal
+        if refusal:
+            log.error("no typha can be followed, what was applied last stays", extra={"reason": refusal})
+        else:
+            log.warning("typha is understood again", extra={"instance": self.feed.instance})
+
+    async def _request(self, subject: str, request: wire.SnapshotRequest, who: str) -> wire.SnapshotReply:
+        """Raises NotUnderstood when it helps nobody to ask again soon."""
+        request = msgspec.structs.replace(request, protocol=compat.PROTOCOL, version=self._version)
         msg = await self._bus.request(subject, wire.encode(request), REQUEST_TIMEOUT_S)
         self.received_bytes += len(msg.data)
         self.received_messages += 1
-        reply: wire.SnapshotReply = wire.decoder(wire.SnapshotReply).decode(msg.data)
+        try:
+            reply: wire.SnapshotReply = wire.decoder(wire.SnapshotReply).decode(msg.data)
+        except msgspec.ValidationError as error:
+            raise compat.not_understood(f"an answer of {who}", msg.data, error, who) from error
+        if reply.refused:
+            raise NotUnderstood(reply.error)
         if reply.error:
             raise BusError(reply.error)
+        if why := compat.difference(reply.protocol, reply.version, f"typha {reply.epoch.instance}"):
+            raise NotUnderstood(why)
         return reply
 
-    async def _pull(self, subject: str, request: wire.SnapshotRequest) -> tuple[wire.SnapshotReply, wire.Snapshot]:
+    async def _pull(
+        self, subject: str, request: wire.SnapshotRequest, who: str
+    ) -> tuple[wire.SnapshotReply, wire.Snapshot]:
         """All chunks of one snapshot, one after the other: the reader sets the pace."""
-        first = await self._request(subject, request)
+        first = await self._request(subject, request, who)
         unpack = zlib.decompressobj()
         raw = [unpack.decompress(first.data, SNAPSHOT_MAX_BYTES)]
         for chunk in range(1, first.chunks):
             part = wire.SnapshotRequest(node=request.node, role=request.role, id=first.id, chunk=chunk)
-            raw.append(unpack.decompress((await self._request(subject, part)).data, SNAPSHOT_MAX_BYTES))
-        snapshot: wire.Snapshot = wire.decoder(wire.Snapshot).decode(b"".join(raw))
+            raw.append(unpack.decompress((await self._request(subject, part, who)).data, SNAPSHOT_MAX_BYTES))
+        data = b"".join(raw)
+        try:
+            snapshot: wire.Snapshot = wire.decoder(wire.Snapshot).decode(data)
+        except msgspec.ValidationError as error:
+            raise NotUnderstood(f"the snapshot of {who} ({first.version or 'version unknown'}): {error}") from error
         return first, snapshot
 
     # --- messages ---
@@ -153,12 +193,25 @@ class FeedRunner:
         try:
             message = wire.decoder(kind).decode(msg.data)
         except msgspec.DecodeError as error:
-            log.warning("malformed message", extra={"subject": msg.subject, "error": str(error)})
-            self._do(self.feed.resync(time.monotonic()))
+            self._not_taken(msg, kind, error)
             return
         self._traceparent = msg.headers.get("traceparent")
         self._do(then(message))
+        self._tell()
         self._traceparent = None
+
+    def _not_taken(self, msg: Msg, kind: object, error: msgspec.DecodeError) -> None:
+        """A kind that we do not know may be left out: if it had a place in a sequence, the next message shows the gap,
+        and what was missed is fetched. A beat says nothing that the next one does not. Anything else was meant for us.
+        """
+        if unknown := compat.unknown_kind(kind, msg.data):
+            if unknown not in self._skipped:
+                self._skipped.add(unknown)
+                log.info("messages of an unknown kind are skipped", extra={"kind": unknown, "subject": msg.subject})
+            return
+        log.warning("malformed message", extra={"subject": msg.subject, "error": str(error)})
+        if kind is not wire.Beat:
+            self._do(self.feed.resync(time.monotonic()))
 
     def _reconnected(self) -> None:
         self._do(self.feed.resync(time.monotonic()))

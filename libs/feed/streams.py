@@ -7,7 +7,8 @@ from typing import TypeVar
 
 import msgspec
 
-from libs.bus import subjects, wire
+from libs.bus import compat, subjects, wire
+from libs.bus.compat import NotUnderstood
 from libs.feed.delta import Delta, MutableSet, NodeState
 from libs.policy.output import IPSet, Policy, PolicyKey, Profile
 
@@ -15,9 +16,34 @@ V = TypeVar("V")
 PROFILE_PREFIX = "pro/"
 
 
-def apply_content(state: NodeState, stream: str, raw: msgspec.Raw, delta: Delta) -> None:
-    """Replace what `stream` stands for by `raw`, an encoded wire.Content."""
-    content = wire.decode_content(raw)
+def followed(stream: str) -> bool:
+    """Is this a stream of a family that this release knows?"""
+    return stream.partition(".")[0] in compat.FAMILIES
+
+
+def understood(stream: str, raw: msgspec.Raw) -> wire.Content:
+    """raw: an encoded wire.Content of a stream that is `followed`. Raises NotUnderstood: nothing may be applied of what
+    holds it, since it may be what forbids something.
+    """
+    family, _, ident = stream.partition(".")
+    try:
+        content = wire.decode_content(raw)
+        if family == "policy" and not ident.startswith(PROFILE_PREFIX):
+            PolicyKey.parse(ident)
+            expected: type[wire.Content] = wire.PolicyContent
+        elif family == "policy":
+            expected = wire.ProfileContent
+        else:
+            expected = wire.SetContent if family == "ipset" else wire.TableContent
+    except (msgspec.DecodeError, KeyError) as error:
+        raise NotUnderstood(f"stream {stream} is not understood: {error}") from error
+    if not isinstance(content, expected):
+        raise NotUnderstood(f"stream {stream} is not understood: it holds {type(content).__name__}")
+    return content
+
+
+def apply_content(state: NodeState, stream: str, content: wire.Content, delta: Delta) -> None:
+    """Replace what `stream` stands for."""
     family, _, ident = stream.partition(".")
     match content:
         case wire.PolicyContent():

@@ -60,7 +60,7 @@ def node(name: str) -> Permissions:
         f"calico.typha.*.bgp.{token}",
         f"calico.typha.*.local.{token}",
         *(f"calico.typha.*.{family}.>" for family in _SHARED_FAMILIES),
-        "calico.typha.*.beat",
+        subjects.ALL_BEATS,
         # CNI ADD that waits for the pod's peers hears when other nodes have it (docs/reference/cni.md).
         *(subjects.all_applied(role) for role in subjects.Role),
         f"calico.felix.{token}.rpc.*",
@@ -74,6 +74,7 @@ def typha() -> Permissions:
     asked = (
         f"{subjects.TYPHA_SNAPSHOT}.*",
         "calico.typha.*.snapshot.*",
+        subjects.ALL_BEATS,  # which other typhas there are
         *(subjects.all_applied(role) for role in subjects.Role),
         subjects.TYPHA_CONCERNS,
         subjects.TYPHA_MARK,

@@ -14,6 +14,7 @@ from random import Random
 from libs.bus import bgp as told
 from libs.runtime import logs
 from libs.runtime.backends import open_bus
+from libs.runtime.release import version
 from libs.runtime.service import Service, ServiceExit
 from services.bgp.config import BgpConfig
 from services.bgp.core.rib.fib import FibChange
@@ -31,8 +32,6 @@ from services.bgp.shell.speaker import Speaker
 
 log = logging.getLogger(__name__)
 
-VERSION = "calico-bgp"
-
 
 class Bgp:
     """speaker: None until there are settings."""
@@ -41,6 +40,7 @@ class Bgp:
         self.config = config
         self.speaker: Speaker | None = None
         self.started = datetime.now(UTC)
+        self.version = version()
         self._log_level = ""
         self.on_session: list[Callable[[told.Peer], None]] = []
         self.on_routes: list[Callable[[list[FibChange]], None]] = []
@@ -50,7 +50,7 @@ class Bgp:
         SpeakerCollector(lambda: self.speaker, service.registry)
 
     def control(self) -> Control:
-        return Control(self.config.control_socket, lambda: self.speaker, started=self.started, version=VERSION)
+        return Control(self.config.control_socket, lambda: self.speaker, started=self.started, version=self.version)
 
     async def take(self, settings: SpeakerSettings) -> None:
         """The first time it starts the speaker, later it changes it."""
@@ -75,7 +75,7 @@ class Bgp:
     def state(self, request: told.StateRequest) -> told.State | None:
         if self.speaker is None:
             return None
-        return report.state(self.speaker, request, started=self.started, version=VERSION)
+        return report.state(self.speaker, request, started=self.started, version=self.version)
 
     def _session_changed(self, peer: Peer) -> None:
         if self.speaker is not None:

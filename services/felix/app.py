@@ -323,7 +323,7 @@ class Felix:
 
     def _update_health(self) -> None:
         feed, plane, metrics = self.feed.feed, self.dataplane, self.metrics
-        detail = f"{feed.phase.value}, revision {feed.rev}" + (f", typha {feed.instance}" if feed.instance else "")
+        detail = f"{feed.standing}, revision {feed.rev}" + (f", typha {feed.instance}" if feed.instance else "")
         self._calculation.report(ready=feed.in_sync, detail=detail)
         failures = plane.progress.failures
         detail = "; ".join(f"{name}: {reason}" for name, reason in list(failures.items())[:5])

@@ -8,7 +8,7 @@ import secrets
 import time
 from dataclasses import dataclass
 
-from libs.bus import subjects, wire
+from libs.bus import compat, subjects, wire
 from libs.bus.api import Bus, BusError
 from libs.bus.subjects import Role
 from libs.model import keys
@@ -17,11 +17,13 @@ from libs.runtime import garbage, tracing
 from libs.runtime.backends import open_bus, open_store
 from libs.runtime.health import Reporter
 from libs.runtime.metrics_server import MetricsServer
+from libs.runtime.release import version
 from libs.runtime.service import Service
 from libs.store.api import Store, StoreError
 from services.typha.config import TyphaConfig
 from services.typha.core.publisher import SINGLE_BYTES, Outgoing, Publisher
 from services.typha.metrics import SYNCER, Metrics
+from services.typha.shell.moving import Mover
 from services.typha.shell.serve import Contact, Server
 from services.typha.shell.sync import PREFIX, Sync, WentBack
 
@@ -56,11 +58,15 @@ class Typha:
         self.contact = Contact()
         self.sync = Sync(store, self.calculator, self._batch)
         self.server = Server(bus, self.publisher, self.contact, self.metrics, self.flush_for, self.send)
+        even = config.connection_rebalancing_mode != "none"
+        self.mover = Mover(bus, self.publisher, self.send, self.metrics, even=even)
+        self.server.on_report.append(self.mover.heard)
         self._dirty = asyncio.Event()
         self._events: list[wire.EventMsg] = []
         self._flushes = 0
         self._seen = Seen()
         self._watching = watching
+        self._version = version()
         self._bus_health = service.health.register("Bus")
 
     # --- etcd → calculation → bus ---
@@ -180,19 +186,38 @@ class Typha:
                 log.debug("no contact with the datastore", extra={"error": str(error)})
             await asyncio.sleep(1.0)
 
+    def start(self) -> None:
+        self.server.start()
+        self.mover.start()
+
+    async def stop(self) -> None:
+        """Readers follow others before this one ends, where there are others."""
+        self.mover.leaving = True
+        self.server.take_no_newcomers()
+        self.beat(time.monotonic())  # the others shall not send readers here
+        await self.mover.hand_over(self.config.shutdown_grace_s)
+
+    def beat(self, now: float) -> None:
+        publisher = self.publisher
+        if publisher.rev:
+            beat = wire.Beat(
+                epoch=publisher.epoch, rev=publisher.rev, etcd_age_s=self.contact.age_s(now), head=self.contact.head,
+                protocol=compat.PROTOCOL, version=self._version, leaving=self.mover.leaving,
+            )  # fmt: skip
+            self._publish(subjects.beat(publisher.epoch.instance), wire.encode(beat))
+
     async def beat_forever(self) -> None:
         while True:
             now = time.monotonic()
             publisher = self.publisher
             age = self.contact.age_s(now)
-            beat = wire.Beat(epoch=publisher.epoch, rev=publisher.rev, etcd_age_s=age, head=self.contact.head)
-            if publisher.rev:
-                self._publish(subjects.beat(publisher.epoch.instance), wire.encode(beat))
+            self.beat(now)
             before = {role: len(publisher.readers_of(role)) for role in Role}
             self.send(publisher.remind(now))
             for role in Role:
                 self.metrics.dropped.labels(role).inc(before[role] - len(publisher.readers_of(role)))
             self.server.tick()
+            self.mover.tick()
             self._report_health(age)
             await asyncio.sleep(1.0)
 
@@ -228,7 +253,7 @@ async def run(config: TyphaConfig, service: Service) -> None:
         if cluster is None:
             return
         typha = Typha(config, service, watching, store, bus, cluster)
-        typha.server.start()
+        typha.start()
         metrics_at = config.metrics_place(config.metrics_port if config.metrics_enabled else 0)
         for name, work in (
             ("sync", typha.sync_forever()),
@@ -241,6 +266,7 @@ async def run(config: TyphaConfig, service: Service) -> None:
             service.spawn(work, name=name)
         service.ready()
         await service.stop.wait()
+        await typha.stop()
 
 
 async def _cluster_id(store: Store, service: Service, watching: Reporter) -> int | None:

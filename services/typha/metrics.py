@@ -9,6 +9,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 SYNCER = "felix"
+MOVES = ("balance", "shutdown")
 
 
 class Metrics:
@@ -58,3 +59,12 @@ class Metrics:
         self.skipped = counter("typha_updates_skipped", "Of them, those that changed nothing for any node.")
         self.log_errors = counter("typha_log_errors", "Values that could not be decoded.")
         self.logs_dropped = counter("typha_logs_dropped", "Log lines that could not be written.")
+        self.readers = Gauge(
+            "typha_readers", "Readers by the typha that they follow, as this one hears it.", ("instance",),
+            registry=registry,
+        )  # fmt: skip
+        self.moves = Counter(
+            "typha_readers_moved_total", "Readers asked to follow another typha.", ("reason",), registry=registry
+        )
+        for reason in MOVES:
+            self.moves.labels(reason)

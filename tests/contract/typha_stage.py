@@ -131,7 +131,11 @@ class Agent:
 
     def _on_apply(self, apply: Apply, traceparent: str | None) -> None:
         self.applies.append(apply)
-        if self.report:
+        self.report_again()
+
+    def report_again(self) -> None:
+        if self.report and self.applies:
+            apply = self.applies[-1]
             report = wire.Applied(node=self.node, epoch=apply.epoch, rev=apply.rev, seq=apply.seq)
             self.bus.publish(subjects.applied(self.node), wire.encode(report))
 

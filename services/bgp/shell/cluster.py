@@ -175,6 +175,8 @@ class Cluster:
             log.warning("request not understood", extra={"subject": message.subject, "error": str(error)})
             return
         found = self._state(request) or told.State(node=self._node, ready=False, detail="typha has not been heard yet")
+        if refusal := self.feed.runner.feed.refusal:
+            found = msgspec.structs.replace(found, problems={**found.problems, "typha": f"refused: {refusal}"})
         if message.reply:
             message.respond(msgspec.json.encode(found))
 

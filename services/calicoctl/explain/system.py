@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from libs.bus import Bus, BusError, Msg, subjects, wire
+from libs.bus import Bus, BusError, Msg, compat, subjects, wire
 from libs.bus import explain as asked
 from libs.bus.bgp import PeerState
 from libs.bus.bgp import State as BgpState
@@ -102,7 +102,7 @@ async def _beats(bus: Bus, seen: Seen) -> None:
             beat = wire.decoder(wire.Beat).decode(message.data)
             seen.beats[beat.epoch.instance] = beat
 
-    subscription = bus.subscribe("calico.typha.*.beat", heard)
+    subscription = bus.subscribe(subjects.ALL_BEATS, heard)
     try:
         await asyncio.sleep(BEATS_S)
     finally:
@@ -138,9 +138,11 @@ def rows(seen: Seen, nodes: Sequence[str], cluster_version: str = "") -> list[Ro
     for instance, beat in sorted(seen.beats.items()):
         stale = beat.etcd_age_s > STALE_ETCD_S
         status = f"etcd last heard {beat.etcd_age_s:.0f} s ago" if stale else "beats"
+        if beat.protocol != compat.PROTOCOL:
+            status += f", protocol {beat.protocol}"
         found.append(
-            Row("typha", instance, status, since=_since(beat.epoch.started_ns), revision=beat.rev,
-                lag=newest - beat.rev, good=not stale and beat.rev == newest)
+            Row("typha", instance, status, beat.version, _since(beat.epoch.started_ns), beat.rev, newest - beat.rev,
+                good=not stale and beat.rev == newest)
         )  # fmt: skip
     if not seen.beats and not seen.bus:
         found.append(Row("typha", "", "no typha is heard", good=False))
@@ -170,7 +172,8 @@ def _bgp_row(node: str, state: BgpState) -> Row:
     """A session that is down is told, and is no fault of the node."""
     up = sum(peer.state is PeerState.ESTABLISHED for peer in state.peers)
     status = f"{up} of {len(state.peers)} sessions established"
-    problems = [*([state.detail or "not ready"] if not state.ready else []), *state.problems]
+    resources = [problem if name == "typha" else name for name, problem in state.problems.items()]
+    problems = [*([state.detail or "not ready"] if not state.ready else []), *resources]
     if problems:
         status += f"; {', '.join(problems)}"
     return Row("bgp", node, status, state.version, state.started, good=not problems)

@@ -156,7 +156,7 @@ class Explainer:
             version=self._version,
             started=self._started,
             rev=progress.rev,
-            phase=feed.phase.value,
+            phase=feed.standing,
             typha=feed.instance,
             failures=progress.failures,
             warnings=tuple(self._warnings()),

@@ -52,6 +52,7 @@ class Reader:
     streams: set[str] = field(default_factory=set)
     seen_at: float = 0.0
     applied_seq: int = -1
+    confirmed: bool = False  # it has reported since its last snapshot
     applied_rev: int = 0
     sent_at: float = 0.0
     remind_s: float = LAG_S
@@ -254,6 +255,11 @@ class Publisher:
                 out.append(self._mark(node, reader))
         return self._count(out)
 
+    def move(self, node: str, role: Role, instance: str) -> list[Outgoing]:
+        """Ask a reader to follow another instance. It stays one of ours until it reports from there."""
+        reader = self.readers_of(role).get(node)
+        return [] if reader is None else self._count([self._mark(node, reader, instance)])
+
     def _due_marks(self, now: float) -> list[Outgoing]:
         due = [nodes for rev, nodes in self._marks if rev <= self.rev]
         if not due:
@@ -267,8 +273,8 @@ class Publisher:
             if everyone or node in wanted
         ]
 
-    def _mark(self, node: str, reader: Reader) -> Outgoing:
-        mark = wire.Mark(epoch=self.epoch, rev=self.rev, seq=reader.seq)
+    def _mark(self, node: str, reader: Reader, follow: str = "") -> Outgoing:
+        mark = wire.Mark(epoch=self.epoch, rev=self.rev, seq=reader.seq, follow=follow)
         return subjects.node_stream(self.epoch.instance, node, reader.role), wire.encode(mark)
 
     # --- readers ---
@@ -281,15 +287,19 @@ class Publisher:
             yield from self.readers_of(role).items()
 
     def applied(self, report: wire.Applied, now: float, role: Role = Role.FELIX) -> list[Outgoing]:
-        """Note what a reader says it holds. One that was forgotten meanwhile is told that it missed something."""
-        if report.epoch != self.epoch:
-            return []
+        """Note what a reader says it holds. One that was forgotten meanwhile is told that it missed something; one that
+        follows another typha by now is forgotten. Just after a snapshot it may still report what it held before.
+        """
         reader = self.readers_of(role).get(report.node)
+        if report.epoch != self.epoch:
+            if reader is not None and reader.confirmed and report.epoch is not None:
+                self.forget(report.node, role)
+            return []
         if reader is None:
             place = (role, report.node)
             seq = self._node_seqs[place] = self._node_seqs.get(place, 0) + 1
             return self._count([self._mark(report.node, Reader(role, seq=seq))])
-        reader.seen_at = now
+        reader.seen_at, reader.confirmed = now, True
         reader.applied_seq = max(reader.applied_seq, report.seq)
         reader.applied_rev = max(reader.applied_rev, report.rev)
         return []
@@ -307,7 +317,7 @@ class Publisher:
         if reader is None:
             reader = readers[node] = Reader(role, seq=self._node_seqs.get((role, node), 0))
             self.registered += 1
-        reader.seen_at = now
+        reader.seen_at, reader.confirmed = now, False
         snapshot = wire.Snapshot(rev=self.rev, seq=reader.seq, full=True)
         streams: set[str] = set()
         if role is Role.FELIX:

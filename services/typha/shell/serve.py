@@ -15,10 +15,12 @@ from typing import TypeVar
 
 import msgspec
 
-from libs.bus import subjects, wire
-from libs.bus.api import Bus, BusError, Msg
+from libs.bus import compat, subjects, wire
+from libs.bus.api import Bus, BusError, Msg, Subscription
+from libs.bus.compat import NotUnderstood
 from libs.bus.subjects import Role
 from libs.bus.tokens import encode_token
+from libs.runtime.release import version
 from services.typha.core.publisher import Outgoing, Publisher
 from services.typha.metrics import Metrics
 
@@ -72,17 +74,27 @@ class Server:
         self._answers: dict[str, Answer] = {}
         self._waiting: list[tuple[float, wire.ConcernsRequest, Msg]] = []
         self._started_at = time.monotonic()
+        self._version = version()
+        self._refused: dict[tuple[Role, str], str] = {}
+        self._newcomers: Subscription | None = None
+        self.on_report: list[Callable[[Role, wire.Applied], None]] = []
         # nodes, whichever typha they follow
         self._heard_at: dict[Role, dict[str, float]] = {role: {} for role in Role}
 
     def start(self) -> None:
         instance = self._publisher.epoch.instance
-        self._bus.subscribe(f"{subjects.TYPHA_SNAPSHOT}.*", self._on_snapshot, queue=subjects.TYPHA_QUEUE)
+        newcomers = f"{subjects.TYPHA_SNAPSHOT}.*"
+        self._newcomers = self._bus.subscribe(newcomers, self._on_snapshot, queue=subjects.TYPHA_QUEUE)
         self._bus.subscribe(subjects.own_snapshots(instance), self._on_snapshot)
         for role in Role:
             self._bus.subscribe(subjects.all_applied(role), partial(self._on_applied, role=role))
         self._bus.subscribe(subjects.TYPHA_MARK, self._on_mark)
         self._bus.subscribe(subjects.TYPHA_CONCERNS, self._on_concerns, queue=subjects.TYPHA_QUEUE)
+
+    def take_no_newcomers(self) -> None:
+        """Those who look for any typha find another one."""
+        if self._newcomers is not None:
+            self._newcomers.unsubscribe()
 
     def tick(self) -> None:
         """Drop abandoned answers, answer questions whose time is up. Called each second."""
@@ -107,7 +119,13 @@ class Server:
     # --- handlers: synchronous, called by the bus in order of arrival ---
 
     def _on_snapshot(self, msg: Msg) -> None:
-        request = _decode(msg, wire.SnapshotRequest, wants_answer=True)
+        try:
+            request = _decode(msg, wire.SnapshotRequest, wants_answer=True)
+        except NotUnderstood as error:
+            reply = self._reply()
+            reply.error, reply.refused = str(error), True
+            _respond(msg, reply)
+            return
         if request is not None and _is_from(msg, request.node, token=-1):
             _respond(msg, self._answer(request))
 
@@ -120,6 +138,8 @@ class Server:
         if reader is not None and reader.applied_seq < reader.seq == report.seq:
             self._metrics.client_latency.labels(role).observe(now - reader.sent_at)
         self._send(self._publisher.applied(report, now, role))
+        for tell in self.on_report:
+            tell(role, report)
 
     def _on_mark(self, msg: Msg) -> None:
         request = _decode(msg, wire.MarkRequest)
@@ -127,7 +147,11 @@ class Server:
             self._send(self._publisher.want_mark(request.rev, request.nodes, time.monotonic()))
 
     def _on_concerns(self, msg: Msg) -> None:
-        request = _decode(msg, wire.ConcernsRequest, wants_answer=True)
+        try:
+            request = _decode(msg, wire.ConcernsRequest, wants_answer=True)
+        except NotUnderstood as error:
+            _respond(msg, wire.ConcernsReply(rev=0, error=str(error)))
+            return
         if request is None:
             return
         if request.rev <= self._publisher.rev:
@@ -144,12 +168,35 @@ class Server:
             reply.silent = [node for node in reply.nodes if heard_at.get(node, 0.0) < since]
         return reply
 
+    def _reply(self) -> wire.SnapshotReply:
+        publisher = self._publisher
+        return wire.SnapshotReply(
+            epoch=publisher.epoch,
+            rev=publisher.rev,
+            etcd_age_s=self._contact.age_s(time.monotonic()),
+            head=self._contact.head,
+            protocol=compat.PROTOCOL,
+            version=self._version,
+        )
+
+    def _refusal(self, request: wire.SnapshotRequest) -> str:
+        """Why this reader is not served; "" when it is. Told once for each."""
+        who = f"{request.role} on {request.node}"
+        why = compat.difference(request.protocol, request.version, who, "this typha")
+        if why and self._refused.get((request.role, request.node)) != why:
+            self._refused[request.role, request.node] = why
+            log.error("reader refused", extra={"node": request.node, "reason": why})
+        elif not why:
+            self._refused.pop((request.role, request.node), None)
+        return why
+
     def _answer(self, request: wire.SnapshotRequest) -> wire.SnapshotReply:
         now = time.monotonic()
         publisher = self._publisher
-        reply = wire.SnapshotReply(
-            epoch=publisher.epoch, rev=publisher.rev, etcd_age_s=self._contact.age_s(now), head=self._contact.head
-        )
+        reply = self._reply()
+        if why := self._refusal(request):
+            reply.error, reply.refused = why, True
+            return reply
         if publisher.rev == 0:
             reply.error = "not in sync with the datastore yet"
             return reply
@@ -201,7 +248,9 @@ def _is_from(msg: Msg, node: str, *, token: int) -> bool:
 
 
 def _decode(msg: Msg, kind: type[M], *, wants_answer: bool = False) -> M | None:
-    """A request from the bus, or None when it is not what it should be: logged, not answered, harmless."""
+    """A message from the bus, or None when it is not what it should be: logged, harmless. Raises NotUnderstood for one
+    that waits for an answer: whoever sent it may be of another release, and has to hear why.
+    """
     if wants_answer and not msg.reply:
         log.warning("request without a place for the answer", extra={"subject": msg.subject})
         return None
@@ -209,5 +258,7 @@ def _decode(msg: Msg, kind: type[M], *, wants_answer: bool = False) -> M | None:
         decoded: M = wire.decoder(kind).decode(msg.data)
     except msgspec.DecodeError as error:
         log.warning("malformed request", extra={"subject": msg.subject, "error": str(error)})
+        if wants_answer:
+            raise compat.not_understood("the request", msg.data, error, "the sender", "this typha") from error
         return None
     return decoded

@@ -95,7 +95,8 @@ def test_a_node_named_like_a_component_gets_nothing_of_it() -> None:
     typha = permissions.pop(identities.TYPHA)
     for name in ("typha", "calico-typha", "calicoctl"):
         node = permissions[identities.node(name)]
-        assert not set(node.subscribe) & set(typha.subscribe) - {"calico.felix.*.applied", "calico.bgp.*.applied"}
+        shared = {"calico.felix.*.applied", "calico.bgp.*.applied", "calico.typha.*.beat"}
+        assert not set(node.subscribe) & set(typha.subscribe) - shared
         assert not any(subject.startswith(("_INBOX.typha.", "_INBOX.calicoctl.")) for subject in node.subscribe)
 
 

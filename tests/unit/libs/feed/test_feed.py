@@ -548,3 +548,175 @@ def test_beat_of_another_instance_does_not_count(reader: Reader) -> None:
     reader.beat(B)
     reader.wait(MISSED_BEATS_S - 1.9)
     assert reader.feed.phase is Phase.DISCOVERING
+
+
+# --- a reader that is asked to move ----------------------------------------------------------------------------------
+
+
+def asked_to_move(reader: Reader, instance: str = "b") -> list[Action]:
+    mark = wire.Mark(epoch=A, rev=reader.feed.rev, seq=reader.feed.seq, follow=instance)
+    return reader.take(reader.feed.node_message(mark, reader.now))
+
+
+def moving_reply(rev: int, age: float = 0.1) -> wire.SnapshotReply:
+    return wire.SnapshotReply(epoch=B, rev=rev, etcd_age_s=age, head=rev)
+
+
+def test_reader_moves_when_asked_and_what_is_equal_is_not_touched() -> None:
+    reader = following()
+    asked_to_move(reader)
+    assert reader.asks == [Ask("b", wire.SnapshotRequest(node="node1", hello=True))]
+    assert reader.feed.phase is Phase.FOLLOWING  # until the other one answers
+    reader.commit(6, 2, workloads={"k8s/ns1/p2/eth0": workload("calip2")})
+    assert [apply.rev for apply in reader.applies] == [6]
+    reader.take(reader.feed.hello(moving_reply(6), reader.now))
+    assert reader.asks == [Ask("b", wire.SnapshotRequest(node="node1"))]
+    assert all(".b." in subject for subject in reader.subscribed)
+    assert len(reader.subscribed) == 2 + 2 + len(subjects.SHARED_BY_ALL)
+    both = {POD: workload(), "k8s/ns1/p2/eth0": workload("calip2")}
+    streams = {POLICY: policy_state(40, 1), SET: set_state(70, "x")}
+    reader.snapshot(6, 9, streams, epoch=B, workloads=both)
+    assert [(bool(apply.delta), apply.rev, apply.epoch) for apply in reader.applies] == [(False, 6, B)]
+    reader.commit(7, 10, epoch=B, workloads={POD: None})
+    assert list(reader.applies[0].delta.workloads.values()) == [None]
+
+
+@pytest.mark.parametrize("why", ["behind", "stale", "gone", "another protocol"])
+def test_reader_stays_when_the_other_typha_cannot_take_it(why: str) -> None:
+    reader = following()
+    asked_to_move(reader)
+    request = reader.asks[0].request
+    other = {"behind": moving_reply(4), "stale": moving_reply(5, age=STALE_ETCD_S + 1)}.get(why, moving_reply(5))
+    if why == "gone":
+        assert reader.take(reader.feed.failed(request, reader.now)) == []
+    else:
+        other.protocol = 2 if why == "another protocol" else 1
+        assert reader.take(reader.feed.hello(other, reader.now)) == []
+    assert (reader.feed.standing, reader.feed.instance) == ("following", "a")
+    reader.commit(6, 2, workloads={POD: None})
+    assert len(reader.applies) == 1
+    asked_to_move(reader)
+    assert reader.asks == [Ask("b", wire.SnapshotRequest(node="node1", hello=True))]  # it may be asked again
+
+
+def test_reader_that_moved_and_gets_no_snapshot_keeps_its_state_and_finds_a_third_one() -> None:
+    reader = following()
+    asked_to_move(reader)
+    reader.take(reader.feed.hello(moving_reply(5), reader.now))
+    for _ in range(2):
+        reader.take(reader.feed.failed(wire.SnapshotRequest(node="node1"), reader.now))
+        while not reader.wait(0.1):
+            pass
+    assert reader.asks == [Ask("", wire.SnapshotRequest(node="node1", hello=True))]
+    assert reader.applies == []
+    assert reader.held == {"x"}
+
+
+def test_reader_that_is_asked_to_follow_whom_it_follows_does_nothing() -> None:
+    reader = following()
+    assert asked_to_move(reader, "a") == [Apply(Delta(), 5, 1, A)]
+    reader.feed.resync(reader.now)
+    assert asked_to_move(reader, "b") == []  # it waits for a snapshot
+
+
+# --- releases that differ --------------------------------------------------------------------------------------------
+
+
+def strange(**fields: Any) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(fields))
+
+
+NOT_UNDERSTOOD = {
+    "a kind of content that is not known": (POLICY, strange(kind="graph", edges=[])),
+    "content of another family": (POLICY, set_state(7, "y").content),
+    "a verdict that is not known": (
+        POLICY, strange(kind="policy", policy={"tier": "d", "selector": "", "inbound": [{"action": "divert"}]}),
+    ),
+    "a kind of policy that is not known": ("policy.xnp/web", policy_state(1, 1).content),
+    "no JSON": (SET, msgspec.Raw(b"{")),
+}  # fmt: skip
+
+
+def following(**streams: wire.StreamState) -> Reader:
+    reader = Reader()
+    reader.hello()
+    reader.snapshot(5, 1, {POLICY: policy_state(1, 1), SET: set_state(1, "x")}, workloads={POD: workload()})
+    assert reader.feed.phase is Phase.FOLLOWING
+    return reader
+
+
+@pytest.mark.parametrize("case", NOT_UNDERSTOOD)
+@pytest.mark.parametrize("by", ["snapshot", "commit", "streams"])
+def test_what_is_not_understood_leaves_all_as_it_is_and_is_asked_for_calmly(case: str, by: str) -> None:
+    stream, content = NOT_UNDERSTOOD[case]
+    reader = following()
+    before = msgspec.json.encode(reader.feed.state.policies[KEY]), set(reader.held), dict(reader.feed.state.workloads)
+    stated = {SET: set_state(7, "y", "z"), stream: wire.StreamState(7, content)}
+    if by == "snapshot":
+        reader.feed.resync(reader.now)
+        reader.snapshot(9, 4, stated)
+    elif by == "commit":
+        reader.commit(9, 2, add=stated)
+    else:
+        reader.streams(2, stated)
+    assert reader.applies == []
+    assert before == (
+        msgspec.json.encode(reader.feed.state.policies[KEY]), reader.held, reader.feed.state.workloads
+    )  # fmt: skip
+    assert reader.feed.phase is Phase.DISCOVERING
+    assert stream in reader.feed.standing
+    assert not any(subject.startswith("calico.typha.a.") for subject in reader.subscribed)
+    asks = 0
+    for _ in range(300):  # five minutes, in which a typha answers and is not understood
+        if reader.wait(1.0):
+            asks += 1
+            reader.hello()
+            reader.snapshot(9, 4, stated)
+            assert reader.feed.in_sync
+            assert reader.applies == []
+    assert 15 <= asks <= 30
+    while not reader.wait(1.0):
+        pass
+    reader.hello()
+    reader.snapshot(10, 5, {POLICY: policy_state(8, 1), SET: set_state(8, "x")}, workloads={POD: workload()})
+    assert reader.feed.standing == "following"
+    assert not reader.applies[0].delta  # it was equal: nothing flapped
+
+
+def test_typha_of_another_protocol_is_not_followed_and_the_reason_names_both() -> None:
+    reader = Reader()
+    reply = wire.SnapshotReply(epoch=A, rev=1, etcd_age_s=0.1, head=1, protocol=2, version="v9.0.0")
+    assert reader.take(reader.feed.hello(reply, reader.now)) == []
+    assert reader.feed.standing == (
+        "refused: typha a (v9.0.0) speaks protocol 2, this reader protocol 1: upgrade this reader"
+    )
+    assert reader.wait(1.0) == []
+    while not reader.wait(1.0):
+        pass
+    reader.hello(B)
+    reader.snapshot(5, 1, {POLICY: policy_state(1, 1), SET: set_state(1, "x")}, epoch=B)
+    assert reader.feed.standing == "following"
+
+
+def test_who_follows_one_typha_does_not_mind_that_another_one_is_of_another_protocol() -> None:
+    reader = following()
+    reader.beat(age=STALE_ETCD_S + 1)
+    assert reader.wait(1.0)
+    reply = wire.SnapshotReply(epoch=B, rev=1, etcd_age_s=0.1, head=1, protocol=2)
+    assert reader.take(reader.feed.hello(reply, reader.now)) == []
+    assert reader.feed.standing == "following"
+
+
+def test_streams_of_families_that_are_not_known_are_not_followed() -> None:
+    reader = following()
+    later = wire.StreamState(3, strange(kind="graph", edges=[]))
+    reader.commit(6, 2, add={"graph.all": later, "graph.some": None}, needs={"graph.all": 3, "graph.some": 2})
+    assert [apply.rev for apply in reader.applies] == [6]
+    assert reader.asks == []
+    reader.commit(7, 3, remove=["graph.some"], needs={"graph.all": 4})
+    assert [apply.rev for apply in reader.applies] == [7]
+    reader.feed.resync(reader.now)
+    streams = {POLICY: policy_state(1, 1), SET: set_state(1, "x"), "graph.all": later}
+    reader.snapshot(8, 3, streams, workloads={POD: workload()})
+    assert not reader.applies[0].delta
+    assert not any("graph" in subject for subject in reader.subscribed)

@@ -226,6 +226,21 @@ def test_rows_of_status_say_who_lags_and_who_is_missing() -> None:
     assert "n3: ipset s:a: full" in system.text(list(rows.values()), seen)
 
 
+def test_rows_of_status_name_versions_and_who_is_refused() -> None:
+    old, new = beat("a", 100), beat("b", 100)
+    new.version, new.protocol = "v9.0.0", 2
+    seen = system.Seen(changed=100, beats={"a": old, "b": new})
+    why = "refused: typha b (v9.0.0) speaks protocol 2, this reader protocol 1: upgrade this reader"
+    seen.felix = {"n1": State(node="n1", rev=100, phase=why, version="v0.1.0")}
+    seen.bgp = {"n1": BgpState(node="n1", ready=True, version="v0.1.0", problems={"typha": why})}
+    rows = {(row.component, row.where): row for row in system.rows(seen, ["n1"])}
+    assert (rows["typha", "a"].version, rows["typha", "a"].status) == ("", "beats")  # it does not say
+    assert (rows["typha", "b"].version, rows["typha", "b"].status) == ("v9.0.0", "beats, protocol 2")
+    assert (rows["felix", "n1"].version, rows["felix", "n1"].status, rows["felix", "n1"].good) == ("v0.1.0", why, False)
+    assert (rows["bgp", "n1"].version, rows["bgp", "n1"].good) == ("v0.1.0", False)
+    assert why in rows["bgp", "n1"].status
+
+
 def test_status_without_a_bus_says_so(ctl: Ctl) -> None:
     done = ctl("status")
     assert done.exit_code == 1

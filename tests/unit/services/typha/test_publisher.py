@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from libs.bus import subjects, wire
+from libs.bus.subjects import Role
 from services.typha.core import publisher as module
 from services.typha.core.publisher import LAG_MAX_S, LAG_S, MESSAGE_BYTES, READER_TIMEOUT_S, SET_CHUNK, SINGLE_BYTES
 from tests.unit.services.typha.samples import EPOCH, Writer, endpoint, many_nets, network_set, policy, value
@@ -169,6 +170,32 @@ def test_report_of_another_epoch_says_nothing(writer: Writer) -> None:
     assert writer.publisher.applied(report("node1", 50, other), 1.0) == []
     assert writer.publisher.applied(report("node1", 50, None), 1.0) == []
     assert writer.publisher.readers["node1"].applied_seq < 1
+
+
+def test_reader_that_follows_another_typha_is_forgotten_at_once(writer: Writer) -> None:
+    publisher = writer.publisher
+    publisher.snapshot("node1", 0.0)
+    publisher.applied(report("node1", 0), 1.0)
+    assert writer.decoded(publisher.move("node1", Role.FELIX, "t2")) == [
+        ("node.node1", wire.Mark(epoch=EPOCH, rev=publisher.rev, seq=0, follow="t2"))
+    ]
+    assert "node1" in publisher.readers  # it may stay
+    publisher.applied(report("node1", 0, wire.Epoch("t2", 9, 7)), 2.0)
+    assert "node1" not in publisher.readers
+    assert all(stream != "node.node1" for stream, _ in writer.publish(endpoint("node1", "p9", "web", 9)))
+    assert publisher.move("node1", Role.FELIX, "t2") == []
+
+
+def test_report_of_what_a_reader_held_before_it_came_does_not_end_it(writer: Writer) -> None:
+    publisher = writer.publisher
+    before = wire.Epoch("t2", 9, 7)
+    publisher.snapshot("node1", 0.0)
+    publisher.applied(report("node1", 3, before), 1.0)  # its kernel is not there yet
+    assert "node1" in publisher.readers
+    publisher.applied(report("node1", 0), 2.0)
+    publisher.snapshot("node1", 3.0)
+    publisher.applied(report("node1", 3, before), 4.0)  # it was away in between
+    assert "node1" in publisher.readers
 
 
 def test_reader_that_does_not_confirm_is_reminded_less_and_less_often(writer: Writer) -> None:

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 
-from libs.bus import subjects, wire
+from libs.bus import compat, subjects, wire
 from libs.bus.api import BusTimeout
 from libs.bus.memory import MemoryBroker, MemoryBus
 from services.typha.metrics import SYNCER, Metrics
@@ -135,13 +135,42 @@ async def test_chunk_of_an_answer_that_is_over_expired_or_unknown_is_refused(
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"node": 5}', b"\xff\xfe", b'{"rev": "x"}'])
-async def test_malformed_requests_are_ignored(typha: Typha, data: bytes) -> None:
-    for subject in (subjects.any_snapshot("node1"), subjects.own_snapshot("t1", "node1"), subjects.TYPHA_CONCERNS):
-        with pytest.raises(BusTimeout):
-            await typha.bus.request(subject, data, 0.01)
+async def test_malformed_requests_are_answered_with_the_reason(typha: Typha, data: bytes) -> None:
+    for subject in (subjects.any_snapshot("node1"), subjects.own_snapshot("t1", "node1")):
+        answer = await typha.bus.request(subject, data, 1.0)
+        reply = wire.decoder(wire.SnapshotReply).decode(answer.data)
+        assert reply.refused
+        assert "the request is not understood" in reply.error
+    answer = await typha.bus.request(subjects.TYPHA_CONCERNS, data, 1.0)
+    assert "not understood" in wire.decoder(wire.ConcernsReply).decode(answer.data).error
+    assert typha.writer.publisher.readers == {}
     for subject in (subjects.applied("node1"), subjects.TYPHA_MARK):
         typha.bus.publish(subject, data)
     assert not (await typha.ask(wire.SnapshotRequest(node="node1"))).error
+
+
+async def test_reader_of_another_protocol_is_told_what_to_upgrade(
+    typha: Typha, caplog: pytest.LogCaptureFixture
+) -> None:
+    newer = wire.SnapshotRequest(node="node1", protocol=compat.PROTOCOL + 1, version="v9.0.0")
+    for _ in range(3):
+        reply = await typha.ask(newer)
+    assert reply.refused
+    assert reply.error == "felix on node1 (v9.0.0) speaks protocol 2, this typha protocol 1: upgrade this typha"
+    assert reply.protocol == compat.PROTOCOL
+    assert typha.writer.publisher.readers == {}
+    assert [record.message for record in caplog.records] == ["reader refused"]  # not each time
+    older = wire.SnapshotRequest(node="node1", protocol=0)
+    assert (await typha.ask(older)).error.endswith("upgrade felix on node1")
+    assert not (await typha.ask(wire.SnapshotRequest(node="node1"))).error
+
+
+@pytest.mark.parametrize("data", [b'{"node":5,"protocol":2,"version":"v9"}', b'{"protocol":2,"version":"v9","hi":1}'])
+async def test_request_of_a_protocol_that_cannot_be_decoded_is_told_the_protocol(typha: Typha, data: bytes) -> None:
+    answer = await typha.bus.request(subjects.any_snapshot("node1"), data, 1.0)
+    reply = wire.decoder(wire.SnapshotReply).decode(answer.data)
+    assert reply.refused
+    assert reply.error == "the sender (v9) speaks protocol 2, this typha protocol 1: upgrade this typha"
 
 
 async def test_requests_without_a_place_for_the_answer_are_ignored(typha: Typha) -> None:
