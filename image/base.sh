@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # base.sh DIRECTORY PYTHON: two bases for the Dockerfile, made of the distribution's packages without any image registry:
-#   base.tar        what runs: libc, Python, nft, ip, etcd, busybox for everything else; no package manager
+#   base.tar        what runs: libc, Python, nft, ip, iptables, etcd, busybox for everything else; no package manager
 #   build-base.tar  the same, a C compiler, and in /wheels what uv.lock names, so that building needs no network
 # PYTHON has pip and stands beside uv. Both are file systems for `docker import` or `podman import`. Packages are unpacked, not installed, so no script of theirs runs
 # and root is needed for nothing but the owner's name in the tar. Nothing is done when DIRECTORY holds what this script says.
@@ -11,7 +11,7 @@ mkdir -p "$target"
 target=$(readlink -f "$target")
 cd "$(dirname "$script")/.."
 
-runs=(dash libstdc++6 python3 python3-minimal iproute2 nftables etcd-server busybox ca-certificates)
+runs=(dash libstdc++6 python3 python3-minimal iproute2 nftables iptables etcd-server busybox ca-certificates)
 builds=(gcc musl-tools libc6-dev)
 # Dependencies that only maintainer scripts, package management and translations have.
 left_out='^(perl.*|libperl.*|perl-base|adduser|passwd|debconf|dpkg|tar|usrmerge|init-system-helpers|libpam.*|libsemanage.*|libsepol.*|libaudit.*'

@@ -46,10 +46,11 @@ case $1 in
         mkdir "$project/cni"
         mv "$shim" "$project/cni/calico"
         ;;
-    system)  # what runs beside the services: etcd for those who bring none, nft and ip for people
+    system)  # what runs beside the services: etcd for those who bring none, nft and ip for people, iptables to take over from a real Calico
         missing=
         command -v nft >/dev/null || missing="$missing nftables"
         command -v ip >/dev/null || missing="$missing iproute2"
+        command -v iptables-nft >/dev/null || missing="$missing iptables"
         command -v etcd >/dev/null || missing="$missing etcd-server"
         command -v busybox >/dev/null || missing="$missing busybox"
         [ -e /etc/ssl/certs/ca-certificates.crt ] || missing="$missing ca-certificates"

@@ -1,6 +1,6 @@
 """Writes the variants of the manifests, whole files without templating for whoever applies them, from `parts/`.
 
-    python k8s/generate.py            writes them beside this file
+    python k8s/generate.py            writes them beside this file, and the table of permissions in docs/install
     python k8s/generate.py --check    status 1, and their names, when they are not what the parts make
 
 A variant is a choice of networks (`calico-node-config`) and of sizes; everything else is the same text in all of them.
@@ -12,8 +12,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
+from typing import Any
+
+import yaml
 
 HERE = Path(__file__).resolve().parent
+PAGE = HERE.parent / "docs/install/kubernetes.md"
+TABLE = "<!-- permissions, by k8s/generate.py -->\n", "<!-- end of permissions -->\n"
 IMAGE = "localhost/calico-py:0.1.0"
 PARTS = ("namespace", "rbac", "config", "typha", "kube-controllers", "node")
 NETWORK_LIST = """\
@@ -105,21 +110,57 @@ def text_of(name: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    stale = [name for name in VARIANTS if _read(name) != text_of(name)]
-    for name in stale:
+    made = {path_of(name): text_of(name) for name in VARIANTS}
+    made[PAGE] = page(made[path_of("calico")], (HERE / "apiserver.yaml").read_text())
+    stale = [path for path, text in made.items() if not path.exists() or path.read_text() != text]
+    for path in stale:
         if "--check" in arguments:
-            print(f"k8s/{name}.yaml is not what k8s/parts make: run python k8s/generate.py", file=sys.stderr)
+            name = path.relative_to(HERE.parent)
+            print(f"{name} is not what k8s/parts make: run python k8s/generate.py", file=sys.stderr)
         else:
-            path_of(name).write_text(text_of(name))
+            path.write_text(made[path])
     return int("--check" in arguments and bool(stale))
+
+
+def page(*manifests: str) -> str:
+    """The page that tells how to install, with the permissions that these manifests give."""
+    before, _, rest = PAGE.read_text().partition(TABLE[0])
+    after = rest.partition(TABLE[1])[2]
+    rows = [row for text in manifests for row in permissions(list(yaml.safe_load_all(text)))]
+    head = ["| Who | In | May | Of |", "|---|---|---|---|"]
+    return before + TABLE[0] + "\n".join([*head, *rows]) + "\n" + TABLE[1] + after
+
+
+def permissions(objects: list[dict[str, Any]]) -> list[str]:
+    """A row for each rule that a binding gives somebody, and for each account that has none."""
+    roles = {(one["kind"], one["metadata"]["name"]): one["rules"] for one in objects if "rules" in one}
+    rows = []
+    bound = set()
+    for one in objects:
+        if not one["kind"].endswith("RoleBinding"):
+            continue
+        (subject,) = one["subjects"]
+        bound.add(subject["name"])
+        where = one["metadata"].get("namespace", "all namespaces")
+        of = one["roleRef"]
+        kind = "" if subject["kind"] == "ServiceAccount" else f"{subject['kind'].lower()} "
+        start = f"| {kind}`{subject['name']}` | {where} |"
+        rules = roles.get((of["kind"], of["name"]))
+        if rules is None:
+            rows.append(f"{start} what Kubernetes' own role `{of['name']}` says | |")
+        for rule in rules or ():
+            names = f", named {', '.join(rule['resourceNames'])}" if "resourceNames" in rule else ""
+            groups = "".join(f" ({group})" for group in rule["apiGroups"] if group)
+            rows.append(f"{start} {', '.join(rule['verbs'])} | {', '.join(rule['resources'])}{groups}{names} |")
+    for one in objects:
+        if one["kind"] == "ServiceAccount" and (name := one["metadata"]["name"]) not in bound:
+            token = "" if one.get("automountServiceAccountToken", True) else ", and has no token"
+            rows.append(f"| `{name}` | | nothing{token} | |")
+    return rows
 
 
 def path_of(name: str) -> Path:
     return HERE / f"{name}.yaml"
-
-
-def _read(name: str) -> str:
-    return path_of(name).read_text() if path_of(name).exists() else ""
 
 
 if __name__ == "__main__":

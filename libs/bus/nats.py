@@ -37,6 +37,7 @@ from libs.bus.nats_client import (
     flush,
     now,
     publish_on,
+    resolve,
     tls_context,
     where,
 )
@@ -271,6 +272,7 @@ class NatsBus:
 
         try:
             async with asyncio.timeout(self._config.connect_timeout_s):
+                await resolve(server)
                 await client.connect(
                     servers=[server],
                     name=self._name,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 from collections.abc import Coroutine, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import nats.errors
 from nats.aio.client import Client
@@ -15,6 +17,7 @@ from libs.bus.api import BusPayloadTooLarge
 from libs.bus.config import BusConfig, BusConfigError
 
 UNLIMITED = 1 << 62
+PORT = 4222
 
 
 def now(coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -34,6 +37,14 @@ def publish_on(client: Client, subject: str, data: bytes, reply: str, headers: M
         pass  # closed under us and the supervisor not told yet: lost, as it would be on the wire
     except nats.errors.MaxPayloadError as error:
         raise BusPayloadTooLarge(str(error)) from error
+
+
+async def resolve(server: str) -> None:
+    """Raises OSError when there is no such host. Before nats-py asks the same: given up in the middle, uvloop's
+    connecting leaves the question behind, and its late answer is logged as an exception that nobody retrieved.
+    """
+    url = urlsplit(server)
+    await asyncio.get_running_loop().getaddrinfo(url.hostname, url.port or PORT, type=socket.SOCK_STREAM)
 
 
 async def flush(client: Client, timeout_s: float) -> None:

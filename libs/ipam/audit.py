@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from libs.ipam.block import Allocation, Block, problems
+from libs.ipam.block import Allocation, Block, contradictions
 from libs.ipam.handles import WINDOWS_RESERVED
 from libs.ipam.pools import Pool, pool_of
 from libs.ipam.view import Ledger, Users
@@ -78,7 +78,7 @@ def audit(ledger: Ledger, users: Users, pools: Iterable[Pool]) -> Audit:
     allocated = {entry.allocation.address for entry in entries if entry.allocation.released_at is None}
     free = [address for address in in_use if address not in allocated]
     held = {entry.allocation.handle for entry in entries if entry.allocation.handle is not None} - {WINDOWS_RESERVED}
-    invalid = {str(block.cidr): "; ".join(wrong) for block in ledger.blocks if (wrong := problems(block))}
+    invalid = {str(block.cidr): "; ".join(wrong) for block in ledger.blocks if (wrong := contradictions(block))}
     return Audit(
         tuple(entries),
         in_use,

@@ -238,6 +238,19 @@ def with_owner(block: Block, owner: Owner | None, now: datetime) -> Block:
 
 def problems(block: Block) -> list[str]:
     """What contradicts itself, in words; empty for a sound block."""
+    found = contradictions(block)
+    used = {o for o, index in enumerate(block.allocations) if index is not None}
+    if missing := used - set(block.sequence_for):
+        found.append(f"allocated without a sequence number: {sorted(missing)}")
+    if stray := set(block.sequence_for) - used:
+        found.append(f"sequence numbers of free ordinals: {sorted(stray)}")
+    return found
+
+
+def contradictions(block: Block) -> list[str]:
+    """The same but for sequence numbers, which Calico before 3.21 does not write, and 3.28 leaves where addresses were
+    released by their handle: its own reader takes a missing one for 0 and a stray one for nothing.
+    """
     found = []
     free = set(block.unallocated)
     used = {o for o, index in enumerate(block.allocations) if index is not None}
@@ -249,10 +262,6 @@ def problems(block: Block) -> list[str]:
         found.append(f"ordinals neither free nor allocated: {sorted(lost)}")
     if orphans := set(range(len(block.attributes))) - set(block.allocations):
         found.append(f"attributes of no address: {sorted(orphans)}")
-    if missing := used - set(block.sequence_for):
-        found.append(f"allocated without a sequence number: {sorted(missing)}")
-    if stray := set(block.sequence_for) - used:
-        found.append(f"sequence numbers of free ordinals: {sorted(stray)}")
     return found
 
 

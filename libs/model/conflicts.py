@@ -9,8 +9,8 @@ from collections.abc import Collection, Iterable, Mapping
 
 from libs.model.bgp import BGPPeer
 from libs.model.pools import IPPool
+from libs.model.problems import Problem
 from libs.model.validation.checks import Network, is_within, parse_cidr
-from libs.model.validation.problems import Problem
 
 
 def overlapping_pools(pool: IPPool, others: Iterable[IPPool]) -> list[Problem]:

@@ -12,6 +12,13 @@ from msgspec import field
 from libs.model.base import Condition, Resource, V3Struct, always
 from libs.model.scalars import Port, Protocol
 
+BUILT_IN_TIERS = {
+    "default": (1_000_000.0, "Deny"),
+    "kube-admin": (1_000.0, "Pass"),
+    "kube-baseline": (10_000_000.0, "Pass"),
+}
+"""(order, default action) of the tiers that every cluster has."""
+
 
 class ICMPFields(V3Struct):
     """type 0-254, code 0-255; a code needs a type."""

@@ -8,23 +8,15 @@ text it was written as. Python objects and unknown tags are refused, and aliases
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TypeAlias
+from functools import lru_cache
+from typing import Any
 
 import yaml
 
-Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
+from libs.model.places import Json, Position, join
 
 MAX_NODES = 200_000
 """Values one document may expand to: a few aliases of aliases would otherwise fill the memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """Place in a file, both from 1; column 0: unknown."""
-
-    line: int
-    column: int = 0
 
 
 class SyntaxProblem(Exception):
@@ -62,11 +54,39 @@ Loader.add_implicit_resolver(
 Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"^(?:<<)$"), ["<"])
 
 
+IMPLICIT_RESOLVERS: dict[str | None, list[tuple[str, re.Pattern[str]]]] = Loader.yaml_implicit_resolvers
+"""First character -> (tag, pattern) of plain scalars that are not text here; writers must quote such text."""
+
+_PREFIX = "tag:yaml.org,2002:"
+_TEXT = _PREFIX + "str"
+
+
 class _FastLoader(yaml.CSafeLoader):
-    """The same over libyaml, some six times as fast. A text that it refuses goes to the other one, for its words."""
+    """The same over libyaml, some six times as fast. A text that it refuses goes to the other one, for its words.
+
+    What the composer asks for each node is answered from what was found for the same text before: files of many
+    resources repeat themselves. There are no path resolvers, which those two would follow.
+    """
+
+    def resolve(self, kind: type[yaml.Node], value: str | None, implicit: Any) -> str:
+        if kind is yaml.ScalarNode and value is not None:
+            return _tag(value) if implicit[0] else _TEXT
+        return str(self.DEFAULT_SEQUENCE_TAG if kind is yaml.SequenceNode else self.DEFAULT_MAPPING_TAG)
+
+    def descend_resolver(self, current_node: yaml.Node | None, current_index: Any) -> None: ...
+
+    def ascend_resolver(self) -> None: ...
 
 
-_FastLoader.yaml_implicit_resolvers = Loader.yaml_implicit_resolvers
+@lru_cache(maxsize=4096)
+def _tag(text: str) -> str:
+    """Of a plain scalar, by its first character, as yaml.resolver.Resolver.resolve has it."""
+    for tag, pattern in IMPLICIT_RESOLVERS.get(text[:1], ()):
+        if pattern.match(text):
+            return tag
+    return _TEXT
+
+
 _FLOW_LIMIT, _INDENT_LIMIT = 2000, 200
 _INDENT = re.compile(r"^[ \t?:-]*", re.MULTILINE)
 
@@ -95,11 +115,7 @@ def _composed(loader: Loader | _FastLoader) -> yaml.Node | None:
         loader.dispose()
 
 
-IMPLICIT_RESOLVERS: dict[str | None, list[tuple[str, re.Pattern[str]]]] = Loader.yaml_implicit_resolvers
-"""First character -> (tag, pattern) of plain scalars that are not text here; writers must quote such text."""
-
 _TRUE = {"yes", "true", "on"}
-_PREFIX = "tag:yaml.org,2002:"
 
 
 class Builder:
@@ -198,12 +214,6 @@ def _integer(text: str, position: Position) -> int:
         raise SyntaxProblem(f"{text!r} is not an integer", position) from error
 
 
-def join(path: str, name: str) -> str:
-    if not path or not name:
-        return path or name
-    return path + name if name.startswith("[") else f"{path}.{name}"
-
-
 def load(text: str, duplicates: list[str] | None = None) -> Json:
     """The only document of a text; None for an empty one. duplicates: see Builder. Raises SyntaxProblem."""
     try:
@@ -230,12 +240,32 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+class _FastDumper(yaml.CSafeDumper):
+    """The same over libyaml. It would write characters beyond U+FFFF as escapes, so it is for ASCII."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
 _Dumper.yaml_implicit_resolvers = {
     first: [*yaml.SafeDumper.yaml_implicit_resolvers.get(first, []), *IMPLICIT_RESOLVERS.get(first, [])]
     for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *IMPLICIT_RESOLVERS}
 }
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^[yYnN]$"), list("yYnN"))
+_FastDumper.yaml_implicit_resolvers = _Dumper.yaml_implicit_resolvers
 
 
 def dump_yaml(value: Json) -> str:
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=True, default_flow_style=False, allow_unicode=True, width=10_000)
+    return _dumped(value, _FastDumper if _ascii(value) else _Dumper)
+
+
+def _ascii(value: Json) -> bool:
+    if isinstance(value, dict):
+        return all(map(str.isascii, value)) and all(map(_ascii, value.values()))
+    if isinstance(value, list):
+        return all(map(_ascii, value))
+    return not isinstance(value, str) or value.isascii()
+
+
+def _dumped(value: Json, dumper: type[_Dumper | _FastDumper]) -> str:
+    return yaml.dump(value, Dumper=dumper, sort_keys=True, default_flow_style=False, allow_unicode=True, width=10_000)

@@ -47,6 +47,7 @@ RTM_F_FIB_MATCH = 0x2000
 
 TABLE_MAIN = 254
 TABLE_LOCAL = 255
+PROTOCOL_BIRD = 12  # linux/rtnetlink.h: what a Calico node of its own kind speaks BGP with
 PROTOCOL_FELIX = 80
 PROTOCOL_BGP = 81
 SCOPE_GLOBAL, SCOPE_LINK, SCOPE_NOWHERE = 0, 253, 255

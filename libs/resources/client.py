@@ -121,6 +121,7 @@ class ResourceClient:
         self._now = now
         self._new_uid = new_uid
         self._sleep = sleep
+        self.tiers_seen: dict[str, Compare] = {}  # what held of a tier when a policy was last created in it
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -166,6 +167,13 @@ class ResourceClient:
         identity = codec.identity(resource)
         if rules.is_default_allow(identity.kind, identity.name):
             raise AlreadyExists(identity)
+        made = await self._create(resource, identity, options)
+        if isinstance(made, KeyValue):
+            raise AlreadyExists(identity)
+        return made
+
+    async def _create(self, resource: Resource, identity: Identity, options: WriteOptions) -> Written | KeyValue:
+        """What is there already, otherwise what is there now."""
         if resource.metadata.resource_version:
             problem = FieldProblem("metadata.resourceVersion", "must be empty when a resource is created")
             raise ValidationError(identity, [problem])
@@ -177,9 +185,16 @@ class ResourceClient:
         )
         ready = self._checked(stamped)
         key, value = codec.to_storage(ready)
+        if not options.dry_run and (seen := rules.seen(self, ready)):
+            # All that the rules would look at is in the condition: it fails when it does not hold any more.
+            result = await self.store.txn([Compare(key, 0), *seen], [Put(key, value)])
+            if result.succeeded:
+                return Written(codec.stored(ready, result.revision), result.revision, created=True)
+            if there := result.current.get(key):
+                return there
         # An existing one is told as such before rules that would trip over it (a pool overlaps itself).
-        if await self.store.get(key) is not None:
-            raise AlreadyExists(identity)
+        elif there := await self.store.get(key):
+            return there
         if options.dry_run:
             await rules.before_create(self, ready)
             return Written(codec.unstored(ready), 0, created=True)
@@ -191,8 +206,8 @@ class ResourceClient:
             if result.succeeded:
                 await self._settle_overlap(ready, result.revision)
                 return Written(codec.stored(ready, result.revision), result.revision, created=True)
-            if result.current.get(key) is not None:
-                raise AlreadyExists(identity)
+            if there := result.current.get(key):
+                return there
         raise Conflict(identity)
 
     @_traced
@@ -217,11 +232,15 @@ class ResourceClient:
         uid and creation time stay; labels and annotations are added to those that are there (Calico's CLI does not
         remove them: `calicoctl label --remove` does). Raises NotFound, Conflict, ValidationError.
         """
+        return await self._replace(resource, None)
+
+    async def _replace(self, resource: Resource, found: KeyValue | None) -> Written:
+        """found: what was there a moment ago."""
         identity = codec.identity(resource)
         rules.refuse_default_allow("update", identity)
         given = resource.metadata.resource_version
         for _ in range(MAX_TRIES):
-            found = await self.store.get(codec.key(identity))
+            found = found or await self.store.get(codec.key(identity))
             if found is None:
                 raise NotFound(identity)
             if given and given != str(found.mod_revision):
@@ -232,15 +251,16 @@ class ResourceClient:
             except Conflict:
                 if given:
                     raise
+                found = None
         raise Conflict(identity)
 
     @_traced
     async def apply(self, resource: Resource) -> Written:
         """Create, or replace what exists."""
-        try:
-            return await self.create(codec.with_metadata(resource, resource_version=""))
-        except AlreadyExists:
-            return await self.replace(resource)
+        identity = codec.identity(resource)
+        rules.refuse_default_allow("update", identity)
+        made = await self._create(codec.with_metadata(resource, resource_version=""), identity, PLAIN)
+        return await self._replace(resource, made) if isinstance(made, KeyValue) else made
 
     @_traced
     async def patch(self, kind: str, name: str, patch: object, patch_type: PatchType, namespace: str = "") -> Written:
@@ -288,7 +308,8 @@ class ResourceClient:
         preconditions: Preconditions | None = None,
         options: WriteOptions = PLAIN,
     ) -> Written:
-        """What was deleted, and the revision of that. Raises NotFound, Conflict, PreconditionFailed, NotSupported.
+        """What was deleted (only its names, where nothing had to be read), and the revision of that. Raises NotFound,
+        Conflict, PreconditionFailed, NotSupported.
 
         A tier must have no policies; one that its controller holds stays, terminating, until the last one is gone
         (`tier_state`). A pool is disabled first and its blocks released; one with finalizers stays, terminating, until
@@ -297,6 +318,11 @@ class ResourceClient:
         """
         identity = Identity(kind, name, namespace)
         rules.refuse_default_allow("delete", identity)
+        if kind not in rules.ENDS and options == PLAIN and not (resource_version or approve or preconditions):
+            gone = await self.store.delete(codec.key(identity))
+            if gone is None:
+                raise NotFound(identity)
+            return Written(codec.placeholder(identity), gone, deleted=True)
         for _ in range(options.tries):
             found = await self.store.get(codec.key(identity))
             if found is None:

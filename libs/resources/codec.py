@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from libs import model
-from libs.model import defaults, kinds, storage, validation
+from libs.model import defaults, kinds, storage
 from libs.model.base import ObjectMeta, Resource
 from libs.model.codec import DecodeError
 from libs.resources.errors import FieldProblem, Identity, ValidationError
@@ -166,6 +166,8 @@ def to_json(resource: Resource) -> JsonObject:
 
 def from_json(value: JsonObject) -> Resource:
     """What a user wrote, every unknown field and wrong type named. Raises ValidationError."""
+    from libs.model import validation  # of all kinds: who only reads need not wait for it
+
     kind, metadata = value.get("kind"), value.get("metadata")
     try:
         resource = validation.decode_user(value)
@@ -184,4 +186,6 @@ def with_defaults(resource: Resource) -> Resource:
 
 def problems(resource: Resource) -> list[FieldProblem]:
     """Everything that is wrong with a resource that has its defaults, as far as it alone can tell."""
+    from libs.model import validation  # see from_json
+
     return validation.validate(resource)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from libs.model.validation.problems import Problem as FieldProblem
+from libs.model.problems import Problem as FieldProblem
 
 
 @dataclass(frozen=True, slots=True)

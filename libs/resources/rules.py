@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from libs.model import conflicts, keys, validation
+from libs.model import keys
 from libs.model.base import ObjectMeta, Resource
 from libs.model.bgp import BGPConfiguration, BGPPeer
 from libs.model.cluster import ClusterInformation
 from libs.model.endpoints import HostEndpoint, WorkloadEndpoint
 from libs.model.felixconfig import FelixConfiguration
 from libs.model.policy import (
+    BUILT_IN_TIERS,
     GlobalNetworkPolicy,
     NetworkPolicy,
     Profile,
@@ -28,7 +29,6 @@ from libs.model.policy import (
     TierSpec,
 )
 from libs.model.pools import IPPool
-from libs.model.validation.policy import BUILT_IN_TIERS
 from libs.resources import codec, tier_state
 from libs.resources.errors import FieldProblem, Identity, NotFound, NotSupported, ValidationError
 from libs.store.api import Compare
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 CLUSTER_INFORMATION = Identity("ClusterInformation", "default")
 DEFAULT_ALLOW = "projectcalico-default-allow"
 ROUTE_OWNERS = (FelixConfiguration, BGPConfiguration)
+ENDS = ("FelixConfiguration", "IPPool", "Node", "Tier")
+"""Kinds whose deletion depends on what is there, or takes other things along."""
 TIERED = (NetworkPolicy, GlobalNetworkPolicy, StagedNetworkPolicy, StagedGlobalNetworkPolicy)
 _BLOCKS = "/calico/ipam/v2/assignment/ipv{}/block/"
 
@@ -110,7 +112,9 @@ async def before_create(client: ResourceClient, resource: Resource) -> list[Comp
         held = codec.readable("Tier", found)
         if held is not None and held.metadata.deletion_timestamp:
             raise NotSupported("create", codec.identity(resource), f"its tier {tier.name} is being deleted")
-        return [Compare(found.key, found.mod_revision)]
+        condition = Compare(found.key, found.mod_revision)
+        client.tiers_seen[tier.name] = condition
+        return [condition]
     if isinstance(resource, IPPool):
         await _check_new_pool(client, resource)
     if isinstance(resource, BGPPeer):
@@ -120,8 +124,16 @@ async def before_create(client: ResourceClient, resource: Resource) -> list[Comp
     return []
 
 
+def seen(client: ResourceClient, resource: Resource) -> list[Compare]:
+    """The same from what was seen before; empty where that does not do. A tier that has changed fails the write."""
+    held = client.tiers_seen.get(resource.spec.tier or "default") if isinstance(resource, TIERED) else None
+    return [held] if held else []
+
+
 async def before_update(client: ResourceClient, resource: Resource, current: Resource) -> None:
     """Raises ValidationError for what an update must leave as it is."""
+    from libs.model import validation  # of all kinds: who only reads need not wait for it
+
     if problems := validation.validate_update(current, resource):
         raise ValidationError(codec.identity(resource), problems)
     if isinstance(resource, BGPPeer):
@@ -158,6 +170,8 @@ async def policies_of(client: ResourceClient, tier: str) -> list[Identity]:
 
 
 async def _check_filters(client: ResourceClient, peer: BGPPeer) -> None:
+    from libs.model import conflicts
+
     filters = {item.metadata.name for item in (await client.list("BGPFilter")).items} if peer.spec.filters else set()
     if problems := conflicts.missing_filters(peer, filters):
         raise ValidationError(codec.identity(peer), problems)
@@ -190,6 +204,8 @@ async def _route_owners(client: ResourceClient, changed: Identity, value: str) -
     """Problems there would be if `changed` had this value, that are not there now: what was wrong before must not keep
     other fields from being changed.
     """
+    from libs.model import conflicts
+
     felix: dict[str, str] = {}
     bgp: dict[str, str] = {}
     for item in (*(await client.list("FelixConfiguration")).items, *(await client.list("BGPConfiguration")).items):
@@ -205,6 +221,8 @@ async def _route_owners(client: ResourceClient, changed: Identity, value: str) -
 
 
 async def _check_new_pool(client: ResourceClient, pool: IPPool) -> None:
+    from libs.model import conflicts
+
     others = [other for other in (await client.list("IPPool")).items if isinstance(other, IPPool)]
     prefix = _BLOCKS.format(6 if ":" in pool.spec.cidr else 4)
     listing = await client.store.list(prefix, keys_only=True)
@@ -216,6 +234,8 @@ async def _check_new_pool(client: ResourceClient, pool: IPPool) -> None:
 
 async def earlier_overlap(client: ResourceClient, pool: IPPool, revision: int) -> FieldProblem | None:
     """The problem with a pool just created at `revision`, if an overlapping one was created before it."""
+    from libs.model import conflicts
+
     listing = await client.store.list(codec.prefix("IPPool"))
     earlier = [codec.readable("IPPool", kv) for kv in listing.kvs if kv.create_revision < revision]
     problems = conflicts.overlapping_pools(pool, [other for other in earlier if isinstance(other, IPPool)])

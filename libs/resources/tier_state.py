@@ -18,8 +18,7 @@ from dataclasses import dataclass
 import msgspec
 
 from libs.model.base import Condition
-from libs.model.policy import Tier, TierStatus
-from libs.model.validation.policy import BUILT_IN_TIERS
+from libs.model.policy import BUILT_IN_TIERS, Tier, TierStatus
 
 FINALIZER = "projectcalico.org/tier-controller"
 READY = "Ready"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 from collections.abc import Iterable
 from types import TracebackType
 
@@ -29,7 +30,9 @@ def new_registry(*, process: bool = True) -> CollectorRegistry:
 
 
 class HttpServer:
-    """`async with HttpServer(...) as server:` serves until the block ends; `server.port` is the port really bound."""
+    """`async with HttpServer(...) as server:` serves until the block ends; `server.port` is the port really bound.
+    probes: /liveness and /readiness too.
+    """
 
     def __init__(
         self,
@@ -39,17 +42,21 @@ class HttpServer:
         host: str = "localhost",
         port: int = 0,
         routes: Iterable[web.RouteDef] = (),
+        tls: ssl.SSLContext | None = None,
+        probes: bool = True,
     ) -> None:
         self._health, self._registry = health, registry
         self._host, self._wanted_port = host, port
         self._routes = list(routes)
+        self._tls, self._probes = tls, probes
         self._runner: web.AppRunner | None = None
         self.port = 0
 
     async def __aenter__(self) -> HttpServer:
         app = web.Application()
-        app.router.add_get("/liveness", self._liveness)
-        app.router.add_get("/readiness", self._readiness)
+        if self._probes:
+            app.router.add_get("/liveness", self._liveness)
+            app.router.add_get("/readiness", self._readiness)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_routes(self._routes)
         runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
@@ -57,7 +64,7 @@ class HttpServer:
         try:
             for listener in bind_all(self._host, self._wanted_port):
                 self.port = listener.getsockname()[1]
-                await web.SockSite(runner, listener).start()
+                await web.SockSite(runner, listener, ssl_context=self._tls).start()
         except BaseException:
             await runner.cleanup()
             raise

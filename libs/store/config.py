@@ -29,6 +29,8 @@ class StoreConfig:
     key: bytes = field(default=b"", repr=False)
     tls_files: tuple[Path | None, Path | None, Path | None] = (None, None, None)
     """Where ca, cert and key were read from, and are read again when they change."""
+    login_files: tuple[Path | None, Path | None] = (None, None)
+    """Where the user and the password were read from, and are read again whenever etcd asks who we are (`login`)."""
     reload_check_s: float = 5.0
     request_timeout_s: float = 10.0  # one call, retries of a read included
     keepalive_time_s: float = 10.0  # a silent connection is probed this often; etcd refuses less than 5 s
@@ -48,10 +50,19 @@ class StoreConfig:
     def authenticates(self) -> bool:
         return bool(self.username and self.password)
 
+    def login(self) -> tuple[str, str]:
+        """User and password of this moment. Raises StoreConfigError for a file that cannot be read."""
+        user, password = self.login_files
+        return (
+            _word(user, "ETCD_USERNAME") if user else self.username,
+            _word(password, "ETCD_PASSWORD") if password else self.password,
+        )
+
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> StoreConfig:
-        """ETCD_ENDPOINTS (comma separated; default http://127.0.0.1:2379), ETCD_USERNAME, ETCD_PASSWORD, and as files
-        ETCD_CA_CERT_FILE, ETCD_CERT_FILE, ETCD_KEY_FILE or as PEM text ETCD_CA_CERT, ETCD_CERT, ETCD_KEY, not both.
+        """ETCD_ENDPOINTS (comma separated; default http://127.0.0.1:2379), ETCD_USERNAME, ETCD_PASSWORD or files with
+        them, ETCD_USERNAME_FILE, ETCD_PASSWORD_FILE; ETCD_CA_CERT_FILE, ETCD_CERT_FILE, ETCD_KEY_FILE or as PEM text
+        ETCD_CA_CERT, ETCD_CERT, ETCD_KEY, not both.
 
         Raises StoreConfigError, also for DATASTORE_TYPE other than etcdv3 and for ETCD_DISCOVERY_SRV, which is not
         supported.
@@ -62,10 +73,15 @@ class StoreConfig:
         if env.get("ETCD_DISCOVERY_SRV"):
             raise StoreConfigError("ETCD_DISCOVERY_SRV is not supported: list the endpoints in ETCD_ENDPOINTS")
         endpoints = tuple(part.strip() for part in env.get("ETCD_ENDPOINTS", "").split(",") if part.strip())
+        for name in ("ETCD_USERNAME", "ETCD_PASSWORD"):
+            if env.get(name) and env.get(f"{name}_FILE"):
+                raise StoreConfigError(f"set {name} or {name}_FILE, not both")
+        user, password = _file(env, "ETCD_USERNAME"), _file(env, "ETCD_PASSWORD")
         return cls(
             endpoints=endpoints or ("http://127.0.0.1:2379",),
-            username=env.get("ETCD_USERNAME", ""),
-            password=env.get("ETCD_PASSWORD", ""),
+            username=_word(user, "ETCD_USERNAME") if user else env.get("ETCD_USERNAME", ""),
+            password=_word(password, "ETCD_PASSWORD") if password else env.get("ETCD_PASSWORD", ""),
+            login_files=(user, password),
             ca=_pem(env, "ETCD_CA_CERT"),
             cert=_pem(env, "ETCD_CERT"),
             key=_pem(env, "ETCD_KEY"),
@@ -100,6 +116,17 @@ def with_fresh_files(config: StoreConfig) -> StoreConfig:
         )
     except OSError as error:  # ssl.SSLError is one
         raise StoreConfigError(f"certificate files of etcd cannot be used: {error.strerror or error}") from error
+
+
+def _word(path: Path, name: str) -> str:
+    """A file's text without the line's end that editors leave there."""
+    try:
+        text = path.read_text().rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StoreConfigError(f"{name}_FILE: {path}: {getattr(error, 'strerror', None) or 'no text'}") from error
+    if not text:
+        raise StoreConfigError(f"{name}_FILE: {path} is empty")
+    return text
 
 
 def _file(env: Mapping[str, str], name: str) -> Path | None:

@@ -303,7 +303,11 @@ class Connection:
         async with self._token_lock:
             if self._token != old:
                 return  # somebody else was first
-            request = pb.AuthenticateRequest(name=self.config.username, password=self.config.password)
+            try:
+                user, password = self.config.login()
+            except StoreConfigError as error:
+                raise StoreAuthError(str(error)) from error
+            request = pb.AuthenticateRequest(name=user, password=password)
             try:
                 reply = await endpoint.auth.Authenticate(request, timeout=self._patience_s(deadline))
             except grpc.aio.AioRpcError as error:

@@ -92,6 +92,13 @@ class FencedStore:
             result.succeeded, result.revision, {key: kv for key, kv in result.current.items() if key in compared}
         )
 
+    async def confirm(self) -> None:
+        """Before a write to something other than this store, which can take no fence: raises FenceLost when we are not
+        leader any more. What happens after the answer it cannot tell, so such a write needs a condition of its own.
+        """
+        if not self._holds(await self.get(self.fence.key)):
+            raise self._lost()
+
     def _holds(self, current: KeyValue | None) -> bool:
         return current is not None and current.mod_revision == self.fence.mod_revision
 

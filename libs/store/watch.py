@@ -167,6 +167,10 @@ class Watch:
                 # Replaced between the look at its history and this stream, which would wait in silence for a revision
                 # that the new one has not reached.
                 raise _HistoryLost(0)
+            if response.header.revision < self._last:
+                # The same may have been put back from a backup, which keeps its id. Or it is a member that is behind,
+                # which a look at the history tells apart: etcd answers that when the member has caught up.
+                raise StoreUnavailable(f"etcd is at revision {response.header.revision}, the watch at {self._last}")
             return None
         events = fragments.add(response)
         if events is None:

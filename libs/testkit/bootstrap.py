@@ -67,12 +67,6 @@ async def nodes_only(store: Store, cluster: Cluster) -> None:
         await store.delete(key("ippools", name))
 
 
-async def profiles_only(store: Store, cluster: Cluster) -> None:
-    """Namespace "default": what `calico-node startup` does not make."""
-    for name, value in namespace_profiles("default", {"kubernetes.io/metadata.name": "default"}, ["default"]).items():
-        await store.put(name, value)
-
-
 async def defaults(store: Store, cluster: Cluster) -> None:
     """Node resources of the cluster's nodes, tiers, a pool of each family, ClusterInformation, namespace "default"."""
     entries = {

@@ -107,7 +107,6 @@ class Cluster:
         etcd_binary: str | Path | None = None,
         far: Sequence[str] = (),
         daemons: Sequence[str] = (),
-        node_startup: bool = False,
         tls: bool = False,
     ) -> Cluster:
         """Nothing runs before `start`.
@@ -117,14 +116,14 @@ class Cluster:
         fill: fills etcd before the services start; by default Node resources, tiers, pools and ClusterInformation.
         etcd_binary: for tests that crash etcd (it then syncs its writes).
         far: names of the nodes in the second subnet. daemons: of `DAEMONS`, on every node. tcp_ports, udp_ports: what
-        every pod serves. node_startup: nodes, pools and the rest are made by `calico-node startup` on each node.
+        every pod serves.
         tls: etcd and NATS over mutual TLS, with roles and permissions; every service has its own identity (`trust`).
         keep: leave logs and data in `directory` after `stop`.
         """
         return cls(
             nodes, typhas, tuple(felix), tuple(typha), services, dict(env or {}), fill, tuple(tcp_ports),
             tuple(udp_ports), log_level, keep, run_dir, etcd_binary, frozenset(far), tuple(daemons),
-            node_startup, tls,
+            tls,
         )  # fmt: skip
 
     def __init__(
@@ -132,7 +131,7 @@ class Cluster:
         env: dict[str, str], fill: Callable[[EtcdStore, Cluster], Awaitable[None]] | None, tcp_ports: tuple[int, ...],
         udp_ports: tuple[int, ...], log_level: str, keep: bool, run_dir: Path,
         etcd_binary: str | Path | None, far: frozenset[str], daemons: tuple[str, ...],
-        node_startup: bool = False, tls: bool = False,
+        tls: bool = False,
     ) -> None:  # fmt: skip
         if not 1 <= nodes <= 200:
             raise ValueError("a cluster has 1 to 200 nodes")
@@ -154,7 +153,7 @@ class Cluster:
             config=self.trust.nats_text() if self.trust else "",
         )  # fmt: skip
         self._services, self._keep = services, keep
-        self._fill = fill or (bootstrap.profiles_only if node_startup else bootstrap.defaults)
+        self._fill = fill or bootstrap.defaults
         self.tcp_ports, self.udp_ports = tcp_ports, udp_ports
         self._plugged: dict[Namespace, Pod] = {}
         self._relay: NetnsRelay | None = None
@@ -162,7 +161,6 @@ class Cluster:
         # Without a routing daemon plain routes to other nodes are felix's, unless a test says otherwise.
         routes = {} if "bgp" in daemons else {"FELIX_PROGRAMCLUSTERROUTES": "Enabled"}
         self._daemons = daemons
-        self._node_startup = node_startup
         self.env = self._base_env() | {"LOG_LEVEL": log_level, "LOG_FORMAT": "json"} | routes | env
         self.nodes = [self._make_node(i, felix) for i in range(1, nodes + 1)]
         self.typhas = [self._make_typha(i, typha) for i in range(typhas)]
@@ -243,8 +241,6 @@ class Cluster:
             await self.trust.enable_auth(self.outside_env()["ETCD_ENDPOINTS"])
         async with self.store() as store:
             await self._fill(store, self)
-        if self._node_startup:
-            await self._start_nodes_up()
         if self._services:
             await self.start_services(ready_timeout_s=ready_timeout_s)
         return self
@@ -260,20 +256,6 @@ class Cluster:
             "CALICO_IPV4POOL_NAT_OUTGOING": "false",
             "CALICO_NODENAME_FILE": str(node.directory / "nodename"),
         }
-
-    async def _start_nodes_up(self) -> None:
-        """All at once, as when a cluster begins. Raises ProcessError."""
-        starts = []
-        for node in self.nodes:
-            process = Process(
-                f"start-up of {node.name}", (sys.executable, "-m", "services.node", "startup"), netns=node.namespace,
-                log_path=node.directory / "startup.log", env=self.startup_env(node), cwd=PROJECT,
-            )  # fmt: skip
-            process.start()
-            starts.append(process)
-        for process in starts:
-            if status := await asyncio.to_thread(process.wait, 60.0):
-                raise ProcessError(f"{process.name}: status {status}:\n{process.log_tail()}")
 
     async def start_services(self, *, ready_timeout_s: float = 60.0) -> None:
         """typhas, felixes and daemons, until they are ready; for a cluster that was created without them. Raises
@@ -516,6 +498,15 @@ class Cluster:
         except BaseException:
             self._forget(pod)
             raise
+
+    def adopt(self, pod: Pod) -> None:
+        """Take over a pod that somebody else plugged: it serves, and its namespace goes with the cluster. Raises
+        ProcessError.
+        """
+        self._namespaces.append(pod.netns)
+        self._plugged[pod.netns] = pod
+        self.node(pod.node).pods[pod.name] = pod
+        pod.probe = Probe(pod.name, pod.netns, self.tcp_ports, self.udp_ports)
 
     async def unplug(self, pod: Pod) -> None:
         """CNI DEL, then the namespace goes. Raises CniError, and the pod stays."""

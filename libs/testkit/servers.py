@@ -278,6 +278,7 @@ class EtcdServer(Server):
     fsync: False saves the disk in tests where the machine survives (a SIGKILL loses nothing: the page cache stays);
     tests of crashes say True. name, peers: member name and every member's peer URL by name, for a cluster (see
     `etcd_cluster`). cert_file, key_file, ca_file: TLS for clients; with a CA their certificates are demanded too.
+    peer_files: directory of peer.crt, peer.key and peer-ca.crt, by which members know each other.
     """
 
     program = "etcd"
@@ -301,6 +302,7 @@ class EtcdServer(Server):
         cert_file: str | Path | None = None,
         key_file: str | Path | None = None,
         ca_file: str | Path | None = None,
+        peer_files: Path | None = None,
     ) -> None:
         super().__init__(
             address=address,
@@ -317,6 +319,7 @@ class EtcdServer(Server):
         self._peers = peers
         self._fsync = fsync
         self._cert_file, self._key_file, self._ca_file = cert_file, key_file, ca_file
+        self._peer_files = peer_files
 
     @property
     def endpoint(self) -> str:
@@ -325,7 +328,7 @@ class EtcdServer(Server):
     @property
     def peer_url(self) -> str:
         host = f"[{self.address}]" if ":" in self.address else self.address
-        return f"http://{host}:{self.peer_port}"
+        return f"{'https' if self._peer_files else 'http'}://{host}:{self.peer_port}"
 
     def arguments(self) -> list[str]:
         peers = self._peers or {self.name: self.peer_url}
@@ -345,6 +348,9 @@ class EtcdServer(Server):
             flags |= {"cert-file": str(self._cert_file), "key-file": str(self._key_file)}
         if self._ca_file:
             flags |= {"client-cert-auth": "true", "trusted-ca-file": str(self._ca_file)}
+        if at := self._peer_files:
+            flags |= {"peer-client-cert-auth": "true", "peer-trusted-ca-file": str(at / "peer-ca.crt")}
+            flags |= {"peer-cert-file": str(at / "peer.crt"), "peer-key-file": str(at / "peer.key")}
         if not self._fsync and _knows_flag(self.binary, "unsafe-no-fsync"):
             flags["unsafe-no-fsync"] = "true"
         return [f"--{key}={value}" for key, value in flags.items()]
@@ -358,10 +364,12 @@ def etcd_cluster(
     fsync: bool = False,
     extra_args: tuple[str, ...] = (),
     ready_timeout_s: float = 20.0,
+    tls: Path | None = None,
 ) -> list[EtcdServer]:
     """Members of one cluster, all started. The caller closes each; none is left running when one fails to start.
 
-    directory: where each gets one of its own, which stays; else they are made and removed.
+    directory: where each gets one of its own, which stays; else they are made and removed. tls: directory of
+    calico-etcd's files (`calicoctl trust certs`), for clients and between members.
     """
     members = [
         EtcdServer(
@@ -371,6 +379,10 @@ def etcd_cluster(
             fsync=fsync,
             extra_args=extra_args,
             ready_timeout_s=ready_timeout_s,
+            cert_file=tls / "tls.crt" if tls else None,
+            key_file=tls / "tls.key" if tls else None,
+            ca_file=tls / "ca.crt" if tls else None,
+            peer_files=tls,
         )
         for number in range(size)
     ]

@@ -94,6 +94,11 @@ def expires(certificate: Path) -> datetime.datetime:
     return _certificate(certificate).not_valid_after_utc
 
 
+def common_name(certificate: Path) -> str:
+    """Whose it is. Raises AuthorityError."""
+    return _common_name(_certificate(certificate))
+
+
 def secret(name: str, namespace: str, directory: Path) -> Mapping[str, object]:
     """A Kubernetes Secret of an identity's files."""
     files = sorted(path for path in directory.iterdir() if path.suffix in (".crt", ".key"))
@@ -133,8 +138,8 @@ def _certificate(path: Path) -> x509.Certificate:
 
 
 def _common_name(certificate: x509.Certificate) -> str:
-    (found,) = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
-    return str(found.value)
+    found = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
+    return str(found[0].value) if found else ""
 
 
 def _names(certificate: x509.Certificate) -> list[str]:

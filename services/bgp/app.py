@@ -25,8 +25,9 @@ from services.bgp.shell import report
 from services.bgp.shell.cluster import Cluster
 from services.bgp.shell.control import Control
 from services.bgp.shell.kernel import Kernel
+from services.bgp.shell.kubernetes_secrets import KubernetesSecrets, own_namespace
 from services.bgp.shell.peer import Peer
-from services.bgp.shell.secrets import SecretDirectory
+from services.bgp.shell.secrets import SecretDirectory, Secrets
 from services.bgp.shell.speaker import Speaker
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class Bgp:
         self.on_routes: list[Callable[[list[FibChange]], None]] = []
         self._health = service.health.register("Speaker")
         self._health.report(ready=False, detail="no settings yet")
+        self._secrets = _secrets(config, service)
         SpeakerCollector(lambda: self.speaker, service.registry)
 
     def control(self) -> Control:
@@ -57,7 +59,7 @@ class Bgp:
             _set_log_level(settings.log_level or self.config.log_level)
         if self.speaker is None:
             kernel = Kernel(interface_prefixes=self.config.interface_prefix)
-            speaker = Speaker(settings, kernel, SecretDirectory(self.config.secrets_dir), Random())
+            speaker = Speaker(settings, kernel, self._secrets, Random())
             kernel.on_routes += self.on_routes
             speaker.on_session.append(self._session_changed)
             try:
@@ -83,6 +85,14 @@ class Bgp:
     async def stop(self) -> None:
         if self.speaker is not None:
             await self.speaker.stop()
+
+
+def _secrets(config: BgpConfig, service: Service) -> Secrets:
+    if (credentials := config.kubernetes()) is None:
+        return SecretDirectory(config.secrets_dir)
+    found = KubernetesSecrets(credentials, own_namespace(config.secrets_namespace), Random())
+    service.spawn(found.run(), name="secrets of Kubernetes")
+    return found
 
 
 def _set_log_level(level: str) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from libs.kube.api import credentials
 from libs.runtime.config import RuntimeConfig, setting
 from libs.runtime.nodename import node_name
 
@@ -31,7 +33,15 @@ class BgpConfig(RuntimeConfig):
         "Directory of the last good input: a start without NATS goes on from there.",
     )
     secrets_dir: Path | None = setting(
-        None, "Directory of the peers' passwords, mounted from secrets: <name>/<key>, or <key> of a single secret."
+        None,
+        "Directory of the peers' passwords, mounted from secrets: <name>/<key>, or <key> of a single secret; none: they"
+        " are read from the Kubernetes API where there is one.",
+    )
+    secrets_namespace: str = setting("", "Namespace of those secrets in Kubernetes; empty: that of our pod.")
+    kubeconfig: Path | None = setting(
+        None,
+        "Kubernetes API that has the secrets; none: the pod's service account where there is one.",
+        env=("CALICO_BGP_KUBECONFIG", "KUBECONFIG"),
     )
     control_socket: Path = setting(SOCKET, "Unix socket on which `calico-bgp peers`, `rib` and `explain` are answered.")
     settings: Path | None = setting(
@@ -40,6 +50,10 @@ class BgpConfig(RuntimeConfig):
     interface_prefix: tuple[str, ...] = setting(
         ("cali",), "Names of workload interfaces begin with one of these.", env=("FELIX_INTERFACEPREFIX",)
     )
+
+    def kubernetes(self) -> Path | None:
+        """Credentials for the Kubernetes API; None: passwords come from a directory, or from nowhere."""
+        return None if self.secrets_dir is not None else credentials(self.kubeconfig, os.environ)
 
     def node_name(self) -> str:
         return node_name(self.node)

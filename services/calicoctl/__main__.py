@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ def invoked_as(path: str) -> str:
 
 
 def main() -> None:
+    gc.set_threshold(50_000, 20, 20)  # most commands end before anything is worth looking for
     tracing.setup("calicoctl")
     try:
         cli(prog_name=invoked_as(sys.argv[0]), complete_var=COMPLETE_VARIABLE)

@@ -9,11 +9,13 @@ import click
 from libs.resources import codec
 from libs.resources.errors import ResourceError
 from services.calicoctl.actions import Input
-from services.calicoctl.documents import ARGUMENTS, Document, FileProblem, Position, read_all
+from services.calicoctl.documents import ARGUMENTS, Document, FileProblem, Position
 from services.calicoctl.session import fail
 
 
 def read(files: Sequence[str], recursive: bool, skip_empty: bool) -> list[Input]:
+    from services.calicoctl.files import read_all  # YAML, which KIND and NAMES can do without
+
     try:
         return read_all(files, recursive=recursive, skip_empty=skip_empty)
     except FileProblem as problem:

@@ -162,7 +162,8 @@ def _number(values: Mapping[str, str], name: str) -> float:
 
 
 def _read(path: str) -> dict[str, str]:
-    from services.calicoctl.documents import Broken, parse  # YAML; most commands are told all by the environment
+    from services.calicoctl.documents import Broken
+    from services.calicoctl.files import parse  # YAML; most commands are told all by the environment
 
     try:
         text = Path(path).read_text(encoding="utf-8")

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from libs.model.base import Resource
+from libs.model.yamltext import dump_yaml
 from libs.resources import codec
 from libs.resources.api import Resources
 from libs.resources.client import Written
 from libs.resources.errors import Identity, NotFound
 from services.calicoctl.actions import Verb
-from services.calicoctl.output import dump_yaml
 
 _OF_THE_DATASTORE = ("uid", "resourceVersion", "creationTimestamp", "generation", "managedFields", "selfLink")
 COLOURS = {"-": "red", "+": "green", "@": "cyan"}

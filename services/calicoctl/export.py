@@ -15,10 +15,11 @@ from typing import Any
 
 from libs.ipam import keys
 from libs.model.cluster import ClusterInformation
+from libs.model.yamltext import dump_yaml
 from libs.resources import codec
 from libs.resources.client import ResourceClient
 from services.calicoctl.actions import KUBERNETES_POLICY_PREFIX
-from services.calicoctl.output import Answer, dump_yaml
+from services.calicoctl.output import Answer
 
 EXPORTED = (
     "IPPool", "BGPPeer", "Tier", "GlobalNetworkPolicy", "StagedGlobalNetworkPolicy", "GlobalNetworkSet",

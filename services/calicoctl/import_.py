@@ -17,7 +17,7 @@ import msgspec
 
 from libs.ipam import keys
 from libs.model.cluster import ClusterInformation
-from libs.model.validation.policy import BUILT_IN_TIERS
+from libs.model.policy import BUILT_IN_TIERS
 from libs.resources import codec
 from libs.resources.client import ResourceClient
 from libs.resources.errors import ValidationError
@@ -25,8 +25,9 @@ from libs.resources.rules import is_built_in
 from libs.store.api import KeyExists, Store
 from services.calicoctl import actions, lock
 from services.calicoctl.actions import Outcome, Progress
-from services.calicoctl.documents import Broken, Document, parse
+from services.calicoctl.documents import Broken, Document
 from services.calicoctl.export import EXPORTED, ONLY_FOR_ETCD, SEPARATOR
+from services.calicoctl.files import parse
 
 FIRST = ("Tier", "BGPFilter", "Node", "IPPool")
 """Kinds that others refer to. Calico's file has filters behind the peers that name them."""

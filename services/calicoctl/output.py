@@ -15,9 +15,7 @@ from typing import ClassVar
 from libs.model import codec
 from libs.model.base import ObjectMeta, V3Struct
 from libs.model.base import Resource as Typed
-from libs.model.yamltext import Json
-from libs.model.yamltext import dump_yaml as dump_yaml
-from services.calicoctl import gotemplate
+from libs.model.places import Json
 from services.calicoctl.columns import Resource, rows
 
 API_VERSION = "projectcalico.org/v3"
@@ -25,7 +23,7 @@ FORMATS = "ps, wide, yaml, json, name, custom-columns=…, go-template=…, go-t
 
 
 class OutputProblem(Exception):
-    """--output names no format that we have."""
+    """--output names no format that we have, or a template that cannot be used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,15 +100,24 @@ def _for_template(answer: Answer) -> Typed | _List:
 
 
 def render(answers: Sequence[Answer], form: Format, *, namespace: bool, as_number: str) -> str:
-    """Text to print, newline included. Raises columns.UnknownHeading, gotemplate.TemplateProblem.
+    """Text to print, newline included. Raises columns.UnknownHeading, OutputProblem.
 
     namespace: show that column for namespaced kinds; as_number: of the cluster, for nodes without their own.
     """
     if form.form in ("yaml", "json"):
         value: Json = answers[0].value if len(answers) == 1 else [answer.value for answer in answers]
-        return dump_yaml(value) if form.form == "yaml" else json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+        if form.form == "json":
+            return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+        from libs.model.yamltext import dump_yaml  # tables do without
+
+        return dump_yaml(value)
     if form.form == "template":
-        return gotemplate.read(form.template, as_number).render([_for_template(answer) for answer in answers])
+        from services.calicoctl import gotemplate
+
+        try:
+            return gotemplate.read(form.template, as_number).render([_for_template(answer) for answer in answers])
+        except gotemplate.TemplateProblem as problem:
+            raise OutputProblem(str(problem)) from problem
     by_kind: dict[str, list[Resource]] = {}
     for answer in answers:
         by_kind.setdefault(answer.kind, []).extend(answer.resources)

@@ -33,9 +33,9 @@ CONNECT_S = 10.0
 
 @asynccontextmanager
 async def etcd(config: StoreConfig) -> AsyncIterator[Store]:
-    from libs.store.etcd import connect
+    from libs.store.etcd import EtcdStore
 
-    store = await connect(config)
+    store = EtcdStore(config)  # that etcd answers, the first request will tell
     try:
         yield store
     finally:

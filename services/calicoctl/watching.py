@@ -11,11 +11,12 @@ import json
 from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import aclosing
 
+from libs.model.yamltext import dump_yaml
 from libs.resources import codec
 from libs.resources.api import Changed, Resources
 from services.calicoctl import columns
 from services.calicoctl.columns import Resource
-from services.calicoctl.output import Answer, Format, dump_yaml, name_of, render
+from services.calicoctl.output import Answer, Format, name_of, render
 
 HEADING = "EVENT"
 COLOURS = {"ADDED": "green", "DELETED": "red", "MODIFIED": None}
@@ -59,7 +60,7 @@ class Printer:
         self._widths: list[int] = []
 
     def show(self, event: str, resource: Resource) -> None:
-        """Raises columns.UnknownHeading, gotemplate.TemplateProblem."""
+        """Raises columns.UnknownHeading, output.OutputProblem."""
         colour = COLOURS.get(event)
         match self._form.form:
             case "json":

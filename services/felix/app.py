@@ -22,6 +22,7 @@ from libs.resources import version_guard
 from libs.resources.client import ResourceClient
 from libs.runtime import logs
 from libs.runtime.backends import open_bus, open_store
+from libs.runtime.metrics_server import MetricsServer
 from libs.runtime.release import version
 from libs.runtime.service import Service
 from libs.store.api import Store
@@ -81,6 +82,8 @@ class Felix:
             overlay=OverlaySettings(ipv6=config.ipv6_support),
         )
         self._environment = environment_settings(os.environ)
+        at_start = effective({}, self.node, {}, self._environment, self._start)
+        self.metrics_server = MetricsServer(service, at_start.metrics)
         self.routing = Routing(self.node)
         self.builder = RulesetBuilder(self._start)
         self.key_publisher = KeyPublisher(ResourceClient(store), self.node, random)
@@ -170,6 +173,7 @@ class Felix:
         if not self._configured or _of_statuses(settings) != _of_statuses(before):
             self._configured = True
             self._configure_statuses()
+        self.metrics_server.serve_at(settings.metrics)
         if settings.route_sync != before.route_sync:
             log.warning("routes", extra={"programmed": settings.route_sync})
         if _of_interfaces(settings) != _of_interfaces(before):
@@ -422,6 +426,7 @@ async def run(config: FelixConfig, service: Service) -> None:
             ("refresh", felix.refresh_forever()),
             ("questions", felix.explainer.run()),
             ("data format", version_guard.check_when_reachable(store)),
+            ("metrics", felix.metrics_server.run()),
         ):
             service.spawn(work, name=name)
         felix.plugin.undo.recover()

@@ -14,7 +14,8 @@ from libs.resources import version_guard
 from libs.runtime import contact, logs
 from libs.runtime.backends import open_store
 from libs.runtime.health import Reporter
-from libs.runtime.service import Service
+from libs.runtime.metrics_server import MetricsServer
+from libs.runtime.service import Service, ServiceExit
 from libs.store.api import Compare, Store, StoreError
 from libs.store.election import Election
 from libs.store.fenced import FencedStore
@@ -22,7 +23,6 @@ from services.kube_controllers.config import KubeControllersConfig
 from services.kube_controllers.core.settings import Running
 from services.kube_controllers.core.upkeep import DEFAULT_METRICS_PORT
 from services.kube_controllers.metrics import Metrics
-from services.kube_controllers.shell.metrics_port import MetricsPort
 from services.kube_controllers.shell.runner import NAMES, Runner
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,10 @@ class KubeControllers:
         self.election = Election(store, ELECTION_KEY, holder=holder, ttl_s=config.lease_s, random=random)
         self._metrics.leader.set_function(lambda: float(self.election.leading))
         port = self._environment.metrics_port
-        self.metrics_port = MetricsPort(service, DEFAULT_METRICS_PORT if port is None else port)
+        # A replica that stands by shows them where the environment says, or at the usual port; a leader follows the
+        # resource.
+        place = config.metrics_place(DEFAULT_METRICS_PORT if port is None else port)
+        self.metrics = MetricsServer(service, place)
 
     async def lead_forever(self) -> None:
         await version_guard.check_when_reachable(self._store)
@@ -80,7 +83,7 @@ class KubeControllers:
                 logs.set_level(settings.log_level, "screen")
             except ValueError as error:
                 log.warning("log level not changed", extra={"error": str(error)})
-        self.metrics_port.serve_at(settings.upkeep.metrics_port)
+        self.metrics.serve_at(self._config.metrics_place(settings.upkeep.metrics_port))
         auto = settings.host_endpoints
         log.info(
             "settings in force",
@@ -124,7 +127,10 @@ async def run(config: KubeControllersConfig, service: Service) -> None:
         store = await stack.enter_async_context(open_store())
         api = None
         if (access := config.kubernetes(os.environ)) is not None:
-            api = await stack.enter_async_context(await KubeApi.open(access))
+            try:
+                api = await stack.enter_async_context(await KubeApi.open(access))
+            except ValueError as error:  # not there, not ours to read, no kubeconfig
+                raise ServiceExit(2, str(error)) from error
         else:
             log.info("no Kubernetes API: only what lives in etcd is looked after; KUBECONFIG names one")
         app = KubeControllers(config, service, store, Random(), api)
@@ -132,7 +138,7 @@ async def run(config: KubeControllersConfig, service: Service) -> None:
             work = [
                 tasks.create_task(app.lead_forever(), name="election"),
                 tasks.create_task(app.contact_forever(), name="contact"),
-                tasks.create_task(app.metrics_port.run(), name="metrics-port"),
+                tasks.create_task(app.metrics.run(), name="metrics"),
             ]
             service.ready()
             await service.stop.wait()

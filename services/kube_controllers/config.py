@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from libs.kube.api import IN_CLUSTER
+from libs.kube.api import credentials
 from libs.model.scalars import Duration
 from libs.runtime.config import RuntimeConfig, setting
+from libs.runtime.metrics_config import MetricsConfig
 from services.kube_controllers.core.settings import CONTROLLERS, SERVICE, Environment
 
 
@@ -30,7 +31,7 @@ def _switch(text: str) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class KubeControllersConfig(RuntimeConfig):
+class KubeControllersConfig(MetricsConfig):
     env_prefix: ClassVar[str] = "KUBE_CONTROLLERS_"
 
     enabled_controllers: tuple[str, ...] | None = setting(
@@ -58,7 +59,7 @@ class KubeControllersConfig(RuntimeConfig):
     )
     prometheus_metrics_port: int | None = setting(
         None,
-        "Port of /metrics on all addresses, 0 for none; none: by the KubeControllersConfiguration.",
+        "Port of /metrics, 0 for none; none: by the KubeControllersConfiguration.",
         env=("*PROMETHEUSMETRICSPORT",),
         minimum=0,
         maximum=65535,
@@ -105,9 +106,7 @@ class KubeControllersConfig(RuntimeConfig):
 
     def kubernetes(self, environ: Mapping[str, str]) -> Path | None:
         """The kubeconfig, or IN_CLUSTER; None when there is no Kubernetes to be seen."""
-        if self.kubeconfig is not None:
-            return self.kubeconfig
-        return IN_CLUSTER if environ.get("KUBERNETES_SERVICE_HOST") else None
+        return credentials(self.kubeconfig, environ)
 
     def environment(self, environ: Mapping[str, str]) -> Environment:
         """What was given here and so wins over the resource, with the text of the variables for its status."""

@@ -22,6 +22,7 @@ from libs.runtime import contact
 from libs.runtime.backends import open_bus, open_store
 from libs.runtime.service import Service, ServiceExit
 from libs.store.api import Store, StoreError
+from libs.trust import own
 from services.node.config import NodeConfig
 from services.node.core.programs import BIRD, Program, programs
 from services.node.metrics import Metrics
@@ -46,6 +47,9 @@ CHILD_GRACE_S = 20.0
 async def run(config: NodeConfig, service: Service) -> None:
     """All daemons and, where asked for, all programs, until told to stop."""
     random = Random()
+    await _has_own_files(config)
+    start = service.health.register("Start", liveness=False)  # or we were ready before anybody could say otherwise
+    start.report(ready=False, detail="starting up")
     async with open_store() as store, open_kube(config.kubernetes()) as kube:
         if config.supervise:
             await _started(start_up(config, store, kube, random), service)
@@ -63,6 +67,7 @@ async def run(config: NodeConfig, service: Service) -> None:
             completion = None
             if kube is not None:
                 completion = service.spawn(_complete(config, service, kube, random), name="completion")
+            start.report(detail="all is started")
             service.ready()
             await service.stop.wait()
             if completion is not None:
@@ -70,6 +75,16 @@ async def run(config: NodeConfig, service: Service) -> None:
                 await asyncio.wait({completion})
             if config.supervise and kube is not None:
                 await _say_goodbye(kube, config.kubernetes_name())
+
+
+async def _has_own_files(config: StartupConfig) -> None:
+    """Raises ServiceExit when the certificate is another node's, or is not there."""
+    try:
+        shared = await own.check(config.node_name(), os.environ)
+    except (own.NotOwn, TimeoutError) as error:
+        raise ServiceExit(2, str(error) or "the certificate could not be read in time") from error
+    if shared:
+        log.warning("the certificate names no node: whoever holds it is all of them", extra={"common_name": shared})
 
 
 async def _started(work: Coroutine[Any, Any, object], service: Service) -> None:
@@ -195,6 +210,7 @@ async def _say_goodbye(kube: KubeApi, node: str) -> None:
 
 async def startup(config: StartupConfig, service: Service) -> None:
     """The node's resource, default pools and the rest of a start; then the end."""
+    await _has_own_files(config)
     async with open_store() as store, open_kube(config.kubernetes()) as kube:
         await _started(start_up(config, store, kube, Random()), service)
 

@@ -17,6 +17,7 @@ from libs.resources import version_guard
 from libs.runtime import garbage, tracing
 from libs.runtime.backends import open_bus, open_store
 from libs.runtime.health import Reporter
+from libs.runtime.metrics_server import MetricsServer
 from libs.runtime.release import version
 from libs.runtime.service import Service
 from libs.store.api import Store, StoreError
@@ -254,12 +255,14 @@ async def run(config: TyphaConfig, service: Service) -> None:
             return
         typha = Typha(config, service, watching, store, bus, cluster)
         typha.start()
+        metrics_at = config.metrics_place(config.metrics_port if config.metrics_enabled else 0)
         for name, work in (
             ("sync", typha.sync_forever()),
             ("flush", typha.flush_forever()),
             ("contact", typha.contact_forever(cluster)),
             ("beat", typha.beat_forever()),
             ("ping", typha.ping_forever()),
+            ("metrics", MetricsServer(service, metrics_at).run()),
         ):
             service.spawn(work, name=name)
         service.ready()

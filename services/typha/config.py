@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from libs.runtime.config import RuntimeConfig, setting
+from libs.runtime.config import setting
+from libs.runtime.metrics_config import MetricsConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class TyphaConfig(RuntimeConfig):
+class TyphaConfig(MetricsConfig):
     env_prefix: ClassVar[str] = "TYPHA_"
 
     shutdown_grace_s: float = setting(
@@ -29,3 +30,7 @@ class TyphaConfig(RuntimeConfig):
         env=("*CONNECTIONREBALANCINGMODE",),
     )
     events: bool = setting(True, "Publish every resource change on calico.typha.<instance>.event.>, for people.")
+    metrics_enabled: bool = setting(
+        False, "Show metrics on a port for readers elsewhere.", env=("*PROMETHEUSMETRICSENABLED",)
+    )
+    metrics_port: int = setting(9093, "That port.", env=("*PROMETHEUSMETRICSPORT",), minimum=0, maximum=65535)

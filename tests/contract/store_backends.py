@@ -119,10 +119,12 @@ class EtcdBackend:
     async def start_server(self) -> None:
         await self.server.start_async()
 
-    async def replace_history(self) -> None:
+    async def replace_history(self, *, same_id: bool = False) -> None:
+        """same_id: as one restored from a backup with the settings of before."""
         self.server.kill()
         shutil.rmtree(self.server.directory / "data")
-        self.server.cluster_token = uuid.uuid4().hex
+        if not same_id:
+            self.server.cluster_token = uuid.uuid4().hex
         await self.server.start_async()
 
     async def pass_time(self, seconds: float) -> None:

@@ -90,17 +90,22 @@ async def test_chunks_are_one_list_of_one_moment(stage: Stage) -> None:
     await fill(stage, 3, "shopping")
     whole = await stage.call("GET", NETSETS)
     page = await stage.call("GET", NETSETS, limit=20)
-    names, metadata = page.names, page.json["metadata"]
+    names, items, metadata = page.names, page.json["items"], page.json["metadata"]
     assert metadata["remainingItemCount"] == 30
     assert metadata["resourceVersion"] == whole.json["metadata"]["resourceVersion"]
     await stage.call("DELETE", f"{NETSETS}/n030")
     await stage.make("networksets", "n025x", {}, "shop")
+    changed = whole.json["items"][40] | {"spec": {"nets": ["10.9.9.9/32"]}}
+    assert (await stage.call("PUT", f"{NETSETS}/n040", changed)).status == 200
+    assert (await stage.call("GET", NETSETS)).json["items"][40]["spec"]["nets"] == ["10.9.9.9/32"]  # it is known by now
     while token := metadata.get("continue"):
         page = await stage.call("GET", NETSETS, limit=20, continue_=token)
         assert page.json["metadata"]["resourceVersion"] == metadata["resourceVersion"]
         metadata = page.json["metadata"]
         names += page.names
+        items += page.json["items"]
     assert "remainingItemCount" not in metadata
+    assert items == whole.json["items"]
     assert names == whole.names == [f"n{number:03}" for number in range(50)]
 
 

@@ -67,6 +67,33 @@ async def test_other_tiers_are_neither_read_nor_written(two_tiers: Stage) -> Non
     assert (await stage.call("GET", f"{GNP}/b3")).status == 404
 
 
+async def test_who_may_not_see_a_tier_does_not_learn_which_names_it_has(two_tiers: Stage) -> None:
+    """With the name or without it the same is answered; who may see any tier learns of names that belong to none."""
+    stage = two_tiers
+    await stage.make(GNP, "b.there", {"tier": "b"})
+    answers = []
+    for name in ("b.there", "b.none"):
+        body = {"metadata": {"name": name, "resourceVersion": "7"}, "spec": {"tier": "b"}}
+        for method, given, content_type in (
+            ("GET", None, ""),
+            ("PUT", body, "application/json"),
+            ("PATCH", {"spec": {"order": 1}}, MERGE),
+            ("DELETE", None, ""),
+        ):
+            answer = await stage.call(method, f"{GNP}/{name}", given, content_type=content_type, user="alice")
+            answers.append((name, answer.status, answer.message.replace(name, "NAME")))
+    there, none = [[rest for name, *rest in answers if name == one] for one in ("b.there", "b.none")]
+    assert there == none
+    assert {status for status, _ in none} == {403}
+    assert (await stage.call("GET", f"{GNP}/b.none")).status == 404
+    assert (await stage.call("GET", f"{GNP}/a.none", user="alice")).status == 404
+    assert (await stage.call("GET", f"{GNP}/none", user="alice")).status == 404  # and then she may create it in a
+    assert (await stage.call("GET", f"{GNP}/not.there", user="alice")).status == 404
+    assert (await stage.call("GET", f"{GNP}/none", user="carol")).status == 403
+    assert (await stage.call("GET", f"{GNP}/none", user="carol", resourceVersion=0)).status == 403
+    assert (await stage.call("DELETE", f"{GNP}/none", user="carol")).status == 403
+
+
 async def test_own_tier_is_read_and_written(two_tiers: Stage) -> None:
     stage = two_tiers
     made = await stage.call("POST", GNP, {"metadata": {"name": "a3"}, "spec": {"tier": "a"}}, user="alice")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
 import pytest
+import uvloop
 
 from libs.bus import BusConfig, BusNoResponders, BusPayloadTooLarge, BusTimeout, BusUnavailable, Msg
 from libs.bus.nats import NatsBus, connect
@@ -254,3 +256,26 @@ async def test_what_waited_and_the_next_server_does_not_take_is_dropped_and_the_
             await eventually(lambda: got == [b"small"])
             with pytest.raises(BusPayloadTooLarge):
                 bus.publish("t", b"x" * 2048)
+
+
+def test_a_name_that_is_not_resolved_in_time_leaves_no_complaint() -> None:
+    """ "Future exception was never retrieved" was logged again and again while the server's name was not known."""
+    complaints: list[str] = []
+
+    async def away() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: complaints.append(str(context)))
+        config = config_for("nats://no.such.host.invalid:4222")
+        for timeout_s in (0.0001, 0.001, 0.005):
+            bus = NatsBus(replace(config, connect_timeout_s=timeout_s), name="r")
+            bus.start()
+            with pytest.raises(BusUnavailable):
+                await bus.wait_connected(0.5)
+            await bus.close()
+        await loop.shutdown_default_executor()  # no resolver is under way any more
+        gc.collect()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(away())
+    gc.collect()
+    assert not complaints

@@ -12,7 +12,6 @@ import tarfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,11 @@ from libs.resources.client import ResourceClient
 from libs.store import StoreConfig
 from libs.store.etcd import connect
 from libs.testkit.servers import EtcdServer
+from tests.contract.calico_data import recorded
 from tests.contract.rest_stage import rest_stage
 
 pytestmark = pytest.mark.servers
 ROOT = Path(__file__).resolve().parents[2]
-SAMPLE = ROOT.parent / "shared" / "facts" / "etcd-sample.txt"
 WAIT_S = 60.0
 TIER = "kind: Tier\napiVersion: projectcalico.org/v3\nmetadata: {name: %s}\nspec: {order: %s}\n"
 
@@ -199,21 +198,11 @@ async def test_watch_only_leaves_out_what_there_is(on_etcd: World) -> None:
 # --- the bytes that Calico's own client wrote ------------------------------------------------------------------------
 
 
-def recorded() -> dict[str, dict[str, Any]]:
-    lines = SAMPLE.read_text().splitlines()
-    return {
-        key: json.loads(value)
-        for key, value in pairwise(lines)
-        if key.startswith("/calico/") and value.startswith("{")
-    }  # fmt: skip
-
-
 def normal(value: dict[str, Any]) -> dict[str, Any]:
     metadata = {name: one for name, one in value["metadata"].items() if name not in ("uid", "creationTimestamp")}
     return {**value, "metadata": metadata}
 
 
-@pytest.mark.skipif(not SAMPLE.exists(), reason="recorded samples are not here")
 async def test_what_it_writes_is_what_calicos_client_wrote(on_etcd: World, tmp_path: Path) -> None:
     """The recorded values as input, as a user would have them: without uid, times and what clients add."""
     wanted, documents, skipped = {}, [], []
@@ -241,7 +230,6 @@ async def test_what_it_writes_is_what_calicos_client_wrote(on_etcd: World, tmp_p
         assert json.dumps(normal(written)) == json.dumps(value), f"{key}: another order of fields"
 
 
-@pytest.mark.skipif(not SAMPLE.exists(), reason="recorded samples are not here")
 async def test_it_reads_everything_that_calicos_client_wrote(on_etcd: World, tmp_path: Path) -> None:
     """One process shows it all: the bundle holds every kind as YAML and as the wide table, IPAM besides."""
     values = recorded()

@@ -89,6 +89,16 @@ async def test_with_its_fence_it_writes_and_refuses_like_the_store_below(stage: 
     assert await stage.plain.get(new) is None
 
 
+@pytest.mark.parametrize("how", ["gone", "of another"])
+async def test_who_leads_is_told_and_who_does_not_too(stage: Stage, how: str) -> None:
+    await stage.fenced.confirm()
+    await stage.plain.delete(stage.key)
+    if how != "gone":
+        await stage.plain.put(stage.key, b"you")
+    with pytest.raises(FenceLost):
+        await stage.fenced.confirm()
+
+
 async def test_a_transaction_that_fails_tells_of_its_own_keys_alone(stage: Stage) -> None:
     result = await stage.fenced.txn([Compare(stage.prefix + "a", 0)], [Put(stage.prefix + "b", b"x")])
     assert not result.succeeded

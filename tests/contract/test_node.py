@@ -172,3 +172,25 @@ async def test_g21_the_status_follows_the_speaker_on_the_bus(stage: Stage) -> No
     finally:
         child.process.terminate()
     assert await child.status(60) == 0
+
+
+async def test_d06_while_it_starts_up_it_is_not_ready(tmp_path: Path) -> None:
+    """Start-up waits for the datastore: nothing has reported yet, and that is not all being well."""
+    port, env = free_port(), {"WAIT_FOR_DATASTORE": "true", "NODENAME": "node1"}
+    env |= {"ETCD_ENDPOINTS": f"http://127.0.0.1:{free_port()}", "CALICO_NODENAME_FILE": str(tmp_path / "nodename")}
+    env |= {"CALICO_NODE_HEALTHHOST": "127.0.0.1", "CALICO_NODE_HEALTHPORT": str(port)}
+    child = Child("services.node", "run", "--supervise", env=env, log=tmp_path / "log")
+    try:
+
+        async def waits() -> bool:
+            return "waiting for the datastore" in child.log.read_text()
+
+        await until(waits, child, "it waits")
+        async with aiohttp.ClientSession() as session:
+            async with session.get(f"http://127.0.0.1:{port}/readiness") as answer:
+                assert answer.status == 503
+                assert "starting up" in await answer.text()
+            async with session.get(f"http://127.0.0.1:{port}/liveness") as answer:
+                assert answer.status == 204
+    finally:
+        child.kill()

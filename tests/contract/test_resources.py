@@ -224,6 +224,47 @@ async def test_a_tier_changed_meanwhile_does_not_stop_a_policy(client: ResourceC
     assert (await client.get("GlobalNetworkPolicy", "p")).name == "p"
 
 
+async def test_what_was_seen_of_a_tier_holds_only_as_long_as_the_tier_does(
+    client: ResourceClient, store: Store
+) -> None:
+    other = ResourceClient(store)
+    await client.create(resource("Tier", "sec", {"order": 5}))
+    await client.create(resource("GlobalNetworkPolicy", "sec.a", {"tier": "sec"}))
+    with pytest.raises(AlreadyExists):
+        await client.create(resource("GlobalNetworkPolicy", "sec.a", {"tier": "sec"}))
+    await other.apply(resource("Tier", "sec", {"order": 6}))
+    assert (await client.create(resource("GlobalNetworkPolicy", "sec.b", {"tier": "sec"}))).created
+
+    for name in ("sec.a", "sec.b"):
+        gone = await other.delete("GlobalNetworkPolicy", name)
+        assert (gone.deleted, gone.resource.metadata.name) == (True, name)
+    with pytest.raises(NotFound):
+        await other.delete("GlobalNetworkPolicy", "sec.a")
+    await other.delete("Tier", "sec")
+    with pytest.raises(NotFound, match=r"Tier\(sec\)"):
+        await client.create(resource("GlobalNetworkPolicy", "sec.c", {"tier": "sec"}))
+    await other.create(resource("Tier", "sec"))
+    assert (await client.create(resource("GlobalNetworkPolicy", "sec.c", {"tier": "sec"}))).created
+
+
+async def test_a_policy_costs_one_request_once_its_tier_is_known(client: ResourceClient, store: Store) -> None:
+    await client.create(resource("NetworkPolicy", "first", namespace="a"))
+    asked: list[str] = []
+    for name in ("get", "list", "txn", "update", "delete"):
+        original = getattr(store, name)
+
+        async def counted(*args: object, name: str = name, original: object = original, **kwargs: object) -> object:
+            asked.append(name)
+            return await original(*args, **kwargs)  # type: ignore[operator]
+
+        setattr(store, name, counted)
+    policy = resource("NetworkPolicy", "second", {"selector": "has(x)"}, "a")
+    await client.create(policy)
+    await client.apply(policy)
+    await client.delete("NetworkPolicy", "second", "a")
+    assert asked == ["txn", "txn", "delete"]
+
+
 async def test_deleting_a_pool_gives_its_blocks_back(client: ResourceClient, store: Store) -> None:
     await client.create(resource("Node", "node1"))
     await client.create(pool("p", "10.0.0.0/16"))

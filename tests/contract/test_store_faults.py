@@ -9,8 +9,9 @@ from contextlib import aclosing
 import pytest
 
 from libs.store import Compacted, Event, Put, Store, StoreUnavailable
+from libs.store.watch import Watch
 from libs.testkit.servers import EtcdServer
-from tests.contract.store_backends import FAST_LEASES, Backend, open_backend, take
+from tests.contract.store_backends import FAST_LEASES, Backend, EtcdBackend, open_backend, take
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +23,13 @@ def etcd_server() -> Iterator[EtcdServer]:
 @pytest.fixture(params=["memory", pytest.param("etcd", marks=pytest.mark.servers)])
 async def backend(request: pytest.FixtureRequest) -> AsyncGenerator[Backend, None]:
     async with open_backend(request.param, lambda: request.getfixturevalue("etcd_server")) as made:
+        yield made
+
+
+@pytest.fixture
+async def etcd_backend(etcd_server: EtcdServer) -> AsyncGenerator[EtcdBackend, None]:
+    async with open_backend("etcd", lambda: etcd_server) as made:
+        assert isinstance(made, EtcdBackend)
         yield made
 
 
@@ -181,6 +189,38 @@ async def test_another_etcd_in_the_same_place_is_told_as_a_resync(backend: Backe
         await backend.replace_history()
         async with asyncio.timeout(20):
             batch = await waiting
+        assert batch.resync
+        assert batch.revision < begin
+        assert {event.key for event in batch.events if event.kv is None} == set(known)
+        await store.put(prefix + "new", b"1")
+        (event,) = await take(batches, lambda events: len(events) == 1)
+        assert event.key == prefix + "new"
+
+
+@pytest.mark.servers
+async def test_an_etcd_put_back_between_the_look_and_the_stream_is_noticed(
+    etcd_backend: EtcdBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The id is the same, so only the revision tells; nothing more would ever be heard on that stream."""
+    store, prefix = etcd_backend.store(), etcd_backend.prefix
+    for number in range(20):
+        begin = await store.put(f"{prefix}{number}", b"1")
+    listing = await store.list(prefix)
+    known = {kv.key: kv.mod_revision for kv in listing.kvs}
+    look = Watch._check_history
+    ids = [(await store.status()).cluster_id]
+
+    async def looked(self: Watch) -> None:
+        await look(self)
+        if len(ids) == 1:
+            await etcd_backend.replace_history(same_id=True)
+            ids.append((await store.status()).cluster_id)
+
+    monkeypatch.setattr(Watch, "_check_history", looked)
+    async with aclosing(store.watch(prefix, revision=begin + 1, known=known)) as batches:
+        async with asyncio.timeout(20):
+            batch = await anext(batches)
+        assert ids[0] == ids[1]
         assert batch.resync
         assert batch.revision < begin
         assert {event.key for event in batch.events if event.kv is None} == set(known)

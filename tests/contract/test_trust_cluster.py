@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +16,8 @@ import pytest
 
 from libs.bus import Msg, subjects
 from libs.bus.nats import NatsBus, connect
-from libs.testkit.servers import EtcdServer, NatsServer, free_port
+from libs.store.etcd import EtcdStore
+from libs.testkit.servers import EtcdServer, NatsServer, etcd_cluster, free_port
 from libs.testkit.trusted import LOOPBACK, Trust
 from libs.trust import identities, nats_config
 from tests.contract.store_backends import eventually
@@ -87,6 +90,52 @@ async def test_three_servers_are_one_bus_and_a_node_is_no_route(
         await eventually(
             lambda: any("TLS route handshake error" in server.log_path.read_text() for server in servers), deadline_s=20
         )
+
+
+async def test_members_of_etcd_know_each_other_by_an_authority_of_their_own(trust: Trust) -> None:
+    """Whoever speaks at a member's peer port is above all users and roles; so no client's certificate opens it."""
+    at = trust.files(identities.ETCD)
+    members = etcd_cluster(3, tls=at)
+    try:
+        stores = [EtcdStore(trust.store_config(member, identities.OPERATOR)) for member in members]
+        try:
+            for number, store in enumerate(stores):
+                await store.put(f"/calico/{number}", b"x")
+                assert len((await stores[number - 1].list("/calico/")).kvs) == number + 1
+        finally:
+            for store in stores:
+                await store.close()
+
+        def shown(certificate: Path, key: Path, port: int) -> str:
+            """Serial of the member's certificate, "" when it lets us ask nothing."""
+            context = ssl.create_default_context(cafile=at / "peer-ca.crt")
+            context.load_cert_chain(certificate, key)
+            try:
+                with (
+                    socket.create_connection(("127.0.0.1", port), timeout=20) as plain,
+                    context.wrap_socket(plain, server_hostname="127.0.0.1") as secure,
+                ):
+                    secure.sendall(b"GET /members HTTP/1.1\r\nHost: etcd\r\n\r\n")
+                    assert secure.recv(12) == b"HTTP/1.1 200"
+                    found = secure.getpeercert()
+                    return str(found and found["serialNumber"])
+            except (ssl.SSLError, ConnectionError):
+                return ""
+
+        for member in members:
+            assert shown(at / "peer.crt", at / "peer.key", member.peer_port)
+            for identity in (identities.ETCD, identities.ROOT, identities.node("node1")):
+                files = trust.files(identity)
+                assert shown(files / "tls.crt", files / "tls.key", member.peer_port) == ""
+            with socket.create_connection(("127.0.0.1", member.peer_port), timeout=20) as plain:
+                plain.sendall(b"GET /members HTTP/1.1\r\nHost: etcd\r\n\r\n")
+                assert b" 200 " not in plain.recv(64)
+        before = shown(at / "peer.crt", at / "peer.key", members[0].peer_port)
+        trust.authority.renew(identities.ETCD)
+        assert shown(at / "peer.crt", at / "peer.key", members[0].peer_port) not in ("", before)
+    finally:
+        for member in members:
+            member.close()
 
 
 async def test_auth_is_set_up_by_one_command_and_removed_by_one(trust: Trust) -> None:

@@ -146,6 +146,63 @@ async def test_users_with_passwords(stage: tuple[Trust, EtcdServer]) -> None:
                 await store.get(POLICY)
 
 
+async def test_a_changed_password_is_read_when_it_is_needed(stage: tuple[Trust, EtcdServer], tmp_path: Path) -> None:
+    """A file first and then etcd loses nothing; the other way round what is asked meanwhile is refused, and no more."""
+    trust, _ = stage
+    files = trust.etcd_files()
+    password = tmp_path / "password"
+    async with EtcdServer(cert_file=files["cert_file"], key_file=files["key_file"]) as server:
+        anybody = replace(trust.store_config(server, identities.TYPHA), cert=b"", key=b"", tls_files=(None, None, None))
+
+        async def set_password(text: str, **root: str) -> None:
+            passwords = {identities.ROOT: "r00t", identities.OPERATOR: text}
+            connection = Connection(replace(anybody, **root))
+            try:
+                steps = etcd_auth.plan(await etcd_auth.read(connection), etcd_roles.users(()), passwords)
+                await etcd_auth.carry_out(connection, steps, lambda step: None)
+            finally:
+                await connection.close()
+
+        await set_password("first")
+        as_root = {"username": identities.ROOT, "password": "r00t"}
+        password.write_text("first\n")
+        environ = {
+            "ETCD_ENDPOINTS": server.endpoint, "ETCD_CA_CERT_FILE": str(files["ca_file"]),
+            "ETCD_USERNAME": identities.OPERATOR, "ETCD_PASSWORD_FILE": str(password),
+        }  # fmt: skip
+        config = StoreConfig.from_env(environ)
+        assert "first" not in repr(config)
+        async with opened(config) as store, aclosing(store.watch(RESOURCES, revision=1)) as batches:
+            await store.put(POLICY, b"1")
+            await anext(batches)
+            password.write_text("second\n")
+            await store.put(POLICY, b"2")
+            await set_password("second", **as_root)
+            await store.put(POLICY, b"3")
+            await set_password("third", **as_root)
+            with pytest.raises(StoreAuthError):
+                await store.get(POLICY)
+            password.unlink()
+            with pytest.raises(StoreAuthError, match="ETCD_PASSWORD_FILE"):
+                await store.get(POLICY)
+            password.write_text("third")
+            await store.put(POLICY, b"4")
+            seen: list[bytes] = []
+            async with asyncio.timeout(20):
+                while seen[-1:] != [b"4"]:
+                    seen += [event.kv.value for event in (await anext(batches)).events if event.kv is not None]
+            assert seen == [b"2", b"3", b"4"]
+        for text, said in (("", "is empty"), (None, "No such file")):
+            password.unlink()
+            if text is not None:
+                password.write_text(text)
+            with pytest.raises(StoreConfigError, match=said):
+                StoreConfig.from_env(environ)
+            password.touch()
+        with pytest.raises(StoreConfigError, match="not both"):
+            StoreConfig.from_env(environ | {"ETCD_PASSWORD": "x"})
+
+
 async def test_setting_up_again_changes_nothing_and_damage_is_repaired(stage: tuple[Trust, EtcdServer]) -> None:
     trust, server = stage
     assert await trust.enable_auth(server.endpoint) == []

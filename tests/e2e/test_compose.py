@@ -26,7 +26,7 @@ docker compose logs --tail 20
 TITLE = "## With docker compose\n"
 _TIMEOUT_S = 600.0
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster"), pytest.mark.timeout(_TIMEOUT_S)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(_TIMEOUT_S)]
 
 
 def section() -> str:

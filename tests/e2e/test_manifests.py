@@ -1,5 +1,6 @@
 """`kubectl apply -f k8s/calico-vxlan.yaml` on real kubelets, with the image of this tree: rows M01, M04, X04 (each
-account suffices), M14 (probes answer, read-only roots and users without rights do).
+account suffices), M14 (probes answer, read-only roots and users without rights do), D14's way from a real Calico (what
+it left in iptables goes).
 
 The datastore and the bus stand outside, without TLS: the way of an existing etcd. VXLAN, because not every kernel has
 IP in IP.
@@ -22,6 +23,7 @@ import yaml
 from libs.netlink.netns import in_netns
 from libs.testkit.cluster import PROJECT
 from libs.testkit.kube.cluster import KubeCluster
+from libs.testkit.netns import Namespace
 from libs.testkit.reach import Flow, Verdict, check, open_flow
 from tests.e2e.conftest import needs_kubernetes, needs_real_kubelets
 
@@ -31,12 +33,24 @@ JsonObject = dict[str, Any]
 SYSTEM, SPACE = "calico-system", "shop"
 MANIFEST = PROJECT / "k8s" / "calico-vxlan.yaml"
 IMAGE = Path(os.environ.get("CALICO_TEST_IMAGE", PROJECT / ".run" / "image.tar"))
+EARLIER_CALICO = """
+table ip filter {
+    chain FORWARD { type filter hook forward priority filter; policy accept; counter jump cali-FORWARD; }
+    chain cali-FORWARD { counter drop; }
+}
+"""
+"""As its iptables mode leaves it, in the form that iptables-nft reads; drops all that is forwarded."""
 COMPONENTS = {"calico-node": 2, "calico-typha": 2, "calico-kube-controllers": 2}
 
 
 def needs_image() -> None:
     if not IMAGE.exists():
         pytest.skip("the container image is not here")
+
+
+def nft(kube: KubeCluster, *arguments: str, text: str | None = None) -> str:
+    """nft on node1."""
+    return Namespace(kube.node("node1").namespace.name).run("nft", *arguments, text=text)
 
 
 def manifests(kube: KubeCluster) -> list[JsonObject]:
@@ -55,6 +69,7 @@ async def kube() -> AsyncIterator[KubeCluster]:
     needs_image()
     async with KubeCluster(nodes=2, real_kubelets=True, calico=False) as made:
         await made.import_image(IMAGE)
+        await asyncio.to_thread(nft, made, "-f", "-", text=EARLIER_CALICO)
         kubectl = made.kubectl
         # The host of a service account's environment is the Service's address, by kube-proxy.
         await asyncio.to_thread(kubectl.apply, *manifests(made))
@@ -146,6 +161,15 @@ async def test_users_pods_have_a_network_and_policy_acts(kube: KubeCluster, pods
     }  # fmt: skip
     await asyncio.to_thread(kube.kubectl.apply, policy)
     await become(kube, pods, {"friend": Verdict.ALLOW, "stranger": Verdict.DENY})
+
+
+async def test_what_an_earlier_calico_left_is_taken_over(kube: KubeCluster) -> None:
+    """The image has what it takes: traffic would not be forwarded on that node, see EARLIER_CALICO."""
+
+    async def gone() -> bool:
+        return "cali-" not in await asyncio.to_thread(nft, kube, "list", "table", "ip", "filter")
+
+    await kube.until(gone, "chains of an earlier Calico removed", timeout_s=60)
 
 
 async def test_nodes_are_ready_and_say_so(kube: KubeCluster, pods: dict[str, JsonObject]) -> None:

@@ -6,6 +6,7 @@ has. The names of protocols, functions and filters are Calico's.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from ipaddress import ip_network
 
 from libs.testkit.routers.bird import Bird
@@ -18,13 +19,14 @@ class CalicoBird(Bird):
     """router.routes: this node's blocks; router.neighbours: the other nodes. Pods are given as addresses."""
 
     pods: tuple[str, ...] = ()
+    pools: Mapping[Family, str] = POOLS
     recovers = True  # a Calico node always starts `bird -R`
 
     def write_config(self) -> None:
-        (self.directory / "bird.conf").write_text(render(self.router, self.pods))
+        (self.directory / "bird.conf").write_text(render(self.router, self.pods, self.pools))
 
 
-def render(router: Router, pods: tuple[str, ...]) -> str:
+def render(router: Router, pods: tuple[str, ...], pools: Mapping[Family, str]) -> str:
     parts = [
         f"""
 router id {router.router_id};
@@ -34,12 +36,12 @@ function apply_communities() {{ }}
 function calico_export_to_bgp_peers_4(bool internal_peer) {{
   apply_communities();
   calico_aggr_4();
-  if (net ~ {POOLS["ipv4"]}) then {{ accept; }}
+  if (net ~ {pools["ipv4"]}) then {{ accept; }}
 }}
 function calico_export_to_bgp_peers_6(bool internal_peer) {{
   apply_communities();
   calico_aggr_6();
-  if (net ~ {POOLS["ipv6"]}) then {{ accept; }}
+  if (net ~ {pools["ipv6"]}) then {{ accept; }}
 }}
 protocol device {{ debug {{ states }}; scan time 2; }}
 protocol direct {{ debug {{ states }}; ipv4; ipv6; interface -"cali*", -"kube-ipvs*", "*"; }}
@@ -76,6 +78,7 @@ protocol kernel kernel{digit} {{
   learn; persist; scan time 2;
   graceful restart;
   merge paths on;
+  metric 0;
   {family} {{ import all; export filter calico_kernel_programming_{digit}; }};
 }}
 protocol static aggregates{digit} {{ {family};

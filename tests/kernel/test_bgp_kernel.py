@@ -199,6 +199,23 @@ async def test_route_of_another_program_stays_and_ours_waits(space: netns.Namesp
         await until(lambda: not side.kernel.failures, "nothing to report any more")
 
 
+async def test_route_that_bird_left_is_taken_over_in_place_where_it_leads_the_same_way(space: netns.Namespace) -> None:
+    """The BIRD of an earlier Calico: IPv6 routes without a metric have the kernel's 1024, which may be ours too."""
+    metric = str(2147483647 - 100)
+    for text, via in (("10.65.2.0/26", "10.9.0.2"), ("10.65.3.0/26", "10.9.0.3")):
+        space.run("ip", "route", "add", text, "via", via, "dev", "va", "proto", "bird", "metric", metric)
+    async with running(space) as side:
+        assert await side.kernel.fib.predecessor() == {Family.IPV4}
+        side.tell("10.65.2.0/26", "10.65.3.0/26")
+        await until(lambda: side.routes().get("10.65.2.0/26") == "10.9.0.2 va", "ours now")
+        other = (Family.IPV4, nlri(ip_network("10.65.3.0/26")))
+        await until(lambda: "another program" in side.kernel.fib.blocked.get(other, ""), "leads elsewhere, so it stays")
+        left = json.loads(space.run("ip", "-j", "route", "show", "proto", "bird"))
+        assert [one["dst"] for one in left] == ["10.65.3.0/26"]
+        side.withdraw("10.65.2.0/26")
+        await until(lambda: "10.65.2.0/26" not in side.routes(), "it is ours to take away")
+
+
 async def test_restart_keeps_what_is_right_and_sweeps_the_rest_after_end_of_rib(space: netns.Namespace) -> None:
     async with running(space) as side:
         side.tell("10.65.2.0/26", "10.65.3.0/26")

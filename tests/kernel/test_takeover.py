@@ -58,3 +58,34 @@ def test_mounted_directories_of_state_are_emptied_and_stay(host: Namespace, tmp_
     assert told == [f"removed all in {state}", "nothing to remove"]
     assert not list(state.iterdir())
     assert tmp_path.exists()
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_of_tunl0_only_what_is_ours_goes(host: Namespace, tmp_path: Path, shared: bool) -> None:
+    """Any link of that name will do: what the module makes by itself, this kernel may not have."""
+    if not host.run("sh", "-c", "ip -o link show tunl0 2>/dev/null || true"):
+        host.run("ip", "link", "add", "tunl0", "type", "veth", "peer", "name", "other0")
+    host.run("ip", "link", "set", "tunl0", "up")
+    host.run("ip", "address", "add", "10.65.0.1/32", "dev", "tunl0")
+    host.run("ip", "route", "add", "blackhole", "10.65.0.0/26", "proto", "80")
+    if shared:
+        host.run("ip", "address", "add", "198.51.100.1/32", "dev", "tunl0")
+        host.run("ip", "address", "add", "10.65.0.2/30", "dev", "tunl0")
+    root = Path(__file__).resolve().parents[2]
+    command = [
+        sys.executable, "-m", "services.node", "uninstall", "--force", "--state-dir", str(tmp_path / "state"),
+        "--conf-dir", str(tmp_path / "net.d"), "--bin-dir", str(tmp_path / "bin"),
+    ]  # fmt: skip
+    script = f"cd {root} && {shlex.join(command)}"
+    told = host.run("sh", "-c", script)
+    left = host.run("ip", "-o", "address", "show")
+    assert "10.65.0.1/32" not in left
+    assert "10.65.0.0/26" not in host.run("ip", "route")
+    if shared:
+        assert "10.65.0.1/32 of interface tunl0" in told
+        assert "198.51.100.1/32" in left
+        assert "10.65.0.2/30" in left
+        assert ",UP" in host.run("ip", "-o", "link", "show", "tunl0")
+    else:
+        assert "removed interface tunl0" in told
+    assert host.run("sh", "-c", script) == "nothing to remove\n"

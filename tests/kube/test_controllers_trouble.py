@@ -218,9 +218,9 @@ async def test_a_missing_permission_is_named_and_nothing_is_deleted_for_lack_of_
     named = [source for source in SOURCES if not source.optional]
     if verb == "get":
         asked = {"NetworkPolicy": "networkpolicies", "Namespace": "namespaces", "Node": "nodes"}
-        texts = [f'cannot get resource \\"{plural}\\"' for plural in asked.values()]
+        texts = [f'User \\"{user}\\" cannot get resource \\"{plural}\\"' for plural in asked.values()]
     else:
-        texts = [f'cannot {verb} resource \\"{source.plural}\\"' for source in named]
+        texts = [f'User \\"{user}\\" cannot {verb} resource \\"{source.plural}\\"' for source in named]
     await eventually(lambda: said(replica, *texts), lambda: f"{texts}\n{stage.told()}")
     if verb != "watch":  # what is listed is known, also when it cannot be followed
         for kind, name, namespace in strays:

@@ -33,7 +33,7 @@ def beat(instance: str, *, leaving: bool = False, age_s: float = 0.1, protocol: 
 
 
 class World:
-    """Steps of 50 ms. Each typha ticks at times of its own, also more than once a second; what is said arrives late.
+    """Steps of 50 ms. Each typha ticks at times of its own, more than once a second too; reports and beats come late.
     stubborn: readers that never move.
     """
 

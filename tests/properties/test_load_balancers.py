@@ -7,23 +7,24 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from random import Random
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from libs.ipam.block import ReleaseOption
+from libs.ipam.block import Block, ReleaseOption
 from libs.ipam.client import IpamClient
 from libs.ipam.requests import ReleaseResult
 from libs.ipam.source import StoreSource
 from libs.kube.objects import SERVICES, Key, Service
 from libs.resources.mirror import Mirror
+from libs.store.api import FenceLost
 from libs.store.memory import MemoryEtcd, MemoryStore
 from services.kube_controllers.core import load_balancers as core
 from services.kube_controllers.core.settings import Environment, Running, default_configuration, running
-from services.kube_controllers.shell.load_balancers import LoadBalancers
+from services.kube_controllers.shell.load_balancers import SYNC_S, LoadBalancers
 from tests.contract.ipam_stage import Cluster
 from tests.unit.services.kube_controllers.services_api import Document, ServicesApi
 
@@ -57,6 +58,9 @@ class World:
         self.mirror = Mirror(self.store, LoadBalancers.reads, lambda kinds: None, Random(1))
         self.controller: LoadBalancers
         self.ipam: IpamClient
+        self.leads = True
+        self.now_s = 0.0
+        self.reads = 0  # of all of address management
 
     async def start(self) -> None:
         cluster = self.cluster = Cluster(_Backend(self.store))  # type: ignore[arg-type]
@@ -70,13 +74,24 @@ class World:
         self.ipam = IpamClient(self.store, source)
         guarded = _Guarded(self.store, source)
         guarded.releasing = self.may_release
-        self.controller = LoadBalancers(self.mirror, guarded, self.api.kubernetes())
+        guarded.reading = self.count
+        self.controller = LoadBalancers(
+            self.mirror, guarded, self.api.kubernetes(), self.confirm, monotonic=lambda: self.now_s
+        )
+
+    def count(self) -> None:
+        self.reads += 1
+
+    async def confirm(self) -> None:
+        if not self.leads:
+            raise FenceLost("another one leads")
 
     async def change_pool(self, name: str, cidr: str, **spec: object) -> None:
         await self.cluster.pool(name, cidr, 30, allowedUses=["LoadBalancer"], **spec)
         await self.mirror.reached((await self.store.status()).revision)
 
     async def round(self) -> None:
+        self.now_s += SYNC_S  # or blocks that were changed by hand would not be looked at
         failures = (await self.controller.round(SETTINGS)).failures
         if self.api.away or failures:
             return
@@ -91,9 +106,16 @@ class World:
         return {key: (core.handle(one), one) for key, one in found.items() if core.managed(one, "AllServices")[0]}
 
     def heard(self) -> set[str]:
-        """Handles of services that are ours, as the informer has them."""
-        known: Iterable[Service] = self.api.kubernetes().follow(SERVICES).objects.values()
-        return {core.handle(one) for one in known if core.managed(one, "AllServices")[0]}
+        """Handles of services that are ours, as the informer has them and as they are."""
+        known: Mapping[Key, Service] = self.api.kubernetes().follow(SERVICES).objects
+        actual = self.ours()
+        return {
+            core.handle(one)
+            for key, one in known.items()
+            if key in actual
+            and one.spec == actual[key][1].spec
+            and one.metadata.annotations == actual[key][1].metadata.annotations
+        }
 
     def may_release(self, options: list[ReleaseOption]) -> None:
         """What the controller releases is shown no more, and a service that it has not heard of loses nothing."""
@@ -191,6 +213,11 @@ class _Guarded(IpamClient):
     """releasing: called before anything is released."""
 
     releasing: Callable[[list[ReleaseOption]], None]
+    reading: Callable[[], None]
+
+    async def blocks(self) -> list[Block]:
+        self.reading()
+        return await super().blocks()
 
     async def release_ips(self, options: Iterable[ReleaseOption]) -> ReleaseResult:
         listed = list(options)

@@ -7,8 +7,11 @@ import json
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from services.calicoctl.documents import Broken, Document, parse
-from services.calicoctl.output import dump_yaml
+from libs.model import yamltext
+from libs.model.places import Json
+from libs.model.yamltext import dump_yaml
+from services.calicoctl.documents import Broken, Document
+from services.calicoctl.files import parse
 
 # Texts that some YAML takes for a number, a truth value, a date or a mark.
 TRICKY_WORDS = """y n yes no on off true False null ~ 1 08 010 0o17 0x1f 0b1 1e3 1_000 1. .5 -1 +1 22:53 1:20 << =
@@ -37,6 +40,21 @@ def test_yaml_that_we_print_is_read_back_as_it_was(resource: dict[str, object]) 
     assert isinstance(found, Document), found
     assert found.value == resource
     assert json.dumps(found.value, sort_keys=True) == json.dumps(resource, sort_keys=True)
+
+
+ASCII = st.one_of(TRICKY, st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=1, max_size=60))
+ASCII_VALUES = st.recursive(
+    st.one_of(ASCII, st.booleans(), st.none(), st.integers(), st.floats(allow_nan=False), st.just("two\nlines\n")),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(ASCII, inner, max_size=4)),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(ASCII, ASCII_VALUES, min_size=1, max_size=4))
+def test_the_fast_writer_of_yaml_writes_what_the_other_one_does(value: dict[str, Json]) -> None:
+    slow = yamltext._dumped(value, yamltext._Dumper)
+    assert yamltext._dumped(value, yamltext._FastDumper) == slow
+    assert dump_yaml(value) == slow
 
 
 @given(RESOURCES)

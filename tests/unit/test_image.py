@@ -12,7 +12,9 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from libs.runtime.config import RuntimeConfig
 from services.cni.pods import addresses_of, configuration, pod
+from services.node.app import CHILD_GRACE_S, GOODBYE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
@@ -34,10 +36,24 @@ def test_who_shares_the_hosts_network_listens_on_its_loopback() -> None:
     assert command[command.index("--bind-address") + 1] == "localhost"
 
 
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_nobody_is_killed_while_it_ends_in_an_orderly_way(name: str) -> None:
+    grace = SERVICES[name]["stop_grace_period"]
+    assert grace.endswith("s")
+    assert int(grace[:-1]) > RuntimeConfig().shutdown_grace_s >= CHILD_GRACE_S + GOODBYE_S
+
+
+def test_the_owner_of_a_kubeconfig_reads_it() -> None:
+    """Kubectl writes it with mode 0600, so the container must be able to run as its owner."""
+    service = SERVICES["kube-controllers"]
+    assert "CALICO_KUBECONFIG_USER" in service["user"]
+    assert service["environment"]["KUBECONFIG"] == service["volumes"][0].split(":")[-2]
+
+
 @pytest.mark.parametrize("name", sorted(set(SERVICES) - set(NODES)))
 def test_services_off_the_nodes_have_no_rights(name: str) -> None:
     service = SERVICES[name]
-    assert service["user"] == "65532:65532"
+    assert service["user"].removeprefix("${CALICO_KUBECONFIG_USER:-").removesuffix("}") == "65532:65532"
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert "cap_add" not in service

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from libs.model.base import Resource
 from libs.model.pools import IPPool
+from libs.model.problems import At, Problem, ValidationError
 from libs.model.validation import checks
-from libs.model.validation.problems import At, Problem, ValidationError
 from libs.model.validation.registry import check_identity, check_resource
 from libs.model.validation.strict import decode_part, decode_user
 from libs.model.validation.typed import UnknownType, validate_typed

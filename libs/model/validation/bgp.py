@@ -15,8 +15,8 @@ from libs.model.bgp import (
     BGPPeerSpec,
     CalicoNodeStatusSpec,
 )
+from libs.model.problems import At
 from libs.model.validation import checks
-from libs.model.validation.problems import At
 
 LOG_LEVELS = ("Trace", "Debug", "Info", "Warning", "Error", "Fatal")
 CLUSTER_ROUTES = ("Enabled", "Disabled", "EnabledIPIPOnly", "EnabledNoEncapOnly")

@@ -8,8 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TypeAlias
 
 from libs.model import selector as selectors
+from libs.model.problems import At
 from libs.model.scalars import DSCP, PROTOCOL_NUMBERS, Duration, Port, Protocol
-from libs.model.validation.problems import At
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network

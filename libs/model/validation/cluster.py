@@ -20,9 +20,9 @@ from libs.model.cluster import (
     WorkloadEndpointControllerConfig,
 )
 from libs.model.node import Node, NodeBGPSpec, NodeSpec, NodeStatus
+from libs.model.problems import At
 from libs.model.scalars import Duration
 from libs.model.validation import checks
-from libs.model.validation.problems import At
 
 LOG_LEVELS = ("None", "Debug", "Info", "Warning", "Error", "Fatal", "Panic")
 _ON_OFF = ("Enabled", "Disabled")

@@ -20,10 +20,10 @@ from libs.model.endpoints import (
     WorkloadEndpointPort,
     WorkloadEndpointSpec,
 )
+from libs.model.problems import At
 from libs.model.scalars import DSCP
 from libs.model.validation import checks
 from libs.model.validation.checks import Network
-from libs.model.validation.problems import At
 
 NAMESPACE_LABEL = "projectcalico.org/namespace"
 DSCP_ANNOTATION = "qos.projectcalico.org/dscp"

@@ -18,9 +18,9 @@ from libs.model.felixconfig import (
     ProtoPort,
     RouteTableRange,
 )
+from libs.model.problems import At
 from libs.model.scalars import Duration, Port
 from libs.model.validation import checks
-from libs.model.validation.problems import At
 
 _ON_OFF = ("Enabled", "Disabled")
 _LOG_LEVELS = ("Trace", "Debug", "Info", "Warning", "Error", "Fatal")

@@ -9,6 +9,7 @@ from typing import TypeAlias
 import msgspec
 
 from libs.model.policy import (
+    BUILT_IN_TIERS,
     EntityRule,
     GlobalNetworkPolicySpec,
     HTTPMatch,
@@ -27,9 +28,9 @@ from libs.model.policy import (
     Tier,
     TierSpec,
 )
+from libs.model.problems import At
 from libs.model.validation import checks
 from libs.model.validation.checks import Network
-from libs.model.validation.problems import At
 
 MAX_RULES = 1024
 MAX_NETS = 256
@@ -41,12 +42,6 @@ ACTIONS = ("Allow", "Deny", "Log", "Pass")
 TYPES = ("Ingress", "Egress")
 STAGED_ACTIONS = ("Set", "Delete", "Learn", "Ignore")
 PERFORMANCE_HINTS = ("AssumeNeededOnEveryNode",)
-# (order, default action) of the tiers that every cluster has.
-BUILT_IN_TIERS = {
-    "default": (1_000_000.0, "Deny"),
-    "kube-admin": (1_000.0, "Pass"),
-    "kube-baseline": (10_000_000.0, "Pass"),
-}
 
 _ICMP = {"ICMP": 4, "ICMPv6": 6, "1": 4, "58": 6}
 

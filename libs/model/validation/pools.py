@@ -6,9 +6,9 @@ import ipaddress
 
 from libs.model.defaults import default_block_size
 from libs.model.pools import BlockAffinitySpec, IPAMConfigurationSpec, IPPoolSpec, IPReservationSpec
+from libs.model.problems import At
 from libs.model.validation import checks
 from libs.model.validation.checks import Network
-from libs.model.validation.problems import At
 
 MODES = ("Never", "Always", "CrossSubnet")
 USES = ("Workload", "Tunnel", "LoadBalancer")

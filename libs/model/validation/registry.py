@@ -15,8 +15,8 @@ from libs.model import node as m_node
 from libs.model import policy as m_policy
 from libs.model import pools as m_pools
 from libs.model.base import ObjectMeta, Resource, V3Struct
+from libs.model.problems import At
 from libs.model.validation import bgp, checks, cluster, endpoints, felix, policy, pools
-from libs.model.validation.problems import At
 
 Check: TypeAlias = Callable[[At, Any], None]
 

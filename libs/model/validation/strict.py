@@ -15,8 +15,8 @@ from msgspec import inspect
 
 from libs.model import codec, kinds
 from libs.model.base import API_VERSION, Resource
+from libs.model.problems import At, ValidationError
 from libs.model.scalars import decode_scalar
-from libs.model.validation.problems import At, ValidationError
 
 S = TypeVar("S", bound=msgspec.Struct)
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from libs.model import bgp, codec, kinds
 from libs.model.base import Resource, V3Struct
+from libs.model.problems import At, ValidationError
 from libs.model.scalars import DSCP, SCALARS, Port, Protocol, decode_scalar
 from libs.model.validation import checks
 from libs.model.validation.bgp import check_filter_rule
-from libs.model.validation.problems import At, ValidationError
 from libs.model.validation.registry import PARTS, SPECS, Check, check_resource
 
 # Go's name where ours differs.

@@ -10,7 +10,7 @@ mount --make-rprivate /
 mount -t proc proc /proc
 hostname "$name"
 
-mkdir -p "$at/run" "$at/over/etc/cni" "$at/over/opt/cni/bin" "$at/over/log/pods" "$at/over/log/containers" "$at/over/log/calico" \
+mkdir -p "$at/run" "$at/over/etc/cni" "$at/over/etc/calico" "$at/over/opt/cni/bin" "$at/over/log/pods" "$at/over/log/containers" "$at/over/log/calico" \
     "$at/over/lib/kubelet" "$at/over/lib/containerd" "$at/over/lib/cni" "$at/over/lib/calico"
 mount -t tmpfs tmpfs "$at/run"
 mkdir -p "$at/run/netns" "$at/run/containerd" "$at/run/lock"
@@ -22,7 +22,7 @@ esac
 for pair in etc:/etc opt:/opt log:/var/log lib:/var/lib; do
     mount -t overlay -o "lowerdir=$at/over/${pair%%:*}:${pair#*:}" "node-${pair%%:*}" "${pair#*:}"
 done
-for pair in over/etc/cni:/etc/cni over/opt/cni/bin:/opt/cni/bin over/log/pods:/var/log/pods over/log/containers:/var/log/containers \
+for pair in over/etc/cni:/etc/cni over/etc/calico:/etc/calico over/opt/cni/bin:/opt/cni/bin over/log/pods:/var/log/pods over/log/containers:/var/log/containers \
     over/log/calico:/var/log/calico over/lib/kubelet:/var/lib/kubelet over/lib/containerd:/var/lib/containerd over/lib/cni:/var/lib/cni \
     over/lib/calico:/var/lib/calico; do
     mount --bind "$at/${pair%%:*}" "${pair#*:}"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from libs.model import kinds
 from libs.model.kinds import Kind
-from libs.model.validation.problems import Problem
+from libs.model.problems import Problem
 from libs.resources.errors import (
     AlreadyExists,
     Conflict,

@@ -11,8 +11,8 @@ from __future__ import annotations
 from random import Random
 
 from libs.model.kinds import Kind
+from libs.model.problems import At
 from libs.model.validation import checks
-from libs.model.validation.problems import At
 from libs.resources.errors import Identity, PreconditionFailed
 from services.apiserver.core.request import WITH_STATUS, Target
 from services.apiserver.core.status import Cause, JsonObject, bad_request, forbidden, invalid, method_not_supported

@@ -81,6 +81,10 @@ class Cache(Protocol):
         """
         ...
 
+    def has(self, kind: Kind, key: str, revision: int) -> Stored | None:
+        """The object at that key, if it is here as it was last changed at that revision."""
+        ...
+
     async def watch(self, kind: Kind, *, since: int, decided_at: int | None = None) -> Watch:
         """All changes after `since`. Raises ApiError 410 when neither the window nor etcd has them any more.
 
@@ -111,6 +115,12 @@ class TierAccess(Protocol):
 
     async def check(self, user: User, verb: str, target: Target, tier: str) -> None:
         """Raises ApiError 403 that names the tier. target.name "": the verb on all of the tier's (`<tier>.*`)."""
+        ...
+
+    async def check_absent(self, user: User, verb: str, target: Target) -> None:
+        """Before a user is told that there is no such policy: of the tier that its name begins with (`<tier>.`), else
+        that there is any tier in which the user may do that. Raises ApiError 403.
+        """
         ...
 
     async def readable(self, user: User, verb: str, target: Target, wanted: Sequence[str] | None) -> frozenset[str]:

@@ -15,9 +15,9 @@ from typing import TypeAlias
 
 from libs.model.base import Resource
 from libs.model.kinds import Kind
+from libs.model.problems import At
 from libs.model.storage import TIER_LABEL
 from libs.model.validation import checks
-from libs.model.validation.problems import At
 from services.apiserver.core.status import ApiError, bad_request
 
 NAME, NAMESPACE, TIER = "metadata.name", "metadata.namespace", "spec.tier"

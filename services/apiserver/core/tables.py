@@ -7,7 +7,7 @@ pools: CIDR, VXLAN, IPIP, NAT, Allocatable; node status: all of it); the others'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -20,6 +20,7 @@ from libs.model.base import Condition, Resource
 from libs.model.bgp import BGPPeer, CalicoNodeRoute, CalicoNodeStatus
 from libs.model.kinds import Kind
 from libs.model.pools import IPPool
+from services.apiserver.core.ports import Stored
 from services.apiserver.core.status import JsonObject
 
 Include: TypeAlias = Literal["None", "Metadata", "Object"]
@@ -76,6 +77,19 @@ def table(
     }
 
 
+def encoded_rows(kind: Kind, items: Iterable[Stored], include: Include, now: datetime) -> Iterator[bytes]:
+    """JSON of the rows, one by one: what of an object is encoded already is not taken apart again."""
+    shown = columns(kind)
+    for item in items:
+        found: JsonObject = {"cells": [_cell(column, item.resource, now) for column in shown]}
+        match include:
+            case "Object":
+                found["object"] = msgspec.Raw(item.json)
+            case "Metadata":
+                found["object"] = _PARTIAL | {"metadata": item.resource.metadata}
+        yield msgspec.json.encode(found)
+
+
 def row(kind: Kind, resource: Resource, include: Include = "Metadata", *, now: datetime | None = None) -> JsonObject:
     """One `TableRow`; a watch sends tables of one row, whose column definitions clients know from the first."""
     found: JsonObject = {"cells": [_cell(column, resource, now) for column in columns(kind)]}
@@ -97,8 +111,10 @@ def _cell(column: Column, resource: Resource, now: datetime | None) -> str | int
 
 def partial(resource: Resource) -> JsonObject:
     """The object's metadata alone (`PartialObjectMetadata`)."""
-    metadata = msgspec.to_builtins(resource.metadata)
-    return {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata}
+    return _PARTIAL | {"metadata": msgspec.to_builtins(resource.metadata)}
+
+
+_PARTIAL: JsonObject = {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1"}
 
 
 def age(since: str, now: datetime) -> str:

@@ -13,6 +13,9 @@ from services.apiserver.core.ports import Decision
 from services.apiserver.core.request import VERSION, Target
 from services.apiserver.core.status import GROUP, ApiError, forbidden
 
+DEFAULT = "default"
+"""Tier of policies that name none."""
+
 
 @dataclass(frozen=True, slots=True)
 class Questions:

@@ -46,7 +46,10 @@ class Answers:
                 body = partial(json, self._output)
             case Form.TABLE:
                 version = resource.metadata.resource_version
-                body = self._table([resource], version, "", None)
+                table = tables.table(
+                    self._kind, [resource], include=self._include.value, revision=version, now=self._now
+                )
+                body = msgspec.json.encode(table | {"apiVersion": f"meta.k8s.io/{self._output.version}"})
         return self._whole(body, status, warnings)
 
     async def status(self, value: JsonObject, warnings: Sequence[str] = ()) -> web.StreamResponse:
@@ -60,31 +63,20 @@ class Answers:
             metadata["remainingItemCount"] = page.remaining
         match self._output.form:
             case Form.TABLE:
-                resources = [item.resource for item in page.items]
-                body = self._table(resources, str(page.revision), page.continue_, page.remaining)
-                return self._whole(body)
+                head = tables.table(self._kind, ()) | {"apiVersion": f"meta.k8s.io/{self._output.version}"}
+                del head["rows"]
+                items = tables.encoded_rows(self._kind, page.items, self._include.value, self._now)
             case Form.METADATA:
                 head = {"kind": "PartialObjectMetadataList", "apiVersion": f"meta.k8s.io/{self._output.version}"}
                 items = (partial(item.json, self._output) for item in page.items)
             case Form.WHOLE:
                 head = {"kind": f"{self._kind.kind}List", "apiVersion": API_VERSION}
                 items = (item.json for item in page.items)
-        pieces = _pieces(_list(msgspec.json.encode(head | {"metadata": metadata}), items))
+        name = b"rows" if self._output.form is Form.TABLE else b"items"
+        pieces = _pieces(_list(msgspec.json.encode(head | {"metadata": metadata}), name, items))
         if self._output.yaml or self._pretty:
             return self._whole(b"".join(pieces))
         return await self._stream(pieces)
-
-    def _table(self, items: Iterable[Resource], revision: str, continue_: str, remaining: int | None) -> bytes:
-        table = tables.table(
-            self._kind,
-            items,
-            include=self._include.value,
-            revision=revision,
-            continue_=continue_,
-            remaining=remaining,
-            now=self._now,
-        )
-        return msgspec.json.encode(table | {"apiVersion": f"meta.k8s.io/{self._output.version}"})
 
     def _whole(self, body: bytes, status: int = 200, warnings: Sequence[str] = ()) -> web.Response:
         content_type = JSON
@@ -121,9 +113,9 @@ def partial(json: bytes, output: Output) -> bytes:
     return b'{"kind":"PartialObjectMetadata","apiVersion":"meta.k8s.io/%b","metadata":%b}' % (version, bytes(metadata))
 
 
-def _list(head: bytes, items: Iterable[bytes]) -> Iterator[bytes]:
-    """head: the list without its items, as JSON."""
-    yield head[:-1] + b',"items":['
+def _list(head: bytes, name: bytes, items: Iterable[bytes]) -> Iterator[bytes]:
+    """head: the list without its items, as JSON; name: how they are called in it."""
+    yield head[:-1] + b',"%b":[' % name
     separator = b""
     for item in items:
         yield separator

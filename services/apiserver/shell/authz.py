@@ -90,6 +90,14 @@ class Tiered:
         if not allowed:
             raise tiers.refusal(user.name, verb, target, tier, may_get)
 
+    async def check_absent(self, user: User, verb: str, target: Target) -> None:
+        # A name need not say its tier, and who is about to create the policy looks first whether it is there.
+        prefix, dot, _ = target.name.partition(".")
+        if dot and prefix in await self._all():
+            await self.check(user, verb, target, prefix)
+        elif not await self.readable(user, verb, target, None):
+            await self.check(user, verb, target, tiers.DEFAULT)
+
     async def readable(self, user: User, verb: str, target: Target, wanted: Sequence[str] | None) -> frozenset[str]:
         asked = sorted(set(await self._all() if wanted is None else wanted))
         room = asyncio.Semaphore(PARALLEL_TIERS)

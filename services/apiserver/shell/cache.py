@@ -184,6 +184,9 @@ class EtcdCache:
         self._check_open()
         return Snapshot(held.window.items(), held.revision)
 
+    def has(self, kind: Kind, key: str, revision: int) -> Stored | None:
+        return self._held[kind.kind].window.has(key, revision)
+
     async def watch(self, kind: Kind, *, since: int, decided_at: int | None = None) -> CacheWatch:
         held = await self._ready(kind)
         decided = self._revision if decided_at is None else decided_at

@@ -66,6 +66,8 @@ class Reading:
         """One object that the user may see. revision: as `options.revision_of` has it."""
         found = await self._newest(target) if revision is None else await self._cached(target, revision)
         if found is None:
+            if target.kind.policy:
+                await self._tiers.check_absent(user, verb, target)
             raise not_found(target.kind.plural, target.name)
         if target.kind.policy:
             await self._tiers.check(user, verb, target, tier_of(found.resource))
@@ -142,7 +144,11 @@ class Reading:
             except StoreError as error:
                 raise faults.of_store(error) from error
             revision = page.revision
-            batch = [item for kv in page.kvs if (item := _readable(kv)) is not None]
+            batch = [
+                item
+                for kv in page.kvs  # most have not changed since and are known here, decoded and encoded
+                if (item := self._cache.has(target.kind, kv.key, kv.mod_revision) or _readable(kv)) is not None
+            ]
             if target.kind.kind == "Profile":
                 _put_built_in(batch, after, page.kvs[-1].key if page.remaining else None)
             for number, item in enumerate(batch, start=1):

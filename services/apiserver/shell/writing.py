@@ -101,7 +101,7 @@ class Writing:
             await self._check_move(user, Verb.UPDATE, target, live, wanted)
             return wanted
 
-        return Done(await self._edit(target, change, query), warnings)
+        return Done(await self._edit(user, Verb.UPDATE, target, change, query), warnings)
 
     async def patch(self, user: User, target: Target, body: Body, kind: PatchKind, query: WriteQuery) -> Done:
         objects.refuse_read_only(target.kind, "patch", target.name)
@@ -124,7 +124,7 @@ class Writing:
             await self._check_move(user, Verb.PATCH, target, live, wanted)
             return wanted
 
-        return Done(await self._edit(target, change, query), warnings)
+        return Done(await self._edit(user, Verb.PATCH, target, change, query), warnings)
 
     async def _apply(self, user: User, target: Target, body: Body, query: WriteQuery) -> Done:
         """Server-side apply: creates what is not there, for who may create."""
@@ -142,7 +142,7 @@ class Writing:
 
         for left in reversed(range(NAME_TRIES)):
             try:
-                return Done(await self._edit(target, change, query), warnings)
+                return Done(await self._edit(user, Verb.PATCH, target, change, query), warnings)
             except ApiError as error:
                 if not isinstance(error.__cause__, NotFound) or target.subresource:
                     raise
@@ -166,11 +166,14 @@ class Writing:
             raise forbidden(target.kind.plural, target.name, message.removesuffix(": "))
         return await self._create(user, target, _applied(None, wanted, write), write.query)
 
-    async def _edit(self, target: Target, change: Edit, query: WriteQuery) -> Written:
+    async def _edit(self, user: User, verb: str, target: Target, change: Edit, query: WriteQuery) -> Written:
         identity = Identity(target.kind.kind, target.name, target.namespace)
         options = _options(query.dry_run)
         try:
             return await self._resources.edit(identity, change, options)
+        except NotFound as error:
+            await self._check_absent(user, verb, target)
+            raise _told(error, target, target.name) from error
         except (ResourceError, StoreError) as error:
             raise _told(error, target, target.name) from error
 
@@ -182,7 +185,12 @@ class Writing:
         async def approve(live: Resource) -> None:
             await self._check_tier(user, Verb.DELETE, target, live)
 
-        return await self._delete(target, options, approve if target.kind.policy else None)
+        try:
+            return await self._delete(target, options, approve if target.kind.policy else None)
+        except ApiError as error:
+            if isinstance(error.__cause__, NotFound):
+                await self._check_absent(user, Verb.DELETE, target)
+            raise
 
     async def delete_all(self, user: User, target: Target, items: list[Stored], options: DeleteOptions) -> None:
         """Each of `items`, unless it has gone or is another one now. Nothing goes when the user may not delete in one
@@ -237,6 +245,10 @@ class Writing:
     async def _check_tier(self, user: User, verb: str, target: Target, resource: Resource) -> None:
         if target.kind.policy:
             await self._tiers.check(user, verb, target, tier_of(resource))
+
+    async def _check_absent(self, user: User, verb: str, target: Target) -> None:
+        if target.kind.policy:
+            await self._tiers.check_absent(user, verb, target)
 
     async def _check_move(self, user: User, verb: str, target: Target, live: Resource, wanted: Resource) -> None:
         """A policy that changes its tier needs both."""

@@ -2,7 +2,8 @@
 
 What is there at the start is adopted: a route that is still right is not touched, one that nobody tells any more goes
 only when the caller says so (after End-of-RIB). Where another program has a route of the same destination and metric,
-its route stays, ours waits, and that is reported.
+its route stays, ours waits, and that is reported; but what the BIRD of an earlier Calico left and leads the same way
+becomes ours in place.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import NamedTuple, TypeVar
 
 from libs.netlink.codec import NetlinkError, ObjectExists
 from libs.netlink.fib import FibWriter
-from libs.netlink.routes import PROTOCOL_BGP, NextHop, list_routes
+from libs.netlink.routes import PROTOCOL_BGP, PROTOCOL_BIRD, NextHop, Route, list_routes
 from services.bgp.core.paths import Family, Nlri, network, nlri
 from services.bgp.core.rib.fib import FibChange, FibRoute, Hop
 
@@ -125,6 +126,8 @@ class KernelFib:
     ) -> None:
         self.writes += len(routes)
         failed = await self._run(lambda: self._writer.put(AF[family], routes, metric, exclusive=exclusive))
+        if exclusive and any(isinstance(error, ObjectExists) for error in failed.values()):
+            failed = await self._inherit(family, metric, routes, failed)
         for index, error in failed.items():
             prefix = routes[index][0]
             self.held[family].pop(prefix, None)
@@ -136,6 +139,27 @@ class KernelFib:
                 "routes not installed",
                 extra={"count": len(failed), "example": self._example(family, routes[next(iter(failed))][0])},
             )
+
+    async def _inherit(
+        self, family: Family, metric: int, routes: list[tuple[Nlri, tuple[NextHop, ...]]],
+        failed: Mapping[int, NetlinkError],
+    ) -> dict[int, NetlinkError]:  # fmt: skip
+        """Replace BIRD's routes that say what ours would; what fails all the same."""
+        left = {(nlri(route.dst), Written(route.metric, route.hops)) for route in await self._birds(family)}
+        same = [index for index in failed if (routes[index][0], Written(metric, routes[index][1])) in left]
+        inherited = [routes[index] for index in same]
+        again = await self._run(lambda: self._writer.put(AF[family], inherited, metric, exclusive=False))
+        self.writes += len(same)
+        rest = {index: error for index, error in failed.items() if index not in set(same)}
+        return rest | {same[index]: error for index, error in again.items()}
+
+    async def _birds(self, family: Family) -> list[Route]:
+        version = 4 if family is Family.IPV4 else 6
+        return await self._run(lambda: list_routes(self._writer.netlink, protocol=PROTOCOL_BIRD, families=(version,)))
+
+    async def predecessor(self) -> frozenset[Family]:
+        """Families in which the BIRD of an earlier Calico left routes: its peers kept theirs to us meanwhile."""
+        return frozenset([family for family in Family if await self._birds(family)])
 
     async def _drop(self, family: Family, metric: int, prefixes: list[Nlri]) -> None:
         self.writes += len(prefixes)

@@ -66,6 +66,8 @@ class Speaker:
         """Takes over what the kernel has of an earlier life, then begins the sessions."""
         restarted = await self.kernel.start(self)
         kept = frozenset(family for family in Family if self.kernel.fib.held[family])
+        # Peers ask about the node, not the program: what BIRD left goes on leading there, and to the node's own pods.
+        kept |= await self.kernel.fib.predecessor()
         self._restart = Restart(restarting=restarted, preserved=kept)
         deferral_s = DEFERRAL_S if restarted else None
         self.rib = Rib(self.settings, self.kernel.next_hops.resolve, time.monotonic(), deferral_s)
@@ -217,7 +219,7 @@ class Speaker:
         async with self._reading:  # a slow look at older settings must not come last
             wanted = (*settings.peers, *self.settings.peers)
             refs = {peer.password for peer in wanted if peer.password is not None}
-            found = await asyncio.to_thread(self._secrets.read, refs) if refs else {}
+            found = await self._secrets.read(refs)
             changed, self._known_secrets = found != self._known_secrets, found
             return changed
 

@@ -11,7 +11,8 @@ from libs.resources.patch import PatchType
 from services.calicoctl import actions
 from services.calicoctl.chosen import kind_of
 from services.calicoctl.completing import kind_names, resource_names
-from services.calicoctl.documents import Broken, parse
+from services.calicoctl.documents import Broken
+from services.calicoctl.files import parse
 from services.calicoctl.options import common, namespaced
 from services.calicoctl.session import Session, fail, run
 

@@ -11,7 +11,6 @@ from services.calicoctl import actions, reading
 from services.calicoctl.chosen import chosen, kind_of
 from services.calicoctl.columns import DEFAULT_AS_NUMBER, UnknownHeading
 from services.calicoctl.completing import kind_names, resource_names
-from services.calicoctl.gotemplate import TemplateProblem
 from services.calicoctl.options import common, namespaced, or_files
 from services.calicoctl.output import FORMATS, Answer, Format, OutputProblem, exported, parse_format, render
 from services.calicoctl.session import Session, fail, run
@@ -67,7 +66,7 @@ def get(
     if answers:
         try:
             click.echo(render(answers, form, namespace=bool(everywhere or namespace), as_number=as_number), nl=False)
-        except (UnknownHeading, TemplateProblem) as problem:
+        except (UnknownHeading, OutputProblem) as problem:
             fail(str(problem))
     if problems:
         fail("\n".join(problems))
@@ -94,5 +93,5 @@ def _watch(
     try:
         with suppress(KeyboardInterrupt):
             run(work())
-    except (UnknownHeading, TemplateProblem, actions.NamespaceProblem) as problem:
+    except (UnknownHeading, OutputProblem, actions.NamespaceProblem) as problem:
         fail(str(problem))

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import click
 
 from libs.bus.explain import CONNECTIONS_LIMIT, ROUTES_LIMIT, ConnectionsRequest, RoutesRequest
+from libs.model.yamltext import dump_yaml
 from libs.policy.trace import protocol_number
 from services.calicoctl.documents import Json
 from services.calicoctl.explain import connections, routes
 from services.calicoctl.options import Duration, common, namespaced
-from services.calicoctl.output import dump_yaml
 from services.calicoctl.session import Session, fail, run
 
 _nodes = click.argument("nodes", nargs=-1, metavar="[NODE]...")

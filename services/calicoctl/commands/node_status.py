@@ -7,10 +7,10 @@ import json
 
 import click
 
+from libs.model.yamltext import dump_yaml
 from services.calicoctl import status as node_status
 from services.calicoctl.completing import node_names
 from services.calicoctl.options import Duration, common
-from services.calicoctl.output import dump_yaml
 from services.calicoctl.session import Session, fail, run
 
 

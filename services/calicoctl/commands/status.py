@@ -8,10 +8,10 @@ import click
 
 from libs.bus import BusConfigError, BusError
 from libs.model.cluster import ClusterInformation
+from libs.model.yamltext import dump_yaml
 from libs.resources.errors import NotFound
 from services.calicoctl.explain import system
 from services.calicoctl.options import Duration, common
-from services.calicoctl.output import dump_yaml
 from services.calicoctl.session import Session, run
 
 

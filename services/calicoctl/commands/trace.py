@@ -7,11 +7,11 @@ import json
 import click
 
 from libs.bus import BusConfigError, BusError
+from libs.model.yamltext import dump_yaml
 from services.calicoctl.explain import cluster, trace, trace_text
 from services.calicoctl.explain.ends import EndProblem, resolve
 from services.calicoctl.explain.packet import PacketProblem, families, packet
 from services.calicoctl.options import Duration, common, namespaced
-from services.calicoctl.output import dump_yaml
 from services.calicoctl.session import Session, fail, run
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from libs.model.yamltext import dump_yaml
 from libs.policy.whatif import Flow, Report, State, compare
 from services.calicoctl.actions import Input, NamespaceProblem
 from services.calicoctl.chosen import read
@@ -16,7 +17,6 @@ from services.calicoctl.explain.connections import live_packets
 from services.calicoctl.explain.ends import EndProblem
 from services.calicoctl.explain.what_if import WhatIfProblem
 from services.calicoctl.options import Duration, common, namespaced, or_files
-from services.calicoctl.output import dump_yaml
 from services.calicoctl.session import Session, fail, run
 
 CHANGES = 3

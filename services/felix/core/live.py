@@ -20,6 +20,7 @@ from libs import model
 from libs.model import keys, selector
 from libs.model.codec import convert
 from libs.model.felixconfig import FelixConfigurationSpec, ProtoPort
+from libs.model.metrics import CLIENT_AUTHS, MetricsPlace
 from libs.model.selector import SelectorError
 from services.felix.core.failsafe import FailsafePort
 from services.felix.core.mtu import PATTERN
@@ -94,6 +95,7 @@ class LiveSettings:
     cluster_routes: ClusterRoutes = ClusterRoutes.IPIP_ONLY  # ProgramClusterRoutes
     route_sources: Mapping[int, str] = field(default_factory=dict)  # DeviceRouteSourceAddress, …IPv6: by family
     wireguard: WireguardSettings = field(default_factory=WireguardSettings)
+    metrics: MetricsPlace = field(default_factory=MetricsPlace)  # PrometheusMetrics…
     options: RulesetOptions = field(default_factory=RulesetOptions)
     service_cidrs: tuple[str, ...] = ()  # BGPConfiguration `default`: what services are announced from
     problems: tuple[str, ...] = ()
@@ -225,6 +227,7 @@ def _merge(layers: list[dict[str, Setting]], options: RulesetOptions, problems: 
         cluster_routes=draft.cluster_routes,
         route_sources=draft.route_sources,
         wireguard=draft.wireguard,
+        metrics=draft.metrics if draft.metrics_enabled else MetricsPlace(),
         options=draft.options,
         sources=sources,
     )
@@ -266,6 +269,11 @@ class _Draft:
         self.cluster_routes = ClusterRoutes.IPIP_ONLY
         self.route_sources: dict[int, str] = {}
         self.wireguard = WireguardSettings()
+        self.metrics_enabled = False
+        self.metrics = MetricsPlace(port=9091)
+
+    def metric(self, **values: Any) -> None:
+        self.metrics = replace(self.metrics, **values)
 
     def wg(self, **values: Any) -> None:
         self.wireguard = replace(self.wireguard, **values)
@@ -496,6 +504,13 @@ _USES: dict[str, Use] = {
     "wireguard_threading_enabled": lambda d, v: d.wg(threading=_bool(v)),
     "wireguard_host_encryption_enabled": lambda d, v: d.wg(host_encryption=_bool(v)),
     "prometheus_wire_guard_metrics_enabled": lambda d, v: d.wg(metrics=_bool(v)),
+    "prometheus_metrics_enabled": lambda d, v: setattr(d, "metrics_enabled", _bool(v)),
+    "prometheus_metrics_host": lambda d, v: d.metric(host=str(v)),
+    "prometheus_metrics_port": lambda d, v: d.metric(port=_number(v, 0, 65535)),
+    "prometheus_metrics_ca_file": lambda d, v: d.metric(ca=str(v)),
+    "prometheus_metrics_cert_file": lambda d, v: d.metric(cert=str(v)),
+    "prometheus_metrics_key_file": lambda d, v: d.metric(key=str(v)),
+    "prometheus_metrics_client_auth": lambda d, v: d.metric(client_auth=_choice(v, *CLIENT_AUTHS)),
     "wireguard_encrypt_or_drop": lambda d, v: d.wg(encrypt_or_drop=_bool(v)),
 }  # fmt: skip
 # Read from the environment when the process starts (services/felix/config.py), where they may stand as well.

@@ -144,6 +144,11 @@ def running(spec: model.KubeControllersConfigurationSpec, environment: Environme
     problems: list[str] = []
     level = _level(spec, environment, problems)
     health = spec.health_checks != "Disabled" if environment.health_checks is None else environment.health_checks
+    if spec.debug_profile_port:
+        problems.append(
+            f"debugProfilePort {spec.debug_profile_port} has no effect: it is for Go's profiles, and nobody listens"
+            " there (py-spy looks into a running Python process)"
+        )
     switched_on = _switched_on(spec.controllers, environment)
     host_endpoints = _in_force(spec.controllers.node, environment) if "node" in switched_on else None
     sync = {
@@ -257,12 +262,8 @@ def _in_force(node: model.NodeControllerConfig | None, environment: Environment)
 def _without_effect(spec: model.KubeControllersConfigurationSpec, environment: Environment) -> Iterator[str]:
     """Names of what is set and not part of this version."""
     controllers = spec.controllers
-    for name, value in (
-        ("debugProfilePort", spec.debug_profile_port),
-        ("controllers.migration", controllers.migration),
-    ):
-        if value is not None:
-            yield name
+    if controllers.migration is not None:
+        yield "controllers.migration"
     on = _switched_on(controllers, environment)
     if not environment.kubernetes:
         names = dict.fromkeys(switch for switch in SYNCHRONIZED.values() if switch in on and switch != "node")

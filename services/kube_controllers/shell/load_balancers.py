@@ -4,6 +4,12 @@ Address management is the only memory: what a service's handle holds is what its
 then takes addresses that are asked for exactly, then draws the others, so that nobody is given by chance what another
 one wants. Before the addresses of a service that is gone or not ours any more are released, the API server is asked.
 
+A round reads all of address management. So changes that come in a burst are looked at together, and those that concern
+no load balancer, or are our own writes coming back, not at all.
+
+The API server knows no fence. A status is written under the service's uid and version, and only after etcd has said
+that we still lead: a leader of before writes over nothing that its successor wrote.
+
 A cluster without a pool for load balancers is left alone: another program may serve its services.
 """
 
@@ -44,7 +50,10 @@ HOST = "load-balancer"
 SYNC_S = 300.0
 RETRY_S = 30.0
 """While a service waits for an address that is not to be had: nothing tells when it becomes free."""
+SPACING_S = 1.0
+"""Between two rounds that changes called for."""
 _AT_ONCE = 16
+_WRITES = 3  # tries of one status that others change as well
 _CONFLICT = 409
 
 
@@ -61,9 +70,22 @@ class _Case:
     problems: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What a round rests on; blocks are not known to change before it is due again. services: of type LoadBalancer."""
+
+    assign: object
+    services: dict[Key, str]
+    unreadable: frozenset[Key]
+    namespaces: dict[Key, str]
+    pools: frozenset[tuple[str, str]]
+    unreadable_pools: frozenset[object]
+
+
 @dataclass(slots=True)
 class _Done:
     writes: Counter[str] = field(default_factory=Counter)
+    written: dict[Key, str] = field(default_factory=dict)  # versions that our writes made
     failures: dict[str, str] = field(default_factory=dict)
 
 
@@ -77,15 +99,24 @@ class LoadBalancers:
         mirror: Mirror,
         ipam: IpamClient,
         kubernetes: Kubernetes,
+        confirm: Callable[[], Awaitable[None]],
+        *,
         clock_ns: Callable[[], int] = time.time_ns,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        """confirm: raises FenceLost when we are not leader any more."""
         self._mirror = mirror
         self._ipam = ipam
         self._kubernetes = kubernetes
         self._api = kubernetes.api
         self._events = Events(kubernetes.api)
+        self._confirm = confirm
         self._clock_ns = clock_ns
+        self._monotonic = monotonic
         self._said: dict[Key, str] = {}
+        self._last_s = self._due_s = 0.0
+        self._seen: _Seen | None = None  # by the last round, None when it is to be made again anyway
+        self._detail = ""
 
     @property
     def _services(self) -> Shared[Service]:
@@ -96,13 +127,20 @@ class LoadBalancers:
 
     async def round(self, settings: Running) -> Round:
         if locked(self._mirror):
+            self._seen = None
             return Round(LOCKED, again_s=SYNC_S)
+        seen, now_s = self._look(settings), self._monotonic()
+        if self._seen is not None:
+            again_s = (self._due_s if seen == self._seen else min(self._due_s, self._last_s + SPACING_S)) - now_s
+            if again_s > 0:
+                return Round(self._detail, again_s=again_s)
+        self._seen = None
         pools, all_known = self._pools()
         held = await self._held()
         done = _Done()
         cases = []
         problems: dict[Key, str] = {}
-        serves = any(Use.LOAD_BALANCER in pool.uses for pool in pools)
+        serves = any(Use.LOAD_BALANCER in pool.uses and not pool.disabled for pool in pools)
         handles = set()
         for key, service in self._services.objects.items():
             mine, odd = core.managed(service, settings.upkeep.load_balancers)
@@ -129,14 +167,30 @@ class LoadBalancers:
         problems |= {case.key: "; ".join(case.problems) for case in cases if case.problems}
         await self._say(problems)
         waiting = f", {len(problems)} with problems" if problems else ""
-        return Round(
-            f"{len(cases)} services{waiting}",
-            dict(done.writes),
-            done.failures,
-            again_s=RETRY_S if problems else SYNC_S,
-        )
+        self._detail = f"{len(cases)} services{waiting}"
+        again_s = RETRY_S if problems else SYNC_S
+        self._last_s, self._due_s = now_s, now_s + again_s
+        if not done.failures:
+            seen.services.update(done.written)
+            self._seen = seen
+        return Round(self._detail, dict(done.writes), done.failures, again_s=again_s)
 
     # --- what there is -----------------------------------------------------------------------------------------------
+
+    def _look(self, settings: Running) -> _Seen:
+        services, namespaces = self._services, self._kubernetes.follow(NAMESPACES).objects
+        return _Seen(
+            settings.upkeep.load_balancers,
+            {
+                key: one.metadata.resource_version
+                for key, one in services.objects.items()
+                if one.spec.type == LOAD_BALANCER
+            },
+            frozenset(services.unreadable),
+            {key: one.metadata.resource_version for key, one in namespaces.items()},
+            frozenset((one.metadata.name, one.metadata.resource_version) for one in self._mirror.of(IPPool)),
+            frozenset(self._mirror.unreadable(IPPool)),
+        )
 
     def _pools(self) -> tuple[list[Pool], bool]:
         """And whether those are all."""
@@ -188,7 +242,7 @@ class LoadBalancers:
             rest = [entry for entry in shown if entry.get("ip") not in mine]  # whole: another controller may be at work
             if service.spec.type == LOAD_BALANCER and rest != shown:
                 case = _Case(key, service, handle, Wish(), Plan())
-                await self._write(case, rest, done, version=service.metadata.resource_version)
+                await self._write(case, rest, done, sure=True, tries=1)
                 if str(key) in done.failures:
                     return  # an address that is still shown is not given to another one
         result = await self._ipam.release_ips(_options(held))
@@ -287,26 +341,56 @@ class LoadBalancers:
         older than our last write.
         """
         if anyway or _shown(case.service) != addresses:
-            await self._write(case, [{"ip": address} for address in addresses], done, anyway=anyway)
+            await self._write(case, [{"ip": address} for address in addresses], done, sure=anyway)
 
     async def _write(
-        self, case: _Case, ingress: list[JsonObject], done: _Done, *, version: str = "", anyway: bool = False
+        self, case: _Case, ingress: list[JsonObject], done: _Done, *, sure: bool = False, tries: int = _WRITES
     ) -> None:
-        """version: the service must be at it still."""
-        metadata = {"uid": case.service.metadata.uid} | ({"resourceVersion": version} if version else {})
-        body = {"metadata": metadata, "status": {"loadBalancer": {"ingress": ingress or None}}}
+        """sure: what is not written is a failure; else what the informer will tell of is none. tries: 1 where `ingress`
+        was made of the status that is there.
+        """
+        key = case.key
+        for left in reversed(range(tries)):
+            await self._confirm()
+            metadata = case.service.metadata
+            body = {
+                "metadata": {"uid": metadata.uid, "resourceVersion": metadata.resource_version},
+                "status": {"loadBalancer": {"ingress": ingress or None}},
+            }
+            try:
+                document = await self._api.patch(f"{SERVICES.path_of(key)}/status", body, MERGE)
+                case.service = SERVICES.decode(document)
+            except KubeError as error:
+                if error.code == NOT_FOUND:
+                    return  # the informer will tell
+                if error.code != _CONFLICT:
+                    done.failures[str(key)] = f"status not written: {error}"
+                    return
+                if left and await self._look_again(case, done):
+                    continue
+                break
+            except ValueError as error:
+                done.failures[str(key)] = f"status written, and what is there now cannot be read: {error}"
+                return
+            done.written[key] = case.service.metadata.resource_version
+            done.writes["update"] += 1
+            return
+        if sure:
+            done.failures.setdefault(str(key), "status not written: the service was changed meanwhile")
+
+    async def _look_again(self, case: _Case, done: _Done) -> bool:
+        """After a conflict: is it the service that we know, and asks for the same? Then at the version that it has."""
         try:
-            document = await self._api.patch(f"{SERVICES.path_of(case.key)}/status", body, MERGE)
-            case.service = SERVICES.decode(document)
-        except KubeError as error:
-            if error.code == NOT_FOUND or (error.code == _CONFLICT and not (version or anyway)):
-                return  # gone, or another one of its name: the informer will tell
+            now = SERVICES.decode(await self._api.get(SERVICES.path_of(case.key)))
+        except (KubeError, ValueError) as error:
             done.failures[str(case.key)] = f"status not written: {error}"
-            return
-        except ValueError as error:
-            done.failures[str(case.key)] = f"status written, and what is there now cannot be read: {error}"
-            return
-        done.writes["update"] += 1
+            return False
+        known = case.service
+        same = (now.metadata.uid, now.metadata.annotations, now.spec)
+        if same != (known.metadata.uid, known.metadata.annotations, known.spec):
+            return False
+        case.service = now
+        return True
 
     async def _say(self, problems: dict[Key, str]) -> None:
         """Each once, until it changes: in the log, and as an event of the service."""

@@ -56,10 +56,14 @@ KINDS = Configuration.reads | HostEndpoints.reads | UPKEEP_KINDS
 
 
 def controllers(
-    mirror: Mirror, resources: ResourceClient, kubernetes: Kubernetes | None, metrics: Metrics
+    mirror: Mirror,
+    resources: ResourceClient,
+    store: FencedStore,
+    kubernetes: Kubernetes | None,
+    metrics: Metrics,
 ) -> Sequence[Controller]:
     """Those in rounds. A new one comes here, with its name in NAMES and what it reads in KINDS."""
-    return (HostEndpoints(mirror, resources), *upkeep(mirror, resources.store, kubernetes, metrics.ipam))
+    return (HostEndpoints(mirror, resources), *upkeep(mirror, store, kubernetes, metrics.ipam))
 
 
 class Runner:
@@ -87,7 +91,8 @@ class Runner:
         self._on_settings = on_settings
         self._settings: Running | None = None
         self._switch = asyncio.Event()
-        self._controllers = {one.name: one for one in controllers(self._mirror, resources, self.kubernetes, metrics)}
+        all_controllers = controllers(self._mirror, resources, store, self.kubernetes, metrics)
+        self._controllers = {one.name: one for one in all_controllers}
         self._configuration = Configuration(self._mirror, resources, environment)
         self._keeper = self._rounds(Configuration.name, self._configuration.round, random)
         self._rounds_of = {

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from libs.ipam.client import IpamClient
 from libs.resources.mirror import Mirror
 from libs.resources.pool_lifecycle import PoolLifecycle
-from libs.store.api import Store
+from libs.store.fenced import FencedStore
 from services.kube_controllers.core.controller import Controller
 from services.kube_controllers.ipam_metrics import IpamMetrics
 from services.kube_controllers.shell.cluster_view import KubernetesPods
@@ -22,7 +22,9 @@ NAMES = (IpamGarbage.name, LoadBalancers.name, Pools.name, Tiers.name, Compactio
 KINDS = IpamGarbage.reads | LoadBalancers.reads | Pools.reads | Tiers.reads | Compaction.reads
 
 
-def upkeep(mirror: Mirror, store: Store, kubernetes: Kubernetes | None, metrics: IpamMetrics) -> Iterator[Controller]:
+def upkeep(
+    mirror: Mirror, store: FencedStore, kubernetes: Kubernetes | None, metrics: IpamMetrics
+) -> Iterator[Controller]:
     """All work with one client of address management: concurrent calls of it share transactions."""
     ipam = IpamClient(store)
     pods = None if kubernetes is None else KubernetesPods(kubernetes)
@@ -31,4 +33,4 @@ def upkeep(mirror: Mirror, store: Store, kubernetes: Kubernetes | None, metrics:
     yield Tiers(mirror, store)
     yield Compaction(store)
     if kubernetes is not None:
-        yield LoadBalancers(mirror, ipam, kubernetes)
+        yield LoadBalancers(mirror, ipam, kubernetes, store.confirm)

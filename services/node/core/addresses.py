@@ -106,9 +106,11 @@ def _ip(text: str) -> object:
 
 def node_interfaces(interfaces: Iterable[HostInterface], *, ours: Iterable[str] = ("cali",)) -> list[NodeInterface]:
     """What is told of this host's interfaces in its Node, for templates of host endpoints: those with an address that
-    others can reach, and none that exists for pods or overlays.
+    others can reach, and none that exists for pods, services (kube-ipvs0 holds the address of each) or overlays.
     """
-    left_out = (*ours, "tunl", "vxlan.calico", "vxlan-v6.calico", "wireguard.cali", "wg-v6.cali", "bpf")
+    left_out = (
+        *ours, "tunl", "vxlan.calico", "vxlan-v6.calico", "wireguard.cali", "wg-v6.cali", "bpf", "kube-ipvs"
+    )  # fmt: skip
     told = []
     for one in interfaces:
         addresses = [str(a.ip) for a in one.addresses if reachable(a)]

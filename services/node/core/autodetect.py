@@ -89,10 +89,18 @@ def parse_method(text: str) -> Method:
     if not items:
         raise MethodError(f"{text!r}: nothing stands after the equals sign")
     if name == Kind.CAN_REACH:
-        return Method(Kind.CAN_REACH, destination=parameter.strip())
+        return Method(Kind.CAN_REACH, destination=_host(parameter.strip(), text))
     if name == Kind.CIDR:
         return Method(Kind.CIDR, networks=tuple(_network(item, text) for item in items))
     return Method(Kind(name), patterns=tuple(_pattern(item, text) for item in items))
+
+
+def _host(name: str, text: str) -> str:
+    try:
+        name.encode("idna")
+    except UnicodeError as error:
+        raise MethodError(f"{text!r}: {name!r} is neither an address nor the name of a host: {error}") from None
+    return name
 
 
 def _network(item: str, text: str) -> Network:

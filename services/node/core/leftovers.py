@@ -8,10 +8,12 @@ lie in a pool and which nobody else makes.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from ipaddress import IPv4Interface, IPv6Interface
 
-from libs.netlink.routes import BLACKHOLE, PROTOCOL_BGP, PROTOCOL_FELIX, IPNetwork, Route
+from libs.netlink.routes import BLACKHOLE, PROTOCOL_BGP, PROTOCOL_BIRD, PROTOCOL_FELIX, IPNetwork, Route
 
-PROTOCOL_BOOT, PROTOCOL_BIRD = 3, 12  # linux/rtnetlink.h
+IPInterface = IPv4Interface | IPv6Interface
+PROTOCOL_BOOT = 3  # linux/rtnetlink.h
 TUNL = "tunl0"
 OVERLAYS = ("vxlan.calico", "vxlan-v6.calico", "wireguard.cali", "wg-v6.cali")
 IFB = "bwcali"
@@ -38,9 +40,33 @@ def old_routes(
         elif route.protocol == PROTOCOL_BIRD and not bird_runs:
             if not any(pool.version == route.dst.version and route.dst.subnet_of(pool) for pool in pools):  # type: ignore[arg-type]
                 continue
-            if route.dst in ours or devices == {TUNL} or route.type == BLACKHOLE:
+            if route.dst in ours or _by_tunnel(route, names) or route.type == BLACKHOLE:
                 found.append(route)
     return found
+
+
+def tunnel_addresses(
+    addresses: Iterable[IPInterface], routes: Iterable[Route], names: Mapping[int, str]
+) -> list[IPInterface]:
+    """Those on tunl0 that a Calico put there. The kernel makes the device, so others may use it, too; ours is a single
+    address in a block for which there is a blackhole of Calico's (of this node), or a route by way of tunl0 (one that
+    was borrowed). routes: of all tables. names: of interfaces, by index.
+    """
+    blocks = [
+        route.dst
+        for route in routes
+        if route.protocol in (PROTOCOL_FELIX, PROTOCOL_BGP, PROTOCOL_BIRD)
+        and (route.type == BLACKHOLE or _by_tunnel(route, names))
+    ]
+    return [
+        one
+        for one in addresses
+        if one.network.prefixlen == one.max_prefixlen and any(one.ip in block for block in blocks)
+    ]
+
+
+def _by_tunnel(route: Route, names: Mapping[int, str]) -> bool:
+    return {names.get(hop.oif, "") for hop in route.hops} == {TUNL}
 
 
 def is_ours(name: str, prefixes: Collection[str] = ("cali",)) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePath
 
 BIRD = "bird"
 RESTART_STATUS = 129
@@ -50,6 +51,14 @@ def _service(name: str, prefix: str, node: str, health: tuple[str, int]) -> Prog
     environment = {"NODENAME": node, f"{prefix}HEALTHHOST": host, f"{prefix}HEALTHPORT": str(port)}
     at = f"[{host}]" if ":" in host else host
     return Program(name, ("-m", f"services.{name}"), environment, f"http://{at}:{port}")
+
+
+def own_log(path: str, program: str) -> str:
+    """Where a program writes when we write there: `/x/node.log` → `/x/node-felix.log`. Who rotates a file must be the
+    only one that has it open.
+    """
+    whole = PurePath(path)
+    return str(whole.with_name(f"{whole.stem}-{program}{whole.suffix}"))
 
 
 def at_once(status: int, lived_s: float) -> bool:

@@ -5,6 +5,7 @@ thread's network namespace. Blocking; all is small.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,7 +19,7 @@ from libs.netlink.socket import NETLINK_ROUTE, NetlinkSocket
 from libs.nftables.kernel import KernelRuleset
 from libs.nftables.model import Family, Table
 from libs.nftables.ops import DelTable
-from services.node.core.leftovers import TUNL, WIREGUARD_TABLE
+from services.node.core.leftovers import TUNL, WIREGUARD_TABLE, IPInterface, tunnel_addresses
 
 XTABLES = ("raw", "mangle", "nat", "filter")
 _BIRD_SOCKETS = ("/bird.ctl", "/bird6.ctl")
@@ -92,23 +93,33 @@ class HostKernel:
         return {link.index: link.name for link in list_links(self._route)}
 
     def drop_link(self, link: Link) -> None:
-        """tunl0, which the kernel made and nobody can remove, is left down and without addresses."""
-        try:
-            delete_link(self._route, link.index)
-        except NetlinkError:
-            if link.name != TUNL:
-                raise
-        else:
-            if link.name != TUNL:
-                return
-        if any(one.index == link.index for one in list_links(self._route)):
-            addresses = [one.interface for one in list_addresses(self._route, link.index)]
-            self._route.batch([address_request(one, link.index, delete=True) for one in addresses])
-            set_link(self._route, link.index, up=False)
+        delete_link(self._route, link.index)
 
-    def idle(self, link: Link) -> bool:
-        """A tunl0 that is as the kernel made it: nothing to remove."""
-        return link.name == TUNL and not link.up and not list_addresses(self._route, link.index)
+    def tunnel(self) -> tuple[Link, list[IPInterface], list[IPInterface]] | None:
+        """tunl0 with the addresses on it that are ours, and those of others. None: there is none, or it is as the
+        kernel made it.
+        """
+        link = next(iter(self.links(TUNL.__eq__)), None)
+        if link is None:
+            return None
+        addresses = [one.interface for one in list_addresses(self._route, link.index)]
+        addresses = [one for one in addresses if not one.is_link_local]
+        if not link.up and not addresses:
+            return None
+        ours = tunnel_addresses(addresses, self.routes(), self.names())
+        return link, ours, [one for one in addresses if one not in ours]
+
+    def drop_tunnel_addresses(self, link: Link, addresses: Collection[IPInterface]) -> None:
+        for error in self._route.batch([address_request(one, link.index, delete=True) for one in addresses]).values():
+            raise error
+
+    def drop_tunnel(self, link: Link, addresses: Collection[IPInterface]) -> None:
+        """One that the kernel made cannot be removed: it is left down and without addresses."""
+        with suppress(NetlinkError):
+            delete_link(self._route, link.index)
+        if any(one.index == link.index for one in list_links(self._route)):
+            self.drop_tunnel_addresses(link, addresses)
+            set_link(self._route, link.index, up=False)
 
 
 def bird_runs(proc: Path = Path("/proc")) -> bool:

@@ -39,7 +39,7 @@ async def source_address(destination: str, version: int) -> IPv4Address | IPv6Ad
     loop = asyncio.get_running_loop()
     try:
         found = await loop.getaddrinfo(destination, ANY_PORT, family=FAMILIES[version], type=socket.SOCK_DGRAM)
-    except OSError:
+    except (OSError, UnicodeError):  # the latter: of a name that no resolver can be asked for
         return None
     for family, kind, protocol, _, target in found:
         try:

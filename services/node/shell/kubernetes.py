@@ -39,10 +39,17 @@ async def open_kube(credentials: Path | None) -> AsyncIterator[KubeApi | None]:
 
 
 async def internal_addresses(api: KubeApi, node: str) -> list[IPv4Address | IPv6Address]:
-    """InternalIP of the node's status. Raises KubeError."""
+    """InternalIP of the node's status; what is no address is left out, and told. Raises KubeError."""
     found = await api.get(f"/api/v1/nodes/{node}")
-    told = (found.get("status") or {}).get("addresses") or []
-    return [ip_address(one["address"]) for one in told if one.get("type") == "InternalIP"]
+    addresses = []
+    for one in (found.get("status") or {}).get("addresses") or []:
+        if one.get("type") != "InternalIP":
+            continue
+        try:
+            addresses.append(ip_address(str(one.get("address"))))
+        except ValueError as error:
+            log.warning("InternalIP of our node left out", extra={"node": node, "error": str(error)})
+    return addresses
 
 
 async def kubeadm_subnets(api: KubeApi) -> list[Network] | None:

@@ -1,8 +1,8 @@
 """Runs the programs of a node: starts them again when they end, tells their health, ends them with us.
 
 A program that ends is started again after a pause that doubles up to 30 s; one that asks for it (status 129) at once.
-It writes where we write. When we are killed the kernel ends it (PR_SET_PDEATHSIG), so nothing is orphaned; what it did
-in the kernel stays.
+It writes where we write, and into a log file of its own where we have one. When we are killed the kernel ends it
+(PR_SET_PDEATHSIG), so nothing is orphaned; what it did in the kernel stays.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from random import Random
 
 from libs.runtime.backoff import Backoff
 from libs.runtime.health import Aggregator
-from services.node.core.programs import WELL_AFTER_S, Program, at_once
+from services.node.core.programs import WELL_AFTER_S, Program, at_once, own_log
 from services.node.shell.probes import answered, http_problem
 
 log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)  # loaded here: after fork nothing may be
+LOG_FILE = "LOG_FILE_PATH"
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.5, 30.0
 
 
@@ -50,6 +51,8 @@ class Supervised:
         self._random = random
         self._environ = dict(environ) | dict(program.environment)
         self._environ.pop("NOTIFY_SOCKET", None)  # of systemd, for whom we are the service
+        if path := environ.get(LOG_FILE, ""):
+            self._environ[LOG_FILE] = own_log(path, program.name)
         self._grace_s = grace_s
         self._process: asyncio.subprocess.Process | None = None
         self._why = "not started yet"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from errno import EBUSY
 from pathlib import Path
 
-from services.node.core.leftovers import NFT_ARP, NFT_TABLES, is_ours
+from services.node.core.leftovers import NFT_ARP, NFT_TABLES, TUNL, is_ours
 from services.node.drivers.kernel import HostKernel
 from services.node.shell.takeover import Outcome, drop_tables, remove_xtables
 
@@ -48,6 +48,7 @@ def uninstall(places: Places, *, keep_state: bool = False, dry_run: bool = False
         _remove(path, outcome, dry_run=dry_run)
     with HostKernel() as kernel:
         _links(kernel, places, outcome, dry_run=dry_run)
+        _tunnel(kernel, outcome, dry_run=dry_run)
         _routes(kernel, outcome, dry_run=dry_run)
         remove_xtables(kernel, outcome, dry_run=dry_run)
         drop_tables(kernel, (*NFT_TABLES, NFT_ARP), outcome, dry_run=dry_run)
@@ -77,15 +78,31 @@ def _remove(path: Path, outcome: Outcome, *, dry_run: bool) -> None:
 
 
 def _links(kernel: HostKernel, places: Places, outcome: Outcome, *, dry_run: bool) -> None:
-    for link in kernel.links(lambda name: is_ours(name, places.interface_prefixes)):
-        if kernel.idle(link):
-            continue
+    for link in kernel.links(lambda name: name != TUNL and is_ours(name, places.interface_prefixes)):
         try:
             if not dry_run:
                 kernel.drop_link(link)
             outcome.removed.append(f"interface {link.name}")
         except OSError as error:
             outcome.left.append(f"interface {link.name}: {error}")
+
+
+def _tunnel(kernel: HostKernel, outcome: Outcome, *, dry_run: bool) -> None:
+    """While our routes are there, which tell what of it is ours. With addresses of others on it, it stays up."""
+    found = kernel.tunnel()
+    if found is None:
+        return
+    link, ours, others = found
+    if others and not ours:
+        return
+    try:
+        if not dry_run:
+            (kernel.drop_tunnel_addresses if others else kernel.drop_tunnel)(link, ours)
+    except OSError as error:
+        outcome.left.append(f"interface {link.name}: {error}")
+        return
+    told = ", ".join(map(str, ours))
+    outcome.removed.append(f"{told} of interface {link.name}" if others else f"interface {link.name}")
 
 
 def _routes(kernel: HostKernel, outcome: Outcome, *, dry_run: bool) -> None:

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from services.apiserver.config import ApiserverConfig
+from services.calicoctl.app import cli
 from services.kube_controllers.config import KubeControllersConfig
 from services.node.__main__ import _services
 from services.typha.config import TyphaConfig
@@ -125,6 +127,9 @@ def test_what_the_cluster_needs_is_placed_first_and_everywhere(workload: JsonObj
 @each
 def test_probes_tell_the_living_from_the_ready(workload: JsonObject) -> None:
     for one in pod_of(workload)["containers"]:
+        if "ports" not in one:
+            assert one["name"] == "reloader"  # serves nobody
+            continue
         assert one["readinessProbe"]["periodSeconds"] <= 10
         assert one["livenessProbe"]["periodSeconds"] >= 10
         assert one["livenessProbe"] != one["readinessProbe"]
@@ -151,7 +156,7 @@ def test_ports_of_the_host_are_of_one_component_each() -> None:
     for name, workload in ALL.items():
         component = name.partition("/")[2]
         for one in pod_of(workload)["containers"]:
-            for port in one["ports"]:
+            for port in one.get("ports", []):
                 assert taken.setdefault(port["containerPort"], component) == component
 
 
@@ -178,7 +183,10 @@ def test_selectors_accounts_secrets_and_volumes_refer_to_what_there_is() -> None
         else:
             assert pod["automountServiceAccountToken"] is False
         volumes = {volume["name"]: volume for volume in pod["volumes"]}
-        assert volumes["certs"]["secret"] == {"secretName": f"{name}-certs"}
+        if name == "calico-node":  # a Secret would give all nodes one identity
+            assert volumes["certs"]["hostPath"]["path"] == "/etc/calico/certs"
+        else:
+            assert volumes["certs"]["secret"] == {"secretName": f"{name}-certs"}
         for one in containers(workload):
             assert {mount["name"] for mount in one["volumeMounts"]} <= set(volumes)
 
@@ -250,6 +258,83 @@ def test_health_is_where_probes_look() -> None:
             port = {port["name"]: port["containerPort"] for port in one["ports"]}["health"]
             assert values[f"{prefix}HEALTHPORT"] == str(port)
             assert values[f"{prefix}HEALTHHOST"] == one["livenessProbe"]["httpGet"]["host"] == "127.0.0.1"
+
+
+def test_nats_permits_by_certificate_and_by_the_table_of_its_version() -> None:
+    """A server that verifies certificates without mapping them to users would let every node speak as typha."""
+    text = (K8S / "nats.yaml").read_text()
+    clients = text.split("cluster {")[0]
+    assert "verify_and_map: true" in clients
+    assert 'include "../generated/users.conf"' in clients
+    assert "no_auth_user" not in text
+    nats = ALL["nats/calico-nats"]
+    permissions, reloader = (
+        next(one for one in containers(nats) if one["name"] == name)["args"][2] for name in ("permissions", "reloader")
+    )
+    command = "calicoctl trust nats --users-only --nodes-file /etc/nats/config/nodes"
+    assert command in permissions
+    assert command in reloader
+    assert pod_of(nats)["shareProcessNamespace"] is True
+
+
+IN_THE_OPEN = {
+    ("calico-etcd", "client"): "--client-cert-auth",
+    ("calico-etcd", "peer"): "--peer-client-cert-auth",
+    ("calico-nats", "client"): "verify_and_map: true",
+    ("calico-nats", "cluster"): "ca_file: /certs/peer-ca.crt, verify: true",
+    ("calico-apiserver", "https"): "--tls-cert-file=/certs/tls.crt",
+    ("calico-kube-controllers", "metrics"): '"KUBE_CONTROLLERS_PROMETHEUSMETRICSCLIENTAUTH", "value": "RequireAnd',
+}
+ON_LOOPBACK = {
+    ("calico-etcd", "metrics"): "--listen-metrics-urls=http://127.0.0.1:2381",
+    ("calico-nats", "monitor"): r"http: \"127.0.0.1:8222\"",
+    ("calico-typha", "health"): '"TYPHA_HEALTHHOST", "value": "127.0.0.1"',
+    ("calico-kube-controllers", "health"): '"KUBE_CONTROLLERS_HEALTHHOST", "value": "127.0.0.1"',
+    ("calico-node", "health"): '"CALICO_NODE_HEALTHHOST", "value": "127.0.0.1"',
+}
+
+
+@each
+def test_every_port_wants_a_certificate_or_is_for_this_host(workload: JsonObject) -> None:
+    """Row X01. The whole host's network reaches what listens on more than loopback."""
+    name = workload["metadata"]["name"]
+    text = " ".join([json.dumps(workload), *configured(workload)])
+    for one in containers(workload):
+        for port in one.get("ports", []):
+            assert (IN_THE_OPEN | ON_LOOPBACK)[name, port["name"]] in text, port
+
+
+def configured(workload: JsonObject) -> list[str]:
+    """The ConfigMaps that its containers read their environment from, as text."""
+    named = [one["configMapRef"]["name"] for c in containers(workload) for one in c.get("envFrom", [])]
+    return [
+        json.dumps(one["data"]) for path in FILES for one in objects(path)
+        if one["kind"] == "ConfigMap" and one["metadata"]["name"] in named
+    ]  # fmt: skip
+
+
+def mounted(workload: JsonObject) -> set[str]:
+    """Names of files below /certs that its own text, or the configuration it is given, speaks of."""
+    return set(re.findall(r"/certs/([\w.-]+)", " ".join([json.dumps(workload), *configured(workload)])))
+
+
+def test_trust_secrets_makes_what_pods_mount_all_of_it_and_nothing_else(tmp_path: Path) -> None:
+    made: dict[str, set[str]] = {}
+    for arguments in (["certs", "--node", "node1"], ["secrets"]):
+        done = CliRunner().invoke(cli, ["trust", arguments[0], "-d", str(tmp_path / "pki"), *arguments[1:]])
+        assert done.exit_code == 0, done.output
+    for one in yaml.safe_load_all(done.output):
+        assert one["metadata"]["namespace"] == "calico-system"
+        made[one["metadata"]["name"]] = set(one["data"])
+    wanted: dict[str, set[str]] = {}
+    for workload in ALL.values():
+        for volume in pod_of(workload)["volumes"]:
+            if "secret" in volume:
+                assert set(volume["secret"]) == {"secretName"}, "keys are mounted under their own names"
+                wanted.setdefault(volume["secret"]["secretName"], set()).update(mounted(workload))
+    assert made == wanted
+    node = {path.name for path in (tmp_path / "pki" / "calico-node.node1").iterdir()}
+    assert node == mounted(ALL["calico/calico-node"])
 
 
 def test_servers_know_each_other_by_an_authority_that_signs_nothing_else() -> None:

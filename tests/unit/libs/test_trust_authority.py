@@ -9,7 +9,7 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from libs.trust import etcd_auth, etcd_roles, identities, nats_config
+from libs.trust import etcd_auth, etcd_roles, identities, nats_config, own
 from libs.trust.authority import Authority, AuthorityError
 from services.calicoctl.app import cli
 
@@ -81,6 +81,11 @@ def test_commands_make_renew_and_print(tmp_path: Path) -> None:
     assert sorted(one["data"]) == ["ca.crt", "tls.crt", "tls.key"]
     (of_server,) = yaml.safe_load_all(ctl("secrets", *at, "calico-nats").output)
     assert set(of_server["data"]) - set(one["data"]) == {"peer-ca.crt", "peer.crt", "peer.key"}
+    for identity, where in (("calico-node:node1", "/etc/calico/certs"), ("root", "no pod")):
+        refused = ctl("secrets", *at, identity)
+        assert refused.exit_code == 1
+        assert where in refused.output
+        assert "PRIVATE" not in refused.output
     assert ctl("certs", *at, "--node", "Node").exit_code == 1
 
 
@@ -109,3 +114,41 @@ def test_a_plan_is_empty_once_it_is_carried_out() -> None:
         "user calico-node:node1: role calico-node",
     ]
     assert not any("theirs" in step.text for step in etcd_auth.removal(state))
+
+
+def test_a_list_of_nodes_is_read_with_comments_and_slips_are_named(tmp_path: Path) -> None:
+    listed = tmp_path / "nodes"
+    listed.write_text("# rack 1\nnode1\n\n  node2  # spare\nnode1\n")
+    users = ctl("nats", "--users-only", "--nodes-file", str(listed), "--node", "node3").output
+    assert [name for name in ("node1", "node2", "node3") if users.count(f'"CN=calico-node:{name}"') == 1] == [
+        "node1", "node2", "node3"
+    ]  # fmt: skip
+    assert users.startswith("authorization {")
+    assert "tls {" in ctl("nats", "--nodes-file", str(listed)).output
+    listed.write_text("node1\nnode1 node2\n")
+    assert "nodes:2: 'node1 node2' is no node name" in ctl("nats", "--nodes-file", str(listed)).output
+    assert ctl("nats", "--nodes-file", str(tmp_path / "none")).exit_code == 1
+
+
+async def test_a_node_knows_its_own_files(tmp_path: Path) -> None:
+    authority = Authority.create(tmp_path)
+    own_files = authority.issue(identities.node("node1"))
+
+    def environ(at: Path) -> dict[str, str]:
+        return {
+            "ETCD_CA_CERT_FILE": str(at / "ca.crt"), "ETCD_CERT_FILE": str(at / "tls.crt"),
+            "ETCD_KEY_FILE": str(at / "tls.key"), "NATS_CERT": str(at / "tls.crt"),
+        }  # fmt: skip
+
+    assert await own.check("node1", {}) == ""
+    assert await own.check("node1", environ(own_files)) == ""
+    assert await own.check("node1", environ(authority.issue(identities.TYPHA))) == identities.TYPHA
+    with pytest.raises(own.NotOwn, match=r"certificate of calico-node:node1, and this node is node2.*--node node2"):
+        await own.check("node2", environ(own_files))
+    (own_files / "tls.key").unlink()
+    with pytest.raises(own.NotOwn, match=r"ETCD_KEY_FILE is .*tls\.key, and there is no such file"):
+        await own.check("node1", environ(own_files))
+    (own_files / "tls.key").write_bytes(b"")
+    (own_files / "tls.crt").write_bytes(b"nonsense")
+    with pytest.raises(own.NotOwn, match=r"tls\.crt: no certificate in PEM"):
+        await own.check("node1", environ(own_files))

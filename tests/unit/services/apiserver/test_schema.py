@@ -14,8 +14,8 @@ from libs.model import codec, defaults, validation
 from libs.model.descriptions import ABOUTS
 from libs.model.kinds import KINDS
 from libs.model.pools import IPPool
+from libs.model.problems import At
 from libs.model.validation import checks
-from libs.model.validation.problems import At
 from libs.model.validation.registry import check_resource
 from services.apiserver.core import schema
 from services.apiserver.core.request import SERVED

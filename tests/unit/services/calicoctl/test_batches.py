@@ -10,7 +10,7 @@ from libs.resources.client import ResourceClient
 from libs.store.memory import MemoryStore
 from services.calicoctl import actions
 from services.calicoctl.actions import AT_ONCE, batches
-from services.calicoctl.documents import parse
+from services.calicoctl.files import parse
 from tests.unit.services.calicoctl.ctl import Ctl
 
 POLICY = (

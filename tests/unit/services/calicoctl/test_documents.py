@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from libs.model import yamltext
-from services.calicoctl import documents
-from services.calicoctl.documents import MAX_NODES, Broken, Document, FileProblem, parse, read_all
+from libs.model.yamltext import MAX_NODES
+from services.calicoctl.documents import Broken, Document, FileProblem
+from services.calicoctl.files import parse, read_all
 
 
 def only(text: str, source: str = "f.yaml") -> Document:
@@ -229,10 +230,10 @@ LINES = st.lists(
 def test_the_fast_reader_says_what_the_slow_one_says(lines: list[str]) -> None:
     """Values, places of fields and messages: which of both read a text is nothing that anybody can see."""
     text = "\n".join(lines) + "\n"
-    fast = list(documents.parse(text, "f.yaml"))
+    fast = list(parse(text, "f.yaml"))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(yamltext, "_shallow", lambda _text: False)
-        slow = list(documents.parse(text, "f.yaml"))
+        slow = list(parse(text, "f.yaml"))
     assert [str(one) for one in fast] == [str(one) for one in slow]
     for one, other in zip(fast, slow, strict=True):
         if isinstance(one, Document):
@@ -242,5 +243,5 @@ def test_the_fast_reader_says_what_the_slow_one_says(lines: list[str]) -> None:
 
 @pytest.mark.parametrize("deep", ["[" * 50_000, "- " * 50_000, "? " * 50_000, "{a: " * 50_000])
 def test_text_without_end_of_nesting_is_refused_and_kills_nothing(deep: str) -> None:
-    (found,) = documents.parse(f"kind: Tier\nspec: {deep}" if deep[0] in "[{" else deep, "f.yaml")
+    (found,) = parse(f"kind: Tier\nspec: {deep}" if deep[0] in "[{" else deep, "f.yaml")
     assert isinstance(found, Broken)

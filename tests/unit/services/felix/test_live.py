@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from libs.model.metrics import MetricsPlace
 from libs.testkit.bootstrap import key
 from services.felix.core.failsafe import FailsafePort
 from services.felix.core.live import SUPPORTED, LiveSettings, camel, effective, environment_settings, seconds
@@ -265,3 +266,18 @@ def test_calicos_names_of_settings_in_the_environment() -> None:
         "ipip_enabled": "true", "ipip_mtu": "1440", "external_nodes_list": "192.0.2.0/24", "vxlan_mtu_v6": "1400",
         "program_cluster_routes": "Enabled",
     }  # fmt: skip
+
+
+def test_metrics_are_shown_where_the_configuration_says_and_nowhere_by_default() -> None:
+    assert effective({}, "node1", {}).metrics == MetricsPlace()
+    off = {"prometheusMetricsPort": 9999, "prometheusMetricsCertFile": "/c"}
+    found = effective(stored(("default", off)), "node1", {})
+    assert found.metrics.port == 0, "not enabled"
+    environment = environment_settings({"FELIX_PROMETHEUSMETRICSKEYFILE": "/k", "FELIX_PROMETHEUSMETRICSHOST": "::1"})
+    on = {
+        "prometheusMetricsEnabled": True, "prometheusMetricsCertFile": "/c", "prometheusMetricsCAFile": "/a",
+        "prometheusMetricsClientAuth": "RequireAndVerifyClientCert",
+    }  # fmt: skip
+    found = effective(stored(("default", on)), "node1", {}, environment)
+    assert found.metrics == MetricsPlace("::1", 9091, "/a", "/c", "/k", "RequireAndVerifyClientCert")
+    assert found.problems == ()

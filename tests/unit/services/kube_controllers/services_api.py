@@ -19,12 +19,13 @@ Document = dict[str, Any]
 
 @dataclass
 class ServicesApi:
-    """patched: called after each patch."""
+    """before, patched: called before each patch and after it."""
 
     services: dict[Key, Document] = field(default_factory=dict)
     events: list[Document] = field(default_factory=list)
     away: bool = False
     patched: Callable[[Key], None] = lambda key: None
+    before: Callable[[Key], None] = lambda key: None
     _version: int = 0
     _uids: int = 0
     _heard: dict[Key, Any] = field(default_factory=dict)
@@ -83,10 +84,13 @@ class ServicesApi:
     async def patch(self, path: str, body: Document, kind: str) -> Document:
         assert kind == "application/merge-patch+json"
         assert path.endswith("/status")
+        parts = path.split("/")
+        self.before(Key(parts[4], parts[6]))
         found = self._found(path.removesuffix("/status"))
         wanted = body["metadata"]
         for name in ("uid", "resourceVersion"):
-            if name in wanted and wanted[name] != found["metadata"][name]:
+            assert wanted[name], "a status is written under both, or a leader of before writes over its successor's"
+            if wanted[name] != found["metadata"][name]:
                 raise KubeError(409, f"precondition failed: {name}", "Conflict")
         found["status"] = {"loadBalancer": {"ingress": body["status"]["loadBalancer"]["ingress"] or []}}
         key = Key(found["metadata"]["namespace"], found["metadata"]["name"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -14,10 +15,10 @@ from libs.model import keys
 from libs.resources.client import ResourceClient
 from libs.runtime.config import load
 from libs.runtime.health import Aggregator
-from libs.runtime.service import Service
+from libs.runtime.service import Service, ServiceExit
 from libs.store.api import Compare, FenceLost
 from libs.store.memory import MemoryEtcd, MemoryStore
-from services.kube_controllers.app import ELECTION_KEY, KubeControllers
+from services.kube_controllers.app import ELECTION_KEY, KubeControllers, run
 from services.kube_controllers.config import KubeControllersConfig
 from tests.contract.store_backends import eventually
 from tests.unit.services.typha.samples import value
@@ -130,3 +131,11 @@ async def test_another_program_that_writes_another_status_is_not_fought() -> Non
         at = await stage.user.put(key, theirs)
         await eventually(lambda: stage.rounds("configuration") > before)
         assert await revision() == at
+
+
+async def test_a_kubeconfig_that_cannot_be_read_ends_it_with_its_name(tmp_path: Path) -> None:
+    config = load(KubeControllersConfig, [], {"KUBECONFIG": str(tmp_path / "absent")}, prog="test")
+    service = Service("test", asyncio.TaskGroup(), Aggregator(), CollectorRegistry())
+    with pytest.raises(ServiceExit, match=r"kubeconfig .*/absent: ") as ended:
+        await run(config, service)
+    assert ended.value.status == 2

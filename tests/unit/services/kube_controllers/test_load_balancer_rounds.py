@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import replace
 
@@ -11,8 +11,10 @@ import pytest
 
 from libs.ipam import keys
 from libs.kube.objects import Key
+from libs.store.api import FenceLost
 from services.kube_controllers.core.load_balancers import POOLS4
 from services.kube_controllers.core.settings import Environment, default_configuration, running
+from services.kube_controllers.shell.load_balancers import SPACING_S
 from tests.properties.test_load_balancers import World
 
 SETTINGS = running(default_configuration().spec, Environment(kubernetes=True))
@@ -79,6 +81,7 @@ async def test_what_another_controller_shows_stays_when_ours_goes(world: World) 
     world.api.services[key]["status"] = {"loadBalancer": {"ingress": [*ours, others]}}
     world.api.hear()
     world.api.then = _nothing
+    world.now_s += SPACING_S
     requested = replace(SETTINGS, upkeep=replace(SETTINGS.upkeep, load_balancers="RequestedServicesOnly"))
     await world.controller.round(requested)
     assert world.api.services[key]["status"]["loadBalancer"]["ingress"] == [others]
@@ -94,6 +97,127 @@ async def test_nothing_is_given_while_the_datastore_is_locked_or_may_be(world: W
     assert "locked" in (await world.controller.round(SETTINGS)).detail
     assert not await world.held()
     assert not world.api.shown("s0")
+
+
+async def test_without_the_lead_no_status_is_written(world: World) -> None:
+    world.api.put("s0")
+    world.api.hear()
+    world.leads = False
+    with pytest.raises(FenceLost):
+        await world.controller.round(SETTINGS)
+    assert not world.api.shown("s0")
+
+
+async def test_what_the_next_leader_wrote_is_not_written_over(world: World) -> None:
+    """It takes over after we were told that we lead, and before our write arrives."""
+    world.api.put("s0")
+    world.api.hear()
+
+    def taken_over(key: Key) -> None:
+        if world.leads:
+            world.leads = False
+            world.api.show("s0", "10.1.0.3")
+
+    world.api.before = taken_over
+    with pytest.raises(FenceLost):
+        await world.controller.round(SETTINGS)
+    assert world.api.shown("s0") == ["10.1.0.3"]
+
+
+async def test_a_service_made_anew_under_the_name_gets_nothing_of_the_one_before(world: World) -> None:
+    world.api.put("s0")
+    world.api.hear()
+    world.api.before = _once(lambda: (world.api.delete("s0"), world.api.put("s0")))
+    await world.controller.round(SETTINGS)
+    assert not world.api.shown("s0")
+    await world.settle()
+    assert world.api.shown("s0")
+
+
+async def test_a_status_that_was_edited_meanwhile_is_put_right_in_the_same_round(world: World) -> None:
+    world.api.put("s0")
+    world.api.hear()
+    world.api.before = _once(lambda: world.api.show("s0", "192.0.2.1"))
+    assert not (await world.controller.round(SETTINGS)).failures
+    assert world.api.shown("s0")
+    assert world.api.shown("s0") != ["192.0.2.1"]
+
+
+async def test_nothing_is_released_of_a_service_that_was_changed_meanwhile(world: World) -> None:
+    world.api.put("s0", annotations={POOLS4: '["a"]'})
+    world.api.hear()
+    await world.round()
+    before = await world.held()
+    world.api.put("s0", annotations={POOLS4: '["b"]'})
+    world.api.hear()
+    world.api.before = _once(lambda: world.api.put("s0", annotations={POOLS4: '["a"]'}))
+    world.now_s += SPACING_S
+    made = await world.controller.round(SETTINGS)
+    assert "changed meanwhile" in made.failures["ns/s0"]
+    assert await world.held() == before
+    await world.settle()
+    assert await world.held() == before
+
+
+async def test_where_every_pool_is_disabled_another_program_may_serve(world: World) -> None:
+    for name, cidr in (("a", "10.0.0.0/30"), ("b", "10.1.0.0/30")):
+        await world.change_pool(name, cidr, disabled=True)
+    await world.store.delete(keys.resource("ippools", "six"))
+    await world.mirror.reached((await world.store.status()).revision)
+    world.api.put("s0")
+    world.api.hear()
+    made = await world.controller.round(SETTINGS)
+    assert made.detail == "0 services"
+    assert not world.api.events
+
+
+async def test_a_burst_of_changes_reads_address_management_once(world: World) -> None:
+    world.api.put("s0")
+    world.api.hear()
+    await world.controller.round(SETTINGS)
+    assert world.api.shown("s0"), "the first is served at once"
+    assert world.reads == 1
+    for name in ("s1", "s2", "s3"):
+        world.api.put(name)
+        world.api.hear()
+        waits_s = (await world.controller.round(SETTINGS)).again_s
+        assert waits_s == SPACING_S
+    assert world.reads == 1
+    world.now_s += SPACING_S
+    await world.controller.round(SETTINGS)
+    assert all(map(world.api.shown, ("s1", "s2", "s3")))
+    assert world.reads == 2
+    world.api.hear()  # of what the controller wrote itself
+    world.api.put("inside", type="ClusterIP")
+    world.api.hear()
+    world.now_s += SPACING_S
+    await world.controller.round(SETTINGS)
+    assert world.reads == 2, "neither concerns it"
+    world.api.show("s1", "192.0.2.1")
+    world.api.hear()
+    await world.controller.round(SETTINGS)
+    assert world.reads == 3
+    assert world.api.shown("s1") != ["192.0.2.1"]
+
+
+async def test_after_a_failure_the_next_round_is_a_whole_one(world: World) -> None:
+    world.api.put("s0")
+    world.api.hear()
+    world.api.away = True
+    assert (await world.controller.round(SETTINGS)).failures
+    world.api.away = False
+    assert not (await world.controller.round(SETTINGS)).failures
+    assert world.api.shown("s0")
+
+
+def _once(work: Callable[[], object]) -> Callable[[Key], None]:
+    left = [work]
+
+    def hook(key: Key) -> None:
+        if left:
+            left.pop()()
+
+    return hook
 
 
 async def _nothing(key: Key) -> None:

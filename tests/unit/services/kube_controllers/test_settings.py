@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from libs import model
+from libs.kube.api import ACCOUNT_TOKEN
 from libs.model.codec import convert, to_dict
 from libs.resources import codec
 from libs.runtime.config import ConfigError, load
@@ -191,7 +192,7 @@ def test_k05_periods_workers_and_labels_come_from_the_resource_and_the_environme
     assert won.sync["policy"] == settings.Sync(period=settings.Duration("30s"), workers=2)
     assert won.sync["node"] == settings.Sync(period=settings.Duration("30s"))
     assert won.status.environment_vars == {name: text for name, text in given.items() if name != "KUBECONFIG"}
-    listed = by_environment(spec, KUBERNETES_SERVICE_HOST="10.96.0.1", ENABLED_CONTROLLERS="serviceaccount,service")
+    listed = by_environment(spec, KUBECONFIG="/etc/kubeconfig", ENABLED_CONTROLLERS="serviceaccount,service")
     assert set(listed.sync) == {"service-account", "service", "endpoint-slice"}
     assert listed.host_endpoints is None
 
@@ -209,11 +210,24 @@ def test_k03_each_controller_of_upkeep_is_switched_alone() -> None:
         "controllers": {"node": {"leakGracePeriod": "0s"}},
     }
     assert in_force(none).upkeep == settings.Upkeep(0, None, True, True, 0, 0)
-    listed = by_environment(everything, KUBERNETES_SERVICE_HOST="10.96.0.1", ENABLED_CONTROLLERS="loadbalancer,tier")
+    listed = by_environment(everything, KUBECONFIG="/etc/kubeconfig", ENABLED_CONTROLLERS="loadbalancer,tier")
     assert listed.upkeep == settings.Upkeep(None, "AllServices", False, True, 600, 9094)
     only = in_force({"controllers": {"loadBalancer": {"assignIPs": "RequestedServicesOnly"}}}, kubernetes=True)
     assert only.upkeep.load_balancers == "RequestedServicesOnly"
     assert status(only)["runningConfig"]["controllers"] == {"loadBalancer": {"assignIPs": "RequestedServicesOnly"}}
+
+
+def test_a_pod_without_a_service_accounts_token_has_no_kubernetes() -> None:
+    """automountServiceAccountToken: false; the variables are there all the same."""
+    assert not ACCOUNT_TOKEN.exists()
+    assert not by_environment({"controllers": {"policy": {}}}, KUBERNETES_SERVICE_HOST="10.96.0.1").sync
+
+
+def test_the_port_of_gos_profiles_is_told_to_have_no_effect() -> None:
+    (problem,) = in_force({"debugProfilePort": 9095}).problems
+    assert "debugProfilePort 9095 has no effect" in problem
+    assert "debugProfilePort" not in status(in_force({"debugProfilePort": 9095}))["runningConfig"]
+    assert not in_force({"debugProfilePort": 0}).problems
 
 
 def test_an_unknown_level_is_told_and_the_default_taken() -> None:

@@ -90,5 +90,6 @@ def test_interfaces_of_pods_and_addresses_that_nobody_reaches_are_not_told() -> 
         *HOST, HostInterface("cali1", (ip_interface("10.0.0.1/32"),)),
         HostInterface("lo", (ip_interface("127.0.0.1/8"),)),
         HostInterface("vxlan.calico", (ip_interface("10.0.0.2/32"),)), HostInterface("eth9", ()),
+        HostInterface("kube-ipvs0", (ip_interface("10.96.0.1/32"),)),
     ])  # fmt: skip
     assert [(one.name, one.addresses) for one in told] == [("eth0", ["192.0.2.5", "2001:db8::5"])]

@@ -96,6 +96,8 @@ def test_names_that_only_resemble_them_are(name: str) -> None:
         ("interface=eth0,[", "no regular expression"),
         ("cidr=192.0.2.0/33", "no CIDR"),
         ("cidr=eth0", "no CIDR"),
+        ("can-reach=www..example", "neither an address nor the name of a host"),
+        (f"can-reach={'x' * 64}.example", "neither an address nor the name of a host"),
     ],
 )
 def test_what_is_no_method_is_told_so(text: str, word: str) -> None:

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import os
 import socket
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 
-from libs.netlink.routes import PROTOCOL_BGP, NextHop, Route, blackhole_route, device_route, gateway_route
+from libs.netlink.routes import (
+    PROTOCOL_BGP,
+    PROTOCOL_BIRD,
+    PROTOCOL_FELIX,
+    NextHop,
+    Route,
+    blackhole_route,
+    device_route,
+    gateway_route,
+)
 from services.node.core.iptables import counted, removal
-from services.node.core.leftovers import PROTOCOL_BIRD, PROTOCOL_BOOT, is_ipset, is_ours, old_routes
+from services.node.core.leftovers import PROTOCOL_BOOT, is_ipset, is_ours, old_routes, tunnel_addresses
 from services.node.drivers.kernel import bird_runs
 
 SAVED = """\
@@ -84,6 +93,21 @@ def test_tunnel_routes_and_blackholes_of_bird_go_and_others_stay() -> None:
         device_route(POD, 2),
     ]
     assert old_routes([tunnel, hole, *theirs], NAMES, POOLS, bird_runs=False) == [tunnel, hole]
+
+
+def test_addresses_of_others_on_tunl0_are_not_ours() -> None:
+    def ours(*routes: Route) -> list[str]:
+        return [str(one) for one in tunnel_addresses(addresses, routes, NAMES)]
+
+    texts = ("10.65.0.1/32", "10.65.1.9/32", "10.65.0.2/26", "198.51.100.1/32", "fd00:9::1/128")
+    addresses = [ip_interface(text) for text in texts]
+    assert ours() == []
+    for protocol in (PROTOCOL_FELIX, PROTOCOL_BGP, PROTOCOL_BIRD):
+        assert ours(blackhole_route(BLOCK, protocol=protocol)) == ["10.65.0.1/32"]
+        assert ours(Route(FAR, (NextHop(3, GATEWAY, True),), protocol=protocol)) == ["10.65.1.9/32"], "borrowed"
+    everywhere = ip_network("0.0.0.0/0")
+    assert ours(gateway_route(everywhere, GATEWAY, 1, protocol=PROTOCOL_BGP)) == [], "what a router told us"
+    assert ours(blackhole_route(everywhere, protocol=PROTOCOL_BOOT)) == []
 
 
 def test_names_of_ours() -> None:

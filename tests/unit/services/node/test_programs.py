@@ -40,8 +40,9 @@ def test_probes_are_asked_where_they_answer() -> None:
 
 
 async def test_a_program_is_told_what_we_ask_it_by(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not an empty text or another port of ours; nor is it for it to tell systemd that we are ready."""
+    """Not an empty text, another port or the log file of ours; nor is it for it to tell systemd that we are ready."""
     ours = {"FELIX_HEALTHPORT": "", "FELIX_HEALTHHOST": "far", "NODENAME": "x", "NOTIFY_SOCKET": "@s", "KEPT": "k"}
+    ours["LOG_FILE_PATH"] = "/log/node.log"
     asked = asyncio.Event()
     told: dict[str, str] = {}
 
@@ -55,7 +56,7 @@ async def test_a_program_is_told_what_we_ask_it_by(monkeypatch: pytest.MonkeyPat
     run = asyncio.create_task(Supervised(program, Aggregator(), Random(1), ours, 1.0).run())
     await asked.wait()
     run.cancel()
-    assert told == {**program.environment, "KEPT": "k"}
+    assert told == {**program.environment, "KEPT": "k", "LOG_FILE_PATH": "/log/node-felix.log"}
 
 
 def test_the_network_list_names_the_node_that_felix_is() -> None:
