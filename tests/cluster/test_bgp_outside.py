@@ -47,6 +47,26 @@ spec: {peerIP: 172.31.0.1, asNumber: 65000}
 """
 
 
+def outside(cluster: Cluster, directory: Path) -> Process:
+    """A speaker in the fabric, which peers with every node; started."""
+    nodes = tuple(
+        PeerSettings(node.name, PeerKind.GLOBAL, IPv4Address(str(node.ipv4.ip)), 64512, AS) for node in cluster.nodes
+    )
+    settings = SpeakerSettings(
+        node="outside", router_id=int(cluster.ipv4.ip), local_as=AS, addresses=(cluster.ipv4.ip,), peers=nodes
+    )
+    (directory / "outside.json").write_text(encode_settings(settings))
+    router = Process(
+        "speaker outside",
+        [sys.executable, "-m", "services.bgp", "--settings", str(directory / "outside.json"), "--control-socket",
+         str(directory / "outside.sock")],
+        netns=cluster.fabric, log_path=directory / "outside.log", env=dict(os.environ),
+        cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    router.start()
+    return router
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
     directory = tmp_path_factory.mktemp("outside")
@@ -54,23 +74,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
         cluster = Cluster.create(nodes=2, daemons=("bgp",))
         made = await open_world(stack, cluster)
         await made.apply(CONFIGURATION)
-        nodes = tuple(
-            PeerSettings(node.name, PeerKind.GLOBAL, IPv4Address(str(node.ipv4.ip)), 64512, AS)
-            for node in cluster.nodes
-        )
-        settings = SpeakerSettings(
-            node="outside", router_id=int(cluster.ipv4.ip), local_as=AS, addresses=(cluster.ipv4.ip,), peers=nodes
-        )
-        (directory / "outside.json").write_text(encode_settings(settings))
-        router = Process(
-            "speaker outside",
-            [sys.executable, "-m", "services.bgp", "--settings", str(directory / "outside.json"), "--control-socket",
-             str(directory / "outside.sock")],
-            netns=cluster.fabric, log_path=directory / "outside.log", env=dict(os.environ),
-            cwd=Path(__file__).parents[2],
-        )  # fmt: skip
-        router.start()
-        stack.callback(router.stop)
+        stack.callback(outside(cluster, directory).stop)
         yield made
 
 
