@@ -10,6 +10,7 @@ import pytest
 
 from libs import model
 from libs.bus import wire
+from libs.bus.apiserver import ApiserverBeat
 from libs.bus.bgp import State as BgpState
 from libs.bus.explain import State
 from libs.resources import codec
@@ -204,6 +205,10 @@ def beat(instance: str, rev: int, age_s: float = 0.5) -> wire.Beat:
 
 def test_rows_of_status_say_who_lags_and_who_is_missing() -> None:
     seen = system.Seen(etcd=(120, "3.5.9"), changed=100, beats={"a": beat("a", 100), "b": beat("b", 90)})
+    seen.apiservers = {
+        "one": ApiserverBeat(instance="one", started="2026-11-28T09:00:00Z", version="v1", rev=99),
+        "two": ApiserverBeat(instance="two", started="2026-11-28T09:00:00Z", version="v1", problem="Datastore: away"),
+    }
     seen.felix = {
         "n1": State(node="n1", rev=100, phase="following", version="v1"),
         "n2": State(node="n2", rev=95, phase="following"),
@@ -222,6 +227,10 @@ def test_rows_of_status_say_who_lags_and_who_is_missing() -> None:
         ("felix", "n6"): (None, "not asked", False),
     }
     assert (rows["typha", "a"].good, rows["typha", "b"].lag) == (True, 10)
+    assert {key[1]: (row.status, row.version, row.revision, row.lag, row.good) for key, row in rows.items()
+            if key[0] == "apiserver"} == {
+        "one": ("serves", "v1", 99, None, True), "two": ("Datastore: away", "v1", None, None, False),
+    }  # fmt: skip
     assert not rows["bgp", "n1"].good
     assert "n3: ipset s:a: full" in system.text(list(rows.values()), seen)
 
