@@ -12,7 +12,8 @@ from libs import model
 from libs.bus import wire
 from libs.bus.apiserver import ApiserverBeat
 from libs.bus.bgp import State as BgpState
-from libs.bus.explain import State
+from libs.bus.explain import Setting, State, Verb, subject
+from libs.bus.memory import MemoryBroker
 from libs.resources import codec
 from libs.store.memory import MemoryStore
 from services.calicoctl.explain import system
@@ -233,6 +234,33 @@ def test_rows_of_status_say_who_lags_and_who_is_missing() -> None:
     }  # fmt: skip
     assert not rows["bgp", "n1"].good
     assert "n3: ipset s:a: full" in system.text(list(rows.values()), seen)
+
+
+def test_settings_of_a_node_name_their_source(ctl: Ctl) -> None:
+    ctl.broker = MemoryBroker()
+    felix = ctl.broker.connect("felix")
+    state = State(
+        node="n1",
+        settings={
+            "logSeverityScreen": Setting("Debug", "environment"),
+            "failsafeInboundHostPorts": Setting('[{"port":22}]', "rack-a"),
+        },
+        warnings=("bpfEnabled: has no effect in this version",),
+    )
+    felix.subscribe(subject("n1", Verb.STATE), lambda message: message.respond(wire.encode(state)))
+    done = ctl("node", "config", "n1")
+    assert done.exit_code == 0, done.output
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if "|" in line]
+    assert cells[1:] == [
+        ["n1", "failsafeInboundHostPorts", '[{"port":22}]', "rack-a"],
+        ["n1", "logSeverityScreen", "Debug", "environment"],
+    ]
+    assert "n1: without effect: bpfEnabled" in done.stdout
+    done = ctl("node", "config", "-o", "json", "--timeout", "1s")
+    assert done.exit_code == 1
+    told = json.loads(done.stdout)
+    assert told["n1"]["settings"]["logSeverityScreen"] == {"value": "Debug", "source": "environment"}
+    assert told["n2"] == {"error": "its felix does not run, or is of a version that cannot be asked"}
 
 
 def test_status_without_a_bus_says_so(ctl: Ctl) -> None:
