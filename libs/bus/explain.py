@@ -190,8 +190,19 @@ class StateRequest(msgspec.Struct, frozen=True, kw_only=True):
     pass
 
 
+class Setting(msgspec.Struct, frozen=True, array_like=True):
+    """value: as it was written. source: `default` or another FelixConfiguration's name, `configuration file`,
+    `environment`.
+    """
+
+    value: str
+    source: str
+
+
 class State(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """rev: what the kernel holds. phase: of following typha, in words. typha: the instance followed."""
+    """rev: what the kernel holds. phase: of following typha, in words. typha: the instance followed. settings: those
+    that are set and used, by their names in FelixConfiguration; what is not there is at its default.
+    """
 
     node: str
     version: str = ""
@@ -203,4 +214,5 @@ class State(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     warnings: tuple[str, ...] = ()
     workloads: int = 0
     policies: int = 0
+    settings: dict[str, Setting] = {}
     error: str = ""

@@ -132,5 +132,12 @@ def audit(instance: str) -> str:
     return f"calico.apiserver.{encode_token(instance)}.audit"
 
 
+APISERVER_BEATS = "calico.apiserver.*.beat"
+
+
+def apiserver_beat(instance: str) -> str:
+    return f"calico.apiserver.{encode_token(instance)}.beat"
+
+
 def rpc(service: str, node: str, verb: str) -> str:
     return f"calico.{service}.{encode_token(node)}.rpc.{verb}"

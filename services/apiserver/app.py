@@ -40,6 +40,7 @@ from services.apiserver.metrics import Metrics
 from services.apiserver.shell.audit import BusAudit
 from services.apiserver.shell.authn import Authenticator, TokenFile, TokenSource, Trust, new_key
 from services.apiserver.shell.authz import Authorization, BuiltIn, Tiered
+from services.apiserver.shell.beat import Heart
 from services.apiserver.shell.cache import EtcdCache
 from services.apiserver.shell.certificates import Bundle
 from services.apiserver.shell.delegated import AccessReviews, ClusterTrust, TokenReviews
@@ -71,11 +72,18 @@ def application(
 
 @contextlib.asynccontextmanager
 async def api_routes(
-    service: Service, store: Store, access: TierAccess, authorization: Authorization, metrics: Metrics, random: Random
+    service: Service,
+    store: Store,
+    access: TierAccess,
+    authorization: Authorization,
+    metrics: Metrics,
+    random: Random,
+    heart: Heart,
 ) -> AsyncIterator[Sequence[web.AbstractRouteDef]]:
     """Cache, verbs, watches and documents: what runs while the block is open, and their routes."""
     cache = EtcdCache(store, random, metrics=metrics)
     resources = ResourceClient(store, release=IpamRelease(store))
+    heart.revision = lambda: cache.revision
     service.spawn(cache.run(), name="cache")
     api = Api(store, resources, cache, access, authorization, random=random)
     documents = Documents(release.version().removeprefix("v"), other_paths=PROBES)
@@ -280,13 +288,15 @@ async def run(config: ApiserverConfig, service: Service) -> None:
         datastore = service.health.register("Datastore", timeout_s=contact.STALE_S)
         service.spawn(_contact_forever(store, datastore), name="contact")
         service.spawn(follow(parts.files, config.reload_interval_s), name="files")
+        heart = Heart(instance, service.health)
+        service.spawn(heart.run(bus, random), name="beat")
 
         async def all_tiers() -> list[str]:
             return await tier_names(store)
 
         access = Tiered(parts.authorization, all_tiers)
         routes = await stack.enter_async_context(
-            api_routes(service, store, access, parts.authorization, metrics, random)
+            api_routes(service, store, access, parts.authorization, metrics, random, heart)
         )
         async with serving(config, service, parts, routes, metrics) as listeners:
             _say_hello(config, listeners, instance)

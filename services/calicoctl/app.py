@@ -21,6 +21,7 @@ _IN = "services.calicoctl.commands"
 
 NODE = {
     "checksystem": Lazy(f"{_IN}.node_host:checksystem", "Check that this host's kernel has what is needed."),
+    "config": Lazy(f"{_IN}.node_explain:config_", "Felix's settings on nodes, and where each comes from."),
     "diags": Lazy(f"{_IN}.node_host:diags", "Collect what this node says into one archive, without secrets."),
     "connections": Lazy(f"{_IN}.node_explain:connections_", "Live connections, with the policy that admits them."),
     "routes": Lazy(f"{_IN}.node_explain:routes_", "A node's routes, with their owner and reason."),

@@ -13,6 +13,7 @@ from random import Random
 
 from libs.bus import subjects, wire
 from libs.bus.api import Bus, BusError
+from libs.bus.explain import Setting
 from libs.feed.feed import Apply, Phase
 from libs.feed.runner import FeedRunner
 from libs.ipam.client import IpamClient
@@ -28,7 +29,8 @@ from libs.runtime.service import Service
 from libs.store.api import Store
 from services.felix.config import FelixConfig
 from services.felix.core import status
-from services.felix.core.live import LiveSettings, effective, environment_settings
+from services.felix.core.configfile import file_settings
+from services.felix.core.live import LiveSettings, camel, effective, environment_settings
 from services.felix.core.mtu import pod_mtu_bytes
 from services.felix.core.options import RulesetOptions
 from services.felix.core.overlay import OverlaySettings
@@ -82,7 +84,8 @@ class Felix:
             overlay=OverlaySettings(ipv6=config.ipv6_support),
         )
         self._environment = environment_settings(os.environ)
-        at_start = effective({}, self.node, {}, self._environment, self._start)
+        self._file, self._file_problems = _settings_of(config.felix_config)
+        at_start = effective({}, self.node, {}, self._environment, self._start, self._file)
         self.metrics_server = MetricsServer(service, at_start.metrics)
         self.routing = Routing(self.node)
         self.builder = RulesetBuilder(self._start)
@@ -142,6 +145,7 @@ class Felix:
             kernel.tables,
             lambda: self.settings.options,
             self.warnings,
+            self.shown_settings,
             version(),
         )
         self._calculation = service.health.register("CalculationGraph", timeout_s=30.0)
@@ -155,7 +159,7 @@ class Felix:
             state = self.feed.feed.state
             own = state.nodes.get(self.node)
             labels = own.labels if own is not None else {}
-            self._configure(effective(state.config, self.node, labels, self._environment, self._start))
+            self._configure(effective(state.config, self.node, labels, self._environment, self._start, self._file))
         self.dataplane.push(apply, traceparent)
 
     def _configure(self, settings: LiveSettings) -> None:
@@ -280,7 +284,11 @@ class Felix:
 
     def warnings(self) -> tuple[str, ...]:
         waiting = self.kernel.overlays.waiting.items()
-        return (*self.settings.problems, *(f"{name}: {reason}" for name, reason in waiting))
+        return (*self._file_problems, *self.settings.problems, *(f"{name}: {reason}" for name, reason in waiting))
+
+    def shown_settings(self) -> dict[str, Setting]:
+        settings = self.settings
+        return {camel(name): Setting(settings.shown[name], source) for name, source in settings.sources.items()}
 
     # --- what CNI needs to know (services/felix/shell/cni/protocols.py) ---
 
@@ -435,3 +443,13 @@ async def run(config: FelixConfig, service: Service) -> None:
         async with contextlib.aclosing(felix.pods), CniServer(felix.plugin, config.cni_socket):
             service.ready()
             await service.stop.wait()
+
+
+def _settings_of(path: Path) -> tuple[dict[str, str], list[str]]:
+    """What a node that has no such file says with it: nothing."""
+    try:
+        return file_settings(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}, []
+    except (OSError, UnicodeDecodeError) as error:
+        return {}, [f"configuration file {path}: {error}"]

@@ -21,6 +21,9 @@ class FelixConfig(RuntimeConfig):
         "Name of this node; empty: /var/lib/calico/nodename, else the host name in lower case.",
         env=("FELIX_FELIXHOSTNAME", "NODENAME"),
     )
+    felix_config: Path = setting(
+        Path("/etc/calico/felix.cfg"), "Calico's configuration file: settings over those of the datastore."
+    )
     cni_socket: Path = setting(
         Path("/var/run/calico/felix-cni.sock"),
         "Unix socket on which the CNI shim is served.",

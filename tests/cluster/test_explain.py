@@ -486,6 +486,10 @@ async def test_status_of_all_components_and_of_a_node_that_is_missing(world: Wor
         assert felix["revision"] >= revision
         assert (felix["lag"], felix["status"], felix["failures"]) == (0, "up to date", {})
         assert felix["version"]
+    await world.apply("{kind: FelixConfiguration, metadata: {name: node.node1}, spec: {logPrefix: mine}}")
+    done = await ctl(world, "node", "config", "node1", "-o", "json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["node1"]["settings"]["logPrefix"] == {"value": "mine", "source": "node.node1"}
     typhas = [one for (component, _), one in rows.items() if component == "typha"]
     assert [one["lag"] for one in typhas] == [0]
     world.cluster.kill_felix("node2")

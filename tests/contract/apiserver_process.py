@@ -85,6 +85,11 @@ class Running:
                 return int(line.split()[1]) * 1024
         raise AssertionError("no VmRSS")
 
+    @property
+    def log(self) -> str:
+        """All that the server has said so far."""
+        return self.server.log_path.read_text(errors="replace")
+
     @contextlib.asynccontextmanager
     async def session(self, token: str = ADMIN, *, connections: int = 100) -> AsyncIterator[aiohttp.ClientSession]:
         headers = {"Authorization": f"Bearer {token}"} if token else {}

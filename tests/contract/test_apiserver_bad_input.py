@@ -440,6 +440,18 @@ async def test_packed_bodies_count_by_what_is_in_them(
     assert (server.rss_bytes - before) / MB < 40
 
 
+async def test_a_body_that_cannot_be_unpacked_is_the_clients_fault_alone(server: Running) -> None:
+    """Nothing in the log but the request; the connection is not used again, since nobody knows where the body ends."""
+    packed = gzip.compress(json.dumps(policy("packed")).encode())
+    logged = len(server.log)
+    for body in (b"\x1f\x8b" + bytes(100), packed[:20] + b"\0\0" + packed[22:], b"no gzip at all" * 20_000):
+        found = await server.ask("POST", POLICIES, body, headers={"Content-Encoding": "gzip"})
+        assert (found.status, found.reason) == (400, "BadRequest")
+    await server.answers()
+    assert "Unhandled" not in server.log[logged:]
+    assert "Traceback" not in server.log[logged:]
+
+
 # --- size and framing ---
 
 

@@ -18,7 +18,9 @@ from libs.bus import subjects
 from libs.bus.api import Msg
 from libs.bus.config import BusConfig
 from libs.bus.nats import connect
+from libs.runtime import release
 from libs.testkit.servers import EtcdServer, NatsServer, free_port
+from services.calicoctl.explain import system
 from tests.contract.apiserver_stage import POLICIES, Pki, issue
 from tests.contract.test_apiserver_front import ADMIN, ROLES, TOKENS, until
 from tests.contract.typha_stage import Child
@@ -106,8 +108,12 @@ async def test_life_with_etcd_and_nats(process: Process, servers: tuple[EtcdServ
 
     bus.subscribe(subjects.audit("one"), take)
     await bus.barrier()
+    seen = system.Seen()
     child = process.start()
     await process.answers()
+    await system.of_bus(bus, [], seen, timeout_s=1)
+    (row,) = [row for row in system.rows(seen, []) if row.component == "apiserver"]
+    assert (row.where, row.status, row.version, row.good) == ("one", "serves", release.version(), True)
     status, text = await process.probe("/readiness")
     assert status == 200
     assert "Datastore" in text, "V03: the body lists reporters"
@@ -132,6 +138,10 @@ async def test_life_with_etcd_and_nats(process: Process, servers: tuple[EtcdServ
 
     etcd.pause()
     await process.answers(status=500)
+    await system.of_bus(bus, [], seen, timeout_s=1)
+    (row,) = [row for row in system.rows(seen, []) if row.component == "apiserver"]
+    assert row.status.startswith("Datastore: ")
+    assert not row.good
     assert (await process.probe("/readiness"))[0] == 503
     assert (await process.probe("/liveness"))[0] == 200
     etcd.resume()

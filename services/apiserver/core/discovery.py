@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable
 
 from libs.model.kinds import Kind
+from services.apiserver.core import reviews
 from services.apiserver.core.accept import MediaType
 from services.apiserver.core.request import API_PREFIX, SERVED, VERSION, WITH_STATUS
 from services.apiserver.core.status import GROUP, JsonObject
@@ -31,7 +32,10 @@ KUBERNETES = (1, 34)
 """The Kubernetes version whose API the server follows; clients decide by it what they may ask for."""
 
 _GROUP_VERSION = f"{GROUP}/{VERSION}"
-_PREFERRED = {"groupVersion": _GROUP_VERSION, "version": VERSION}
+REVIEWS = tuple(sorted({version for version, _ in reviews.KINDS.values()}))
+"""Groups and versions of what users ask about themselves, as in authorization.k8s.io/v1. Behind a kube-apiserver nobody
+sees them: it has its own.
+"""
 
 
 def api_versions() -> JsonObject:
@@ -39,24 +43,41 @@ def api_versions() -> JsonObject:
     return {"kind": "APIVersions", "versions": [], "serverAddressByClientCIDRs": []}
 
 
-def api_group() -> JsonObject:
+def api_group(group_version: str = _GROUP_VERSION) -> JsonObject:
     """`/apis/projectcalico.org`."""
-    return {"kind": "APIGroup", "apiVersion": "v1"} | _group()
+    return {"kind": "APIGroup", "apiVersion": "v1"} | _group(group_version)
 
 
 def api_group_list() -> JsonObject:
     """`/apis`."""
-    return {"kind": "APIGroupList", "apiVersion": "v1", "groups": [_group()]}
+    return {"kind": "APIGroupList", "apiVersion": "v1", "groups": [_group(one) for one in (_GROUP_VERSION, *REVIEWS)]}
 
 
-def _group() -> JsonObject:
-    return {"name": GROUP, "versions": [_PREFERRED], "preferredVersion": _PREFERRED}
+def _group(group_version: str) -> JsonObject:
+    name, _, version = group_version.partition("/")
+    only = {"groupVersion": group_version, "version": version}
+    return {"name": name, "versions": [only], "preferredVersion": only}
 
 
 def api_resource_list() -> JsonObject:
     """`/apis/projectcalico.org/v3`."""
     resources = [resource for kind in _by_plural() for resource in _resources(kind)]
     return {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": _GROUP_VERSION, "resources": resources}
+
+
+def review_resource_list(group_version: str) -> JsonObject:
+    """`/apis/authorization.k8s.io/v1` and its like."""
+    resources = [
+        {"name": plural, "singularName": kind.lower(), "namespaced": False, "kind": kind, "verbs": ["create"]}
+        for plural, kind in _reviews(group_version)
+    ]
+    return {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": resources}
+
+
+def _reviews(group_version: str) -> list[tuple[str, str]]:
+    """(plural, kind)."""
+    found = reviews.KINDS.items()
+    return sorted((path.rpartition("/")[2], kind) for path, (version, kind) in found if version == group_version)
 
 
 def _resources(kind: Kind) -> Iterable[JsonObject]:
@@ -82,16 +103,33 @@ def storage_version_hash(kind: Kind) -> str:
 
 def aggregated(version: str, *, core: bool) -> JsonObject:
     """All groups at once, as `/apis` answers; core: as `/api` does, where there are none. version: v2 or v2beta1."""
-    group = {
-        "metadata": {"name": GROUP, "creationTimestamp": None},
-        "versions": [
-            {"version": VERSION, "resources": [_aggregated(kind) for kind in _by_plural()], "freshness": "Current"}
-        ],
-    }
+    groups = [
+        _aggregated_group(_GROUP_VERSION, [_aggregated(kind) for kind in _by_plural()]),
+        *(_aggregated_group(one, _aggregated_reviews(one)) for one in REVIEWS),
+    ]
     return {
         "kind": "APIGroupDiscoveryList", "apiVersion": f"{DISCOVERY_GROUP}/{version}", "metadata": {},
-        "items": [] if core else [group],
+        "items": [] if core else groups,
     }  # fmt: skip
+
+
+def _aggregated_group(group_version: str, resources: list[JsonObject]) -> JsonObject:
+    name, _, version = group_version.partition("/")
+    return {
+        "metadata": {"name": name, "creationTimestamp": None},
+        "versions": [{"version": version, "resources": resources, "freshness": "Current"}],
+    }
+
+
+def _aggregated_reviews(group_version: str) -> list[JsonObject]:
+    group, _, version = group_version.partition("/")
+    return [
+        {
+            "resource": plural, "responseKind": {"group": group, "version": version, "kind": kind}, "scope": "Cluster",
+            "singularResource": kind.lower(), "verbs": ["create"],
+        }
+        for plural, kind in _reviews(group_version)
+    ]  # fmt: skip
 
 
 def _aggregated(kind: Kind) -> JsonObject:
@@ -135,9 +173,11 @@ _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 def root_paths(others: Iterable[str] = ()) -> JsonObject:
     """`/`: where to go on. others: paths that somebody else serves, such as /healthz."""
+    groups = (path for one in REVIEWS for path in (f"/apis/{one.partition('/')[0]}", f"/apis/{one}"))
     own = (
         "/api",
         "/apis",
+        *groups,
         f"/apis/{GROUP}",
         API_PREFIX,
         "/openapi/v2",

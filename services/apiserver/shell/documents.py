@@ -60,6 +60,9 @@ class Documents:
             "/openapi/v3": [self.v3_index],
             self._v3_path: [self.v3],
         }
+        for group_version in discovery.REVIEWS:
+            self._by_path[f"/apis/{group_version.partition('/')[0]}"] = [one(discovery.api_group(group_version))]
+            self._by_path[f"/apis/{group_version}"] = [one(discovery.review_resource_list(group_version))]
 
     @staticmethod
     def _aggregated(version: str, *, core: bool) -> Document:

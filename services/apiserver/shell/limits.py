@@ -96,6 +96,13 @@ class Handler(RequestHandler):
         self._head_timer = None
         self.force_close()
 
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        """The rest of a body that could not be unpacked is read, too, before the connection is used again: after its
+        sender was told.
+        """
+        if not isinstance(kw.get("exc_info"), web.RequestPayloadError):
+            super().log_exception(*args, **kw)
+
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:

@@ -1,4 +1,4 @@
-"""`calicoctl node routes` and `calicoctl node connections`."""
+"""`calicoctl node routes`, `calicoctl node connections` and `calicoctl node config`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,19 @@ from collections.abc import Sequence
 
 import click
 
-from libs.bus.explain import CONNECTIONS_LIMIT, ROUTES_LIMIT, ConnectionsRequest, RoutesRequest
+from libs.bus.explain import (
+    CONNECTIONS_LIMIT,
+    ROUTES_LIMIT,
+    ConnectionsRequest,
+    RoutesRequest,
+    State,
+    StateRequest,
+    Verb,
+)
 from libs.model.yamltext import dump_yaml
 from libs.policy.trace import protocol_number
 from services.calicoctl.documents import Json
-from services.calicoctl.explain import connections, routes
+from services.calicoctl.explain import asking, connections, routes, settings
 from services.calicoctl.options import Duration, common, namespaced
 from services.calicoctl.session import Session, fail, run
 
@@ -107,3 +115,30 @@ def connections_(
 
     text, document, silent = run(work())
     _tell(text, document, output, silent=silent)
+
+
+@click.command("config")
+@_nodes
+@_timeout
+@_output
+@common
+def config_(nodes: tuple[str, ...], timeout_s: float, output: str, session: Session) -> None:
+    """Felix's settings on nodes, each with where it comes from: the FelixConfiguration `default`, one whose
+    nodeSelector matches, `node.<name>`, the configuration file, the environment; later ones win. What is not shown is
+    at its default.
+
+    All nodes, or the ones named. Exit status 1 when one of them does not answer.
+    """
+
+    async def work() -> tuple[list[State], dict[str, str]]:
+        names = await _chosen(session, nodes)
+        async with session.bus() as bus:
+
+            async def one(node: str) -> State | str:
+                state = await asking.ask(bus, node, Verb.STATE, StateRequest(), State, timeout_s)
+                return state.error or state
+
+            return await asking.gather(names, one)
+
+    states, silent = run(work())
+    _tell(settings.text(states, silent), settings.document(states, silent), output, silent=bool(silent))

@@ -22,8 +22,8 @@ from services.calicoctl.session import Session, run
               help="For people, or for programs.")  # fmt: skip
 @common
 def status_(timeout_s: float, output: str, session: Session) -> None:
-    """All components that can be heard or asked: etcd, typhas, each node's felix and BGP speaker, the leader of
-    kube-controllers; their versions, the revision each has reached, and how far it lags.
+    """All components that can be heard or asked: etcd, typhas, API servers, each node's felix and BGP speaker,
+    the leader of kube-controllers; their versions, the revision each has reached, and how far it lags.
 
     Exit status 1 when one that is expected is missing, lags or fails: no typha, a node whose felix does not answer, is
     behind or could not program something, a speaker that does not work with its settings.

@@ -1,9 +1,9 @@
 """`calicoctl status`: every component that can be heard or asked, its version, how far it is behind the datastore.
 
 etcd tells the revision of the last change of anything of Calico's (its own revision counts everybody's); each typha
-beats once a second; each node's felix and BGP speaker are asked (libs/bus/explain.py, libs/bus/bgp.py); who leads among
-kube-controllers stands in etcd. Typhas and nodes lag by what they have not reached of that revision, or of the newest
-one that a typha has reached meanwhile.
+beats once a second, as each apiserver does; each node's felix and BGP speaker are asked (libs/bus/explain.py,
+libs/bus/bgp.py); who leads among kube-controllers stands in etcd. Typhas and nodes lag by what they have not reached of
+that revision, or of the newest one that a typha has reached meanwhile.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import msgspec
 
 from libs.bus import Bus, BusError, Msg, compat, subjects, wire
 from libs.bus import explain as asked
+from libs.bus.apiserver import ApiserverBeat
 from libs.bus.bgp import PeerState
 from libs.bus.bgp import State as BgpState
 from libs.bus.explain import State
@@ -29,7 +30,7 @@ from services.calicoctl.explain import asking
 from services.calicoctl.output import boxed
 from services.calicoctl.status import gather_bgp
 
-BEATS_S = 2.5  # how long typhas are listened to: two beats and a bit
+BEATS_S = 2.5  # how long typhas and apiservers are listened to: two beats and a bit
 STALE_ETCD_S = 15.0  # a typha that has not heard from etcd for so long is not followed
 ELECTION_KEYS = {"kube-controllers": "/calico/election/v1/kube-controllers"}
 HEADINGS = ["COMPONENT", "WHERE", "VERSION", "SINCE", "REVISION", "LAG", "STATUS"]
@@ -59,6 +60,7 @@ class Seen:
     etcd: tuple[int, str] | None = None
     changed: int = 0
     beats: dict[str, wire.Beat] = field(default_factory=dict)
+    apiservers: dict[str, ApiserverBeat] = field(default_factory=dict)
     felix: dict[str, State | str] = field(default_factory=dict)
     bgp: dict[str, BgpState] = field(default_factory=dict)
     leaders: dict[str, str] = field(default_factory=dict)
@@ -102,11 +104,20 @@ async def _beats(bus: Bus, seen: Seen) -> None:
             beat = wire.decoder(wire.Beat).decode(message.data)
             seen.beats[beat.epoch.instance] = beat
 
-    subscription = bus.subscribe(subjects.ALL_BEATS, heard)
+    def heard_apiserver(message: Msg) -> None:
+        with contextlib.suppress(msgspec.MsgspecError):
+            beat = wire.decoder(ApiserverBeat).decode(message.data)
+            seen.apiservers[beat.instance] = beat
+
+    subscriptions = [
+        bus.subscribe(subjects.ALL_BEATS, heard),
+        bus.subscribe(subjects.APISERVER_BEATS, heard_apiserver),
+    ]
     try:
         await asyncio.sleep(BEATS_S)
     finally:
-        subscription.unsubscribe()
+        for subscription in subscriptions:
+            subscription.unsubscribe()
 
 
 async def _felix(bus: Bus, node: str, newest: int, seen: Seen, end: float) -> None:
@@ -146,6 +157,11 @@ def rows(seen: Seen, nodes: Sequence[str], cluster_version: str = "") -> list[Ro
         )  # fmt: skip
     if not seen.beats and not seen.bus:
         found.append(Row("typha", "", "no typha is heard", good=False))
+    found += [
+        Row("apiserver", instance, one.problem or "serves", one.version, one.started, one.rev or None,
+            good=not one.problem)
+        for instance, one in sorted(seen.apiservers.items())
+    ]  # fmt: skip
     found += [_felix_row(node, seen.felix.get(node, "not asked"), newest) for node in nodes]
     found += [_bgp_row(node, state) for node, state in sorted(seen.bgp.items())]
     for component, holder in sorted(seen.leaders.items()):

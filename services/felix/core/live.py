@@ -1,9 +1,9 @@
 """FelixConfiguration as it applies to this node, layer over layer, and what of it takes effect while running.
 
 Layers, later wins: default; the resource `default`; those whose nodeSelector matches this node's labels, of which the
-oldest counts; `node.<name>`; the environment (facts/felix.md section 1.2). Empty text is "not set". A value that means
-nothing is named and leaves the layer below standing; a field that is set and that we have no use for is named too.
-Pure: values in, values out.
+oldest counts; `node.<name>`; the configuration file; the environment (facts/felix.md section 1.2). Empty text is "not
+set". A value that means nothing is named and leaves the layer below standing; a field that is set and that we have no
+use for is named too. Pure: values in, values out.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _RATE = re.compile(r"([0-9]+)/(second|minute|hour|day)")
 _FAILSAFE = re.compile(r"([A-Za-z]+):(?:\[?([0-9a-fA-F.:]+/[0-9]+)\]?:)?([0-9]+)")
 _ENCODED = {one.name: one.encode_name for one in msgspec.structs.fields(FelixConfigurationSpec)}
 _DECODED = {encoded: name for name, encoded in _ENCODED.items()}
-ENVIRONMENT = "environment"
+FILE, ENVIRONMENT = "configuration file", "environment"
 DEFAULT_STATUS_PATH = "/var/run/calico"
 ANY_NET = {4: "0.0.0.0/0", 6: "::/0"}
 OURS = {"felix.calico-py/wireguardEncryptOrDrop": "wireguard_encrypt_or_drop"}
@@ -71,10 +71,13 @@ class _StoredServices(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One value and the layer that it comes from: `default`, the name of a resource, or `environment`."""
+    """One value and the layer that it comes from: `default`, the name of a resource, the file or the environment.
+    shown: as it was written, for people.
+    """
 
     value: Any
     source: str
+    shown: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +103,12 @@ class LiveSettings:
     service_cidrs: tuple[str, ...] = ()  # BGPConfiguration `default`: what services are announced from
     problems: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
+    shown: Mapping[str, str] = field(default_factory=dict)
+    """Of the same fields, what was written."""
 
 
 # Where the environment's name is not that of the resource's field.
-_OTHER_NAMES = {
+OTHER_NAMES = {
     "ipip_enabled": "IPINIPENABLED",
     "ipip_mtu": "IPINIPMTU",
     "external_nodes_list": "EXTERNALNODESCIDRLIST",
@@ -115,7 +120,7 @@ def environment_settings(environment: Mapping[str, str]) -> dict[str, str]:
     """FELIX_LOGPREFIX and the like, by the field's name in the resource: {"log_prefix": …}."""
     out = {}
     for name in (*FelixConfigurationSpec.__struct_fields__, *OURS.values()):
-        text = environment.get("FELIX_" + _OTHER_NAMES.get(name, name.replace("_", "").upper()), "")
+        text = environment.get("FELIX_" + OTHER_NAMES.get(name, name.replace("_", "").upper()), "")
         if text:
             out[name] = text
     return out
@@ -127,9 +132,11 @@ def effective(
     labels: Mapping[str, str],
     environment: Mapping[str, str] | None = None,
     start: RulesetOptions | None = None,
+    file: Mapping[str, str] | None = None,
 ) -> LiveSettings:
     """stored: etcd key -> value of FelixConfiguration and other configuration resources. labels: of our Node.
-    environment: as `environment_settings` gives it. start: options under everything else.
+    environment: as `environment_settings` gives it; file: as `configfile.file_settings` does. start: options under
+    everything else.
     """
     problems: list[str] = []
     default: dict[str, Setting] = {}
@@ -161,8 +168,11 @@ def effective(
             f"programClusterRoutes ({ignored.source}): has no effect together with nodeSelector; it belongs to"
             f" `default` or `node.{node}`"
         )
-    from_environment = {name: Setting(text, ENVIRONMENT) for name, text in (environment or {}).items()}
-    settings = _merge([default, selected, own, from_environment], start or RulesetOptions(), problems)
+    of_process = [
+        {name: Setting(text, source, text) for name, text in (texts or {}).items()}
+        for source, texts in ((FILE, file), (ENVIRONMENT, environment))
+    ]
+    settings = _merge([default, selected, own, *of_process], start or RulesetOptions(), problems)
     return replace(settings, service_cidrs=_service_cidrs(stored, problems), problems=tuple(problems))
 
 
@@ -180,19 +190,21 @@ def _layer(source: str, spec: dict[str, Any], problems: list[str]) -> dict[str, 
             problems.append(f"{encoded} ({source}): {error}")
             continue
         if read is not None and read != "":
-            out[name] = Setting(read, source)
+            out[name] = Setting(read, source, value if isinstance(value, str) else msgspec.json.encode(value).decode())
     return out
 
 
 def _our_layer(source: str, annotations: Mapping[str, str]) -> dict[str, Setting]:
     """Settings that Calico does not have: annotations, so that what is stored stays what Calico can read."""
-    return {name: Setting(annotations[key], source) for key, name in OURS.items() if annotations.get(key)}
+    return {
+        name: Setting(annotations[key], source, annotations[key]) for key, name in OURS.items() if annotations.get(key)
+    }
 
 
 def _merge(layers: list[dict[str, Setting]], options: RulesetOptions, problems: list[str]) -> LiveSettings:
     """Layer over layer, field by field, so that a bad value leaves the one below it."""
     draft = _Draft(options)
-    sources: dict[str, str] = {}
+    used: dict[str, Setting] = {}
     unused: set[str] = set()
     for layer in layers:
         for name, setting in layer.items():
@@ -208,7 +220,7 @@ def _merge(layers: list[dict[str, Setting]], options: RulesetOptions, problems: 
             except ValueError as error:
                 problems.append(f"{camel(name)} ({setting.source}): {error}")
             else:
-                sources[name] = setting.source
+                used[name] = setting
     problems += [f"{camel(name)}: has no effect in this version" for name in sorted(unused)]
     if draft.options.mark_mask.bit_count() < 3 and (draft.wireguard.v4.enabled or draft.wireguard.v6.enabled):
         problems.append("wireguardEnabled: nftablesMarkMask has no third bit, which WireGuard needs: it is off")
@@ -229,7 +241,8 @@ def _merge(layers: list[dict[str, Setting]], options: RulesetOptions, problems: 
         wireguard=draft.wireguard,
         metrics=draft.metrics if draft.metrics_enabled else MetricsPlace(),
         options=draft.options,
-        sources=sources,
+        sources={name: setting.source for name, setting in used.items()},
+        shown={name: setting.shown for name, setting in used.items()},
     )
 
 

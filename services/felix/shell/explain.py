@@ -63,7 +63,7 @@ class Held:
 
 
 class Explainer:
-    """Run `run()`. version, options, warnings: as of now."""
+    """Run `run()`. version, options, warnings, settings: as of now."""
 
     def __init__(
         self,
@@ -75,6 +75,7 @@ class Explainer:
         tables: KernelTables,
         options: Callable[[], RulesetOptions],
         warnings: Callable[[], Sequence[str]],
+        settings: Callable[[], Mapping[str, asked.Setting]],
         version: str,
     ) -> None:
         self._node = node
@@ -85,6 +86,7 @@ class Explainer:
         self._tables = tables
         self._options = options
         self._warnings = warnings
+        self._settings = settings
         self._version = version
         self._started = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         self._queue: asyncio.Queue[tuple[Verb, Msg]] = asyncio.Queue(WAITING)
@@ -162,6 +164,7 @@ class Explainer:
             warnings=tuple(self._warnings()),
             workloads=len(feed.state.workloads),
             policies=len(feed.state.policies),
+            settings=dict(self._settings()),
         )
 
     # --- trace -------------------------------------------------------------------------------------------------------

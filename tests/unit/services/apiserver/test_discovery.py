@@ -66,7 +66,17 @@ def test_aggregated_discovery_says_the_same() -> None:
         whole = discovery.aggregated(version, core=False)
         assert whole["apiVersion"] == f"apidiscovery.k8s.io/{version}"
         assert whole["kind"] == "APIGroupDiscoveryList"
-        (group,) = whole["items"]
+        group, *others = whole["items"]
+        listed = {
+            (group_version, one["name"], one["kind"], one["singularName"], tuple(one["verbs"]))
+            for group_version in discovery.REVIEWS
+            for one in discovery.review_resource_list(group_version)["resources"]
+        }
+        assert listed == {
+            (f"{other['metadata']['name']}/{version['version']}", one["resource"], one["responseKind"]["kind"],
+             one["singularResource"], tuple(one["verbs"]))
+            for other in others for version in other["versions"] for one in version["resources"]
+        }  # fmt: skip
         assert group["metadata"]["name"] == "projectcalico.org"
         (only,) = group["versions"]
         assert (only["version"], only["freshness"]) == ("v3", "Current")
@@ -92,7 +102,7 @@ def test_aggregated_discovery_says_the_same() -> None:
 
 
 def test_groups_name_their_one_version() -> None:
-    (group,) = discovery.api_group_list()["groups"]
+    group, *_ = discovery.api_group_list()["groups"]
     version = {"groupVersion": "projectcalico.org/v3", "version": "v3"}
     assert group == {"name": "projectcalico.org", "versions": [version], "preferredVersion": version}
     assert discovery.api_group() == {"kind": "APIGroup", "apiVersion": "v1"} | group
@@ -119,3 +129,27 @@ def test_paths_are_sorted_and_have_those_of_others() -> None:
     paths = discovery.root_paths(["/healthz", "/apis"])["paths"]
     assert paths == sorted(set(paths))
     assert {"/healthz", "/apis/projectcalico.org/v3", "/openapi/v3/apis/projectcalico.org/v3", "/version"} <= set(paths)
+
+
+def test_what_users_ask_of_themselves_is_listed_as_kubernetes_lists_it() -> None:
+    """k8s.io/kubernetes, pkg/registry/authentication and pkg/registry/authorization: resources and their verbs."""
+    groups = {one["name"]: one["preferredVersion"]["groupVersion"] for one in discovery.api_group_list()["groups"]}
+    assert groups == {
+        "projectcalico.org": "projectcalico.org/v3",
+        "authentication.k8s.io": "authentication.k8s.io/v1",
+        "authorization.k8s.io": "authorization.k8s.io/v1",
+    }
+    assert discovery.review_resource_list("authorization.k8s.io/v1") == {
+        "kind": "APIResourceList",
+        "apiVersion": "v1",
+        "groupVersion": "authorization.k8s.io/v1",
+        "resources": [
+            {
+                "name": f"selfsubject{what}reviews", "singularName": f"selfsubject{what}review", "namespaced": False,
+                "kind": f"SelfSubject{what.title()}Review", "verbs": ["create"],
+            }
+            for what in ("access", "rules")
+        ],
+    }  # fmt: skip
+    (only,) = discovery.review_resource_list("authentication.k8s.io/v1")["resources"]
+    assert (only["name"], only["kind"], only["namespaced"]) == ("selfsubjectreviews", "SelfSubjectReview", False)

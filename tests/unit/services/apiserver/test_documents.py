@@ -16,7 +16,8 @@ from tests.unit.services.apiserver.described import VERSION, Described, describe
 V3_PATH = "/openapi/v3/apis/projectcalico.org/v3"
 PATHS = [
     "/", "/api", "/apis", "/apis/projectcalico.org", "/apis/projectcalico.org/v3", "/version", "/openapi/v2",
-    "/openapi/v3", V3_PATH,
+    "/openapi/v3", V3_PATH, "/apis/authentication.k8s.io", "/apis/authentication.k8s.io/v1",
+    "/apis/authorization.k8s.io", "/apis/authorization.k8s.io/v1",
 ]  # fmt: skip
 PROTOBUF = "application/com.github.proto-openapi.spec.%s@v1.0+protobuf"
 AGGREGATED = "application/json;g=apidiscovery.k8s.io;v=%s;as=APIGroupDiscoveryList"

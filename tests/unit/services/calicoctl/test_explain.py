@@ -10,8 +10,10 @@ import pytest
 
 from libs import model
 from libs.bus import wire
+from libs.bus.apiserver import ApiserverBeat
 from libs.bus.bgp import State as BgpState
-from libs.bus.explain import State
+from libs.bus.explain import Setting, State, Verb, subject
+from libs.bus.memory import MemoryBroker
 from libs.resources import codec
 from libs.store.memory import MemoryStore
 from services.calicoctl.explain import system
@@ -204,6 +206,10 @@ def beat(instance: str, rev: int, age_s: float = 0.5) -> wire.Beat:
 
 def test_rows_of_status_say_who_lags_and_who_is_missing() -> None:
     seen = system.Seen(etcd=(120, "3.5.9"), changed=100, beats={"a": beat("a", 100), "b": beat("b", 90)})
+    seen.apiservers = {
+        "one": ApiserverBeat(instance="one", started="2026-11-28T09:00:00Z", version="v1", rev=99),
+        "two": ApiserverBeat(instance="two", started="2026-11-28T09:00:00Z", version="v1", problem="Datastore: away"),
+    }
     seen.felix = {
         "n1": State(node="n1", rev=100, phase="following", version="v1"),
         "n2": State(node="n2", rev=95, phase="following"),
@@ -222,6 +228,10 @@ def test_rows_of_status_say_who_lags_and_who_is_missing() -> None:
         ("felix", "n6"): (None, "not asked", False),
     }
     assert (rows["typha", "a"].good, rows["typha", "b"].lag) == (True, 10)
+    assert {key[1]: (row.status, row.version, row.revision, row.lag, row.good) for key, row in rows.items()
+            if key[0] == "apiserver"} == {
+        "one": ("serves", "v1", 99, None, True), "two": ("Datastore: away", "v1", None, None, False),
+    }  # fmt: skip
     assert not rows["bgp", "n1"].good
     assert "n3: ipset s:a: full" in system.text(list(rows.values()), seen)
 
@@ -239,6 +249,33 @@ def test_rows_of_status_name_versions_and_who_is_refused() -> None:
     assert (rows["felix", "n1"].version, rows["felix", "n1"].status, rows["felix", "n1"].good) == ("v0.1.0", why, False)
     assert (rows["bgp", "n1"].version, rows["bgp", "n1"].good) == ("v0.1.0", False)
     assert why in rows["bgp", "n1"].status
+
+
+def test_settings_of_a_node_name_their_source(ctl: Ctl) -> None:
+    ctl.broker = MemoryBroker()
+    felix = ctl.broker.connect("felix")
+    state = State(
+        node="n1",
+        settings={
+            "logSeverityScreen": Setting("Debug", "environment"),
+            "failsafeInboundHostPorts": Setting('[{"port":22}]', "rack-a"),
+        },
+        warnings=("bpfEnabled: has no effect in this version",),
+    )
+    felix.subscribe(subject("n1", Verb.STATE), lambda message: message.respond(wire.encode(state)))
+    done = ctl("node", "config", "n1")
+    assert done.exit_code == 0, done.output
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if "|" in line]
+    assert cells[1:] == [
+        ["n1", "failsafeInboundHostPorts", '[{"port":22}]', "rack-a"],
+        ["n1", "logSeverityScreen", "Debug", "environment"],
+    ]
+    assert "n1: without effect: bpfEnabled" in done.stdout
+    done = ctl("node", "config", "-o", "json", "--timeout", "1s")
+    assert done.exit_code == 1
+    told = json.loads(done.stdout)
+    assert told["n1"]["settings"]["logSeverityScreen"] == {"value": "Debug", "source": "environment"}
+    assert told["n2"] == {"error": "its felix does not run, or is of a version that cannot be asked"}
 
 
 def test_status_without_a_bus_says_so(ctl: Ctl) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from libs.model.metrics import MetricsPlace
 from libs.testkit.bootstrap import key
+from services.felix.core.configfile import file_settings
 from services.felix.core.failsafe import FailsafePort
 from services.felix.core.live import SUPPORTED, LiveSettings, camel, effective, environment_settings, seconds
 from services.felix.core.options import NatOptions, RulesetOptions
@@ -53,6 +54,47 @@ def test_later_layers_win_field_by_field() -> None:
         "log_severity_screen": "node.node1", "log_severity_file": "node.node1",
         "nftables_refresh_interval": "default", "route_refresh_interval": "rack-a",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("top", range(6))
+def test_each_layer_wins_over_those_before_it_and_is_named(top: int) -> None:
+    """Row D09: default < global < selector < node < file < environment."""
+    layers = [
+        ("default", {"logSeverityScreen": "Error"}),
+        ("rack-a", {"nodeSelector": "rack == 'a'", "logSeverityScreen": "Warning"}),
+        ("node.node1", {"logSeverityScreen": "Info"}),
+    ]
+    file, problems = file_settings("[global]\nLogSeverityScreen = Debug\n" if top >= 4 else "")
+    environment = environment_settings({"FELIX_LOGSEVERITYSCREEN": "Fatal"} if top >= 5 else {})
+    found = effective(stored(*layers[:top]), "node1", LABELS, environment, None, file)
+    assert not problems
+    level, source, shown = (
+        (None, None, None),
+        ("error", "default", "Error"),
+        ("warning", "rack-a", "Warning"),
+        ("info", "node.node1", "Info"),
+        ("debug", "configuration file", "Debug"),
+        ("critical", "environment", "Fatal"),
+    )[top]
+    assert found.log_levels.get("screen") == level
+    assert found.sources.get("log_severity_screen") == source
+    assert found.shown.get("log_severity_screen") == shown
+
+
+def test_a_configuration_file_says_what_it_has_in_vain() -> None:
+    """Names in any case, comments, values with signs of other formats; one bad line leaves the rest."""
+    found, problems = file_settings(
+        "# ours\n[Global]\nROUTEREFRESHINTERVAL = 30\nlogprefix = 50%% of %s\nIpInIpMtu=1400\nLogFilePath =\n"
+        "EtcdEndpoints = http://x\n[other]\nx = y\n"
+    )
+    assert found == {"route_refresh_interval": "30", "log_prefix": "50%% of %s", "ipip_mtu": "1400"}
+    assert [problem.partition(": ")[2] for problem in problems] == [
+        "[other] is not read, settings stand below [global]", "etcdendpoints: is no setting that can stand there",
+    ]  # fmt: skip
+    found, problems = file_settings("LogPrefix = x")
+    assert not found
+    assert problems[0].startswith("configuration file: File contains no section headers")
+    assert file_settings("") == ({}, [])
 
 
 def test_of_several_selected_ones_the_oldest_counts_and_names_break_the_tie() -> None:
