@@ -61,6 +61,10 @@ class KubeError(Exception):
         self.reason = reason
         self.retry_after_s = retry_after_s
 
+    def pause_s(self, at_least_s: float) -> float:
+        """Before the next try: not before the server wants it, where it says when."""
+        return max(at_least_s, self.retry_after_s or 0.0)
+
     @property
     def transient(self) -> bool:
         return self.code == 0 or self.code == 429 or self.code >= 500

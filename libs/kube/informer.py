@@ -108,7 +108,7 @@ class Informer(Generic[T]):
                     continue
                 if error.code not in _RESUMABLE:
                     self._revision = ""  # what happened meanwhile is not known any more
-                pause_s = max(self._backoff.next_s(), error.retry_after_s or 0.0)
+                pause_s = error.pause_s(self._backoff.next_s())
                 self._report(str(error))
                 log.warning(
                     "not followed, trying again",

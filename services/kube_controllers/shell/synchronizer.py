@@ -175,7 +175,10 @@ class Synchronizer:
             return
         except (ResourceError, KubeError, StillThere) as error:
             trouble = self._failed(key, str(error))
-            asyncio.get_running_loop().call_later(trouble.backoff.next_s(), self._put, (key,))
+            pause_s = trouble.backoff.next_s()
+            if isinstance(error, KubeError):
+                pause_s = error.pause_s(pause_s)
+            asyncio.get_running_loop().call_later(pause_s, self._put, (key,))
             return
         self._outage.reset()
         if self._trouble.pop(key, None) is not None:

@@ -33,7 +33,7 @@ async def complete_start(
         try:
             await set_network_unavailable(api, node, False)
         except KubeError as error:
-            pause_s = backoff.next_s()
+            pause_s = error.pause_s(backoff.next_s())
             health.report(ready=False, detail=f"NetworkUnavailable not set: {error}")
             log.error("condition not set, trying again", extra={"error": str(error), "retry_s": round(pause_s, 2)})
             await asyncio.sleep(pause_s)

@@ -105,7 +105,7 @@ class KubernetesPods:
                 if not error.transient:
                     hint = "; the service account needs get on pods and namespaces" * (error.code == _FORBIDDEN)
                     raise CniError(Code.INTERNAL, f"{what} cannot be read: {error}{hint}") from error
-                pause_s = max(backoff.next_s(), error.retry_after_s or 0.0)
+                pause_s = error.pause_s(backoff.next_s())
                 if time.monotonic() + pause_s >= deadline:
                     raise _no_answer(what, str(error)) from error
                 log.info("asking again", extra={"what": what, "error": str(error), "retry_s": pause_s})
