@@ -26,6 +26,7 @@ Once
   init                   mount what eBPF needs: bpffs, cgroup2
   hostpath-init          directories of the host for a node that does not run as root
   take-over              remove what a real calico-node left in the kernel, once felix is live
+  upgrade-ipam           take over the addresses that the plugin host-local gave to pods
   uninstall              remove everything of ours from this host
 
 Questions
@@ -33,7 +34,7 @@ Questions
   status show            BGP sessions of this node
   version
 """
-COMMANDS = ("health", "init", "hostpath-init", "take-over", "uninstall", "version")
+COMMANDS = ("health", "init", "hostpath-init", "take-over", "uninstall", "upgrade-ipam", "version")
 ONCE = ("startup", "allocate-tunnel-addrs", "complete-startup", "shutdown")
 ALIASES = {"allocate-tunnel-addresses": "allocate-tunnel-addrs", "node-services": "run"}
 
@@ -67,6 +68,8 @@ def _command(arguments: list[str]) -> NoReturn:
     # Each imports what it needs alone: probes are run every few seconds.
     if arguments[0] in ("take-over", "uninstall"):
         from services.node.cleaning import cleaning as cli
+    elif arguments[0] == "upgrade-ipam":
+        from services.node.upgrading import upgrading as cli
     else:
         from services.node.cli import cli
     cli.main(arguments, prog_name="calico-node")
