@@ -11,6 +11,7 @@ takes seconds and 70 MB, and a server that stands alone has no use for it.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -20,10 +21,14 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import msgspec
 
+from libs.runtime.files import signature
+
 if TYPE_CHECKING:
     from kubernetes_asyncio.client import ApiClient
 
 JsonObject = dict[str, Any]
+
+log = logging.getLogger(__name__)
 
 IN_CLUSTER = Path("in-cluster")
 """In place of a kubeconfig's path: the pod's service account."""
@@ -32,6 +37,7 @@ TIMEOUT_S = 10.0
 LIST_TIMEOUT_S = 60.0
 """For one page; a busy server takes its time for it."""
 PAGE = 500
+RELOAD_CHECK_S = 5.0
 WATCH_S = 300
 """A watch ends by itself after so long, so that one that hangs silently is not trusted for ever."""
 GARBLED = 502
@@ -89,12 +95,24 @@ class KubeApi:
     KubeError from all else. path: from the root, without a query.
     """
 
-    def __init__(self, client: ApiClient) -> None:
-        self._client = client
+    def __init__(self, client: ApiClient, kubeconfig: Path, *, reload_check_s: float = RELOAD_CHECK_S) -> None:
+        self._client, self._kubeconfig = client, kubeconfig
         self._closed = False
+        self._files = _files_of(client, kubeconfig)
+        self._seen = signature(self._files)
+        self._reload_check_s = reload_check_s
+        self._look_at = 0.0
+        self._retired: list[ApiClient] = []
 
     @classmethod
-    async def open(cls, kubeconfig: Path) -> Self:
+    async def open(cls, kubeconfig: Path, *, reload_check_s: float = RELOAD_CHECK_S) -> Self:
+        """reload_check_s: how often, at most, a call looks whether the kubeconfig or the certificates that it names
+        have changed.
+        """
+        return cls(await cls._load(kubeconfig), kubeconfig, reload_check_s=reload_check_s)
+
+    @staticmethod
+    async def _load(kubeconfig: Path) -> ApiClient:
         import yaml
         from kubernetes_asyncio import config
         from kubernetes_asyncio.client import ApiClient, Configuration
@@ -108,7 +126,36 @@ class KubeApi:
         except (config.ConfigException, OSError, yaml.YAMLError, ValueError) as error:
             raise ValueError(f"kubeconfig {kubeconfig}: {error}") from error
         found.retries = 0  # the callers know what may be asked again
-        return cls(ApiClient(found))
+        try:
+            return ApiClient(found)
+        except OSError as error:  # ssl.SSLError is one
+            raise ValueError(f"kubeconfig {kubeconfig}: certificates: {error.strerror or error}") from error
+
+    async def _reloaded(self) -> ApiClient:
+        """The client to ask with: another one since what it was made of has changed. What is under way, such as
+        watches, ends on the old one, which is closed when the next takes its place or all do.
+        """
+        import asyncio
+
+        now = asyncio.get_running_loop().time()
+        if now < self._look_at:
+            return self._client
+        self._look_at = now + self._reload_check_s
+        if (seen := signature(self._files)) == self._seen:
+            return self._client
+        self._seen = seen
+        try:
+            made = await self._load(self._kubeconfig)
+        except ValueError as error:
+            log.warning("changed credentials are not used", extra={"error": str(error)})
+            return self._client
+        log.info("credentials have changed", extra={"kubeconfig": str(self._kubeconfig)})
+        older, self._retired = self._retired, [self._client]
+        self._client, self._files = made, _files_of(made, self._kubeconfig)
+        self._seen = signature(self._files)
+        for client in older:
+            await client.close()
+        return made
 
     async def get(self, path: str, query: Mapping[str, str] | None = None) -> JsonObject:
         return await self._call("GET", path, None, query=query)
@@ -256,7 +303,8 @@ class KubeApi:
         timeout = aiohttp.ClientTimeout(total=timeout_s, connect=TIMEOUT_S)
         headers = {"Accept": "application/json"} | ({"Content-Type": content_type} if body is not None else {})
         try:
-            return await self._client.call_api(
+            client = await self._reloaded()
+            return await client.call_api(
                 path, method, query_params=list((query or {}).items()), header_params=headers, body=body,
                 auth_settings=["BearerToken"], _return_http_data_only=True, _preload_content=False,
                 _request_timeout=timeout,
@@ -268,7 +316,8 @@ class KubeApi:
 
     async def close(self) -> None:
         self._closed = True
-        await self._client.close()
+        for client in (self._client, *self._retired):
+            await client.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -277,6 +326,12 @@ class KubeApi:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def _files_of(client: ApiClient, kubeconfig: Path) -> tuple[Path, ...]:
+    found: Any = client.configuration
+    named = (found.ssl_ca_cert, found.cert_file, found.key_file)
+    return (kubeconfig, *(Path(name) for name in named if name))
 
 
 def _is_named(document: object) -> bool:
