@@ -304,15 +304,18 @@ def with_named_fields(owned: FieldSet, shape: Shape | None) -> FieldSet:
     members = set(owned.members)
     children = {}
     for element, child in owned.children.items():
-        inner: Shape | None = None
-        if element.startswith("f:") and isinstance(shape, (Fields, MapOf)):
-            inner = _member(shape, element[2:])
-            if isinstance(shape, Fields) and inner is not None:
-                members.add(element)
-        elif element.startswith("k:") and isinstance(shape, ListOf):
-            inner = shape.element
+        inner = None if shape is None or element.startswith("v:") else _below(shape, element)
+        if isinstance(shape, Fields) and inner is not None:
+            members.add(element)
         children[element] = with_named_fields(child, inner)
     return FieldSet(members, children)
+
+
+def _below(shape: Shape, element: str) -> Shape | None:
+    """The shape of what an element of a set stands for, None where there is no such thing."""
+    if element.startswith("f:") and isinstance(shape, (Fields, MapOf)):
+        return _member(shape, element[2:])
+    return shape.element if not element.startswith("f:") and isinstance(shape, ListOf) else None
 
 
 def fitted(owned: FieldSet, shape: Shape) -> FieldSet:
@@ -320,11 +323,7 @@ def fitted(owned: FieldSet, shape: Shape) -> FieldSet:
     members = set(owned.members)
     children = {}
     for element, child in owned.children.items():
-        inner: Shape | None = None
-        if element.startswith("f:") and isinstance(shape, (Fields, MapOf)):
-            inner = _member(shape, element[2:])
-        elif isinstance(shape, ListOf):
-            inner = shape.element
+        inner = _below(shape, element)
         if isinstance(inner, Atomic):
             members.add(element)
         else:

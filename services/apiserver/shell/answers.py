@@ -18,6 +18,7 @@ from libs.model.base import API_VERSION, Resource
 from libs.model.kinds import Kind
 from services.apiserver.core import negotiation, tables
 from services.apiserver.core.documents import warning_headers
+from services.apiserver.core.grouping import groups
 from services.apiserver.core.negotiation import JSON, YAML, Form, Output
 from services.apiserver.core.request import is_true
 from services.apiserver.core.status import JsonObject
@@ -73,7 +74,8 @@ class Answers:
                 head = {"kind": f"{self._kind.kind}List", "apiVersion": API_VERSION}
                 items = (item.json for item in page.items)
         name = b"rows" if self._output.form is Form.TABLE else b"items"
-        pieces = _pieces(_list(msgspec.json.encode(head | {"metadata": metadata}), name, items))
+        parts = _list(msgspec.json.encode(head | {"metadata": metadata}), name, items)
+        pieces = map(b"".join, groups(parts, _PIECE_BYTES))
         if self._output.yaml or self._pretty:
             return self._whole(b"".join(pieces))
         return await self._stream(pieces)
@@ -122,17 +124,3 @@ def _list(head: bytes, name: bytes, items: Iterable[bytes]) -> Iterator[bytes]:
         yield item
         separator = b","
     yield b"]}\n"
-
-
-def _pieces(parts: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes in pieces of about `_PIECE_BYTES`."""
-    held: list[bytes] = []
-    size = 0
-    for part in parts:
-        held.append(part)
-        size += len(part)
-        if size >= _PIECE_BYTES:
-            yield b"".join(held)
-            held, size = [], 0
-    if held:
-        yield b"".join(held)

@@ -12,7 +12,7 @@ Source: https://kubernetes.io/docs/reference/using-api/api-concepts/#efficient-d
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from random import Random
 
@@ -22,6 +22,7 @@ from aiohttp import web
 from libs.model.base import ObjectMeta
 from libs.model.codec import encode
 from libs.model.kinds import Kind
+from services.apiserver.core.grouping import groups
 from services.apiserver.core.ports import Cache, Keep, Snapshot, Stored, Watch
 from services.apiserver.core.status import ApiError
 from services.apiserver.core.watchoptions import WatchOptions, parse
@@ -151,7 +152,7 @@ class _Session:
                 return
 
     async def _send(self, frames: Iterable[bytes]) -> None:
-        for chunk in _chunks(frames, self._settings.chunk_bytes):
+        for chunk in groups(frames, self._settings.chunk_bytes):
             await self._sink.send(chunk)
             await asyncio.sleep(0)  # a socket that takes all would keep everybody else from their turn
 
@@ -170,17 +171,3 @@ class _Session:
 
 def _frame(type_: EventType, json: bytes) -> bytes:
     return b'{"type":"%b","object":%b}\n' % (type_.encode(), json)
-
-
-def _chunks(frames: Iterable[bytes], size_bytes: int) -> Iterator[list[bytes]]:
-    """Frames in groups of about that size."""
-    chunk: list[bytes] = []
-    held = 0
-    for frame in frames:
-        chunk.append(frame)
-        held += len(frame)
-        if held >= size_bytes:
-            yield chunk
-            chunk, held = [], 0
-    if chunk:
-        yield chunk
