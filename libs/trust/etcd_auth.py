@@ -14,6 +14,7 @@ from typing import Any
 from aetcd.rpc import auth_pb2
 from aetcd.rpc import rpc_pb2 as pb
 
+from libs.store.api import StoreError, StoreUnavailable
 from libs.store.codec import prefix_range
 from libs.store.connection import Connection
 from libs.trust import etcd_roles, identities
@@ -43,8 +44,7 @@ class Step:
 
 async def read(connection: Connection) -> State:
     """Raises StoreAuthError when authentication is on and we are not root, StoreUnavailable."""
-    status = await connection.read(lambda at: at.auth.AuthStatus, pb.AuthStatusRequest())
-    state = State(enabled=bool(status.enabled))
+    state = State(enabled=await _enabled(connection))
     for name in (await connection.read(lambda at: at.auth.RoleList, pb.AuthRoleListRequest())).roles:
         role = await connection.read(lambda at: at.auth.RoleGet, pb.AuthRoleGetRequest(role=name))
         state.roles[name] = {(bytes(p.key), bytes(p.range_end), int(p.permType)) for p in role.perm}
@@ -52,6 +52,23 @@ async def read(connection: Connection) -> State:
         user = await connection.read(lambda at: at.auth.UserGet, pb.AuthUserGetRequest(name=name))
         state.users[name] = set(user.roles)
     return state
+
+
+async def _enabled(connection: Connection) -> bool:
+    try:
+        return bool((await connection.read(lambda at: at.auth.AuthStatus, pb.AuthStatusRequest())).enabled)
+    except StoreError as error:
+        if "unknown method AuthStatus" not in str(error):
+            raise
+    # etcd before 3.5 tells by what it says to somebody who logs in.
+    try:
+        request = pb.AuthenticateRequest(name=identities.ROOT, password="")
+        await connection.read(lambda at: at.auth.Authenticate, request)
+    except StoreUnavailable:
+        raise
+    except StoreError as error:
+        return "authentication is not enabled" not in str(error)
+    return True
 
 
 def grants(role: etcd_roles.Role) -> set[Grant]:

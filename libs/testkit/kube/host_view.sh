@@ -11,7 +11,7 @@ mount -t proc proc /proc
 hostname "$name"
 
 mkdir -p "$at/run" "$at/over/etc/cni" "$at/over/etc/calico" "$at/over/opt/cni/bin" "$at/over/log/pods" "$at/over/log/containers" "$at/over/log/calico" \
-    "$at/over/lib/kubelet" "$at/over/lib/containerd" "$at/over/lib/cni" "$at/over/lib/calico"
+    "$at/over/lib/kubelet" "$at/over/lib/containerd" "$at/over/lib/cni" "$at/over/lib/calico" "$at/over/lib/calico-etcd"
 mount -t tmpfs tmpfs "$at/run"
 mkdir -p "$at/run/netns" "$at/run/containerd" "$at/run/lock"
 case $keep in
@@ -24,7 +24,7 @@ for pair in etc:/etc opt:/opt log:/var/log lib:/var/lib; do
 done
 for pair in over/etc/cni:/etc/cni over/etc/calico:/etc/calico over/opt/cni/bin:/opt/cni/bin over/log/pods:/var/log/pods over/log/containers:/var/log/containers \
     over/log/calico:/var/log/calico over/lib/kubelet:/var/lib/kubelet over/lib/containerd:/var/lib/containerd over/lib/cni:/var/lib/cni \
-    over/lib/calico:/var/lib/calico; do
+    over/lib/calico:/var/lib/calico over/lib/calico-etcd:/var/lib/calico-etcd; do
     mount --bind "$at/${pair%%:*}" "${pair#*:}"
 done
 mount --rbind "$at/run" /run
