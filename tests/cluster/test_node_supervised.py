@@ -46,6 +46,7 @@ class Stage:
             "CALICO_BGP_STATE_DIR": str(node.directory / "bgp"),
             "CALICO_BGP_CONTROL_SOCKET": str(node.directory / "bgp.sock"),
             "AUTODETECT_POLL_INTERVAL": "0.5",
+            "CALICO_NODE_TAKE_OVER": "false",  # by itself, whenever all is well; tests do it by the command
         }
 
     def process(self, node: Node, **env: str) -> Process:
@@ -53,6 +54,9 @@ class Stage:
             f"node on {node.name}", (sys.executable, "-m", "services.node", "run", "--supervise"),
             netns=node.namespace, log_path=node.directory / "node.log", cwd=PROJECT, env=self.env(node) | env,
         )  # fmt: skip
+
+    def kill(self, name: str) -> None:
+        self.nodes[name].kill()
 
     async def probe(self, name: str, probe: str) -> tuple[bool, str]:
         node = self.cluster.node(name)
@@ -143,8 +147,8 @@ async def stage() -> AsyncIterator[Stage]:
         world = await open_world(stack, cluster)
         await cluster.add_namespace("default")
         made = Stage(world)
-        for process in made.nodes.values():
-            stack.callback(process.kill)
+        for name in made.nodes:
+            stack.callback(made.kill, name)
         for process in (*cluster.typhas, *made.nodes.values()):
             process.start()
         for name in made.nodes:
@@ -322,6 +326,7 @@ async def test_a_node_that_starts_where_nftables_of_a_real_calico_node_stand_tak
         inside(node, "nft", "delete", "table", family, "calico")
     inside(node, "nft", "-f", "-", text=old)
     assert "cali40" in stage.world.run("node1", "nft", "list", "table", "ip", "calico")
+    stage.nodes["node1"] = stage.process(node, CALICO_NODE_TAKE_OVER="true")
     stage.nodes["node1"].start()
     await stage.ready("node1")
 
