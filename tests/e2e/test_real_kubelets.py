@@ -1,5 +1,6 @@
-"""Real kubelets with containerd and kube-proxy on our network: rows S01 (kube-proxy in nftables mode), S02 (policy on
-service traffic after DNAT, node ports), S08 (pods in the host's network, host ports), C10 by a real runtime.
+"""Real kubelets with containerd and kube-proxy on our network: rows S01 (kube-proxy in nftables mode on one node,
+in iptables mode on the other), S02 (policy on service traffic after DNAT, node ports), S08 (pods in the host's network,
+host ports), C10 by a real runtime.
 """
 
 from __future__ import annotations
@@ -33,17 +34,18 @@ async def kube() -> AsyncIterator[KubeCluster]:
     """Two servers, one on each node, behind a Service; clients that policy lets in and others; pods of the host's."""
     needs_kubernetes()
     needs_real_kubelets()
-    async with KubeCluster(nodes=2, real_kubelets=True) as made:
+    async with KubeCluster(nodes=2, real_kubelets=True, kube_proxy={"node2": "iptables"}) as made:
         made.kubectl("create", "namespace", SPACE)
         await made.until(lambda: has_account(made), "service account")
         made.kubectl.apply(
             deployment("web", 2, ["web", "tcp:8080"], spread=True), service(),
             pod("friend", "node1", ["friend", "tcp:8080"]), pod("stranger", "node1", ["stranger", "tcp:8080"]),
             pod("far-friend", "node2", ["far", "tcp:8080"], role="friend"),
+            pod("far-stranger", "node2", ["stranger", "tcp:8080"], role="stranger"),
             pod("host", "node1", ["host", f"tcp:{HOST_NETWORK_PORT}"], network=True),
             pod("hostport", "node2", ["hostport", "tcp:8080"], host_port=HOST_PORT),
         )  # fmt: skip
-        await made.until_ready(SPACE, "test", 7, timeout_s=120)
+        await made.until_ready(SPACE, "test", 8, timeout_s=120)
         yield made
 
 
@@ -183,14 +185,19 @@ async def test_pods_are_what_kubernetes_thinks(kube: KubeCluster, places: Places
 
 
 async def test_policy_on_services(kube: KubeCluster, places: Places) -> None:
-    """Rows S01, S02: after kube-proxy's DNAT the pod's policy decides, for cluster addresses and node ports."""
+    """Rows S01, S02: after kube-proxy's DNAT the pod's policy decides, for cluster addresses and node ports, whether
+    it works with nftables (node1) or iptables (node2).
+    """
+    assert "table ip kube-proxy" in kube.real["node1"].run("nft", "list", "tables").stdout
+    assert "table ip kube-proxy" not in kube.real["node2"].run("nft", "list", "tables").stdout
+    assert "KUBE-SVC" in kube.real["node2"].run("iptables-save", "-t", "nat").stdout
     cluster_ips = await service_addresses(kube)
     assert [ip_address(text).version for text in cluster_ips] == [4, 6]
     node_ports = [str(kube.node("node1").ipv4.ip), str(kube.node("node2").ipv6.ip)]
 
     def picture(stranger: Verdict, outside: Verdict) -> list[tuple[str, str, int, Verdict]]:
         rows = [(who, ip, 80, ALLOW) for who in ("friend", "far-friend") for ip in cluster_ips]
-        rows += [("stranger", ip, 80, stranger) for ip in cluster_ips]
+        rows += [(who, ip, 80, stranger) for who in ("stranger", "far-stranger") for ip in cluster_ips]
         return rows + [("outside", ip, NODE_PORT, outside) for ip in node_ports]
 
     await become(places, picture(ALLOW, ALLOW))
@@ -257,7 +264,7 @@ async def test_a_kubelet_that_restarts_and_an_agent_too(kube: KubeCluster, place
         assert connection.recv(100) == b"and now?"
     kube.kubectl.apply(pod("late", "node2", ["late", "tcp:8080"]))
     await kube.until_ready(SPACE, "app=late", 1, timeout_s=120)
-    assert len((await kube.get("pods", "-n", SPACE, "-l", "test"))["items"]) == 8
+    assert len((await kube.get("pods", "-n", SPACE, "-l", "test"))["items"]) == 9
 
 
 async def test_at_the_end_nothing_is_left(kube: KubeCluster, places: Places) -> None:

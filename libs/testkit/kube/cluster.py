@@ -23,10 +23,10 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from random import Random
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import yaml
@@ -84,8 +84,8 @@ async def fill(store: Store, cluster: Cluster) -> None:
 
 
 class KubeCluster:
-    """nodes, real_kubelets, calico: see the module. apiserver, controllers: whether ours run. kube_proxy: on nodes with
-    real kubelets. options: for `Cluster.create`.
+    """nodes, real_kubelets, calico: see the module. apiserver, controllers: whether ours run. kube_proxy: mode by node,
+    of those with real kubelets; others have nftables. options: for `Cluster.create`.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class KubeCluster:
         calico: bool = True,
         apiserver: bool = True,
         controllers: bool = True,
-        kube_proxy: bool = True,
+        kube_proxy: Mapping[str, str] = MappingProxyType({}),
         **options: Any,
     ) -> None:
         options.setdefault("fill", fill if calico else _nothing)
@@ -117,7 +117,10 @@ class KubeCluster:
             self.real: dict[str, RealNode] = {}
             if real_kubelets:
                 self.real = {
-                    node.name: RealNode(node, self.control_plane, at.id, kube_proxy=kube_proxy) for node in at.nodes
+                    node.name: RealNode(
+                        node, self.control_plane, at.id, kube_proxy=kube_proxy.get(node.name, "nftables")
+                    )
+                    for node in at.nodes
                 }
         except BaseException:
             at.discard()

@@ -55,9 +55,9 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
 
 
 class RealNode:
-    """directory: of this node's files. Not started before `open`, then `start`."""
+    """directory: of this node's files. kube_proxy: its mode. Not started before `open`, then `start`."""
 
-    def __init__(self, node: Node, cp: ControlPlane, cluster_id: str, *, kube_proxy: bool = True) -> None:
+    def __init__(self, node: Node, cp: ControlPlane, cluster_id: str, *, kube_proxy: str = "nftables") -> None:
         self.node, self.name = node, node.name
         self.directory = node.directory / "host"
         self._cp = cp
@@ -85,7 +85,7 @@ class RealNode:
         """
         for name in ("containerd", "ctr", "runc", "unshare", "nsenter", "setpriv"):
             tool(name)
-        for name in ("kubelet", *(["kube-proxy"] if self._kube_proxy else [])):
+        for name in ("kubelet", "kube-proxy"):
             program(name)
         make_cgroups(self._group)
         for path in (self.networks, self.programs, self.directory / "log"):
@@ -113,8 +113,7 @@ class RealNode:
         self._run("containerd", tool("containerd"), "-c", self.directory / "containerd.toml")
         self.until(lambda: self.ctr("version").returncode == 0, "containerd answers")
         self.start_kubelet()
-        if self._kube_proxy:
-            self._run("kube-proxy", program("kube-proxy"), "--config", self.directory / "kube-proxy.yaml")
+        self._run("kube-proxy", program("kube-proxy"), "--config", self.directory / "kube-proxy.yaml")
 
     def start_kubelet(self) -> None:
         addresses = f"{self.node.ipv4.ip},{self.node.ipv6.ip}"
@@ -265,7 +264,7 @@ class RealNode:
         proxy: Mapping[str, Any] = {
             "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
             "kind": "KubeProxyConfiguration",
-            "mode": "nftables",
+            "mode": self._kube_proxy,
             "hostnameOverride": self.name,
             # Limits of the whole machine, which are not a node's to change.
             "conntrack": {"maxPerCore": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
