@@ -59,7 +59,7 @@ async def test_get_and_list_not_older_than(stage: Stage) -> None:
     future = str(int(version) + 1_000_000)
     for path in (NETSETS, f"{NETSETS}/a"):
         answer = await stage.call("GET", path, resourceVersion=future)
-        assert (answer.status, answer.json["reason"]) == (504, "Timeout")
+        assert (answer.status, answer.json.get("reason")) == (504, "Timeout")
         assert answer.json["details"]["causes"][0]["reason"] == "ResourceVersionTooLarge"
 
 
@@ -154,7 +154,7 @@ async def test_chunk_whose_revision_is_gone_says_how_to_go_on(stage: Stage) -> N
 )
 async def test_continue_tokens_of_nobody_are_refused(stage: Stage, token: str) -> None:
     answer = await stage.call("GET", NETSETS, continue_=token)
-    assert (answer.status, answer.json["reason"]) == (400, "BadRequest"), answer.text
+    assert (answer.status, answer.json.get("reason")) == (400, "BadRequest"), answer.text
     assert answer.message.startswith("continue key is not valid: ")
 
 
@@ -350,7 +350,7 @@ async def test_datastore_that_is_away_is_said_so(tmp_path: Path) -> None:
                 ("DELETE", f"{NETSETS}/a", None),
             ):
                 answer = await stage.call(method, path, body)
-                assert (answer.status, answer.json["reason"]) == (503, "ServiceUnavailable"), (method, answer.text)
+                assert (answer.status, answer.json.get("reason")) == (503, "ServiceUnavailable"), (method, answer.text)
                 assert int(answer.headers["Retry-After"]) >= 1
             cached = await stage.call("GET", NETSETS, resourceVersion=0)
             assert (cached.status, cached.names) == (200, ["a"]), "what the cache knows it still tells"

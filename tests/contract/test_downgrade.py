@@ -11,12 +11,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from libs.netlink.netns import in_netns
 from libs.resources.version_guard import DATA_FORMAT, FORMAT, REFUSED_STATUS, is_older
 from libs.runtime import release
 from libs.store.config import StoreConfig
 from libs.store.etcd import EtcdStore
 from libs.testkit.netns import Namespace, can_make_namespaces, create, delete
+from libs.testkit.netns_relay import NetnsRelay
 from libs.testkit.servers import EtcdServer
 from tests.contract.test_node_startup import ENV, PROJECT
 
@@ -31,8 +31,9 @@ SERVICES = ("typha", "felix", "kube_controllers", "apiserver", "node")
 
 
 class Host:
-    def __init__(self, netns: Namespace, etcd: EtcdServer, directory: Path) -> None:
-        self.netns, self.etcd, self.directory = netns, etcd, directory
+    def __init__(self, netns: Namespace, etcd: EtcdServer, endpoint: str, directory: Path) -> None:
+        """endpoint: etcd's, from outside."""
+        self.netns, self.etcd, self.endpoint, self.directory = netns, etcd, endpoint, directory
 
     def put(self, version: str, data_format: int | None) -> None:
         annotations = {} if data_format is None else {DATA_FORMAT: str(data_format)}
@@ -45,7 +46,7 @@ class Host:
         """put: instead of all there is."""
 
         async def run() -> dict[str, bytes]:
-            store = EtcdStore(StoreConfig((self.etcd.endpoint,)))
+            store = EtcdStore(StoreConfig((self.endpoint,)))
             try:
                 if put is not None:
                     for kv in (await store.list("/")).kvs:
@@ -56,8 +57,7 @@ class Host:
             finally:
                 await store.close()
 
-        with in_netns(self.netns.path):
-            return asyncio.run(run())
+        return asyncio.run(run())
 
     def run(self, service: str) -> tuple[int, str]:
         """Exit status and log of one that ends by itself."""
@@ -76,7 +76,7 @@ class Host:
 
 
 @pytest.fixture(scope="module")
-def machine() -> Iterator[tuple[Namespace, EtcdServer]]:
+def machine() -> Iterator[tuple[Namespace, EtcdServer, str]]:
     netns = create("dng")
     try:
         netns.run("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "peth0")
@@ -84,13 +84,17 @@ def machine() -> Iterator[tuple[Namespace, EtcdServer]]:
         for name in ("eth0", "peth0"):
             netns.run("ip", "link", "set", name, "up")
         with EtcdServer(netns=netns.name) as etcd:
-            yield netns, etcd
+            relay = NetnsRelay(netns.path, [("127.0.0.1", etcd.port)])
+            try:
+                yield netns, etcd, f"http://127.0.0.1:{relay.ports[0]}"
+            finally:
+                relay.close()
     finally:
         delete(netns)
 
 
 @pytest.fixture
-def host(machine: tuple[Namespace, EtcdServer], tmp_path: Path) -> Host:
+def host(machine: tuple[Namespace, EtcdServer, str], tmp_path: Path) -> Host:
     return Host(*machine, tmp_path)
 
 

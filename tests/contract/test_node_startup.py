@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 from libs import model
-from libs.netlink.netns import in_netns
 from libs.resources import codec
 from libs.resources.client import ResourceClient
 from libs.resources.errors import NotFound
 from libs.store.config import StoreConfig
 from libs.store.etcd import EtcdStore
 from libs.testkit.netns import Namespace, can_make_namespaces, create, delete
+from libs.testkit.netns_relay import NetnsRelay
 from libs.testkit.servers import EtcdServer
 
 pytestmark = [
@@ -38,8 +38,9 @@ ENV = {name: value for name, value in os.environ.items() if not name.startswith(
 class Host:
     """A namespace with three interfaces, and an etcd inside."""
 
-    def __init__(self, netns: Namespace, etcd: EtcdServer, directory: Path) -> None:
-        self.netns, self.etcd, self.directory = netns, etcd, directory
+    def __init__(self, netns: Namespace, etcd: EtcdServer, endpoint: str, directory: Path) -> None:
+        """endpoint: etcd's, from outside."""
+        self.netns, self.etcd, self.endpoint, self.directory = netns, etcd, endpoint, directory
 
     def begin(self, verb: str = "startup", *arguments: str, **env: str) -> subprocess.Popen[str]:
         given = {"ETCD_ENDPOINTS": self.etcd.endpoint, "CALICO_NODENAME_FILE": str(self.directory / "nodename")} | env
@@ -61,14 +62,13 @@ class Host:
         """`await function(resources)` with the datastore."""
 
         async def run() -> Any:
-            store = EtcdStore(StoreConfig((self.etcd.endpoint,)))
+            store = EtcdStore(StoreConfig((self.endpoint,)))
             try:
                 return await function(ResourceClient(store))
             finally:
                 await store.close()
 
-        with in_netns(self.netns.path):
-            return asyncio.run(run())
+        return asyncio.run(run())
 
     def get(self, kind: str, name: str) -> Any:
         return self.work(lambda resources: resources.get(kind, name))
@@ -89,7 +89,7 @@ class Host:
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Namespace, EtcdServer]]:
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Namespace, EtcdServer, str]]:
     netns = create("nst")
     with contextlib.ExitStack() as stack:
         stack.callback(delete, netns)
@@ -107,11 +107,13 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Namespac
         etcd = EtcdServer(netns=netns.name)
         stack.callback(etcd.close)
         etcd.start()
-        yield netns, etcd
+        relay = NetnsRelay(netns.path, [("127.0.0.1", etcd.port)])
+        stack.callback(relay.close)
+        yield netns, etcd, f"http://127.0.0.1:{relay.ports[0]}"
 
 
 @pytest.fixture
-def host(machine: tuple[Namespace, EtcdServer], tmp_path: Path) -> Host:
+def host(machine: tuple[Namespace, EtcdServer, str], tmp_path: Path) -> Host:
     made = Host(*machine, tmp_path)
 
     async def wipe(resources: ResourceClient) -> None:
