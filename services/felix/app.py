@@ -30,7 +30,7 @@ from libs.store.api import Store
 from services.felix.config import FelixConfig
 from services.felix.core import status
 from services.felix.core.configfile import file_settings
-from services.felix.core.live import LiveSettings, camel, effective, environment_settings
+from services.felix.core.live import LiveSettings, camel, effective, environment_settings, metrics_at_start
 from services.felix.core.mtu import pod_mtu_bytes
 from services.felix.core.options import RulesetOptions
 from services.felix.core.overlay import OverlaySettings
@@ -86,7 +86,7 @@ class Felix:
         self._environment = environment_settings(os.environ)
         self._file, self._file_problems = _settings_of(config.felix_config)
         at_start = effective({}, self.node, {}, self._environment, self._start, self._file)
-        self.metrics_server = MetricsServer(service, at_start.metrics)
+        self.metrics_server = MetricsServer(service, metrics_at_start(at_start))
         self.routing = Routing(self.node)
         self.builder = RulesetBuilder(self._start)
         self.key_publisher = KeyPublisher(ResourceClient(store), self.node, random)

@@ -8,6 +8,7 @@ use for is named too. Pure: values in, values out.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -263,6 +264,18 @@ def _with_wireguard(options: RulesetOptions, wireguard: WireguardSettings) -> Ru
         failsafe_in=options.failsafe_in + opened,
         failsafe_out=options.failsafe_out + opened,
     )
+
+
+def metrics_at_start(settings: LiveSettings) -> MetricsPlace:
+    """Before the datastore's configuration is known. settings: of file and environment, which are stronger. Nowhere,
+    unless they alone say who may read: on loopback, or with a certificate and what readers must show.
+    """
+    place, said = settings.metrics, settings.sources
+    host = place.host.strip("[]")
+    with contextlib.suppress(ValueError):
+        if host == "localhost" or (host and ip_address(host).is_loopback):
+            return place
+    return place if place.cert and "prometheus_metrics_client_auth" in said else MetricsPlace()
 
 
 class _Draft:
