@@ -353,3 +353,28 @@ def test_metrics_wait_for_the_stored_configuration_unless_the_process_alone_says
     environment = environment_settings({f"FELIX_PROMETHEUSMETRICS{name}": value for name, value in said.items()})
     settings = effective({}, "node1", {}, environment)
     assert metrics_at_start(settings) == (settings.metrics if open_ else MetricsPlace())
+
+
+@pytest.mark.parametrize(
+    ("field", "slip"),
+    [
+        ("prometheusMetricsClientAuth", "RequireAndVerifyClientCertificate"),
+        ("prometheusMetricsClientAuth", 5),
+        ("prometheusMetricsCertFile", ["/c"]),
+        ("prometheusMetricsKeyFile", {}),
+        ("prometheusMetricsCAFile", True),
+        ("prometheusMetricsHost", 0),
+    ],
+)
+def test_a_slip_in_who_may_read_metrics_shows_them_to_nobody(field: str, slip: object) -> None:
+    on = {"prometheusMetricsEnabled": True, "prometheusMetricsPort": 9999}
+    found = effective(stored(("default", {**on, field: slip})), "node1", {})
+    assert found.metrics.port == 9999, "a port that is named in the warning"
+    assert field in found.metrics.problem()
+    assert [field in problem for problem in found.problems] == [True]
+    weaker = {**on, "prometheusMetricsClientAuth": "NoClientCert"}
+    found = effective(stored(("default", weaker), ("node.node1", {field: slip})), "node1", {})
+    assert field in found.metrics.problem(), "the weaker layer's would show them to more"
+    repaired = {field: "NoClientCert" if "Auth" in field else "::1"}
+    found = effective(stored(("default", {**on, field: slip}), ("node.node1", repaired)), "node1", {})
+    assert field not in found.metrics.problem(), "a stronger layer says what holds"
