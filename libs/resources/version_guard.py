@@ -106,7 +106,10 @@ async def check(store: Store) -> None:
 
 async def check_when_reachable(store: Store) -> None:
     """The same, waiting for the datastore as long as it takes. Raises ServiceExit."""
-    backoff = Backoff(Random(), first_s=0.2, cap_s=5.0)
+    backoff = Backoff(Random(), first_s=0.2, cap_s=1.0)
+    told = ""
     while why := await contact.trouble(check(store), StoreError):
-        log.info("the data's format is not known yet", extra={"error": why})
+        if why != told:
+            told = why
+            log.info("the data's format is not known yet", extra={"error": why})
         await asyncio.sleep(backoff.next_s())

@@ -21,6 +21,7 @@ from libs.kube.api import credentials
 from libs.policy.output import WorkloadKey
 from libs.resources import version_guard
 from libs.resources.client import ResourceClient
+from libs.resources.guarded import GuardedStore
 from libs.runtime import logs
 from libs.runtime.backends import open_bus, open_store
 from libs.runtime.metrics_server import MetricsServer
@@ -414,7 +415,7 @@ async def run(config: FelixConfig, service: Service) -> None:
     node = config.node_name()
     metrics = Metrics(service.registry)
     async with open_store() as store, open_bus(f"felix-{node}") as bus, Kernel(config, metrics) as kernel:
-        felix = Felix(config, service, store, bus, kernel, metrics)
+        felix = Felix(config, service, GuardedStore(store), bus, kernel, metrics)
         kernel.interfaces.prepare_host()
         for name, work in (
             ("feed", felix.feed.run()),
