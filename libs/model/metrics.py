@@ -10,7 +10,8 @@ CLIENT_AUTHS = ("RequireAndVerifyClientCert", "RequireAnyClientCert", "VerifyCli
 @dataclass(frozen=True, slots=True)
 class MetricsPlace:
     """host: "" for all addresses. port: 0 for nowhere. cert, key: with both, TLS alone. ca: whose certificates readers
-    must have, as client_auth says, one of CLIENT_AUTHS.
+    must have, as client_auth says, one of CLIENT_AUTHS. wrong: what of the settings cannot be read; then what was meant
+    is not known, and metrics are served nowhere.
     """
 
     host: str = ""
@@ -19,9 +20,14 @@ class MetricsPlace:
     cert: str = ""
     key: str = ""
     client_auth: str = "NoClientCert"
+    wrong: str = ""
 
     def problem(self) -> str:
         """What keeps it from meaning anything, else ""."""
+        if self.wrong:
+            return self.wrong
+        if self.client_auth not in CLIENT_AUTHS:
+            return f"{self.client_auth!r} is not one of {', '.join(CLIENT_AUTHS)}"
         if bool(self.cert) != bool(self.key):
             return "the certificate of metrics and its key must be set together"
         if self.client_auth != "NoClientCert" and not self.cert:

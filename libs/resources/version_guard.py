@@ -14,6 +14,8 @@ import re
 from random import Random
 from typing import Final
 
+import msgspec
+
 from libs.model.cluster import ClusterInformation
 from libs.resources import codec
 from libs.resources.rules import CLUSTER_INFORMATION
@@ -46,14 +48,18 @@ def fits(cluster: str, own: str) -> bool:
 
 def refusal(found: ClusterInformation | None, own: str) -> str:
     """Why a service of release `own` must not touch these data; "" when it may."""
-    told = (found.metadata.annotations or {}).get(DATA_FORMAT, "") if found is not None else ""
-    if found is None or not _NUMBER.fullmatch(told) or int(told) <= FORMAT:
+    if found is None:
+        return ""
+    return _refusal((found.metadata.annotations or {}).get(DATA_FORMAT, ""), found.spec.calico_version, own)
+
+
+def _refusal(told: str, last: str, own: str) -> str:
+    if not _NUMBER.fullmatch(told) or int(told) <= FORMAT:
         return ""  # whatever else it is, no release of ours wrote it
-    last = found.spec.calico_version or "unknown"
     return (
-        f"the datastore holds data of format {told} (release of the node that started last: {last}), this release "
-        f"({own}) reads and writes format {FORMAT}: run the newer release again, or restore a backup of etcd from "
-        "before the upgrade. Nothing was written"
+        f"the datastore holds data of format {told} (release of the node that started last: {last or 'unknown'}), this "
+        f"release ({own}) reads and writes format {FORMAT}: run the newer release again, or restore a backup of etcd "
+        "from before the upgrade. Nothing was written"
     )
 
 
@@ -67,25 +73,43 @@ def is_older(own: str, cluster: str) -> bool:
     return (mine[0] == calicos) == (other[0] == calicos) and mine < other
 
 
+def _read(value: bytes) -> tuple[str, str]:
+    """Format and last release, each "" where it does not stand; each is found whatever stands beside it."""
+    try:
+        document = msgspec.json.decode(value)
+    except msgspec.DecodeError:
+        return "", ""
+    return _text(document, "metadata", "annotations", DATA_FORMAT), _text(document, "spec", "calicoVersion")
+
+
+def _text(document: object, *path: str) -> str:
+    for name in path:
+        document = document.get(name) if isinstance(document, dict) else None
+    return document if isinstance(document, str) else ""
+
+
 async def check(store: Store) -> None:
     """Raises ServiceExit when the data are too new for us, StoreError."""
     kv = await store.get(codec.key(CLUSTER_INFORMATION))
-    found = None if kv is None else codec.readable("ClusterInformation", kv)
-    if not isinstance(found, ClusterInformation):
-        return  # not there yet, or nothing that says anything
+    if kv is None:
+        return  # not there yet
+    told, last = _read(kv.value)
     own = release.version()
-    if why := refusal(found, own):
+    if why := _refusal(told, last, own):
         raise ServiceExit(REFUSED_STATUS, why)
-    if is_older(own, found.spec.calico_version):
+    if is_older(own, last):
         log.warning(
             "this release is older than the cluster's, whose data it can still read and write",
-            extra={"release": own, "cluster": found.spec.calico_version},
+            extra={"release": own, "cluster": last},
         )
 
 
 async def check_when_reachable(store: Store) -> None:
     """The same, waiting for the datastore as long as it takes. Raises ServiceExit."""
-    backoff = Backoff(Random(), first_s=0.2, cap_s=5.0)
+    backoff = Backoff(Random(), first_s=0.2, cap_s=1.0)
+    told = ""
     while why := await contact.trouble(check(store), StoreError):
-        log.info("the data's format is not known yet", extra={"error": why})
+        if why != told:
+            told = why
+            log.info("the data's format is not known yet", extra={"error": why})
         await asyncio.sleep(backoff.next_s())

@@ -1,23 +1,29 @@
 """/metrics on a port of its own, for readers elsewhere, beside the port of the probes, which is for this host.
 
 Whatever is wrong with the settings or the files is told, and then metrics are served nowhere: what was to be behind TLS
-is never shown without. Files that change are taken by listening anew; connections with the old ones end.
+is never shown without. Files that change are taken by listening anew; connections with the old ones end. What the
+system refused (a port that another process has still, a file that is not there yet) is tried again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import ssl
+from collections.abc import Mapping
 from pathlib import Path
+from random import Random
 
 from libs.model.metrics import MetricsPlace
+from libs.runtime.backoff import Backoff
 from libs.runtime.files import signature
 from libs.runtime.http import HttpServer
 from libs.runtime.service import Service
 
 log = logging.getLogger(__name__)
 LOOK_S = 5.0
+RETRY_S, RETRY_CAP_S = 1.0, 30.0
 
 
 def context(place: MetricsPlace) -> ssl.SSLContext | None:
@@ -40,9 +46,13 @@ def context(place: MetricsPlace) -> ssl.SSLContext | None:
 class MetricsServer:
     """`serve_at` may be called at any time; `run` follows."""
 
-    def __init__(self, service: Service, place: MetricsPlace, *, look_s: float = LOOK_S) -> None:
+    def __init__(
+        self, service: Service, place: MetricsPlace, *, look_s: float = LOOK_S, retry_s: float = RETRY_S
+    ) -> None:
         self._service = service
         self._look_s = look_s
+        self._retry = Backoff(Random(), first_s=retry_s, cap_s=max(retry_s, RETRY_CAP_S))
+        self._told = ""
         self._moved = asyncio.Event()
         self.place = place
         self.port = 0  # where it is served now, 0 for nowhere
@@ -50,6 +60,7 @@ class MetricsServer:
     def serve_at(self, place: MetricsPlace) -> None:
         if place != self.place:
             self.place = place
+            self._retry.reset()
             self._moved.set()
 
     async def run(self) -> None:
@@ -72,14 +83,27 @@ class MetricsServer:
                 self._service.health, self._service.registry, host=place.host, port=place.port, tls=made, probes=False
             ) as server:
                 self.port = server.port
+                self._told = ""
+                self._retry.reset()
                 clients = place.client_auth if made else "anybody"
                 log.info("metrics are served", extra={**where, "tls": made is not None, "clients": clients})
                 await self._changed(files, seen)
-        except (OSError, ValueError) as error:
-            log.warning("metrics are not served", extra={**where, "error": str(error)})
+        except ValueError as error:
+            self._refused(where, error)
             await self._changed(files, seen)
+        except OSError as error:
+            self._refused(where, error)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._retry.next_s()):
+                    await self._changed(files, seen)
         finally:
             self.port = 0
+
+    def _refused(self, where: Mapping[str, object], error: Exception) -> None:
+        """Each reason once, however often it is tried."""
+        if (told := f"{where}: {error}") != self._told:
+            self._told = told
+            log.warning("metrics are not served", extra={**where, "error": str(error)})
 
     async def _changed(self, files: list[Path], seen: object) -> None:
         while not self._moved.is_set() and signature(files) == seen:

@@ -7,7 +7,7 @@ refuses what comes late (docs/design/leader-election.md).
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 
 from libs.store.api import (
     Compare,
@@ -17,19 +17,15 @@ from libs.store.api import (
     KeyExists,
     KeyValue,
     LeaseLost,
-    Listing,
     Op,
-    Page,
     Put,
-    ServerStatus,
     Store,
-    Summary,
     TxnResult,
-    WatchBatch,
 )
+from libs.store.through import ReadsThrough
 
 
-class FencedStore:
+class FencedStore(ReadsThrough):
     """`libs.store.api.Store` over another one, which it does not close. Each write raises FenceLost, and does nothing,
     once `fence` does not hold. Reads, watches, leases and compaction pass through.
     """
@@ -37,8 +33,8 @@ class FencedStore:
     def __init__(self, store: Store, fence: Compare) -> None:
         if fence.mod_revision < 1:
             raise ValueError("a fence is a key that exists, at its revision")
+        super().__init__(store)
         self.fence = fence
-        self._store = store
 
     # --- writes ------------------------------------------------------------------------------------------------------
 
@@ -104,40 +100,3 @@ class FencedStore:
 
     def _lost(self) -> FenceLost:
         return FenceLost(f"nothing written: {self.fence.key} is not of revision {self.fence.mod_revision} any more")
-
-    # --- the rest ----------------------------------------------------------------------------------------------------
-
-    async def get(self, key: str, *, revision: int = 0) -> KeyValue | None:
-        return await self._store.get(key, revision=revision)
-
-    async def list(self, prefix: str, *, revision: int = 0, keys_only: bool = False) -> Listing:
-        return await self._store.list(prefix, revision=revision, keys_only=keys_only)
-
-    async def page(self, prefix: str, *, limit: int, after: str = "", revision: int = 0) -> Page:
-        return await self._store.page(prefix, limit=limit, after=after, revision=revision)
-
-    async def summary(self, prefix: str, *, after: int) -> Summary:
-        return await self._store.summary(prefix, after=after)
-
-    def watch(
-        self, prefix: str, *, revision: int, known: dict[str, int] | None = None
-    ) -> AsyncGenerator[WatchBatch, None]:
-        return self._store.watch(prefix, revision=revision, known=known)
-
-    async def lease_grant(self, ttl_s: int) -> int:
-        return await self._store.lease_grant(ttl_s)
-
-    async def lease_revoke(self, lease: int) -> None:
-        await self._store.lease_revoke(lease)
-
-    def lease_left_s(self, lease: int) -> float:
-        return self._store.lease_left_s(lease)
-
-    async def status(self) -> ServerStatus:
-        return await self._store.status()
-
-    async def compact(self, revision: int) -> None:
-        await self._store.compact(revision)
-
-    async def close(self) -> None:
-        """The store below belongs to whoever made it."""

@@ -24,6 +24,7 @@ from libs.kube.api import KubeApi
 from libs.model import keys
 from libs.resources import version_guard
 from libs.resources.client import ResourceClient
+from libs.resources.guarded import GuardedStore
 from libs.resources.release import IpamRelease
 from libs.runtime import contact, release
 from libs.runtime.backends import open_bus, open_store
@@ -276,7 +277,7 @@ async def run(config: ApiserverConfig, service: Service) -> None:
         raise ServiceExit(2, str(error)) from error
     instance = config.instance or f"{socket.gethostname()}-{secrets.token_hex(3)}"
     async with AsyncExitStack() as stack:
-        store = await stack.enter_async_context(open_store())
+        store = GuardedStore(await stack.enter_async_context(open_store()))
         bus = await stack.enter_async_context(open_bus(f"apiserver-{instance}", inbox="apiserver"))
         metrics = Metrics(service.registry)
         audit = BusAudit(bus, instance, metrics.audit_errors.labels("bus").inc)

@@ -21,6 +21,7 @@ from libs.kube.api import credentials
 from libs.policy.output import WorkloadKey
 from libs.resources import version_guard
 from libs.resources.client import ResourceClient
+from libs.resources.guarded import GuardedStore
 from libs.runtime import logs
 from libs.runtime.backends import open_bus, open_store
 from libs.runtime.metrics_server import MetricsServer
@@ -30,7 +31,7 @@ from libs.store.api import Store
 from services.felix.config import FelixConfig
 from services.felix.core import status
 from services.felix.core.configfile import file_settings
-from services.felix.core.live import LiveSettings, camel, effective, environment_settings
+from services.felix.core.live import LiveSettings, camel, effective, environment_settings, metrics_at_start
 from services.felix.core.mtu import pod_mtu_bytes
 from services.felix.core.options import RulesetOptions
 from services.felix.core.overlay import OverlaySettings
@@ -86,7 +87,7 @@ class Felix:
         self._environment = environment_settings(os.environ)
         self._file, self._file_problems = _settings_of(config.felix_config)
         at_start = effective({}, self.node, {}, self._environment, self._start, self._file)
-        self.metrics_server = MetricsServer(service, at_start.metrics)
+        self.metrics_server = MetricsServer(service, metrics_at_start(at_start))
         self.routing = Routing(self.node)
         self.builder = RulesetBuilder(self._start)
         self.key_publisher = KeyPublisher(ResourceClient(store), self.node, random)
@@ -414,7 +415,7 @@ async def run(config: FelixConfig, service: Service) -> None:
     node = config.node_name()
     metrics = Metrics(service.registry)
     async with open_store() as store, open_bus(f"felix-{node}") as bus, Kernel(config, metrics) as kernel:
-        felix = Felix(config, service, store, bus, kernel, metrics)
+        felix = Felix(config, service, GuardedStore(store), bus, kernel, metrics)
         kernel.interfaces.prepare_host()
         for name, work in (
             ("feed", felix.feed.run()),

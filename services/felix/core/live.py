@@ -2,12 +2,13 @@
 
 Layers, later wins: default; the resource `default`; those whose nodeSelector matches this node's labels, of which the
 oldest counts; `node.<name>`; the configuration file; the environment (facts/felix.md section 1.2). Empty text is "not
-set". A value that means nothing is named and leaves the layer below standing; a field that is set and that we have no
-use for is named too. Pure: values in, values out.
+set". A value that means nothing is named and leaves the layer below standing (who may read metrics: nobody); a field
+that is set and that we have no use for is named too. Pure: values in, values out.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -78,6 +79,13 @@ class Setting:
     value: Any
     source: str
     shown: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Unreadable:
+    """In place of a value that must not be taken for one that is not set."""
+
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +195,10 @@ def _layer(source: str, spec: dict[str, Any], problems: list[str]) -> dict[str, 
         try:
             read = getattr(convert(FelixConfigurationSpec, {encoded: value}), name)
         except model.DecodeError as error:
-            problems.append(f"{encoded} ({source}): {error}")
+            if name in _WHO_READS:
+                out[name] = Setting(_Unreadable(str(error)), source)
+            else:
+                problems.append(f"{encoded} ({source}): {error}")
             continue
         if read is not None and read != "":
             out[name] = Setting(read, source, value if isinstance(value, str) else msgspec.json.encode(value).decode())
@@ -206,6 +217,7 @@ def _merge(layers: list[dict[str, Setting]], options: RulesetOptions, problems: 
     draft = _Draft(options)
     used: dict[str, Setting] = {}
     unused: set[str] = set()
+    unclear: dict[str, str] = {}
     for layer in layers:
         for name, setting in layer.items():
             use = _USES.get(name)
@@ -216,15 +228,22 @@ def _merge(layers: list[dict[str, Setting]], options: RulesetOptions, problems: 
             if str(setting.value).lower() == "none" and name in _CLEAR:
                 use = _CLEAR[name]
             try:
+                if isinstance(setting.value, _Unreadable):
+                    raise ValueError(setting.value.why)
                 use(draft, setting.value)
             except ValueError as error:
-                problems.append(f"{camel(name)} ({setting.source}): {error}")
+                problem = f"{camel(name)} ({setting.source}): {error}"
+                problems.append(problem)
+                if name in _WHO_READS:
+                    unclear[name] = problem
             else:
                 used[name] = setting
+                unclear.pop(name, None)
     problems += [f"{camel(name)}: has no effect in this version" for name in sorted(unused)]
     if draft.options.mark_mask.bit_count() < 3 and (draft.wireguard.v4.enabled or draft.wireguard.v6.enabled):
         problems.append("wireguardEnabled: nftablesMarkMask has no third bit, which WireGuard needs: it is off")
         draft.wireguard = WireguardSettings()
+    draft.metric(wrong="; ".join(unclear.values()))
     draft.options = _with_wireguard(draft.options, draft.wireguard)
     return LiveSettings(
         log_levels=draft.levels,
@@ -263,6 +282,18 @@ def _with_wireguard(options: RulesetOptions, wireguard: WireguardSettings) -> Ru
         failsafe_in=options.failsafe_in + opened,
         failsafe_out=options.failsafe_out + opened,
     )
+
+
+def metrics_at_start(settings: LiveSettings) -> MetricsPlace:
+    """Before the datastore's configuration is known. settings: of file and environment, which are stronger. Nowhere,
+    unless they alone say who may read: on loopback, or with a certificate and what readers must show.
+    """
+    place, said = settings.metrics, settings.sources
+    host = place.host.strip("[]")
+    with contextlib.suppress(ValueError):
+        if host == "localhost" or (host and ip_address(host).is_loopback):
+            return place
+    return place if place.cert and "prometheus_metrics_client_auth" in said else MetricsPlace()
 
 
 class _Draft:
@@ -529,6 +560,10 @@ _USES: dict[str, Use] = {
 # Read from the environment when the process starts (services/felix/config.py), where they may stand as well.
 _ELSEWHERE = frozenset({"interface_prefix", "ipv6_support", "health_enabled", "health_host", "health_port"})
 SUPPORTED = frozenset(_USES)
+# Where a slip leaves no layer below standing: what is weaker may show metrics to more readers than was meant.
+_WHO_READS = frozenset(
+    f"prometheus_metrics_{name}" for name in ("host", "ca_file", "cert_file", "key_file", "client_auth")
+)
 
 # What `none` means where it clears a value of a weaker layer.
 _CLEAR: dict[str, Use] = {

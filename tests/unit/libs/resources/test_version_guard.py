@@ -77,7 +77,19 @@ def value(version: str, data_format: str | None = None) -> bytes:
     return msgspec.json.encode(document | {"spec": {"calicoVersion": version}})
 
 
-@pytest.mark.parametrize("content", [None, b"", b"{", b"[]", value("v3.31.2"), value("v0.1.0", "1"), value("", "x")])
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        b"",
+        b"{",
+        b"[]",
+        b'{"metadata": {"annotations": [1]}}',
+        value("v3.31.2"),
+        value("v0.1.0", "1"),
+        value("", "x"),
+    ],
+)
 async def test_start_goes_on_with_nothing_with_foreign_and_with_broken_information(content: bytes | None) -> None:
     store = await stored(content)
     before = store.server.snapshot()
@@ -94,6 +106,20 @@ async def test_start_ends_with_a_status_of_its_own_and_writes_nothing() -> None:
             await checked(store)
         assert ended.value.status == 78
     assert store.server.snapshot() == before
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"spec": {"calicoVersion": 5}}, {"spec": []}, {"spec": {"datastoreReady": "yes"}}, {"kind": "Information"},
+        {"metadata": {"labels": 3, "annotations": {guard.DATA_FORMAT: "2", "other": []}}},
+        {"metadata": {"name": 7, "annotations": {guard.DATA_FORMAT: "2"}}},
+    ],
+)  # fmt: skip
+async def test_marker_counts_whatever_a_later_release_has_made_of_the_rest(changes: dict[str, object]) -> None:
+    store = await stored(msgspec.json.encode(msgspec.json.decode(value("v0.9.0", "2")) | changes))
+    with pytest.raises(ServiceExit, match="data of format 2"):
+        await guard.check(store)
 
 
 async def test_older_release_on_data_that_it_understands_says_so_and_goes_on(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -40,7 +41,7 @@ async def serving(place: MetricsPlace) -> AsyncIterator[MetricsServer]:
     async with asyncio.TaskGroup() as tasks:
         registry = new_registry(process=False)
         Counter("things", "Things.", registry=registry).inc()
-        server = MetricsServer(Service("test", tasks, Aggregator(), registry), place, look_s=0.02)
+        server = MetricsServer(Service("test", tasks, Aggregator(), registry), place, look_s=0.02, retry_s=0.02)
         task = tasks.create_task(server.run())
         try:
             yield server
@@ -143,12 +144,34 @@ async def test_it_moves_and_ends_and_says_what_is_in_the_way(
         await eventually(lambda: server.port == plain.port)
 
 
+async def test_a_port_that_is_busy_is_tried_again_and_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        place = MetricsPlace(host="127.0.0.1", port=other.getsockname()[1])
+        tries = 0
+
+        def counted(place: MetricsPlace) -> None:
+            nonlocal tries
+            tries += 1
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("libs.runtime.metrics_server.context", counted)
+            async with serving(place) as server:
+                await eventually(lambda: tries >= 3)
+                assert server.port == 0
+                other.close()
+                await eventually(lambda: server.port == place.port)
+                assert "things_total 1.0" in await read(place, "http")
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == ["metrics are not served"]
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"key": ""}, "set together"),
         ({"cert": "", "key": ""}, "needs a certificate"),
         ({"ca": ""}, "needs a CA file"),
+        ({"client_auth": "RequireSome"}, "not one of"),
+        ({"wrong": "a slip"}, "a slip"),
     ],
 )
 def test_settings_that_would_show_metrics_to_anybody_are_refused(

@@ -14,7 +14,15 @@ from libs.model.metrics import MetricsPlace
 from libs.testkit.bootstrap import key
 from services.felix.core.configfile import file_settings
 from services.felix.core.failsafe import FailsafePort
-from services.felix.core.live import SUPPORTED, LiveSettings, camel, effective, environment_settings, seconds
+from services.felix.core.live import (
+    SUPPORTED,
+    LiveSettings,
+    camel,
+    effective,
+    environment_settings,
+    metrics_at_start,
+    seconds,
+)
 from services.felix.core.options import NatOptions, RulesetOptions
 from services.felix.core.overlay import ClusterRoutes, OverlaySettings
 
@@ -323,3 +331,50 @@ def test_metrics_are_shown_where_the_configuration_says_and_nowhere_by_default()
     found = effective(stored(("default", on)), "node1", {}, environment)
     assert found.metrics == MetricsPlace("::1", 9091, "/a", "/c", "/k", "RequireAndVerifyClientCert")
     assert found.problems == ()
+
+
+@pytest.mark.parametrize(
+    ("said", "open_"),
+    [
+        ({}, False),
+        ({"ENABLED": "true"}, False),
+        ({"ENABLED": "true", "HOST": "192.0.2.1"}, False),
+        ({"ENABLED": "true", "CERTFILE": "/c", "KEYFILE": "/k"}, False),  # the datastore may ask for readers' own
+        ({"HOST": "127.0.0.1"}, False),
+        ({"ENABLED": "true", "HOST": "127.0.0.1"}, True),
+        ({"ENABLED": "true", "HOST": "::1"}, True),
+        ({"ENABLED": "true", "HOST": "localhost"}, True),
+        ({"ENABLED": "true", "CERTFILE": "/c", "KEYFILE": "/k", "CLIENTAUTH": "NoClientCert"}, True),
+    ],
+)
+def test_metrics_wait_for_the_stored_configuration_unless_the_process_alone_says_who_reads(
+    said: dict[str, str], open_: bool
+) -> None:
+    environment = environment_settings({f"FELIX_PROMETHEUSMETRICS{name}": value for name, value in said.items()})
+    settings = effective({}, "node1", {}, environment)
+    assert metrics_at_start(settings) == (settings.metrics if open_ else MetricsPlace())
+
+
+@pytest.mark.parametrize(
+    ("field", "slip"),
+    [
+        ("prometheusMetricsClientAuth", "RequireAndVerifyClientCertificate"),
+        ("prometheusMetricsClientAuth", 5),
+        ("prometheusMetricsCertFile", ["/c"]),
+        ("prometheusMetricsKeyFile", {}),
+        ("prometheusMetricsCAFile", True),
+        ("prometheusMetricsHost", 0),
+    ],
+)
+def test_a_slip_in_who_may_read_metrics_shows_them_to_nobody(field: str, slip: object) -> None:
+    on = {"prometheusMetricsEnabled": True, "prometheusMetricsPort": 9999}
+    found = effective(stored(("default", {**on, field: slip})), "node1", {})
+    assert found.metrics.port == 9999, "a port that is named in the warning"
+    assert field in found.metrics.problem()
+    assert [field in problem for problem in found.problems] == [True]
+    weaker = {**on, "prometheusMetricsClientAuth": "NoClientCert"}
+    found = effective(stored(("default", weaker), ("node.node1", {field: slip})), "node1", {})
+    assert field in found.metrics.problem(), "the weaker layer's would show them to more"
+    repaired = {field: "NoClientCert" if "Auth" in field else "::1"}
+    found = effective(stored(("default", {**on, field: slip}), ("node.node1", repaired)), "node1", {})
+    assert field not in found.metrics.problem(), "a stronger layer says what holds"
