@@ -82,7 +82,7 @@ class Mover:
             move = self._balance.hand_over(readers, now)
             if move is not None:
                 self._move(move, "shutdown")
-            elif not self._balance.underway(readers):
+            elif not self._balance.pending(readers, now):
                 break  # those that stay do not move
             await asyncio.sleep(pause_s if move is not None else LOOK_S)
             readers = self._own()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -121,18 +122,28 @@ async def test_all_readers_are_handed_over_one_after_the_other_before_the_end() 
 async def test_readers_that_do_not_move_hold_up_the_end_no_longer_than_the_grace(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(balance, "MOVE_S", 0.1)
+    monkeypatch.setattr(balance, "ASKED_AGAIN_S", 0.1)
     typha = Typha(3)
     typha.follows = False
     async with typha.beating(), asyncio.timeout(20):
         await typha.mover.hand_over(600.0)
-    assert len(typha.sent) == 3  # each was asked once
-    monkeypatch.setattr(balance, "MOVE_S", 60.0)
+    assert Counter(typha.sent) == {(f"n{number}", "t2"): balance.ASKED_AT_MOST for number in range(3)}
+    monkeypatch.setattr(balance, "ASKED_AGAIN_S", 60.0)
     other = Typha(3)
     other.follows = False
     await other.beat()
     async with asyncio.timeout(20):  # it would wait for a minute
         await other.mover.hand_over(0.3)
+
+
+async def test_readers_that_had_not_reported_yet_are_handed_over_once_they_do() -> None:
+    typha = Typha(1)
+    typha.publisher.snapshot("n7", 0.0)
+    asyncio.get_running_loop().call_later(1.0, typha.report, "n7", EPOCH)
+    async with typha.beating(), asyncio.timeout(20):
+        await typha.mover.hand_over(30.0)
+    assert typha.sent == [("n0", "t2"), ("n7", "t2")]
+    assert typha.publisher.readers == {}
 
 
 async def test_while_it_runs_readers_move_only_when_that_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
