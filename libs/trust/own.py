@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from libs.trust import identities
@@ -14,6 +15,7 @@ from libs.trust import identities
 _CERTIFICATES = ("ETCD_CERT_FILE", "NATS_CERT")
 _FILES = ("ETCD_CA_CERT_FILE", *_CERTIFICATES, "ETCD_KEY_FILE", "NATS_CA", "NATS_KEY")
 _TIMEOUT_S = 20.0
+NO_NAME = "(no common name)"
 
 
 class NotOwn(Exception):
@@ -22,7 +24,7 @@ class NotOwn(Exception):
 
 async def check(node: str, environ: Mapping[str, str]) -> str:
     """Looks at the files that the environment names. The common name of a certificate that is nobody's own, as it is
-    used where all nodes share one, else "". Raises NotOwn.
+    used where all nodes share one (NO_NAME when it has none), else "". Raises NotOwn.
     """
     get = f"`calicoctl trust certs --node {node}` makes the files of this node, in calico-node.{node}/"
     if missing := _missing(environ):
@@ -34,7 +36,7 @@ async def check(node: str, environ: Mapping[str, str]) -> str:
             if whose != f"{identities.NODE}:{node}":
                 raise NotOwn(f"{name} is the certificate of {whose}, and this node is {node}; {get}")
         else:
-            shared = whose
+            shared = whose or NO_NAME
     return shared
 
 
@@ -53,7 +55,8 @@ async def _common_name(name: str) -> str:
         async with asyncio.timeout(_TIMEOUT_S):
             out, err = await process.communicate()
     except BaseException:
-        process.kill()
+        with suppress(ProcessLookupError):  # it ended just now
+            process.kill()
         raise
     if process.returncode:
         raise NotOwn(err.decode().strip() or f"{name} could not be read")
