@@ -5,6 +5,7 @@ which a node's agent needs for this once: it is asked as a program, `python -m l
 from __future__ import annotations
 
 import asyncio
+import stat
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -13,7 +14,8 @@ from pathlib import Path
 from libs.trust import identities
 
 _CERTIFICATES = ("ETCD_CERT_FILE", "NATS_CERT")
-_FILES = ("ETCD_CA_CERT_FILE", *_CERTIFICATES, "ETCD_KEY_FILE", "NATS_CA", "NATS_KEY")
+_KEYS = ("ETCD_KEY_FILE", "NATS_KEY")
+_FILES = ("ETCD_CA_CERT_FILE", *_CERTIFICATES, "NATS_CA", *_KEYS)
 _TIMEOUT_S = 20.0
 NO_NAME = "(no common name)"
 
@@ -38,6 +40,19 @@ async def check(node: str, environ: Mapping[str, str]) -> str:
         else:
             shared = whose or NO_NAME
     return shared
+
+
+def exposed(environ: Mapping[str, str]) -> list[str]:
+    """Keys that every user of this host can read: the file may be, and its directory entered (0755 is what kubelet
+    makes of a directory that was not there). What cannot be looked at is left out.
+    """
+    found = []
+    for name in dict.fromkeys(filter(None, (environ.get(variable, "") for variable in _KEYS))):
+        with suppress(OSError):
+            path = Path(name)
+            if path.stat().st_mode & stat.S_IROTH and path.parent.stat().st_mode & stat.S_IXOTH:
+                found.append(name)
+    return found
 
 
 def _missing(environ: Mapping[str, str]) -> str:

@@ -47,3 +47,15 @@ async def test_what_is_no_certificate_is_told(tmp_path: Path) -> None:
     (tmp_path / "tls.crt").write_text("x")
     with pytest.raises(own.NotOwn, match=r"tls\.crt: no certificate in PEM"):
         await own.check("node1", {"NATS_CERT": str(tmp_path / "tls.crt")})
+
+
+def test_keys_that_every_user_can_read_are_named(tmp_path: Path) -> None:
+    place, key = tmp_path / "certs", tmp_path / "certs/tls.key"
+    place.mkdir()
+    key.touch()
+    environ = {"ETCD_KEY_FILE": str(key), "NATS_KEY": str(key), "ETCD_CERT_FILE": str(place / "tls.crt")}
+    for directory, file, expected in ((0o755, 0o644, [str(key)]), (0o700, 0o644, []), (0o755, 0o640, [])):
+        place.chmod(directory)
+        key.chmod(file)
+        assert own.exposed(environ) == expected
+    assert own.exposed({"NATS_KEY": str(tmp_path / "none.key")}) == []
