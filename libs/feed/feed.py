@@ -38,7 +38,8 @@ NEED_GRACE_S = (
 ASK_AGAIN_S = 0.5
 STUCK_S = 5.0
 RETRY_S = (0.2, 3.0)
-REFUSED_RETRY_S = (10.0, 20.0)  # after a typha whose release is not ours: somebody has to upgrade something
+QUICK_RETRIES = 5  # refusals in a row: the typha that answers first need not be of our release while others are
+REFUSED_RETRY_S = (10.0, 20.0)  # after these: somebody has to upgrade something
 
 
 # --- actions ---------------------------------------------------------------------------------------------------------
@@ -131,6 +132,7 @@ class Feed:
         self._asked_at = 0.0
         self._rev_at = 0.0  # when `rev` was reached
         self._failures = 0
+        self._refusals = 0  # in a row
         self._asking = False
         self._applied_cluster = 0
 
@@ -183,17 +185,19 @@ class Feed:
     def refuse(self, why: str, now: float, *, looking: bool = False) -> list[Action]:
         """A typha and we do not understand each other. What was applied stays; nothing more is taken from that typha.
 
-        looking: it was only asked who it is, which costs nothing while another one is followed.
+        looking: it was only asked who it is, which costs nothing while another one is followed or about to be.
         """
         self._asking = False
-        if looking and self.phase is Phase.FOLLOWING:
+        if looking and self.phase is not Phase.DISCOVERING:
             return []
         self.refusal = why
+        self._refusals += 1
+        wait_s = RETRY_S if self._refusals <= QUICK_RETRIES else REFUSED_RETRY_S
+        self._next_try = now + self._random.uniform(*wait_s)
         actions = self._leave()
         self.instance, self.epoch = "", None
         self._streams_forget()
         self.phase = Phase.DISCOVERING
-        self._next_try = now + self._random.uniform(*REFUSED_RETRY_S)
         return actions
 
     @property
@@ -383,6 +387,7 @@ class Feed:
         self.seq, self.rev, self._rev_at = snapshot.seq, snapshot.rev, now
         self.in_sync = True
         self.refusal = ""
+        self._refusals = 0
         self.snapshots += 1
         self.phase = Phase.FOLLOWING
         self._waiting_since = None

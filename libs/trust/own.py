@@ -5,15 +5,19 @@ which a node's agent needs for this once: it is asked as a program, `python -m l
 from __future__ import annotations
 
 import asyncio
+import stat
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from libs.trust import identities
 
 _CERTIFICATES = ("ETCD_CERT_FILE", "NATS_CERT")
-_FILES = ("ETCD_CA_CERT_FILE", *_CERTIFICATES, "ETCD_KEY_FILE", "NATS_CA", "NATS_KEY")
+_KEYS = ("ETCD_KEY_FILE", "NATS_KEY")
+_FILES = ("ETCD_CA_CERT_FILE", *_CERTIFICATES, "NATS_CA", *_KEYS)
 _TIMEOUT_S = 20.0
+NO_NAME = "(no common name)"
 
 
 class NotOwn(Exception):
@@ -22,7 +26,7 @@ class NotOwn(Exception):
 
 async def check(node: str, environ: Mapping[str, str]) -> str:
     """Looks at the files that the environment names. The common name of a certificate that is nobody's own, as it is
-    used where all nodes share one, else "". Raises NotOwn.
+    used where all nodes share one (NO_NAME when it has none), else "". Raises NotOwn.
     """
     get = f"`calicoctl trust certs --node {node}` makes the files of this node, in calico-node.{node}/"
     if missing := _missing(environ):
@@ -34,8 +38,21 @@ async def check(node: str, environ: Mapping[str, str]) -> str:
             if whose != f"{identities.NODE}:{node}":
                 raise NotOwn(f"{name} is the certificate of {whose}, and this node is {node}; {get}")
         else:
-            shared = whose
+            shared = whose or NO_NAME
     return shared
+
+
+def exposed(environ: Mapping[str, str]) -> list[str]:
+    """Keys that every user of this host can read: the file may be, and its directory entered (0755 is what kubelet
+    makes of a directory that was not there). What cannot be looked at is left out.
+    """
+    found = []
+    for name in dict.fromkeys(filter(None, (environ.get(variable, "") for variable in _KEYS))):
+        with suppress(OSError):
+            path = Path(name)
+            if path.stat().st_mode & stat.S_IROTH and path.parent.stat().st_mode & stat.S_IXOTH:
+                found.append(name)
+    return found
 
 
 def _missing(environ: Mapping[str, str]) -> str:
@@ -53,7 +70,8 @@ async def _common_name(name: str) -> str:
         async with asyncio.timeout(_TIMEOUT_S):
             out, err = await process.communicate()
     except BaseException:
-        process.kill()
+        with suppress(ProcessLookupError):  # it ended just now
+            process.kill()
         raise
     if process.returncode:
         raise NotOwn(err.decode().strip() or f"{name} could not be read")

@@ -85,6 +85,8 @@ async def _has_own_files(config: StartupConfig) -> None:
         raise ServiceExit(2, str(error) or "the certificate could not be read in time") from error
     if shared:
         log.warning("the certificate names no node: whoever holds it is all of them", extra={"common_name": shared})
+    if exposed := own.exposed(os.environ):
+        log.warning("every user of this host can read the key: chmod 0600, its directory 0700", extra={"keys": exposed})
 
 
 async def _started(work: Coroutine[Any, Any, object], service: Service) -> None:

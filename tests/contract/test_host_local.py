@@ -120,6 +120,17 @@ def test_addresses_of_host_local_become_calicos(host: Host) -> None:
     assert (again.returncode, again.stdout) == (0, "nothing to move\n")
 
 
+def test_a_dry_run_makes_no_lock(host: Host) -> None:
+    (host.network / "lock").unlink()
+    before = host.files()
+    told = host.upgrade("--dry-run")
+    assert told.returncode == 0, told.stderr
+    assert "would move 10.65.0.5 of pod shop/pod-a" in told.stdout
+    assert host.files() == before
+    assert host.upgrade().returncode == 0
+    assert host.files() == {"lock"}
+
+
 def test_a_run_that_was_cut_short_is_gone_on_with(host: Host) -> None:
     """The address is in the datastore, its file still there; and another family's file is there alone."""
 

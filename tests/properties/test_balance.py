@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from libs.bus import wire
 from libs.bus.subjects import Role
 from services.typha.core.balance import (
+    ASKED_AGAIN_S,
     LEFT_ALONE_S,
     LISTEN_S,
     MISSED_BEATS_S,
@@ -271,3 +272,33 @@ def test_a_reader_that_did_not_move_may_be_asked_again_much_later() -> None:
         now += 1.0
     assert len(asked) == 2
     assert asked[1] - asked[0] >= LEFT_ALONE_S
+
+
+def test_a_typha_that_leaves_asks_again_soon_and_also_those_that_did_not_move_before() -> None:
+    balance, parties = listening()
+    only = parties[:1]
+    for second in range(10):
+        balance.beat(beat("b"), second)
+    assert balance.even_out(only, 9.0) == Move(only[0], "b")
+    asked: list[float] = []
+    now = 9.0
+    while now < 9.0 + MOVE_S + 30:
+        now += 0.5
+        balance.beat(beat("b"), now)
+        for party in parties:
+            balance.report(party, "a", now)
+        if balance.hand_over(only, now) is not None:
+            asked.append(now)
+            assert balance.pending(only, now)
+    assert asked == [9.0 + MOVE_S, 9.0 + MOVE_S + ASKED_AGAIN_S, 9.0 + MOVE_S + 2 * ASKED_AGAIN_S]
+    assert not balance.pending(only, now)
+
+
+def test_a_reader_that_never_reports_holds_a_leaving_typha_up_for_some_seconds_only() -> None:
+    balance, _ = listening()
+    silent = [(Role.FELIX, "new")]
+    balance.beat(beat("b"), 9.0)
+    assert balance.hand_over(silent, 9.0) is None
+    assert balance.pending(silent, 9.0)
+    assert balance.pending(silent, 9.0 + MOVE_S - 0.1)
+    assert not balance.pending(silent, 9.0 + MOVE_S)

@@ -93,10 +93,20 @@ class Tiered:
     async def check_absent(self, user: User, verb: str, target: Target) -> None:
         # A name need not say its tier, and who is about to create the policy looks first whether it is there.
         prefix, dot, _ = target.name.partition(".")
-        if dot and prefix in await self._all():
+        names = frozenset(await self._all())
+        if dot and prefix in names:
             await self.check(user, verb, target, prefix)
-        elif not await self.readable(user, verb, target, None):
-            await self.check(user, verb, target, tiers.DEFAULT)
+            return
+        may_get, allowed = await self._ask(user, verb, target, tiers.DEFAULT)
+        others = sorted(names - {tiers.DEFAULT})
+        count = 1  # one yes is enough, and each tier costs three reviews: a few are asked at first
+        while not allowed and others:
+            some, others = others[:count], others[count:]
+            answers = await asyncio.gather(*(self._ask(user, verb, target, tier) for tier in some))
+            allowed = any(yes for _, yes in answers)
+            count = min(2 * count, PARALLEL_TIERS)
+        if not allowed:
+            raise tiers.refusal(user.name, verb, target, tiers.DEFAULT, may_get)
 
     async def readable(self, user: User, verb: str, target: Target, wanted: Sequence[str] | None) -> frozenset[str]:
         asked = sorted(set(await self._all() if wanted is None else wanted))

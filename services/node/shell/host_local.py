@@ -61,7 +61,7 @@ async def move(store: Store, node: str, network: str, *, directory: Path = DIREC
     place = directory / network
     if not place.is_dir():
         return outcome
-    async with _locked(place):
+    async with _locked(place, make=not dry_run):
         owners = await _owners(store, node)
         ipam = IpamClient(store)
         given = _given(place, outcome)
@@ -114,9 +114,12 @@ async def _owners(store: Store, node: str) -> dict[tuple[str, Address], tuple[st
 
 
 @asynccontextmanager
-async def _locked(place: Path) -> AsyncIterator[None]:
-    """host-local's own lock. Raises Busy."""
-    handle = os.open(place / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+async def _locked(place: Path, *, make: bool) -> AsyncIterator[None]:
+    """host-local's own lock. make: its file when there is none yet; else nothing is held then. Raises Busy."""
+    if not make and not (place / LOCK).exists():
+        yield
+        return
+    handle = os.open(place / LOCK, os.O_RDWR | (os.O_CREAT if make else 0), 0o644)
     try:
         deadline = time.monotonic() + PATIENCE_S
         while True:

@@ -88,12 +88,20 @@ def _links(kernel: HostKernel, places: Places, outcome: Outcome, *, dry_run: boo
 
 
 def _tunnel(kernel: HostKernel, outcome: Outcome, *, dry_run: bool) -> None:
-    """While our routes are there, which tell what of it is ours. With addresses of others on it, it stays up."""
+    """While our routes are there, which tell what of it is ours; without them a single address may be anybody's. With
+    addresses of others on it, it stays up.
+    """
     found = kernel.tunnel()
     if found is None:
         return
     link, ours, others = found
     if others and not ours:
+        outcome.left += [
+            f"{one} of interface {link.name}: no route of Calico's is left that tells whose it is; if it is Calico's:"
+            f" ip address delete {one} dev {link.name}"
+            for one in others
+            if one.network.prefixlen == one.max_prefixlen
+        ]
         return
     try:
         if not dry_run:

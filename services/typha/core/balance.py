@@ -6,7 +6,8 @@ Each typha moves only its own readers. What it sends whither follows from the co
 end to end, all deficits beside them, so two typhas with too many do not fill the same place.
 
 A move is a request. The reader asks the other typha who it is, and follows it if that one has reached what the reader
-holds; then its report shows it there. A reader that does not move in time is counted where it was, and left alone.
+holds; then its report shows it there. A reader that does not move in time is counted where it was, and left alone;
+a typha that leaves has no other chance, and asks a few times.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ STALE_ETCD_S = 5.0
 SILENT_S = 25.0  # readers
 MOVE_S = 10.0  # until a move counts as failed
 LEFT_ALONE_S = 300.0  # a reader that did not move
+ASKED_AGAIN_S = 3.0  # by a typha that leaves: the other one may just have been some milliseconds behind
+ASKED_AT_MOST = 3  # times, by a typha that leaves
 
 Party = tuple[Role, str]
 """A reader: role and node."""
@@ -65,6 +68,8 @@ class Balance:
         self._places: dict[Party, Place] = {}
         self._moving: dict[Party, Underway] = {}
         self._left_alone: dict[Party, float] = {}  # until
+        self._asked: Counter[Party] = Counter()  # since we leave
+        self._leaving_since: float | None = None
         self._next_at = now + LISTEN_S
 
     # --- what is heard ---
@@ -111,33 +116,38 @@ class Balance:
         counts = self.counts(now)
         members = (self.instance, *self.able(now, settled=True))
         target = next_target({name: counts.get(name, 0) for name in members}, self.instance)
-        return None if target is None else self._move(own, target, now)
+        ready = [party for party in own if self._is_here(party) and party not in self._left_alone]
+        return self._move(min(ready), target, now, MOVE_S) if target is not None and ready else None
 
     def hand_over(self, own: Collection[Party], now: float) -> Move | None:
         """The next move of a typha that leaves: to the one with the fewest. Its caller sets the pace."""
+        if self._leaving_since is None:
+            self._leaving_since = now
         counts = self.counts(now)
         targets = self.able(now)
-        if not targets:
+        ready = [party for party in own if self._is_here(party) and self._asked[party] < ASKED_AT_MOST]
+        if not targets or not ready:
             return None
-        return self._move(own, min(targets, key=lambda name: (counts.get(name, 0), name)), now)
+        party = min(ready, key=lambda one: (self._asked[one], one))
+        self._asked[party] += 1
+        return self._move(party, min(targets, key=lambda name: (counts.get(name, 0), name)), now, ASKED_AGAIN_S)
 
-    def underway(self, own: Collection[Party]) -> bool:
-        """Is one of these readers on its way?"""
-        return any(party in self._moving for party in own)
+    def pending(self, own: Collection[Party], now: float) -> bool:
+        """May one of these readers still go from a typha that leaves? It is on its way, or has its first snapshot and
+        will soon report that it is here.
+        """
+        since = now if self._leaving_since is None else self._leaving_since
+        reports = now < since + MOVE_S
+        return any(party in self._moving or (reports and party not in self._places) for party in own)
 
-    def _move(self, own: Collection[Party], target: str, now: float) -> Move | None:
-        ready = [party for party in own if self._may_move(party)]
-        if not ready:
-            return None
-        party = min(ready)
-        self._moving[party] = Underway(target, now + MOVE_S)
+    def _move(self, party: Party, target: str, now: float, patience_s: float) -> Move:
+        self._moving[party] = Underway(target, now + patience_s)
         self._next_at = now + PACE_S
         return Move(party, target)
 
-    def _may_move(self, party: Party) -> bool:
+    def _is_here(self, party: Party) -> bool:
         place = self._places.get(party)
-        here = place is not None and place.instance == self.instance
-        return here and party not in self._moving and party not in self._left_alone
+        return place is not None and place.instance == self.instance and party not in self._moving
 
     def _forget(self, now: float) -> None:
         for party in [party for party, place in self._places.items() if now - place.heard_at > SILENT_S]:

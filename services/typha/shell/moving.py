@@ -28,12 +28,19 @@ class Mover:
     """Give it every report (`heard`), call `tick` each second, and `hand_over` before the end."""
 
     def __init__(
-        self, bus: Bus, publisher: Publisher, send: Callable[[list[Outgoing]], None], metrics: Metrics, *, even: bool
+        self,
+        bus: Bus,
+        publisher: Publisher,
+        send: Callable[[list[Outgoing]], None],
+        metrics: Metrics,
+        *,
+        even: bool,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.leaving = False
         self._bus, self._publisher, self._send, self._metrics = bus, publisher, send, metrics
-        self._even = even
-        self._balance = Balance(publisher.epoch.instance, time.monotonic())
+        self._even, self._clock = even, clock
+        self._balance = Balance(publisher.epoch.instance, clock())
 
     def start(self) -> None:
         self._bus.subscribe(subjects.ALL_BEATS, self._on_beat)
@@ -44,14 +51,14 @@ class Mover:
         except msgspec.DecodeError as error:
             log.debug("beat not understood", extra={"subject": msg.subject, "error": str(error)})
         else:
-            self._balance.beat(beat, time.monotonic())
+            self._balance.beat(beat, self._clock())
 
     def heard(self, role: Role, report: wire.Applied) -> None:
         if report.epoch is not None:
-            self._balance.report((role, report.node), report.epoch.instance, time.monotonic())
+            self._balance.report((role, report.node), report.epoch.instance, self._clock())
 
     def tick(self) -> None:
-        now = time.monotonic()
+        now = self._clock()
         gauge = self._metrics.readers
         counts = self._balance.counts(now)
         gauge.clear()  # of typhas that are gone
@@ -65,17 +72,17 @@ class Mover:
     async def hand_over(self, grace_s: float) -> None:
         """Returns when no reader is left that another typha could take, or most of the grace is used."""
         self.leaving = True
-        started = time.monotonic()
+        started = self._clock()
         budget_s = grace_s * USED
         readers = self._own()
         pause_s = min(PACE_S, budget_s * USED / max(1, len(readers)))
         if readers and (able := self._balance.able(started)):
             log.info("handing readers over", extra={"readers": len(readers), "to": able})
-        while readers and (now := time.monotonic()) < started + budget_s and self._balance.able(now):
+        while readers and (now := self._clock()) < started + budget_s and self._balance.able(now):
             move = self._balance.hand_over(readers, now)
             if move is not None:
                 self._move(move, "shutdown")
-            elif not self._balance.underway(readers):
+            elif not self._balance.pending(readers, now):
                 break  # those that stay do not move
             await asyncio.sleep(pause_s if move is not None else LOOK_S)
             readers = self._own()

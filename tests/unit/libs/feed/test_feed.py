@@ -14,6 +14,7 @@ from libs.feed.feed import (
     ASK_AGAIN_S,
     MISSED_BEATS_S,
     NEED_GRACE_S,
+    QUICK_RETRIES,
     STALE_ETCD_S,
     STUCK_S,
     Action,
@@ -690,12 +691,57 @@ def test_typha_of_another_protocol_is_not_followed_and_the_reason_names_both() -
     assert reader.feed.standing == (
         "refused: typha a (v9.0.0) speaks protocol 2, this reader protocol 1: upgrade this reader"
     )
-    assert reader.wait(1.0) == []
+    assert reader.wait(0.1) == []
     while not reader.wait(1.0):
         pass
     reader.hello(B)
     reader.snapshot(5, 1, {POLICY: policy_state(1, 1), SET: set_state(1, "x")}, epoch=B)
     assert reader.feed.standing == "following"
+
+
+def test_who_looks_for_a_typha_asks_a_few_times_soon_when_others_may_fit_and_seldom_then() -> None:
+    """Each request goes to a typha by chance: one of another protocol among several must not cost 10 s."""
+    waits: list[float] = []
+    reader = Reader()
+    for _ in range(2 * QUICK_RETRIES):
+        refused_by(reader, A)
+        since = reader.now
+        while not reader.wait(0.05):
+            pass
+        waits.append(reader.now - since)
+    assert all(0.2 <= wait < 3.1 for wait in waits[:QUICK_RETRIES])
+    assert all(10.0 <= wait < 20.1 for wait in waits[QUICK_RETRIES:])
+    reader.hello(B)
+    reader.snapshot(5, 1, {POLICY: policy_state(1, 1), SET: set_state(1, "x")}, epoch=B)
+    assert reader.feed.standing == "following"
+    reader.wait(4.0)  # no beats: it looks again, and the count starts anew
+    while not reader.wait(0.05):
+        pass
+    refused_by(reader, A)
+    since = reader.now
+    while not reader.wait(0.05):
+        pass
+    assert reader.now - since < 3.1
+
+
+def test_a_refusal_while_a_snapshot_is_waited_for_does_not_drop_the_typha_that_was_followed() -> None:
+    reader = following()
+    reader.beat(age=STALE_ETCD_S + 1)
+    assert reader.wait(1.0)  # asks who else there is
+    reader.feed.resync(reader.now)
+    subscribed = set(reader.subscribed)
+    refused_by(reader, B)
+    assert (reader.feed.instance, reader.subscribed) == ("a", subscribed)
+    [ask] = reader.wait(0.01)
+    assert isinstance(ask, Ask)
+    assert (ask.instance, ask.request.hello) == ("a", False)
+    reader.snapshot(11, 6, {POLICY: policy_state(3, 3), SET: set_state(8, "10.0.0.1/32")}, workloads={POD: workload()})
+    assert reader.feed.standing == "following"
+
+
+def refused_by(reader: Reader, epoch: wire.Epoch) -> None:
+    reply = wire.SnapshotReply(epoch=epoch, rev=1, etcd_age_s=0.1, head=1, protocol=2)
+    reader.take(reader.feed.hello(reply, reader.now))
 
 
 def test_who_follows_one_typha_does_not_mind_that_another_one_is_of_another_protocol() -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -23,13 +26,14 @@ OTHER = wire.Epoch("t2", 2, 7)
 class Typha:
     """Readers are nodes n0, n1, …; `follows` lets them move as soon as they are asked to."""
 
-    def __init__(self, readers: int, *, even: bool = True) -> None:
+    def __init__(self, readers: int, *, even: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
         self.writer = Writer(endpoint("n0", "p1", "web", 1))
         self.broker = MemoryBroker()
         self.own, self.other = self.broker.connect("typha"), self.broker.connect("other")
         self.registry = CollectorRegistry()
         self.publisher = self.writer.publisher
-        self.mover = Mover(self.own, self.publisher, self.send, Metrics(self.registry), even=even)
+        self.clock = clock
+        self.mover = Mover(self.own, self.publisher, self.send, Metrics(self.registry), even=even, clock=clock)
         self.mover.start()
         self.sent: list[tuple[str, str]] = []
         self.follows = True
@@ -40,7 +44,7 @@ class Typha:
 
     def report(self, node: str, epoch: wire.Epoch) -> None:
         report = wire.Applied(node=node, epoch=epoch, rev=1, seq=0)
-        self.publisher.applied(report, time.monotonic(), Role.FELIX)
+        self.publisher.applied(report, self.clock(), Role.FELIX)
         self.mover.heard(Role.FELIX, report)
 
     def send(self, out: list[tuple[str, bytes]]) -> None:
@@ -62,6 +66,22 @@ class Typha:
         self.other.publish(subjects.beat("t2"), wire.encode(beat))
         await self.other.barrier()
         await asyncio.sleep(0)
+
+    @asynccontextmanager
+    async def beating(self) -> AsyncIterator[None]:
+        """The other typha is there all the time."""
+
+        async def beat_on() -> None:
+            while True:
+                await asyncio.sleep(0.5)
+                await self.beat()
+
+        await self.beat()
+        task = asyncio.create_task(beat_on())
+        try:
+            yield
+        finally:
+            task.cancel()
 
     def value(self, name: str, **labels: str) -> float | None:
         return self.registry.get_sample_value(name, labels)
@@ -91,8 +111,8 @@ async def test_a_beat_that_is_not_understood_is_no_typha_and_does_no_harm() -> N
 
 async def test_all_readers_are_handed_over_one_after_the_other_before_the_end() -> None:
     typha = Typha(12)
-    await typha.beat()
-    await typha.mover.hand_over(1.0)
+    async with typha.beating():
+        await typha.mover.hand_over(4.0)  # asked within 2.4 s, and there are 3.2
     assert sorted(typha.sent) == sorted((f"n{number}", "t2") for number in range(12))
     assert typha.publisher.readers == {}
     assert typha.most_together <= 3
@@ -102,22 +122,13 @@ async def test_all_readers_are_handed_over_one_after_the_other_before_the_end() 
 async def test_readers_that_do_not_move_hold_up_the_end_no_longer_than_the_grace(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(balance, "MOVE_S", 0.1)
+    monkeypatch.setattr(balance, "ASKED_AGAIN_S", 0.1)
     typha = Typha(3)
     typha.follows = False
-    await typha.beat()
-
-    async def beat_on() -> None:
-        while True:
-            await typha.beat()
-            await asyncio.sleep(0.5)
-
-    beating = asyncio.create_task(beat_on())
-    async with asyncio.timeout(20):
+    async with typha.beating(), asyncio.timeout(20):
         await typha.mover.hand_over(600.0)
-    beating.cancel()
-    assert len(typha.sent) == 3  # each was asked once
-    monkeypatch.setattr(balance, "MOVE_S", 60.0)
+    assert Counter(typha.sent) == {(f"n{number}", "t2"): balance.ASKED_AT_MOST for number in range(3)}
+    monkeypatch.setattr(balance, "ASKED_AGAIN_S", 60.0)
     other = Typha(3)
     other.follows = False
     await other.beat()
@@ -125,13 +136,23 @@ async def test_readers_that_do_not_move_hold_up_the_end_no_longer_than_the_grace
         await other.mover.hand_over(0.3)
 
 
+async def test_readers_that_had_not_reported_yet_are_handed_over_once_they_do() -> None:
+    typha = Typha(1)
+    typha.publisher.snapshot("n7", 0.0)
+    asyncio.get_running_loop().call_later(1.0, typha.report, "n7", EPOCH)
+    async with typha.beating(), asyncio.timeout(20):
+        await typha.mover.hand_over(30.0)
+    assert typha.sent == [("n0", "t2"), ("n7", "t2")]
+    assert typha.publisher.readers == {}
+
+
 async def test_while_it_runs_readers_move_only_when_that_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(balance, "LISTEN_S", 0.0)
     monkeypatch.setattr(balance, "SETTLE_S", 0.0)
     for even in (True, False):
-        typha = Typha(6, even=even)
+        typha = Typha(6, even=even, clock=lambda: 1000.0)
         await typha.beat()
-        for _ in range(3):  # within a second
+        for _ in range(3):
             typha.mover.tick()
         assert typha.sent == ([("n0", "t2")] if even else [])
         assert typha.value("typha_readers", instance="t1") == (5 if even else 6)
