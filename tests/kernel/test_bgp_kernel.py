@@ -5,22 +5,26 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
+from random import Random
 from typing import Any
 
 import pytest
 
 from libs.netlink.codec import RepliesLost
 from libs.testkit import netns
+from libs.testkit.servers import free_port
 from services.bgp.core.paths import Attributes, EndOfRib, Family, Reach, Unreach, nlri
 from services.bgp.core.rib.peers import Session
 from services.bgp.core.rib.rib import Rib
-from services.bgp.core.settings import Originated, PeerKind, PeerSettings, PoolExport, SpeakerSettings
+from services.bgp.core.settings import Originated, PeerKind, PeerSettings, PoolExport, SecretRef, SpeakerSettings
 from services.bgp.core.wire.context import Context
 from services.bgp.shell.kernel import Kernel
+from services.bgp.shell.secrets import NotYet
+from services.bgp.shell.speaker import Speaker
 
 pytestmark = pytest.mark.kernel
 PEER = PeerSettings("Global_10_9_0_2", PeerKind.GLOBAL, ip_address("10.9.0.2"), 64512, 64512)
@@ -296,3 +300,48 @@ async def test_of_two_routes_of_an_earlier_life_the_one_that_counted_is_adopted(
         assert side.kernel.fib.held[Family.IPV4][nlri(ip_network("10.65.2.0/26"))].metric == 1024
         shown = json.loads(space.run("ip", "-j", "route", "show", "10.65.2.0/26"))
         assert [one["metric"] for one in shown] == [1024]
+
+
+class Passwords:
+    """All are answered with `answer`, whatever it is just now."""
+
+    def __init__(self, answer: bytes | str) -> None:
+        self.answer = answer
+
+    async def read(self, refs: Iterable[SecretRef]) -> Mapping[SecretRef, bytes | str]:
+        return dict.fromkeys(refs, self.answer)
+
+
+@asynccontextmanager
+async def restarted(space: netns.Namespace, answer: bytes | str) -> AsyncIterator[tuple[Speaker, Passwords]]:
+    """A speaker whose one peer has a password, and a route that the peer told in an earlier life."""
+    space.run("ip", "route", "add", "10.65.2.0/26", "via", "10.9.0.2", "proto", "81", "metric", "1024")
+    peer = replace(PEER, passive=True, password=SecretRef("bgp", "pw"))
+    settings = replace(SETTINGS, peers=(peer,), bind=(ip_address("127.0.0.1"),), listen_port=free_port())
+    passwords = Passwords(answer)
+    speaker = Speaker(settings, Kernel(netns=space.path), passwords, Random(1))
+    try:
+        await speaker.start()
+        yield speaker, passwords
+    finally:
+        await speaker.stop()
+
+
+async def test_routes_stay_while_a_password_is_not_known_yet(space: netns.Namespace) -> None:
+    """After a restart the Kubernetes API may take its time, or be away."""
+    async with restarted(space, NotYet("not heard")) as (speaker, passwords):
+        (peer,) = speaker.peers.values()
+        assert peer.held_down == "not heard"  # never a session without a password
+        assert not speaker.rib.sweep_allowed(Family.IPV4)
+        passwords.answer = b"secret"
+        await until(lambda: not peer.held_down, "the password is there")
+        assert not speaker.rib.sweep_allowed(Family.IPV4)  # now the peer is waited for
+        assert "10.65.2.0/26" in space.run("ip", "route", "show", "proto", "81")
+
+
+async def test_who_has_no_password_is_not_waited_for_after_a_restart(space: netns.Namespace) -> None:
+    async with restarted(space, NotYet("not heard")) as (speaker, passwords):
+        assert not speaker.rib.sweep_allowed(Family.IPV4)
+        passwords.answer = "is missing"
+        await until(lambda: speaker.rib.sweep_allowed(Family.IPV4), "there is nobody to wait for")
+        await until(lambda: "10.65.2.0/26" not in space.run("ip", "route", "show", "proto", "81"), "swept")
