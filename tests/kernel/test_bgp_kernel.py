@@ -37,6 +37,7 @@ SESSION = Session(
     Context(internal=True), 64512, 2, addresses={Family.IPV4: ip_address("10.9.0.1").packed},
     graceful=frozenset({Family.IPV4}),
 )  # fmt: skip
+BIRDS = str(2147483647 - 100)  # metric of what BIRD left, and of what our peer tells
 
 
 class Side:
@@ -56,16 +57,18 @@ class Side:
 
     def tell(self, *texts: str, via: str = "10.9.0.2") -> None:
         attributes = Attributes(next_hop=ip_address(via).packed, local_pref=100)
-        self.rib.receive(PEER.name, [Reach(Family.IPV4, attributes, [nlri(ip_network(text)) for text in texts])])
+        family = Family.IPV6 if ":" in via else Family.IPV4
+        self.rib.receive(PEER.name, [Reach(family, attributes, [nlri(ip_network(text)) for text in texts])])
         self.wake()
 
     def withdraw(self, *texts: str) -> None:
         self.rib.receive(PEER.name, [Unreach(Family.IPV4, [nlri(ip_network(text)) for text in texts])])
         self.wake()
 
-    def routes(self) -> dict[str, str]:
+    def routes(self, version: int = 4) -> dict[str, str]:
         """Destination -> way, of protocol 81."""
-        return {one["dst"]: _way(one) for one in json.loads(self.space.run("ip", "-j", "route", "show", "proto", "81"))}
+        shown = json.loads(self.space.run("ip", f"-{version}", "-j", "route", "show", "proto", "81"))
+        return {one["dst"]: _way(one) for one in shown}
 
 
 def _way(shown: dict[str, str]) -> str:
@@ -193,6 +196,9 @@ async def test_route_of_another_program_stays_and_ours_waits(space: netns.Namesp
     async with running(space) as side:
         metric = str(2147483647 - 100)
         space.run("ip", "route", "add", "10.65.2.0/26", "dev", "vc", "proto", "80", "metric", metric)
+        space.run(
+            "ip", "route", "add", "10.65.2.0/26", "dev", "va", "proto", "bird", "metric", "32"
+        )  # beside the point
         side.tell("10.65.2.0/26")
         place = (Family.IPV4, nlri(ip_network("10.65.2.0/26")))
         await until(lambda: "another program" in side.kernel.fib.blocked.get(place, ""), "reported")
@@ -203,21 +209,50 @@ async def test_route_of_another_program_stays_and_ours_waits(space: netns.Namesp
         await until(lambda: not side.kernel.failures, "nothing to report any more")
 
 
-async def test_route_that_bird_left_is_taken_over_in_place_where_it_leads_the_same_way(space: netns.Namespace) -> None:
-    """The BIRD of an earlier Calico: IPv6 routes without a metric have the kernel's 1024, which may be ours too."""
-    metric = str(2147483647 - 100)
-    for text, via in (("10.65.2.0/26", "10.9.0.2"), ("10.65.3.0/26", "10.9.0.3")):
-        space.run("ip", "route", "add", text, "via", via, "dev", "va", "proto", "bird", "metric", metric)
+def bird_leaves(space: netns.Namespace) -> None:
+    """Routes to 10.65.2.0/26 and fd00:65:2::/122 the way that ours will have, and to those with 3 another way."""
+    space.run("ip", "address", "add", "fd00:9::1/64", "dev", "va", "nodad")
+    for text, via in (
+        ("10.65.2.0/26", "10.9.0.2"), ("10.65.3.0/26", "10.9.0.3"),
+        ("fd00:65:2::/122", "fd00:9::2"), ("fd00:65:3::/122", "fd00:9::3"),
+    ):  # fmt: skip
+        space.run("ip", "route", "add", text, "via", via, "dev", "va", "proto", "bird", "metric", BIRDS)
+
+
+def of_bird(space: netns.Namespace) -> set[str]:
+    shown = [json.loads(space.run("ip", version, "-j", "route", "show", "proto", "bird")) for version in ("-4", "-6")]
+    return {one["dst"] for routes in shown for one in routes}
+
+
+async def test_routes_that_bird_left_are_taken_over_in_place(space: netns.Namespace) -> None:
+    """The BIRD of an earlier Calico: IPv6 routes without a metric have the kernel's 1024, which may be ours too. Where
+    they led elsewhere they would keep ours out for ever."""
+    bird_leaves(space)
     async with running(space) as side:
-        assert await side.kernel.fib.predecessor() == {Family.IPV4}
+        assert await side.kernel.fib.predecessor() == {Family.IPV4, Family.IPV6}
         side.tell("10.65.2.0/26", "10.65.3.0/26")
-        await until(lambda: side.routes().get("10.65.2.0/26") == "10.9.0.2 va", "ours now")
-        other = (Family.IPV4, nlri(ip_network("10.65.3.0/26")))
-        await until(lambda: "another program" in side.kernel.fib.blocked.get(other, ""), "leads elsewhere, so it stays")
-        left = json.loads(space.run("ip", "-j", "route", "show", "proto", "bird"))
-        assert [one["dst"] for one in left] == ["10.65.3.0/26"]
-        side.withdraw("10.65.2.0/26")
-        await until(lambda: "10.65.2.0/26" not in side.routes(), "it is ours to take away")
+        side.tell("fd00:65:2::/122", "fd00:65:3::/122", via="fd00:9::2")
+        ours = {"10.65.1.0/26": "blackhole", "10.65.2.0/26": "10.9.0.2 va", "10.65.3.0/26": "10.9.0.2 va"}
+        await until(lambda: side.routes() == ours, "ours, as the peer says")
+        ours6 = {"fd00:65:2::/122": "fd00:9::2 va", "fd00:65:3::/122": "fd00:9::2 va"}
+        await until(lambda: side.routes(6) == ours6, "IPv6, too")
+        assert not of_bird(space)
+        assert not side.kernel.fib.blocked
+        side.withdraw("10.65.2.0/26", "10.65.3.0/26")
+        await until(lambda: not {"10.65.2.0/26", "10.65.3.0/26"} & side.routes().keys(), "it is ours to take away")
+
+
+async def test_routes_of_a_bird_that_runs_are_its_own(space: netns.Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.bgp.shell.fib.bird_runs", lambda: True)  # one would have to run in our own namespace
+    bird_leaves(space)
+    before = of_bird(space)
+    async with running(space) as side:
+        assert await side.kernel.fib.predecessor() == frozenset()
+        side.tell("10.65.2.0/26")
+        side.tell("fd00:65:3::/122", via="fd00:9::2")
+        await until(lambda: len(side.kernel.fib.blocked) == 2, "ours wait")
+        assert of_bird(space) == before
+        assert set(side.routes()) == {"10.65.1.0/26"}
 
 
 async def test_restart_keeps_what_is_right_and_sweeps_the_rest_after_end_of_rib(space: netns.Namespace) -> None:
