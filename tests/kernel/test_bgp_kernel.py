@@ -20,6 +20,7 @@ from libs.testkit.servers import free_port
 from services.bgp.core.paths import Attributes, EndOfRib, Family, Reach, Unreach, nlri
 from services.bgp.core.rib.peers import Session
 from services.bgp.core.rib.rib import Rib
+from services.bgp.core.session.negotiation import Restart
 from services.bgp.core.settings import Originated, PeerKind, PeerSettings, PoolExport, SecretRef, SpeakerSettings
 from services.bgp.core.wire.context import Context
 from services.bgp.shell.kernel import Kernel
@@ -348,9 +349,11 @@ class Passwords:
 
 
 @asynccontextmanager
-async def restarted(space: netns.Namespace, answer: bytes | str) -> AsyncIterator[tuple[Speaker, Passwords]]:
+async def restarted(
+    space: netns.Namespace, answer: bytes | str, *, protocol: str = "81"
+) -> AsyncIterator[tuple[Speaker, Passwords]]:
     """A speaker whose one peer has a password, and a route that the peer told in an earlier life."""
-    space.run("ip", "route", "add", "10.65.2.0/26", "via", "10.9.0.2", "proto", "81", "metric", "1024")
+    space.run("ip", "route", "add", "10.65.2.0/26", "via", "10.9.0.2", "proto", protocol, "metric", "1024")
     peer = replace(PEER, passive=True, password=SecretRef("bgp", "pw"))
     settings = replace(SETTINGS, peers=(peer,), bind=(ip_address("127.0.0.1"),), listen_port=free_port())
     passwords = Passwords(answer)
@@ -380,3 +383,18 @@ async def test_who_has_no_password_is_not_waited_for_after_a_restart(space: netn
         passwords.answer = "is missing"
         await until(lambda: speaker.rib.sweep_allowed(Family.IPV4), "there is nobody to wait for")
         await until(lambda: "10.65.2.0/26" not in space.run("ip", "route", "show", "proto", "81"), "swept")
+
+
+async def test_the_first_start_after_bird_is_a_restart(space: netns.Namespace) -> None:
+    """Peers kept the node's routes, so End-of-RIB would let them drop what a reflector has not learned again yet."""
+    async with restarted(space, b"secret", protocol="bird") as (speaker, _):
+        (peer,) = speaker.peers.values()
+        assert peer.session.restart == Restart(restarting=True, preserved=frozenset({Family.IPV4}))
+        assert not speaker.rib.sweep_allowed(Family.IPV4)
+
+
+async def test_a_start_where_nobody_left_routes_is_none(space: netns.Namespace) -> None:
+    async with restarted(space, b"secret", protocol="static") as (speaker, _):
+        (peer,) = speaker.peers.values()
+        assert peer.session.restart == Restart(restarting=False, preserved=frozenset())
+        assert speaker.rib.sweep_allowed(Family.IPV4)

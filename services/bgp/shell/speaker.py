@@ -67,7 +67,9 @@ class Speaker:
         restarted = await self.kernel.start(self)
         kept = frozenset(family for family in Family if self.kernel.fib.held[family])
         # Peers ask about the node, not the program: what BIRD left goes on leading there, and to the node's own pods.
-        kept |= await self.kernel.fib.predecessor()
+        # So it is a restart, and nothing is complete (a reflector's routes above all) before they have told theirs.
+        birds = await self.kernel.fib.predecessor()
+        restarted, kept = restarted or bool(birds), kept | birds
         self._restart = Restart(restarting=restarted, preserved=kept)
         deferral_s = DEFERRAL_S if restarted else None
         self.rib = Rib(self.settings, self.kernel.next_hops.resolve, time.monotonic(), deferral_s)
