@@ -25,6 +25,7 @@ from libs.runtime.backoff import Backoff
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+FORBIDDEN = 403
 GONE = 410
 NOT_FOUND = 404
 STEADY_S = 5.0
@@ -63,6 +64,7 @@ class Informer(Generic[T]):
         self._query = query
         self._report = report
         self._optional = optional
+        self._forbidden = False
         self._absent = False
         self._backoff = Backoff(random, first_s=0.2, cap_s=30.0)
         self._held: dict[Key, T] = {}
@@ -75,6 +77,11 @@ class Informer(Generic[T]):
     @property
     def in_sync(self) -> bool:
         return self._synced.is_set()
+
+    @property
+    def forbidden(self) -> bool:
+        """Did the server say last that we may not read these?"""
+        return self._forbidden
 
     @property
     def objects(self) -> Mapping[Key, T]:
@@ -106,6 +113,7 @@ class Informer(Generic[T]):
                 if error.code == NOT_FOUND and await self._is_absent():
                     await asyncio.sleep(ABSENT_S)
                     continue
+                self._forbidden = error.code == FORBIDDEN
                 if error.code not in _RESUMABLE:
                     self._revision = ""  # what happened meanwhile is not known any more
                 pause_s = error.pause_s(self._backoff.next_s())
@@ -143,6 +151,7 @@ class Informer(Generic[T]):
             log.info("the server has the kind now", extra={"path": self.path})
             self._absent = False
         self._revision = revision
+        self._forbidden = False
         self._synced.set()
         self._report("")
         if self._untold or first:

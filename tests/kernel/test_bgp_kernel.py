@@ -5,22 +5,27 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
+from random import Random
 from typing import Any
 
 import pytest
 
 from libs.netlink.codec import RepliesLost
 from libs.testkit import netns
+from libs.testkit.servers import free_port
 from services.bgp.core.paths import Attributes, EndOfRib, Family, Reach, Unreach, nlri
 from services.bgp.core.rib.peers import Session
 from services.bgp.core.rib.rib import Rib
-from services.bgp.core.settings import Originated, PeerKind, PeerSettings, PoolExport, SpeakerSettings
+from services.bgp.core.session.negotiation import Restart
+from services.bgp.core.settings import Originated, PeerKind, PeerSettings, PoolExport, SecretRef, SpeakerSettings
 from services.bgp.core.wire.context import Context
 from services.bgp.shell.kernel import Kernel
+from services.bgp.shell.secrets import NotYet
+from services.bgp.shell.speaker import Speaker
 
 pytestmark = pytest.mark.kernel
 PEER = PeerSettings("Global_10_9_0_2", PeerKind.GLOBAL, ip_address("10.9.0.2"), 64512, 64512)
@@ -33,6 +38,7 @@ SESSION = Session(
     Context(internal=True), 64512, 2, addresses={Family.IPV4: ip_address("10.9.0.1").packed},
     graceful=frozenset({Family.IPV4}),
 )  # fmt: skip
+BIRDS = str(2147483647 - 100)  # metric of what BIRD left, and of what our peer tells
 
 
 class Side:
@@ -52,16 +58,18 @@ class Side:
 
     def tell(self, *texts: str, via: str = "10.9.0.2") -> None:
         attributes = Attributes(next_hop=ip_address(via).packed, local_pref=100)
-        self.rib.receive(PEER.name, [Reach(Family.IPV4, attributes, [nlri(ip_network(text)) for text in texts])])
+        family = Family.IPV6 if ":" in via else Family.IPV4
+        self.rib.receive(PEER.name, [Reach(family, attributes, [nlri(ip_network(text)) for text in texts])])
         self.wake()
 
     def withdraw(self, *texts: str) -> None:
         self.rib.receive(PEER.name, [Unreach(Family.IPV4, [nlri(ip_network(text)) for text in texts])])
         self.wake()
 
-    def routes(self) -> dict[str, str]:
+    def routes(self, version: int = 4) -> dict[str, str]:
         """Destination -> way, of protocol 81."""
-        return {one["dst"]: _way(one) for one in json.loads(self.space.run("ip", "-j", "route", "show", "proto", "81"))}
+        shown = json.loads(self.space.run("ip", f"-{version}", "-j", "route", "show", "proto", "81"))
+        return {one["dst"]: _way(one) for one in shown}
 
 
 def _way(shown: dict[str, str]) -> str:
@@ -189,6 +197,9 @@ async def test_route_of_another_program_stays_and_ours_waits(space: netns.Namesp
     async with running(space) as side:
         metric = str(2147483647 - 100)
         space.run("ip", "route", "add", "10.65.2.0/26", "dev", "vc", "proto", "80", "metric", metric)
+        space.run(
+            "ip", "route", "add", "10.65.2.0/26", "dev", "va", "proto", "bird", "metric", "32"
+        )  # beside the point
         side.tell("10.65.2.0/26")
         place = (Family.IPV4, nlri(ip_network("10.65.2.0/26")))
         await until(lambda: "another program" in side.kernel.fib.blocked.get(place, ""), "reported")
@@ -199,21 +210,50 @@ async def test_route_of_another_program_stays_and_ours_waits(space: netns.Namesp
         await until(lambda: not side.kernel.failures, "nothing to report any more")
 
 
-async def test_route_that_bird_left_is_taken_over_in_place_where_it_leads_the_same_way(space: netns.Namespace) -> None:
-    """The BIRD of an earlier Calico: IPv6 routes without a metric have the kernel's 1024, which may be ours too."""
-    metric = str(2147483647 - 100)
-    for text, via in (("10.65.2.0/26", "10.9.0.2"), ("10.65.3.0/26", "10.9.0.3")):
-        space.run("ip", "route", "add", text, "via", via, "dev", "va", "proto", "bird", "metric", metric)
+def bird_leaves(space: netns.Namespace) -> None:
+    """Routes to 10.65.2.0/26 and fd00:65:2::/122 the way that ours will have, and to those with 3 another way."""
+    space.run("ip", "address", "add", "fd00:9::1/64", "dev", "va", "nodad")
+    for text, via in (
+        ("10.65.2.0/26", "10.9.0.2"), ("10.65.3.0/26", "10.9.0.3"),
+        ("fd00:65:2::/122", "fd00:9::2"), ("fd00:65:3::/122", "fd00:9::3"),
+    ):  # fmt: skip
+        space.run("ip", "route", "add", text, "via", via, "dev", "va", "proto", "bird", "metric", BIRDS)
+
+
+def of_bird(space: netns.Namespace) -> set[str]:
+    shown = [json.loads(space.run("ip", version, "-j", "route", "show", "proto", "bird")) for version in ("-4", "-6")]
+    return {one["dst"] for routes in shown for one in routes}
+
+
+async def test_routes_that_bird_left_are_taken_over_in_place(space: netns.Namespace) -> None:
+    """The BIRD of an earlier Calico: IPv6 routes without a metric have the kernel's 1024, which may be ours too. Where
+    they led elsewhere they would keep ours out for ever."""
+    bird_leaves(space)
     async with running(space) as side:
-        assert await side.kernel.fib.predecessor() == {Family.IPV4}
+        assert await side.kernel.fib.predecessor() == {Family.IPV4, Family.IPV6}
         side.tell("10.65.2.0/26", "10.65.3.0/26")
-        await until(lambda: side.routes().get("10.65.2.0/26") == "10.9.0.2 va", "ours now")
-        other = (Family.IPV4, nlri(ip_network("10.65.3.0/26")))
-        await until(lambda: "another program" in side.kernel.fib.blocked.get(other, ""), "leads elsewhere, so it stays")
-        left = json.loads(space.run("ip", "-j", "route", "show", "proto", "bird"))
-        assert [one["dst"] for one in left] == ["10.65.3.0/26"]
-        side.withdraw("10.65.2.0/26")
-        await until(lambda: "10.65.2.0/26" not in side.routes(), "it is ours to take away")
+        side.tell("fd00:65:2::/122", "fd00:65:3::/122", via="fd00:9::2")
+        ours = {"10.65.1.0/26": "blackhole", "10.65.2.0/26": "10.9.0.2 va", "10.65.3.0/26": "10.9.0.2 va"}
+        await until(lambda: side.routes() == ours, "ours, as the peer says")
+        ours6 = {"fd00:65:2::/122": "fd00:9::2 va", "fd00:65:3::/122": "fd00:9::2 va"}
+        await until(lambda: side.routes(6) == ours6, "IPv6, too")
+        assert not of_bird(space)
+        assert not side.kernel.fib.blocked
+        side.withdraw("10.65.2.0/26", "10.65.3.0/26")
+        await until(lambda: not {"10.65.2.0/26", "10.65.3.0/26"} & side.routes().keys(), "it is ours to take away")
+
+
+async def test_routes_of_a_bird_that_runs_are_its_own(space: netns.Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.bgp.shell.fib.bird_runs", lambda: True)  # one would have to run in our own namespace
+    bird_leaves(space)
+    before = of_bird(space)
+    async with running(space) as side:
+        assert await side.kernel.fib.predecessor() == frozenset()
+        side.tell("10.65.2.0/26")
+        side.tell("fd00:65:3::/122", via="fd00:9::2")
+        await until(lambda: len(side.kernel.fib.blocked) == 2, "ours wait")
+        assert of_bird(space) == before
+        assert set(side.routes()) == {"10.65.1.0/26"}
 
 
 async def test_restart_keeps_what_is_right_and_sweeps_the_rest_after_end_of_rib(space: netns.Namespace) -> None:
@@ -296,3 +336,65 @@ async def test_of_two_routes_of_an_earlier_life_the_one_that_counted_is_adopted(
         assert side.kernel.fib.held[Family.IPV4][nlri(ip_network("10.65.2.0/26"))].metric == 1024
         shown = json.loads(space.run("ip", "-j", "route", "show", "10.65.2.0/26"))
         assert [one["metric"] for one in shown] == [1024]
+
+
+class Passwords:
+    """All are answered with `answer`, whatever it is just now."""
+
+    def __init__(self, answer: bytes | str) -> None:
+        self.answer = answer
+
+    async def read(self, refs: Iterable[SecretRef]) -> Mapping[SecretRef, bytes | str]:
+        return dict.fromkeys(refs, self.answer)
+
+
+@asynccontextmanager
+async def restarted(
+    space: netns.Namespace, answer: bytes | str, *, protocol: str = "81"
+) -> AsyncIterator[tuple[Speaker, Passwords]]:
+    """A speaker whose one peer has a password, and a route that the peer told in an earlier life."""
+    space.run("ip", "route", "add", "10.65.2.0/26", "via", "10.9.0.2", "proto", protocol, "metric", "1024")
+    peer = replace(PEER, passive=True, password=SecretRef("bgp", "pw"))
+    settings = replace(SETTINGS, peers=(peer,), bind=(ip_address("127.0.0.1"),), listen_port=free_port())
+    passwords = Passwords(answer)
+    speaker = Speaker(settings, Kernel(netns=space.path), passwords, Random(1))
+    try:
+        await speaker.start()
+        yield speaker, passwords
+    finally:
+        await speaker.stop()
+
+
+async def test_routes_stay_while_a_password_is_not_known_yet(space: netns.Namespace) -> None:
+    """After a restart the Kubernetes API may take its time, or be away."""
+    async with restarted(space, NotYet("not heard")) as (speaker, passwords):
+        (peer,) = speaker.peers.values()
+        assert peer.held_down == "not heard"  # never a session without a password
+        assert not speaker.rib.sweep_allowed(Family.IPV4)
+        passwords.answer = b"secret"
+        await until(lambda: not peer.held_down, "the password is there")
+        assert not speaker.rib.sweep_allowed(Family.IPV4)  # now the peer is waited for
+        assert "10.65.2.0/26" in space.run("ip", "route", "show", "proto", "81")
+
+
+async def test_who_has_no_password_is_not_waited_for_after_a_restart(space: netns.Namespace) -> None:
+    async with restarted(space, NotYet("not heard")) as (speaker, passwords):
+        assert not speaker.rib.sweep_allowed(Family.IPV4)
+        passwords.answer = "is missing"
+        await until(lambda: speaker.rib.sweep_allowed(Family.IPV4), "there is nobody to wait for")
+        await until(lambda: "10.65.2.0/26" not in space.run("ip", "route", "show", "proto", "81"), "swept")
+
+
+async def test_the_first_start_after_bird_is_a_restart(space: netns.Namespace) -> None:
+    """Peers kept the node's routes, so End-of-RIB would let them drop what a reflector has not learned again yet."""
+    async with restarted(space, b"secret", protocol="bird") as (speaker, _):
+        (peer,) = speaker.peers.values()
+        assert peer.session.restart == Restart(restarting=True, preserved=frozenset({Family.IPV4}))
+        assert not speaker.rib.sweep_allowed(Family.IPV4)
+
+
+async def test_a_start_where_nobody_left_routes_is_none(space: netns.Namespace) -> None:
+    async with restarted(space, b"secret", protocol="static") as (speaker, _):
+        (peer,) = speaker.peers.values()
+        assert peer.session.restart == Restart(restarting=False, preserved=frozenset())
+        assert speaker.rib.sweep_allowed(Family.IPV4)

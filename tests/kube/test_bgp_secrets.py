@@ -18,6 +18,7 @@ from libs.kube.api import KubeApi
 from libs.testkit.kube.control_plane import ControlPlane
 from services.bgp.core.settings import SecretRef
 from services.bgp.shell.kubernetes_secrets import KubernetesSecrets
+from services.bgp.shell.secrets import NotYet
 from tests.contract.typha_stage import PROJECT
 
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
@@ -104,6 +105,19 @@ async def test_g13_a_password_comes_changes_and_goes_with_its_secret(stage: Stag
     await reading.until(PASSWORD, "is missing")
 
 
+async def test_the_first_answer_is_the_servers(stage: Stage, reading: Reading) -> None:
+    """Without a poll: a session neither ends nor is given up after a restart because nobody had asked yet."""
+    await stage.put("bgp-secrets", rr=b"one")
+    assert (await reading.secrets.read([PASSWORD]))[PASSWORD] == b"one"
+    other = SecretRef("not-granted", "rr")
+    found = await reading.secrets.read([PASSWORD, other])
+    assert found[PASSWORD] == b"one"
+    assert "cannot list resource" in str(found[other])
+    assert not isinstance(found[other], NotYet)  # that is an answer
+    assert (await reading.secrets.read([other]))[other] == found[other]
+    assert (await reading.secrets.read([PASSWORD]))[PASSWORD] == b"one"  # again, by another informer
+
+
 async def test_a_secret_that_is_not_granted_is_named_with_verb_and_account(stage: Stage, reading: Reading) -> None:
     await stage.put("bgp-secrets", rr=b"one")
     await stage.put("not-granted", rr=b"never")
@@ -125,6 +139,7 @@ async def test_what_was_read_stays_while_the_api_server_is_away(stage: Stage, re
             await asyncio.sleep(0.05)
         fresh = Reading(stage.account)
         await fresh.until(PASSWORD, "onnect")  # held down, with the reason
+        assert isinstance((await fresh.secrets.read([PASSWORD]))[PASSWORD], NotYet)
         fresh.task.cancel()
     finally:
         await asyncio.to_thread(stage.control_plane.apiserver.start)

@@ -2,8 +2,8 @@
 
 What is there at the start is adopted: a route that is still right is not touched, one that nobody tells any more goes
 only when the caller says so (after End-of-RIB). Where another program has a route of the same destination and metric,
-its route stays, ours waits, and that is reported; but what the BIRD of an earlier Calico left and leads the same way
-becomes ours in place.
+its route stays, ours waits, and that is reported; but what the BIRD of an earlier Calico left becomes ours in place,
+wherever it led: nobody is there who would correct it, and peers say now where it goes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from libs.netlink.bird import bird_runs
 from libs.netlink.codec import NetlinkError, ObjectExists
 from libs.netlink.fib import FibWriter
 from libs.netlink.routes import PROTOCOL_BGP, PROTOCOL_BIRD, NextHop, Route, list_routes
@@ -144,22 +145,29 @@ class KernelFib:
         self, family: Family, metric: int, routes: list[tuple[Nlri, tuple[NextHop, ...]]],
         failed: Mapping[int, NetlinkError],
     ) -> dict[int, NetlinkError]:  # fmt: skip
-        """Replace BIRD's routes that say what ours would; what fails all the same."""
-        left = {(nlri(route.dst), Written(route.metric, route.hops)) for route in await self._birds(family)}
-        same = [index for index in failed if (routes[index][0], Written(metric, routes[index][1])) in left]
+        """Replace routes that BIRD left; what fails all the same."""
+        left = {nlri(route.dst) for route in await self._left_by_bird(family) if route.metric == metric}
+        same = [index for index in failed if routes[index][0] in left]
         inherited = [routes[index] for index in same]
         again = await self._run(lambda: self._writer.put(AF[family], inherited, metric, exclusive=False))
         self.writes += len(same)
         rest = {index: error for index, error in failed.items() if index not in set(same)}
         return rest | {same[index]: error for index, error in again.items()}
 
-    async def _birds(self, family: Family) -> list[Route]:
+    async def _left_by_bird(self, family: Family) -> list[Route]:
+        """None while one runs: then they are its own."""
         version = 4 if family is Family.IPV4 else 6
-        return await self._run(lambda: list_routes(self._writer.netlink, protocol=PROTOCOL_BIRD, families=(version,)))
+
+        def left() -> list[Route]:
+            if bird_runs():
+                return []
+            return list_routes(self._writer.netlink, protocol=PROTOCOL_BIRD, families=(version,))
+
+        return await self._run(left)
 
     async def predecessor(self) -> frozenset[Family]:
         """Families in which the BIRD of an earlier Calico left routes: its peers kept theirs to us meanwhile."""
-        return frozenset([family for family in Family if await self._birds(family)])
+        return frozenset([family for family in Family if await self._left_by_bird(family)])
 
     async def _drop(self, family: Family, metric: int, prefixes: list[Nlri]) -> None:
         self.writes += len(prefixes)

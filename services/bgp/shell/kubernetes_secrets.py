@@ -4,6 +4,9 @@
 
 The account needs list and watch for each by its name (k8s/parts/rbac.yaml grants `bgp-secrets`). What was read stays
 while the API server is away. The client, which is large, is loaded when the first secret is named.
+
+A name that is new is waited for a little: without its password a session would end, or after a restart not be waited
+for, only because nobody had asked yet.
 """
 
 from __future__ import annotations
@@ -25,13 +28,15 @@ from libs.kube.informer import Informer
 from libs.kube.objects import Key, KubeObject, Source
 from libs.runtime.backoff import Backoff
 from services.bgp.core.settings import SecretRef
-from services.bgp.shell.secrets import as_password, wanted
+from services.bgp.shell.secrets import NotYet, as_password, wanted
 
 log = logging.getLogger(__name__)
 
 ACCOUNT_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 NAMESPACE = "kube-system"
 """Where we are no pod: Calico's own, before its operator."""
+FIRST_ANSWER_S = 5.0
+"""So long `read` waits for what it had not been asked for before."""
 _NAME = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")  # a DNS subdomain
 
 
@@ -65,14 +70,28 @@ class KubernetesSecrets:
         self._problems: dict[str, str] = {}
         self._unopened = ""
         self._changed = asyncio.Event()
+        self._news = asyncio.Event()
 
     async def read(self, refs: Iterable[SecretRef]) -> Mapping[SecretRef, bytes | str]:
         refs = list(refs)
         names = frozenset(ref.name for ref in refs if _NAME.fullmatch(ref.name))
         if names != self._wanted:
-            self._wanted = names
+            fresh, self._wanted = names - self._wanted, names
             self._changed.set()
+            await self._answers(fresh)
         return {ref: self._one(ref) for ref in refs}
+
+    async def _answers(self, names: frozenset[str]) -> None:
+        """Until the server has answered for each, or why it does not is known; not longer than `FIRST_ANSWER_S`."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_ANSWER_S):
+                while not all(map(self._answered, names)):
+                    self._news.clear()
+                    await self._news.wait()
+
+    def _answered(self, name: str) -> bool:
+        informer = self._informers.get(name)
+        return bool(self._unopened or self._problems.get(name) or (informer is not None and informer.in_sync))
 
     def _one(self, ref: SecretRef) -> bytes | str:
         told = wanted(ref)
@@ -81,16 +100,17 @@ class KubernetesSecrets:
         informer = self._informers.get(ref.name)
         if informer is None or not informer.in_sync:
             why = self._problems.get(ref.name) or self._unopened or "Kubernetes was not heard yet"
-            return f"{told} in namespace {self._namespace}: {why}"
+            text = f"{told} in namespace {self._namespace}: {why}"
+            return text if informer is not None and informer.forbidden else NotYet(text)
         key = Key(self._namespace, ref.name)
         if key in informer.unreadable:
             return f"{told}: {informer.unreadable[key]}"
         secret = informer.objects.get(key)
-        text = None if secret is None else secret.data.get(ref.key)
-        if text is None:
+        encoded = None if secret is None else secret.data.get(ref.key)
+        if encoded is None:
             return f"{told} is missing in namespace {self._namespace}"
         try:
-            return as_password(ref, b64decode(text, validate=True))
+            return as_password(ref, b64decode(encoded, validate=True))
         except binascii.Error:
             return f"{told} is no base64"
 
@@ -117,6 +137,7 @@ class KubernetesSecrets:
                 api = await KubeApi.open(self._credentials)
             except ValueError as error:
                 self._unopened, pause_s = str(error), backoff.next_s()
+                self._news.set()
                 log.warning("secrets cannot be read, trying again", extra={"error": str(error), "retry_s": pause_s})
                 await asyncio.sleep(pause_s)
             else:
@@ -126,6 +147,7 @@ class KubernetesSecrets:
     def _informer(self, api: KubeApi, name: str) -> Informer[Secret]:
         def report(problem: str) -> None:
             self._problems[name] = problem
+            self._news.set()
 
         return Informer(
             api, f"/api/v1/namespaces/{self._namespace}/secrets", SECRETS.decode, lambda keys: None, self._random,

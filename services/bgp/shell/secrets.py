@@ -17,9 +17,15 @@ from services.bgp.core.settings import SecretRef
 LONGEST = 4096  # octets of a file that is read; a password has 80 at most
 
 
+class NotYet(str):
+    """Why there is no password so far, where nobody has said that there is none: it may come any moment."""
+
+    __slots__ = ()
+
+
 class Secrets(Protocol):
     async def read(self, refs: Iterable[SecretRef]) -> Mapping[SecretRef, bytes | str]:
-        """For each reference the password, or as text why there is none."""
+        """For each reference the password, or as text why there is none; `NotYet` while that is not known."""
         ...
 
 

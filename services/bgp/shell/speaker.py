@@ -25,7 +25,7 @@ from services.bgp.core.wire.errors import Cease, ErrorCode, Notification
 from services.bgp.shell.kernel import Kernel
 from services.bgp.shell.listener import Listener
 from services.bgp.shell.peer import Peer
-from services.bgp.shell.secrets import Secrets
+from services.bgp.shell.secrets import NotYet, Secrets
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,9 @@ class Speaker:
         restarted = await self.kernel.start(self)
         kept = frozenset(family for family in Family if self.kernel.fib.held[family])
         # Peers ask about the node, not the program: what BIRD left goes on leading there, and to the node's own pods.
-        kept |= await self.kernel.fib.predecessor()
+        # So it is a restart, and nothing is complete (a reflector's routes above all) before they have told theirs.
+        birds = await self.kernel.fib.predecessor()
+        restarted, kept = restarted or bool(birds), kept | birds
         self._restart = Restart(restarting=restarted, preserved=kept)
         deferral_s = DEFERRAL_S if restarted else None
         self.rib = Rib(self.settings, self.kernel.next_hops.resolve, time.monotonic(), deferral_s)
@@ -135,7 +137,7 @@ class Speaker:
                 peer.start()
         for peer in self.dynamic.values():
             peer.update(peer.settings, self._secret(peer.settings))
-        self.rib.hold_down(name for name, peer in self.peers.items() if peer.held_down)
+        self.rib.hold_down(name for name, peer in self.peers.items() if _held_for_good(peer))
 
     def _make(self, settings: PeerSettings, secret: Password, gone: Callable[[Peer], None] | None = None) -> Peer:
         return Peer(
@@ -204,7 +206,7 @@ class Speaker:
     def _secret(self, peer: PeerSettings) -> Password:
         if peer.password is None:
             return None
-        return self._known_secrets.get(peer.password, "its password was not read yet")
+        return self._known_secrets.get(peer.password, NotYet("its password was not read yet"))
 
     def _passwords(self, settings: SpeakerSettings) -> dict[IPAddress | IPNetwork, bytes]:
         found: dict[IPAddress | IPNetwork, bytes] = {}
@@ -337,6 +339,13 @@ class Speaker:
         self._expiry = None
         self.rib.expire(time.monotonic())
         self.wake()
+
+
+def _held_for_good(peer: Peer) -> bool:
+    """For as long as settings and secrets stay as they are. While a password is only not known yet, as when the
+    Kubernetes API is away, the peer may be back any moment: after a restart it is waited for like the others.
+    """
+    return bool(peer.held_down) and not isinstance(peer.secret, NotYet)
 
 
 def _covered(peer: PeerSettings, ranges: Iterable[PeerSettings]) -> bool:

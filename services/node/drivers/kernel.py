@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -22,7 +21,6 @@ from libs.nftables.ops import DelTable
 from services.node.core.leftovers import TUNL, WIREGUARD_TABLE, IPInterface, tunnel_addresses
 
 XTABLES = ("raw", "mangle", "nat", "filter")
-_BIRD_SOCKETS = ("/bird.ctl", "/bird6.ctl")
 
 
 class HostKernel:
@@ -120,23 +118,3 @@ class HostKernel:
         if any(one.index == link.index for one in list_links(self._route)):
             self.drop_tunnel_addresses(link, addresses)
             set_link(self._route, link.index, up=False)
-
-
-def bird_runs(proc: Path = Path("/proc")) -> bool:
-    """A BIRD in our network namespace: a process that we see or, where a container hides those of its host, the socket
-    that one listens at, which the kernel tells by network namespace.
-    """
-    try:
-        own = (proc / "thread-self/ns/net").stat().st_ino
-        sockets = (proc / "thread-self/net/unix").read_text(errors="replace").splitlines()
-    except OSError:
-        return False
-    if any(line.endswith(_BIRD_SOCKETS) for line in sockets):
-        return True
-    for comm in proc.glob("[0-9]*/comm"):
-        try:
-            if comm.read_text().strip() in ("bird", "bird6") and (comm.parent / "ns/net").stat().st_ino == own:
-                return True
-        except OSError:
-            continue
-    return False

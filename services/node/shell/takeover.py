@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 from ipaddress import ip_network
 
 from libs.model import IPPool
+from libs.netlink.bird import bird_runs
 from libs.netlink.routes import TABLE_MAIN, IPNetwork
 from libs.resources.client import ResourceClient
 from libs.store.api import Store
 from services.node.core.iptables import CHAIN, counted, removal
 from services.node.core.leftovers import NFT_ARP, is_ipset, old_routes
 from services.node.drivers import xtables
-from services.node.drivers.kernel import HostKernel, bird_runs
+from services.node.drivers.kernel import HostKernel
 
 log = logging.getLogger(__name__)
 
