@@ -101,7 +101,7 @@ class KubeApi:
         self._files = _files_of(client, kubeconfig)
         self._seen = signature(self._files)
         self._reload_check_s = reload_check_s
-        self._look_at = 0.0
+        self._look_at = self._renew_at = 0.0
         self._retired: list[ApiClient] = []
 
     @classmethod
@@ -149,13 +149,37 @@ class KubeApi:
         except ValueError as error:
             log.warning("changed credentials are not used", extra={"error": str(error)})
             return self._client
+        await self._replace(made)
+        return made
+
+    async def _renewed(self, refused: ApiClient) -> ApiClient:
+        """The client to ask with after a 401: `refused` itself where there is nothing newer to show. A token may have
+        been renewed since the last look, or come from a program that must be run again.
+        """
+        import asyncio
+
+        now = asyncio.get_running_loop().time()
+        if self._client is not refused or now < self._renew_at:
+            return self._client
+        self._renew_at = now + self._reload_check_s
+        try:
+            made = await self._load(self._kubeconfig)
+        except ValueError as error:
+            log.warning("credentials that were refused cannot be renewed", extra={"error": str(error)})
+            return self._client
+        if self._client is not refused or made.configuration.api_key == refused.configuration.api_key:
+            await made.close()
+            return self._client
+        await self._replace(made)
+        return made
+
+    async def _replace(self, made: ApiClient) -> None:
         log.info("credentials have changed", extra={"kubeconfig": str(self._kubeconfig)})
         older, self._retired = self._retired, [self._client]
         self._client, self._files = made, _files_of(made, self._kubeconfig)
         self._seen = signature(self._files)
         for client in older:
             await client.close()
-        return made
 
     async def get(self, path: str, query: Mapping[str, str] | None = None) -> JsonObject:
         return await self._call("GET", path, None, query=query)
@@ -302,13 +326,21 @@ class KubeApi:
 
         timeout = aiohttp.ClientTimeout(total=timeout_s, connect=TIMEOUT_S)
         headers = {"Accept": "application/json"} | ({"Content-Type": content_type} if body is not None else {})
-        try:
-            client = await self._reloaded()
+
+        async def ask(client: ApiClient) -> Any:
             return await client.call_api(
-                path, method, query_params=list((query or {}).items()), header_params=headers, body=body,
+                path, method, query_params=list((query or {}).items()), header_params=dict(headers), body=body,
                 auth_settings=["BearerToken"], _return_http_data_only=True, _preload_content=False,
                 _request_timeout=timeout,
             )  # fmt: skip
+
+        try:
+            client = await self._reloaded()
+            response = await ask(client)
+            if response.status != 401 or (newer := await self._renewed(client)) is client:
+                return response
+            response.release()
+            return await ask(newer)
         except ApiException as error:
             raise KubeError(int(error.status or 0), f"{method} {path}: {error.status} {error.reason}") from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -331,7 +363,21 @@ class KubeApi:
 def _files_of(client: ApiClient, kubeconfig: Path) -> tuple[Path, ...]:
     found: Any = client.configuration
     named = (found.ssl_ca_cert, found.cert_file, found.key_file)
-    return (kubeconfig, *(Path(name) for name in named if name))
+    return (kubeconfig, *(Path(name) for name in named if name), *_token_files(kubeconfig))
+
+
+def _token_files(kubeconfig: Path) -> tuple[Path, ...]:
+    """Those of all users, which are one as a rule; relative ones beside the kubeconfig, as client-go has it
+    (tools/clientcmd/loader.go, GetAuthInfoFileReferences).
+    """
+    import yaml
+
+    try:
+        found = yaml.safe_load(kubeconfig.read_bytes())
+        users = [one["user"] for one in found["users"] if one.get("user")]
+        return tuple(kubeconfig.parent / user["tokenFile"] for user in users if user.get("tokenFile"))
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+        return ()  # in a cluster, or of a shape that the library has its own word for
 
 
 def _is_named(document: object) -> bool:

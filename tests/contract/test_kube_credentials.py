@@ -11,7 +11,7 @@ import pytest
 import yaml
 from aiohttp import web
 
-from libs.kube.api import KubeApi
+from libs.kube.api import KubeApi, KubeError
 from libs.testkit.pki import Authority
 from libs.testkit.servers import free_port
 
@@ -83,3 +83,47 @@ async def test_a_renewed_client_certificate_is_used_without_a_restart(
         assert await api.get("/who") == {"name": "third"}, "what cannot be used changes nothing"
         renew("fourth")
         assert await api.get("/who") == {"name": "fourth"}
+
+
+@pytest.mark.parametrize("check_s", [0, 3600], ids=["the file changes", "the server refuses"])
+async def test_a_renewed_token_is_used_without_a_restart(tmp_path: Path, check_s: float) -> None:
+    """tokenFile relative to the kubeconfig, as bound tokens of service accounts are, which live for an hour."""
+    wanted, asked = "one", 0
+
+    async def who(request: web.Request) -> web.Response:
+        nonlocal asked
+        asked += 1
+        if request.headers.get("Authorization") != f"Bearer {wanted}":
+            return web.json_response({"message": "Unauthorized", "reason": "Unauthorized"}, status=401)
+        return web.json_response({"name": wanted})
+
+    app = web.Application()
+    app.router.add_post("/who", who)
+    runner, port = web.AppRunner(app), free_port()
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    (tmp_path / "token").write_text(wanted)
+    (tmp_path / "kubeconfig").write_text(
+        yaml.safe_dump(
+            {
+                "current-context": "c",
+                "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+                "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{port}"}}],
+                "users": [{"name": "u", "user": {"tokenFile": "token"}}],
+            }
+        )
+    )
+    try:
+        async with await KubeApi.open(tmp_path / "kubeconfig", reload_check_s=check_s) as api:
+            assert await api.create("/who", {}) == {"name": "one"}
+            wanted = "another"
+            (tmp_path / "token").write_text(wanted)
+            assert await api.create("/who", {}) == {"name": "another"}
+            assert asked == (2 if check_s == 0 else 3), "asked again only where the file's change was not seen"
+            wanted, asked = "third", 0
+            with pytest.raises(KubeError) as refused:
+                await api.create("/who", {})
+            assert refused.value.code == 401
+            assert asked == 1, "with the same token it is not asked again"
+    finally:
+        await runner.cleanup()
