@@ -125,6 +125,8 @@ class KubeApi:
                 await config.load_kube_config(str(kubeconfig), client_configuration=found, persist_config=False)
         except (config.ConfigException, OSError, yaml.YAMLError, ValueError) as error:
             raise ValueError(f"kubeconfig {kubeconfig}: {error}") from error
+        except (TypeError, AttributeError, AssertionError) as error:  # the client library looks at no types
+            raise ValueError(f"kubeconfig {kubeconfig}: not of a kubeconfig's form ({error})") from error
         found.retries = 0  # the callers know what may be asked again
         try:
             return ApiClient(found)

@@ -127,3 +127,19 @@ async def test_a_renewed_token_is_used_without_a_restart(tmp_path: Path, check_s
             assert asked == 1, "with the same token it is not asked again"
     finally:
         await runner.cleanup()
+
+
+NO_FORM = (
+    "", "[]", "text",
+    "{current-context: c, contexts: 5, clusters: [], users: []}",
+    "{current-context: c, contexts: [{name: c, context: 7}], clusters: [], users: []}",
+    "{current-context: c, contexts: [{name: c, context: {cluster: c, user: u}}], clusters: [{name: c, cluster: [1]}],"
+    " users: [{name: u, user: 3}]}",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", NO_FORM)
+async def test_a_kubeconfig_of_another_form_is_told(tmp_path: Path, text: str) -> None:
+    (tmp_path / "kubeconfig").write_text(text)
+    with pytest.raises(ValueError, match=f"kubeconfig {tmp_path}.*: .*form"):
+        await KubeApi.open(tmp_path / "kubeconfig")

@@ -105,8 +105,9 @@ async def test_g13_a_password_comes_changes_and_goes_with_its_secret(stage: Stag
     await reading.until(PASSWORD, "is missing")
 
 
-async def test_the_first_answer_is_the_servers(stage: Stage, reading: Reading) -> None:
+async def test_the_first_answer_is_the_servers(stage: Stage, reading: Reading, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a poll: a session neither ends nor is given up after a restart because nobody had asked yet."""
+    monkeypatch.setattr("services.bgp.shell.kubernetes_secrets.FIRST_ANSWER_S", 60.0)  # a busy machine
     await stage.put("bgp-secrets", rr=b"one")
     assert (await reading.secrets.read([PASSWORD]))[PASSWORD] == b"one"
     other = SecretRef("not-granted", "rr")

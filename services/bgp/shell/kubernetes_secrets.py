@@ -12,7 +12,6 @@ for, only because nobody had asked yet.
 from __future__ import annotations
 
 import asyncio
-import binascii
 import logging
 import re
 from base64 import b64decode
@@ -111,7 +110,7 @@ class KubernetesSecrets:
             return f"{told} is missing in namespace {self._namespace}"
         try:
             return as_password(ref, b64decode(encoded, validate=True))
-        except binascii.Error:
+        except ValueError:  # binascii.Error is one; what is not ASCII is another
             return f"{told} is no base64"
 
     async def run(self) -> None:
