@@ -94,7 +94,7 @@ class Pod:
     def reloader(self) -> None:
         with self.log.open("wb") as log:
             process = subprocess.Popen(
-                self.script("reloader"), env=self.env(), start_new_session=True, stdout=log, stderr=log
+                self.script("reloader"), env=self.env() | self.server.given, start_new_session=True, stdout=log, stderr=log
             )
 
         def end() -> None:
@@ -162,6 +162,12 @@ async def test_a_list_of_nodes_is_all_that_an_operator_keeps(pod: Pod) -> None:
         await eventually(lambda: "nodes:2: 'Node' is no node name" in pod.log.read_text(), deadline_s=20)
         assert serial(pod) == before
         assert not await pod.refuses(node2)
+
+        renewed = (pod.certs / "tls.crt").read_text()
+        (pod.certs / "tls.crt").write_text("no certificate")  # what nats-server would refuse is not taken for done
+        pod.nodes("node1", "node2")
+        await eventually(lambda: pod.log.read_text().count("error parsing X509") >= 2, deadline_s=20)
+        (pod.certs / "tls.crt").write_text(renewed)
 
         pod.nodes("node1")  # node2 leaves
         await eventually(lambda: not other.connected, deadline_s=20)
