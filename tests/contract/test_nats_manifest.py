@@ -94,7 +94,11 @@ class Pod:
     def reloader(self) -> None:
         with self.log.open("wb") as log:
             process = subprocess.Popen(
-                self.script("reloader"), env=self.env() | self.server.given, start_new_session=True, stdout=log, stderr=log
+                self.script("reloader"),
+                env=self.env() | self.server.given,
+                start_new_session=True,
+                stdout=log,
+                stderr=log,
             )
 
         def end() -> None:
