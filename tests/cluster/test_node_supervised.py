@@ -31,23 +31,27 @@ BGP_PORT = DAEMONS["bgp"][2]
 
 
 class Stage:
-    def __init__(self, world: World) -> None:
-        self.world = world
+    def __init__(self, world: World, **given: str) -> None:
+        """given: for the environment of the nodes."""
+        self.world, self.given = world, given
         self.cluster = world.cluster
         self.nodes = {node.name: self.process(node) for node in world.cluster.nodes}
 
     def env(self, node: Node) -> dict[str, str]:
-        return self.cluster.startup_env(node) | {
-            "CALICO_NODE_HEALTHHOST": str(node.ipv4.ip),
-            "CALICO_NODE_HEALTHPORT": str(NODE_PORT),
-            "CALICO_NODE_PROBE_EVERY_S": "0.2",
-            "CALICO_BGP_HEALTHHOST": str(node.ipv4.ip),
-            "CALICO_BGP_HEALTHPORT": str(BGP_PORT),
-            "CALICO_BGP_STATE_DIR": str(node.directory / "bgp"),
-            "CALICO_BGP_CONTROL_SOCKET": str(node.directory / "bgp.sock"),
-            "AUTODETECT_POLL_INTERVAL": "0.5",
-            "CALICO_NODE_TAKE_OVER": "false",  # by itself, whenever all is well; tests do it by the command
-        }
+        return (
+            self.cluster.startup_env(node)
+            | {
+                "CALICO_NODE_HEALTHHOST": str(node.ipv4.ip),
+                "CALICO_NODE_HEALTHPORT": str(NODE_PORT),
+                "CALICO_NODE_PROBE_EVERY_S": "0.2",
+                "CALICO_BGP_HEALTHHOST": str(node.ipv4.ip),
+                "CALICO_BGP_HEALTHPORT": str(BGP_PORT),
+                "CALICO_BGP_STATE_DIR": str(node.directory / "bgp"),
+                "CALICO_BGP_CONTROL_SOCKET": str(node.directory / "bgp.sock"),
+                "AUTODETECT_POLL_INTERVAL": "0.5",
+            }
+            | self.given
+        )
 
     def process(self, node: Node, **env: str) -> Process:
         return Process(
@@ -155,7 +159,7 @@ async def stage() -> AsyncIterator[Stage]:
         cluster = Cluster.create(nodes=2, services=False, daemons=("bgp",), fill=_nothing)
         world = await open_world(stack, cluster)
         await cluster.add_namespace("default")
-        made = Stage(world)
+        made = Stage(world, CALICO_NODE_TAKE_OVER="false")  # at a time of its own; tests do it by the command
         for name in made.nodes:
             stack.callback(made.kill, name)
         for process in (*cluster.typhas, *made.nodes.values()):
