@@ -367,7 +367,11 @@ metadata: {name: default}
 spec:
   {vxlanVNI: 77, vxlanPort: 8472, vxlanMTU: 1400, vxlanMTUV6: 1390, featureDetectOverride: ChecksumOffloadBroken=true}
 """
-    assert mtu_file(world, "node1") == 1430
+
+    async def before() -> bool:
+        return mtu_file(world, "node1") == 1430
+
+    await until(before, RECOVER_S, "the file's MTU of pods behind VXLAN")
     await world.apply(config)
 
     async def followed() -> bool:
@@ -439,20 +443,21 @@ async def test_o03_a_node_without_ip_in_ip_says_so_and_goes_on(world: World, pod
     await set_mode(world, vxlan="Always")
     await reachable(world, (pods.one, pods.two))
     spec = "{kind: IPPool, metadata: {name: ipip}, spec: {cidr: 10.71.0.0/24, blockSize: 26, ipipMode: Always}}"
-    await world.apply(spec)  # nothing is wrong yet: no tunnel address, no device
+    try:
 
-    async def told() -> bool:
-        try:
-            await world.apply(spec)
-        except WaitProblem as problem:
-            return "this kernel has no IP-in-IP tunnels" in str(problem)
-        return False
+        async def told() -> bool:  # not by the first: there is no tunnel address yet, and so no device
+            try:
+                await world.apply(spec)
+            except WaitProblem as problem:
+                return "this kernel has no IP-in-IP tunnels" in str(problem)
+            return False
 
-    await until(told, RECOVER_S, "what the kernel lacks")
-    await reachable(world, (pods.one, pods.two))
-    log = (world.cluster.node("node1").directory / "felix.log").read_text()
-    assert log.count("overlay not in place") and log.count("this kernel has no IP-in-IP") <= 2, "said once"  # noqa: PT018
-    await world.delete("IPPool", "ipip")
+        await until(told, RECOVER_S, "what the kernel lacks")
+        await reachable(world, (pods.one, pods.two))
+        log = (world.cluster.node("node1").directory / "felix.log").read_text()
+        assert log.count("overlay not in place") and log.count("this kernel has no IP-in-IP") <= 2, "said once"  # noqa: PT018
+    finally:
+        await world.delete("IPPool", "ipip")
 
 
 def kinds(world: World) -> str:
