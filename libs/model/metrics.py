@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
-CLIENT_AUTHS = ("RequireAndVerifyClientCert", "RequireAnyClientCert", "VerifyClientCertIfGiven", "NoClientCert")
+ClientAuth = Literal["RequireAndVerifyClientCert", "RequireAnyClientCert", "VerifyClientCertIfGiven", "NoClientCert"]
+CLIENT_AUTHS: tuple[str, ...] = get_args(ClientAuth)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-from libs.model.metrics import MetricsPlace
+from libs.model.metrics import ClientAuth, MetricsPlace
 from libs.runtime.config import RuntimeConfig, setting
 
 
@@ -19,9 +18,9 @@ class MetricsConfig(RuntimeConfig):
         "", "File: certificate of the metrics' port; with a key, TLS alone.", env=("*PROMETHEUSMETRICSCERTFILE",)
     )
     metrics_key: str = setting("", "File: its key.", env=("*PROMETHEUSMETRICSKEYFILE",))
-    metrics_client_auth: Literal[
-        "RequireAndVerifyClientCert", "RequireAnyClientCert", "VerifyClientCertIfGiven", "NoClientCert"
-    ] = setting("NoClientCert", "Certificates of readers of metrics.", env=("*PROMETHEUSMETRICSCLIENTAUTH",))
+    metrics_client_auth: ClientAuth = setting(
+        "NoClientCert", "Certificates of readers of metrics.", env=("*PROMETHEUSMETRICSCLIENTAUTH",)
+    )
 
     def metrics_place(self, port: int) -> MetricsPlace:
         """port: 0 for nowhere."""

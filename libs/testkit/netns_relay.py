@@ -14,6 +14,7 @@ import socket
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 from libs.netlink.netns import in_netns
 
@@ -33,6 +34,12 @@ class NetnsRelay:
         self._done = asyncio.Event()
         self._thread = threading.Thread(target=self._main, name="netns-relay", daemon=True)
         self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
     def close(self) -> None:
         if self._thread.is_alive():

@@ -22,6 +22,7 @@ from libs.resources.client import ResourceClient
 from libs.store.etcd import EtcdStore
 from libs.testkit.cluster import Cluster, Pod
 from libs.testkit.reach import Flow, Verdict, check
+from tests.marks import by_module
 
 ALLOW, DENY = Verdict.ALLOW, Verdict.DENY
 CRASH_ETCD = Path(__file__).resolve().parents[2] / ".cache" / "etcd-server" / "usr" / "bin" / "etcd"
@@ -33,11 +34,7 @@ BUILT_IN_TIERS = {"default", "kube-admin", "kube-baseline"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
-    for item in items:
-        if here in Path(item.fspath).parents:
-            item.add_marker(pytest.mark.cluster)
-            item.add_marker(pytest.mark.xdist_group(f"cluster-{Path(item.fspath).stem}"))
+    by_module(items, Path(__file__).parent, "cluster")
 
 
 class World:

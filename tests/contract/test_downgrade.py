@@ -83,12 +83,8 @@ def machine() -> Iterator[tuple[Namespace, EtcdServer, str]]:
         netns.run("ip", "addr", "add", "192.0.2.5/24", "dev", "eth0")
         for name in ("eth0", "peth0"):
             netns.run("ip", "link", "set", name, "up")
-        with EtcdServer(netns=netns.name) as etcd:
-            relay = NetnsRelay(netns.path, [("127.0.0.1", etcd.port)])
-            try:
-                yield netns, etcd, f"http://127.0.0.1:{relay.ports[0]}"
-            finally:
-                relay.close()
+        with EtcdServer(netns=netns.name) as etcd, NetnsRelay(netns.path, [("127.0.0.1", etcd.port)]) as relay:
+            yield netns, etcd, f"http://127.0.0.1:{relay.ports[0]}"
     finally:
         delete(netns)
 

@@ -104,11 +104,8 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Namespac
             netns.run("ip", "link", "set", f"p{name}", "up")
         netns.run("ip", "route", "add", "203.0.113.0/24", "via", "198.51.100.1")
         netns.run("ip", "route", "add", "2001:db8:9::/64", "via", "2001:db8:1::1")
-        etcd = EtcdServer(netns=netns.name)
-        stack.callback(etcd.close)
-        etcd.start()
-        relay = NetnsRelay(netns.path, [("127.0.0.1", etcd.port)])
-        stack.callback(relay.close)
+        etcd = stack.enter_context(EtcdServer(netns=netns.name))
+        relay = stack.enter_context(NetnsRelay(netns.path, [("127.0.0.1", etcd.port)]))
         yield netns, etcd, f"http://127.0.0.1:{relay.ports[0]}"
 
 

@@ -14,14 +14,11 @@ import pytest
 from libs.testkit.kube import real_node
 from libs.testkit.kube.programs import KubernetesMissing, program
 from libs.testkit.netns import can_make_namespaces
+from tests.marks import by_module
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
-    for item in items:
-        if here in Path(item.fspath).parents:
-            item.add_marker(pytest.mark.cluster)
-            item.add_marker(pytest.mark.xdist_group(f"cluster-{Path(item.fspath).stem}"))
+    by_module(items, Path(__file__).parent, "cluster")
 
 
 def needs_kubernetes() -> None:

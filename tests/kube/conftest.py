@@ -14,14 +14,11 @@ import pytest
 from libs.testkit.kube.control_plane import ControlPlane
 from libs.testkit.kube.programs import KubernetesMissing, program
 from tests.kube.ways import Way, alone, behind
+from tests.marks import by_module
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
-    for item in items:
-        if here in Path(item.fspath).parents:
-            item.add_marker(pytest.mark.kube)
-            item.add_marker(pytest.mark.xdist_group(f"kube-{Path(item.fspath).stem}"))
+    by_module(items, Path(__file__).parent, "kube")
 
 
 def needs(*programs: str) -> None:

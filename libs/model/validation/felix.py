@@ -18,6 +18,7 @@ from libs.model.felixconfig import (
     ProtoPort,
     RouteTableRange,
 )
+from libs.model.metrics import CLIENT_AUTHS
 from libs.model.problems import At
 from libs.model.scalars import Duration, Port
 from libs.model.validation import checks
@@ -48,12 +49,7 @@ CHOICES_ANY_CASE: dict[str, tuple[str, ...]] = {
 }
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "prometheus_metrics_client_auth": (
-        "RequireAndVerifyClientCert",
-        "RequireAnyClientCert",
-        "VerifyClientCertIfGiven",
-        "NoClientCert",
-    ),
+    "prometheus_metrics_client_auth": CLIENT_AUTHS,
     "nat_outgoing_exclusions": ("IPPoolsOnly", "IPPoolsAndHostIPs"),
     "program_cluster_routes": ("Enabled", "Disabled", "EnabledIPIPOnly", "EnabledNoEncapOnly"),
     "ip_forwarding": _ON_OFF,

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 
 from libs.bus import compat, wire
 from libs.bus.subjects import Role
+from libs.feed.feed import MISSED_BEATS_S
 
 PACE_S = 1.0  # between two moves
 LISTEN_S = 12.0  # readers report each ten: before, the others look empty
 SETTLE_S = 5.0  # of unbroken beats, before a typha is given readers: one that crashes again and again gets none
-MISSED_BEATS_S = 3.5
 STALE_ETCD_S = 5.0
 SILENT_S = 25.0  # readers
 MOVE_S = 10.0  # until a move counts as failed
