@@ -1,4 +1,6 @@
-"""What all tests share: Hypothesis profiles, and the rule that a skip must stand in tests/skips.txt."""
+"""What all tests share: Hypothesis profiles, the rule that a skip must stand in tests/skips.txt, and that workers
+keep to groups.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +30,15 @@ def allowed_skips() -> list[str]:
     """Reasons that may be given, one a line; `#` starts a comment."""
     lines = (line.split("#", 1)[0].strip() for line in SKIPS.read_text().splitlines())
     return [line for line in lines if line]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Groups that xdist does not see are torn apart silently, and each worker starts what they share."""
+    if getattr(config.option, "loadgroup", False):
+        alone = [item.nodeid for item in items if item.get_closest_marker("xdist_group") and "@" not in item.nodeid]
+        if alone:
+            raise pytest.UsageError(f"xdist does not know the group of {len(alone)} tests, of {alone[0]} for one")
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

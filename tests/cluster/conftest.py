@@ -33,6 +33,7 @@ POLICY_KINDS = (
 BUILT_IN_TIERS = {"default", "kube-admin", "kube-baseline"}
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     by_module(items, Path(__file__).parent, "cluster")
 

@@ -17,6 +17,7 @@ from libs.testkit.netns import can_make_namespaces
 from tests.marks import by_module
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     by_module(items, Path(__file__).parent, "cluster")
 

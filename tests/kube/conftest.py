@@ -17,6 +17,7 @@ from tests.kube.ways import Way, alone, behind
 from tests.marks import by_module
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     by_module(items, Path(__file__).parent, "kube")
 
