@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,25 @@ BUILT_IN_TIERS = {"default", "kube-admin", "kube-baseline"}
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     by_module(items, Path(__file__).parent, "cluster")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[Any]:
+    report: Any = yield
+    given = getattr(item, "funcargs", {}).values()
+    found = {id(cluster): cluster for one in given if isinstance(cluster := getattr(one, "cluster", one), Cluster)}
+    if report.failed:
+        report.sections += [(f"cluster {cluster.id}", told(cluster)) for cluster in found.values()]
+    return report
+
+
+def told(cluster: Cluster, lines: int = 8) -> str:
+    """The last words of all processes, for the report of a failure."""
+    shown = []
+    for path in sorted(cluster.directory.rglob("*.log")):
+        tail = path.read_text(errors="replace").splitlines()[-lines:]
+        shown.append("\n".join([f"--- {path.relative_to(cluster.directory)}", *(line[:400] for line in tail)]))
+    return "\n".join(shown)
 
 
 class World:
