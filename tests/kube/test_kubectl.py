@@ -470,12 +470,14 @@ def test_a_tier_with_policies_in_it_cannot_be_deleted(way: Way) -> None:
 
 
 def test_a_watch_sees_changes_in_order(way: Way) -> None:
+    way.kubectl.apply(network_set("first"))
     with way.kubectl.background("get", "gns", "--watch", "--output-watch-events", "-o", "json") as watch:
+        watch.until(len, "what was there")
         way.kubectl.apply(network_set("lan"))
         way.kubectl("label", "gns", "lan", "a=1")
         way.kubectl("delete", "gns", "lan")
         lines = watch.until(lambda lines: sum('"DELETED"' in line for line in lines), "the deletion is told")
-    assert [json.loads(line)["type"] for line in lines] == ["ADDED", "MODIFIED", "DELETED"]
+    assert [json.loads(line)["type"] for line in lines] == ["ADDED", "ADDED", "MODIFIED", "DELETED"]
 
 
 def test_a_watch_of_tables_prints_rows(way: Way) -> None:
@@ -503,7 +505,8 @@ def test_watches_go_on_after_the_server_restarted(way: Way) -> None:
     way.kubectl.apply(network_set("before"))
     listed = json.loads(way.kubectl("get", "--raw", "/apis/projectcalico.org/v3/globalnetworksets"))
     since = listed["metadata"]["resourceVersion"]
-    with way.kubectl.background("get", "gns", "--watch-only", "-o", "name") as watch:
+    with way.kubectl.background("get", "gns", "--watch", "-o", "name") as watch:
+        watch.until(lambda lines: any("before" in line for line in lines), "what was there")
         way.kubectl.apply(network_set("during"))
         watch.until(lambda lines: any("during" in line for line in lines), "a change before the restart")
         way.restart()
