@@ -67,6 +67,19 @@ class Both:
             found |= {one["dst"] for one in told if "gateway" in one or "nexthops" in one}
         return found
 
+    async def move(self) -> None:
+        """node2 becomes ours, unless it is."""
+        if self.stage.nodes["node2"].running:
+            return
+        self.calico.bird.kill()  # as the kubelet ends calico-node: no grace
+        self.stage.nodes["node2"].start()
+        await self.stage.ready("node2")
+
+        async def taken_over() -> bool:
+            return not self.routes("node2", "bird") and bool(self.routes("node2", "81"))
+
+        await until(taken_over, 60, "routes of BIRD give way to ours")
+
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def both() -> AsyncIterator[Both]:
@@ -144,14 +157,7 @@ async def test_the_node_moves_to_ours_under_traffic(both: Both) -> None:
     before = await both.contents()
     load = both.load(*EVERY_WAY)
     with load:
-        both.calico.bird.kill()  # as the kubelet ends calico-node: no grace
-        both.stage.nodes["node2"].start()
-        await both.stage.ready("node2")
-
-        async def taken_over() -> bool:
-            return not both.routes("node2", "bird") and bool(both.routes("node2", "81"))
-
-        await until(taken_over, 60, "routes of BIRD give way to ours")
+        await both.move()
     lossless(load.result)
     after = await both.contents()
     kept = (
@@ -172,6 +178,7 @@ async def test_the_node_moves_to_ours_under_traffic(both: Both) -> None:
 
 async def test_pods_of_the_moved_node_are_under_policy_and_addresses_go_on(both: Both) -> None:
     """Pods that Calico plugged are filtered by us, deleted by us; a new one gets the next address of Calico's block."""
+    await both.move()
     pods, cluster = both.pods, both.cluster
     await both.world.resources.patch(
         "WorkloadEndpoint", "node2-k8s-friend-eth0", {"metadata": {"labels": {"app": "moved"}}}, PatchType.MERGE,
@@ -194,6 +201,7 @@ async def test_pods_of_the_moved_node_are_under_policy_and_addresses_go_on(both:
 
 
 async def test_the_node_goes_back_under_traffic(both: Both) -> None:
+    await both.move()
     load = both.load(*EVERY_WAY)
     with load:
         assert both.stage.nodes["node2"].stop(40) == 0
