@@ -15,12 +15,11 @@ import time
 from pathlib import Path
 from typing import Self
 
-from libs.testkit import netns
+from libs.testkit import netns, packages
 
 PROJECT = Path(__file__).resolve().parents[2]
-PACKAGES = PROJECT / ".cache" / "docker"
-COMPOSE = PROJECT / ".cache" / "compose" / "docker-compose"
-_BIN = [PACKAGES / name for name in ("usr/bin", "usr/sbin")]
+PACKAGES = packages.CACHE / "docker"
+COMPOSE = packages.CACHE / "compose" / "docker-compose"
 _READY_S = 60.0
 
 # $1: directory, $2: control group. State folders and those that containers of a node mount from
@@ -45,10 +44,6 @@ class NotHere(Exception):
     """What this machine lacks."""
 
 
-def _search_path() -> str:
-    return os.pathsep.join([*map(str, _BIN), os.environ["PATH"], "/usr/sbin", "/sbin"])
-
-
 def _compose() -> Path:
     """The plugin. Raises NotHere."""
     places = [COMPOSE, *(Path(at) / "docker/cli-plugins/docker-compose" for at in ("/usr/libexec", "/usr/local/lib"))]
@@ -64,7 +59,7 @@ class DockerDaemon:
     def __init__(self) -> None:
         """Raises NotHere."""
         for program in ("dockerd", "docker", "containerd", "runc"):
-            if shutil.which(program, path=_search_path()) is None:
+            if shutil.which(program, path=packages.search_path(PACKAGES)) is None:
                 raise NotHere(f"Docker is not here: {program}")
         self._plugin = _compose()
         self.directory = Path(tempfile.mkdtemp(prefix="calico-docker-"))
@@ -77,7 +72,7 @@ class DockerDaemon:
         """For `docker` and `docker compose`; variables that would lead elsewhere are gone."""
         plain = {k: v for k, v in os.environ.items() if not k.startswith(("DOCKER_", "COMPOSE_", "CALICO_", "ETCD_"))}
         return plain | {
-            "PATH": _search_path(),
+            "PATH": packages.search_path(PACKAGES),
             "DOCKER_HOST": f"unix://{self.directory}/docker.sock",
             "DOCKER_CONFIG": str(self.directory / "config"),
             "COMPOSE_PROGRESS": "plain",
@@ -100,7 +95,7 @@ class DockerDaemon:
             self._process = subprocess.Popen(
                 ["nsenter", f"--net={self.namespace.path}", "unshare", "--mount", "--pid", "--fork", "--kill-child",
                  "--mount-proc", "sh", "-c", _START, "sh", str(self.directory), self._group],
-                env=os.environ | {"PATH": _search_path()}, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                env=packages.environment(PACKAGES), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
         deadline = time.monotonic() + _READY_S
         while self.run("docker info").returncode:

@@ -8,8 +8,9 @@ import os
 import shutil
 from pathlib import Path
 
-PACKAGES = Path(__file__).resolve().parents[3] / ".cache" / "runtimes"
-_BIN = [str(PACKAGES / name) for name in ("usr/bin", "usr/sbin", "bin", "sbin")]
+from libs.testkit import packages
+
+PACKAGES = packages.CACHE / "runtimes"
 _PLUGINS = (PACKAGES / "usr/lib/cni", Path("/usr/lib/cni"), Path("/opt/cni/bin"))
 CGROUPS = ("cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "systemd")
 _ROOT = Path("/sys/fs/cgroup")
@@ -21,7 +22,7 @@ class RuntimesMissing(RuntimeError):
 
 def tool(name: str) -> Path:
     """Raises RuntimesMissing."""
-    found = shutil.which(name, path=search_path())
+    found = shutil.which(name, path=packages.search_path(PACKAGES))
     if found is None:
         raise RuntimesMissing(f"container runtimes are not here: {name}")
     return Path(found)
@@ -35,19 +36,9 @@ def plugin(name: str) -> Path:
     raise RuntimesMissing(f"container runtimes are not here: plugin {name}")
 
 
-def search_path() -> str:
-    return os.pathsep.join([*_BIN, os.environ["PATH"], "/usr/sbin", "/sbin"])
-
-
 def environment() -> dict[str, str]:
     """What the programs need to find each other and their libraries; nothing of who develops here."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("KUBE")} | {"PATH": search_path()}
-    libraries = sorted({str(path.parent) for path in (PACKAGES / "usr/lib").glob("*/*.so.*")})
-    if libraries:
-        kept["LD_LIBRARY_PATH"] = os.pathsep.join(libraries)
-    for extensions in (PACKAGES / "usr/lib").glob("*/xtables"):
-        kept["XTABLES_LIBDIR"] = str(extensions)
-    return kept
+    return {name: value for name, value in packages.environment(PACKAGES).items() if not name.startswith("KUBE")}
 
 
 def make_cgroups(name: str) -> None:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-CACHE = Path(__file__).resolve().parents[3] / ".cache"
-PACKAGES = CACHE / "runtimes"  # Debian's packages, unpacked
-CNITOOL = CACHE / "cnitool" / "cnitool"
-_BIN = [PACKAGES / name for name in ("usr/bin", "usr/sbin", "bin", "sbin")]
+from libs.testkit import packages
+
+PACKAGES = packages.CACHE / "runtimes"
+CNITOOL = packages.CACHE / "cnitool" / "cnitool"
 _PLUGINS = (PACKAGES / "usr/lib/cni", Path("/usr/lib/cni"), Path("/opt/cni/bin"))
 
 
 def tool(name: str) -> Path:
     """Raises pytest.skip: not here."""
-    found = shutil.which(name, path=os.pathsep.join([*map(str, _BIN), os.environ["PATH"], "/usr/sbin", "/sbin"]))
+    found = shutil.which(name, path=packages.search_path(PACKAGES))
     if found is None:
         pytest.skip(f"container runtimes are not here: {name}")
     return Path(found)
@@ -38,16 +37,8 @@ def plugin(name: str) -> Path:
 
 
 def library_path() -> str:
-    found = sorted({str(path.parent) for path in (PACKAGES / "usr/lib").glob("*/*.so.*")})
-    return os.pathsep.join([*found, *filter(None, [os.environ.get("LD_LIBRARY_PATH", "")])])
+    return packages.library_path(PACKAGES)
 
 
 def environment() -> dict[str, str]:
-    """What the tools need to find each other and their libraries."""
-    path = os.pathsep.join([*map(str, _BIN), os.environ["PATH"], "/usr/sbin", "/sbin"])
-    made = os.environ | {"PATH": path}
-    if libraries := library_path():
-        made["LD_LIBRARY_PATH"] = libraries
-    for extensions in (PACKAGES / "usr/lib").glob("*/xtables"):
-        made["XTABLES_LIBDIR"] = str(extensions)
-    return made
+    return packages.environment(PACKAGES)
