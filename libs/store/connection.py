@@ -256,6 +256,9 @@ class Connection:
         for wait, endpoint in waits.items():
             if wait in done and not wait.cancelled() and wait.exception() is None:
                 return endpoint
+        for task in lookup:
+            if task.done() and not task.cancelled():
+                task.result()  # it raises nothing, unless we are at fault
         return None
 
     def failed(self, endpoint: Endpoint) -> None:
