@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import msgspec
 
+from libs.kube.credentials import RELOAD_CHECK_S, files_of
 from libs.runtime.files import signature
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ TIMEOUT_S = 10.0
 LIST_TIMEOUT_S = 60.0
 """For one page; a busy server takes its time for it."""
 PAGE = 500
-RELOAD_CHECK_S = 5.0
 WATCH_S = 300
 """A watch ends by itself after so long, so that one that hangs silently is not trusted for ever."""
 GARBLED = 502
@@ -98,7 +98,7 @@ class KubeApi:
     def __init__(self, client: ApiClient, kubeconfig: Path, *, reload_check_s: float = RELOAD_CHECK_S) -> None:
         self._client, self._kubeconfig = client, kubeconfig
         self._closed = False
-        self._files = _files_of(client, kubeconfig)
+        self._files = files_of(client.configuration, kubeconfig)
         self._seen = signature(self._files)
         self._reload_check_s = reload_check_s
         self._look_at = self._renew_at = 0.0
@@ -178,7 +178,7 @@ class KubeApi:
     async def _replace(self, made: ApiClient) -> None:
         log.info("credentials have changed", extra={"kubeconfig": str(self._kubeconfig)})
         older, self._retired = self._retired, [self._client]
-        self._client, self._files = made, _files_of(made, self._kubeconfig)
+        self._client, self._files = made, files_of(made.configuration, self._kubeconfig)
         self._seen = signature(self._files)
         for client in older:
             await client.close()
@@ -360,26 +360,6 @@ class KubeApi:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
-
-
-def _files_of(client: ApiClient, kubeconfig: Path) -> tuple[Path, ...]:
-    found: Any = client.configuration
-    named = (found.ssl_ca_cert, found.cert_file, found.key_file)
-    return (kubeconfig, *(Path(name) for name in named if name), *_token_files(kubeconfig))
-
-
-def _token_files(kubeconfig: Path) -> tuple[Path, ...]:
-    """Those of all users, which are one as a rule; relative ones beside the kubeconfig, as client-go has it
-    (tools/clientcmd/loader.go, GetAuthInfoFileReferences).
-    """
-    import yaml
-
-    try:
-        found = yaml.safe_load(kubeconfig.read_bytes())
-        users = [one["user"] for one in found["users"] if one.get("user")]
-        return tuple(kubeconfig.parent / user["tokenFile"] for user in users if user.get("tokenFile"))
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError):
-        return ()  # in a cluster, or of a shape that the library has its own word for
 
 
 def _is_named(document: object) -> bool:

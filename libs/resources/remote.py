@@ -16,6 +16,7 @@ from typing import Any
 import aiohttp
 
 from libs import model
+from libs.kube.credentials import RELOAD_CHECK_S
 from libs.model import kinds
 from libs.model.base import Resource
 from libs.model.codec import DecodeError
@@ -24,7 +25,7 @@ from libs.resources.api import Changed
 from libs.resources.client import MAX_TRIES, Listed, Written
 from libs.resources.errors import AlreadyExists, Conflict, FieldProblem, Identity, ValidationError
 from libs.resources.patch import PatchType
-from libs.resources.remote_access import Access
+from libs.resources.remote_access import Access, Renewing
 from libs.resources.remote_errors import HistoryLost, decode_status, of_answer
 from libs.runtime.backoff import Backoff
 from libs.store.api import StoreUnavailable
@@ -42,10 +43,12 @@ _PASSING = frozenset({429, 502, 503, 504})
 
 class RemoteClient:
     def __init__(
-        self, http: aiohttp.ClientSession, access: Access, *, dry_run: bool = False, random: Random | None = None
-    ) -> None:
+        self, http: aiohttp.ClientSession, access: Access, *, dry_run: bool = False, random: Random | None = None,
+        reload_check_s: float = RELOAD_CHECK_S,
+    ) -> None:  # fmt: skip
+        """reload_check_s: how often, at most, a request looks whether the credentials' files have changed."""
         self._http = http
-        self._access = access
+        self._renewing = Renewing(access, reload_check_s=reload_check_s)
         self._dry_run = dry_run
         self._random = random or Random()
         self._pace = _Pace(access.qps, access.burst)
@@ -241,7 +244,22 @@ class RemoteClient:
         self, method: str, identity: Identity, query: Mapping[str, str], body: dict[str, Any] | None = None, *,
         timeout: aiohttp.ClientTimeout | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:  # fmt: skip
-        """Raises StoreUnavailable when no whole answer came."""
+        """Raises StoreUnavailable when no whole answer came. What was refused for its credentials (401), and so not
+        done, is asked once more with newer ones where there are any.
+        """
+        access = await self._renewing.current()
+        async with self._sent(access, method, identity, query, body, timeout) as answer:
+            if answer.status != 401 or (newer := await self._renewing.after_refusal(access)) is access:
+                yield answer
+                return
+        async with self._sent(newer, method, identity, query, body, timeout) as answer:
+            yield answer
+
+    @asynccontextmanager
+    async def _sent(
+        self, access: Access, method: str, identity: Identity, query: Mapping[str, str], body: dict[str, Any] | None,
+        timeout: aiohttp.ClientTimeout | None,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:  # fmt: skip
         await self._pace.wait()
         kind = kinds.kind(identity.kind)
         path = API + (f"/namespaces/{identity.namespace}" if identity.namespace else "") + f"/{kind.plural}"
@@ -250,14 +268,14 @@ class RemoteClient:
         extra = {"dryRun": "All"} if self._dry_run and method != "GET" else {}
         try:
             async with self._http.request(
-                method, self._access.url + path, params={**query, **extra}, json=body,
-                headers={"Accept": "application/json", **await self._access.headers()},
-                ssl=self._access.tls or True, server_hostname=self._access.server_name, proxy=self._access.proxy,
+                method, access.url + path, params={**query, **extra}, json=body,
+                headers={"Accept": "application/json", **await access.headers()},
+                ssl=access.tls or True, server_hostname=access.server_name, proxy=access.proxy,
                 timeout=timeout or aiohttp.ClientTimeout(total=TIMEOUT_S),
             ) as answer:  # fmt: skip
                 yield answer
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise StoreUnavailable(f"API server {self._access.url}: {error or type(error).__name__}") from error
+            raise StoreUnavailable(f"API server {access.url}: {error or type(error).__name__}") from error
 
 
 class _Pace:
@@ -278,9 +296,11 @@ class _Pace:
 
 
 @asynccontextmanager
-async def connect(access: Access, *, dry_run: bool = False) -> AsyncIterator[RemoteClient]:
+async def connect(
+    access: Access, *, dry_run: bool = False, reload_check_s: float = RELOAD_CHECK_S
+) -> AsyncIterator[RemoteClient]:
     async with aiohttp.ClientSession(trust_env=True, read_bufsize=1 << 21) as http:
-        yield RemoteClient(http, access, dry_run=dry_run)
+        yield RemoteClient(http, access, dry_run=dry_run, reload_check_s=reload_check_s)
 
 
 # --- what servers answer ---------------------------------------------------------------------------------------------

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
+
+_LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_DOMAIN = re.compile(rf"(?=.{{1,230}}$){_LABEL}(\.{_LABEL})*\.?")  # 253, and the name of the service before it
 
 
 class StoreConfigError(ValueError):
@@ -15,13 +19,14 @@ class StoreConfigError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class StoreConfig:
-    """endpoints: `http://host:port` or `https://host:port`, all of one cluster. ca, cert, key: PEM; empty means not
-    used.
+    """endpoints: `http://host:port` or `https://host:port`, all of one cluster. discovery_srv: domain whose SRV records
+    name them instead (`discovery`). ca, cert, key: PEM; empty means not used.
 
     A user is used only when it has a password too. Passwords and keys do not show in `repr`.
     """
 
-    endpoints: tuple[str, ...]
+    endpoints: tuple[str, ...] = ()
+    discovery_srv: str = ""
     username: str = ""
     password: str = field(default="", repr=False)
     ca: bytes = field(default=b"", repr=False)
@@ -39,7 +44,12 @@ class StoreConfig:
     probe_key: str = "/calico/resources/v3/projectcalico.org/clusterinformations/default"  # that every role may read
 
     def __post_init__(self) -> None:
-        if not self.endpoints:
+        if self.discovery_srv:
+            if self.endpoints:
+                raise StoreConfigError("set ETCD_ENDPOINTS or ETCD_DISCOVERY_SRV, not both")
+            if not is_domain(self.discovery_srv):
+                raise StoreConfigError(f"ETCD_DISCOVERY_SRV: {self.discovery_srv!r} is no domain name")
+        elif not self.endpoints:
             raise StoreConfigError("ETCD_ENDPOINTS names no endpoint")
         for endpoint in self.endpoints:
             split_endpoint(endpoint)
@@ -60,25 +70,25 @@ class StoreConfig:
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> StoreConfig:
-        """ETCD_ENDPOINTS (comma separated; default http://127.0.0.1:2379), ETCD_USERNAME, ETCD_PASSWORD or files with
+        """ETCD_ENDPOINTS (comma separated; default http://127.0.0.1:2379) or ETCD_DISCOVERY_SRV (a domain whose SRV
+        records name the endpoints); ETCD_USERNAME, ETCD_PASSWORD or files with
         them, ETCD_USERNAME_FILE, ETCD_PASSWORD_FILE; ETCD_CA_CERT_FILE, ETCD_CERT_FILE, ETCD_KEY_FILE or as PEM text
         ETCD_CA_CERT, ETCD_CERT, ETCD_KEY, not both.
 
-        Raises StoreConfigError, also for DATASTORE_TYPE other than etcdv3 and for ETCD_DISCOVERY_SRV, which is not
-        supported.
+        Raises StoreConfigError, also for DATASTORE_TYPE other than etcdv3.
         """
         kind = env.get("DATASTORE_TYPE", "") or "etcdv3"
         if kind != "etcdv3":
             raise StoreConfigError(f"DATASTORE_TYPE is {kind!r}; only etcdv3 is supported here")
-        if env.get("ETCD_DISCOVERY_SRV"):
-            raise StoreConfigError("ETCD_DISCOVERY_SRV is not supported: list the endpoints in ETCD_ENDPOINTS")
+        domain = env.get("ETCD_DISCOVERY_SRV", "").strip()
         endpoints = tuple(part.strip() for part in env.get("ETCD_ENDPOINTS", "").split(",") if part.strip())
         for name in ("ETCD_USERNAME", "ETCD_PASSWORD"):
             if env.get(name) and env.get(f"{name}_FILE"):
                 raise StoreConfigError(f"set {name} or {name}_FILE, not both")
         user, password = _file(env, "ETCD_USERNAME"), _file(env, "ETCD_PASSWORD")
         return cls(
-            endpoints=endpoints or ("http://127.0.0.1:2379",),
+            endpoints=endpoints if endpoints or domain else ("http://127.0.0.1:2379",),
+            discovery_srv=domain,
             username=_word(user, "ETCD_USERNAME") if user else env.get("ETCD_USERNAME", ""),
             password=_word(password, "ETCD_PASSWORD") if password else env.get("ETCD_PASSWORD", ""),
             login_files=(user, password),
@@ -87,6 +97,10 @@ class StoreConfig:
             key=_pem(env, "ETCD_KEY"),
             tls_files=(_file(env, "ETCD_CA_CERT"), _file(env, "ETCD_CERT"), _file(env, "ETCD_KEY")),
         )
+
+
+def is_domain(text: str) -> bool:
+    return _DOMAIN.fullmatch(text) is not None
 
 
 def split_endpoint(endpoint: str) -> tuple[bool, str]:

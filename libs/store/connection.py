@@ -1,7 +1,9 @@
-"""Channels to every etcd endpoint, which of them to use now, the auth token, and what gRPC's errors mean.
+"""The channels to all etcd endpoints, which of them to use now, the auth token, and what gRPC's errors mean.
 
 Reads are tried on one endpoint after another until their time is up. A write is sent at most once, over a connection
 that was up: after that nobody but etcd knows whether it happened.
+
+With ETCD_DISCOVERY_SRV the endpoints come from DNS, and are looked up again when none of them serves.
 """
 
 from __future__ import annotations
@@ -10,18 +12,20 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from random import Random
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 import grpc.aio
 from aetcd.rpc import rpc_pb2 as pb
-from aetcd.rpc import rpc_pb2_grpc as stubs
 
 from libs.runtime.files import signature
 from libs.store.api import LeaseLost, StoreAuthError, StoreError, StoreUnavailable
-from libs.store.config import StoreConfig, StoreConfigError, split_endpoint, with_fresh_files
+from libs.store.channels import Endpoint, connects, open_endpoint, retire, until_ready
+from libs.store.config import StoreConfig, StoreConfigError, with_fresh_files
+
+if TYPE_CHECKING:
+    from libs.store.discovery import Discovery, Lookups, Member
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +44,8 @@ _RETRIABLE = frozenset(
     }
 )
 _TOKEN_IS_OLD = ("invalid auth token", "revision in header is old", "user name is empty")
-_MAX_MESSAGE_BYTES = 256 * 1024 * 1024
 _HEAD_START_S = 0.3
+_LATEST_START_S = 0.9  # of a member of the last priority: less than DNS is left alone, after which all begin anew
 _ATTEMPT_S = 4.0  # patience with one endpoint while there are others
 
 
@@ -49,60 +53,20 @@ class PermissionDenied(StoreAuthError):
     """We are who we say, and may not do this."""
 
 
-@dataclass(slots=True)
-class Endpoint:
-    """One etcd member: its channel and the stubs on it."""
-
-    url: str
-    channel: grpc.aio.Channel
-    kv: Any
-    watch: Any
-    lease: Any
-    maintenance: Any
-    auth: Any
-
-
-def _open(url: str, config: StoreConfig) -> Endpoint:
-    secure, target = split_endpoint(url)
-    options = [
-        ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-        ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
-        ("grpc.keepalive_time_ms", int(config.keepalive_time_s * 1000)),
-        ("grpc.keepalive_timeout_ms", int(config.keepalive_timeout_s * 1000)),
-        ("grpc.http2.ping_timeout_ms", int(config.keepalive_timeout_s * 1000)),  # else 60 s in spite of the above
-        ("grpc.http2.max_pings_without_data", 0),  # a quiet watch must notice a dead peer too
-        ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
-        ("grpc.max_reconnect_backoff_ms", 2_000),
-        ("grpc.enable_http_proxy", 0),  # etcd is never behind the proxy that the shell happens to name
-        ("grpc.use_local_subchannel_pool", 1),
-    ]
-    if secure:
-        credentials = grpc.ssl_channel_credentials(config.ca or None, config.key or None, config.cert or None)
-        channel = grpc.aio.secure_channel(target, credentials, options=options)
-    else:
-        channel = grpc.aio.insecure_channel(target, options=options)
-    return Endpoint(
-        url,
-        channel,
-        kv=stubs.KVStub(channel),
-        watch=stubs.WatchStub(channel),
-        lease=stubs.LeaseStub(channel),
-        maintenance=stubs.MaintenanceStub(channel),
-        auth=stubs.AuthStub(channel),
-    )
-
-
 class Connection:
-    """Everything that EtcdStore, its watches and its leases share."""
+    """Everything that EtcdStore, its watches and its leases share. discovery: how members are found where config
+    names a domain; else by the system's resolv.conf.
+    """
 
-    def __init__(self, config: StoreConfig, random: Random | None = None) -> None:
+    def __init__(self, config: StoreConfig, random: Random | None = None, discovery: Discovery | None = None) -> None:
         self.config = config
         self._files = signature(path for path in config.tls_files if path is not None)
         self.cluster_id: int | None = None
         self._random = random or Random()
-        self._endpoints = [_open(url, config) for url in config.endpoints]
-        self._current = self._random.randrange(len(self._endpoints))
+        self._endpoints = [open_endpoint(url, config) for url in config.endpoints]
+        self._current = self._random.randrange(len(self._endpoints)) if self._endpoints else 0
+        self._lookups = self._make_lookups(discovery)
+        self._failures = 0  # of calls and streams, since one did well
         self._token = ""
         self._token_lock = asyncio.Lock()
         self._closed = False
@@ -112,6 +76,8 @@ class Connection:
 
     async def close(self) -> None:
         self._closed = True
+        if self._lookups is not None:
+            await self._lookups.close()
         ending = [task for task in (self._reloader, *self._retired) if task is not None]
         for task in ending:
             task.cancel()
@@ -133,15 +99,13 @@ class Connection:
             return
         if self._closed:
             raise StoreUnavailable("the store is closed")
-        if self._reloader is not None:
-            raise StoreUnavailable("connected anew with changed certificates")
+        if self._reloader is not None or self._lookups is not None:
+            raise StoreUnavailable("connected anew, with changed certificates or to other members")
 
     # --- certificates that change ------------------------------------------------------------------------------------
 
     async def _reload(self) -> None:
-        """New channels whenever the files change. Calls under way end on the old ones, streams move at once: a watch
-        goes on at its revision.
-        """
+        """New channels whenever the files change. A watch goes on at its revision."""
         paths = [path for path in self.config.tls_files if path is not None]
         seen = self._files
         while True:
@@ -155,13 +119,17 @@ class Connection:
                 log.warning("changed certificate files are not used", extra={"error": str(error)})
                 continue
             log.info("certificate files changed, making new connections to etcd")
-            old, self._endpoints = self._endpoints, [_open(url, config) for url in config.endpoints]
+            old, self._endpoints = self._endpoints, [open_endpoint(e.url, config, e.priority) for e in self._endpoints]
             self.config = config
-            for stream in list(self._streams):
-                stream.cancel()
-            task = asyncio.get_running_loop().create_task(_retire(old, config.request_timeout_s))
-            self._retired.add(task)
-            task.add_done_callback(self._retired.discard)
+            self._retire(old)
+
+    def _retire(self, endpoints: list[Endpoint]) -> None:
+        """Calls under way end on them; streams move at once."""
+        for stream in list(self._streams):
+            stream.cancel()
+        task = asyncio.get_running_loop().create_task(retire(endpoints, self.config.request_timeout_s))
+        self._retired.add(task)
+        task.add_done_callback(self._retired.discard)
 
     @contextlib.asynccontextmanager
     async def stream(self, call: Any) -> Any:
@@ -216,11 +184,14 @@ class Connection:
             except grpc.aio.UsageError as error:
                 raise StoreUnavailable("the store is closed") from error
             self._note_header(reply)
+            self._failures = 0
+            if self._lookups is not None:
+                self._lookups.served()
             return reply
 
     def _patience_s(self, deadline: float) -> float:
         left = max(0.05, deadline - asyncio.get_running_loop().time())
-        return left if len(self._endpoints) == 1 else min(left, _ATTEMPT_S)
+        return left if len(self._endpoints) < 2 else min(left, _ATTEMPT_S)
 
     def backoff_s(self, attempt: int) -> float:
         ceiling = min(2.0, 0.05 * 2 ** min(attempt, 10))
@@ -234,26 +205,49 @@ class Connection:
             raise StoreUnavailable("the store is closed")
         if self._reloader is None and any(self.config.tls_files):
             self._reloader = asyncio.get_running_loop().create_task(self._reload(), name="etcd certificates")
-        endpoint = self._endpoints[self._current]
-        if endpoint.channel.get_state(try_to_connect=True) is not grpc.ChannelConnectivity.READY:
+        endpoint = self._endpoints[self._current] if self._endpoints else None
+        if endpoint is None or endpoint.channel.get_state(try_to_connect=True) is not grpc.ChannelConnectivity.READY:
             endpoint = await self._first_ready(deadline)
         await self._ensure_token(endpoint, deadline)
         return endpoint
 
     async def _first_ready(self, deadline: float) -> Endpoint:
-        """The one in use gets a head start; when it fails or dallies, whichever connects first takes its place."""
+        """The one in use gets a head start; when it fails or dallies, whichever connects first takes its place. Members
+        of a later priority begin later.
+        """
         loop = asyncio.get_running_loop()
-        preferred = self._endpoints[self._current]
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(min(deadline, loop.time() + _HEAD_START_S)):
-                if await _connects(preferred.channel):
-                    return preferred
+        if self._endpoints:
+            preferred = self._endpoints[self._current]
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(min(deadline, loop.time() + _HEAD_START_S)):
+                    if await connects(preferred.channel):
+                        return preferred
+        while True:
+            if (endpoint := await self._race(deadline)) is not None:
+                if endpoint in self._endpoints:  # else its channel was replaced meanwhile, and serves this call yet
+                    self._current = self._endpoints.index(endpoint)
+                return endpoint
+            if self._closed:
+                raise StoreUnavailable("the store is closed")
+            if loop.time() >= deadline:
+                urls = ", ".join(endpoint.url for endpoint in self._endpoints)
+                reached = [f"no etcd endpoint reachable: {urls}"] if urls else []
+                problem = self._lookups.problem if self._lookups is not None else ""
+                raise StoreUnavailable("; ".join((*reached, *filter(None, (problem,)))))
+
+    async def _race(self, deadline: float) -> Endpoint | None:
+        """The first that connects; None at `deadline`, and when DNS was asked again: it may have named others."""
         order = self._endpoints[self._current :] + self._endpoints[: self._current]
-        waits = {asyncio.ensure_future(_until_ready(endpoint.channel)): endpoint for endpoint in order}
+        ranks = sorted({endpoint.priority for endpoint in order})
+        waits: dict[asyncio.Future[None], Endpoint] = {}
+        for endpoint in order:
+            delay_s = min(_LATEST_START_S, ranks.index(endpoint.priority) * _HEAD_START_S)
+            waits[asyncio.ensure_future(until_ready(endpoint.channel, delay_s))] = endpoint
+        lookup = [self._lookups.ask()] if self._lookups is not None else []
         try:
             done, _ = await asyncio.wait(
-                waits,
-                timeout=max(0.0, deadline - loop.time()),
+                [*waits, *lookup],
+                timeout=max(0.0, deadline - asyncio.get_running_loop().time()),
                 return_when=asyncio.FIRST_COMPLETED,
             )
         finally:
@@ -261,15 +255,50 @@ class Connection:
                 wait.cancel()
         for wait, endpoint in waits.items():
             if wait in done and not wait.cancelled() and wait.exception() is None:
-                if endpoint in self._endpoints:  # else its channel was replaced meanwhile, and serves this call yet
-                    self._current = self._endpoints.index(endpoint)
                 return endpoint
-        raise StoreUnavailable(f"no etcd endpoint reachable: {', '.join(self.config.endpoints)}")
+        for task in lookup:
+            if task.done() and not task.cancelled():
+                task.result()  # it raises nothing, unless we are at fault
+        return None
 
     def failed(self, endpoint: Endpoint) -> None:
         """Prefer another one from now on; a late failure of one that is not in use changes nothing."""
+        self._failures += 1
+        if self._lookups is not None and self._none_serves():
+            self._lookups.ask()
         if self._endpoints[self._current] is endpoint:
             self._current = (self._current + 1) % len(self._endpoints)
+
+    # --- members by DNS ----------------------------------------------------------------------------------------------
+
+    def _make_lookups(self, discovery: Discovery | None) -> Lookups | None:
+        if not self.config.discovery_srv:
+            return None
+        from libs.store.discovery import Discovery, Lookups  # dnspython takes its time, and few ask for it
+
+        secure = bool(self.config.ca or self.config.cert)
+        found = discovery or Discovery(self.config.discovery_srv, secure=secure, random=self._random)
+        return Lookups(found, self._random, wanted=self._none_serves, found=self._take)
+
+    def _none_serves(self) -> bool:
+        """Not one is connected; or all are, and yet nothing succeeds: they may belong to somebody else by now."""
+        return not any(endpoint.ready for endpoint in self._endpoints) or self._failures >= 2 * len(self._endpoints)
+
+    def _take(self, members: list[Member]) -> None:
+        """The members that DNS names now. Channels to those that are known already are kept."""
+        known = {endpoint.url: endpoint for endpoint in self._endpoints}
+        endpoints, opened = [], False
+        for member in members:
+            if (endpoint := known.pop(member.url, None)) is None:
+                endpoint, opened = open_endpoint(member.url, self.config), True
+            endpoint.priority = member.priority
+            endpoints.append(endpoint)
+        self._endpoints, self._current = endpoints, 0
+        if known:
+            self._retire(list(known.values()))
+        if opened or known:
+            urls = [endpoint.url for endpoint in endpoints]
+            log.info("members of etcd by DNS", extra={"domain": self.config.discovery_srv, "endpoints": urls})
 
     # --- authentication ----------------------------------------------------------------------------------------------
 
@@ -347,24 +376,3 @@ class Connection:
             if self.cluster_id is not None:
                 log.warning("etcd is another cluster now", extra={"was": self.cluster_id, "is": header.cluster_id})
             self.cluster_id = header.cluster_id
-
-
-async def _connects(channel: grpc.aio.Channel) -> bool:
-    """Whether the attempt now under way, or a new one, succeeds."""
-    state = channel.get_state(try_to_connect=True)
-    while state in (grpc.ChannelConnectivity.IDLE, grpc.ChannelConnectivity.CONNECTING):
-        await channel.wait_for_state_change(state)
-        state = channel.get_state(try_to_connect=True)
-    return state is grpc.ChannelConnectivity.READY
-
-
-async def _until_ready(channel: grpc.aio.Channel) -> None:
-    """Like `channel_ready`, but asks again for a connection whenever the channel has given up."""
-    state = channel.get_state(try_to_connect=True)
-    while state is not grpc.ChannelConnectivity.READY:
-        await channel.wait_for_state_change(state)
-        state = channel.get_state(try_to_connect=True)
-
-
-async def _retire(endpoints: list[Endpoint], grace_s: float) -> None:
-    await asyncio.gather(*(endpoint.channel.close(grace_s) for endpoint in endpoints))

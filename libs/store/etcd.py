@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from libs.store.api import (
     Compacted,
@@ -42,6 +42,9 @@ from libs.store.connection import Connection, PermissionDenied
 from libs.store.lease import LeaseKeeper
 from libs.store.watch import Watch
 
+if TYPE_CHECKING:
+    from libs.store.discovery import Discovery
+
 _COMPACTED = "required revision has been compacted"
 _FUTURE = "required revision is a future revision"
 _LIST_TRIES = 5
@@ -49,12 +52,12 @@ _LIST_TRIES = 5
 
 class EtcdStore:
     """Make it inside a running event loop; nothing is sent before the first call. See `api.Store` for what each method
-    promises.
+    promises. discovery: how to find the members where config names a domain; else by the system's resolv.conf.
     """
 
-    def __init__(self, config: StoreConfig) -> None:
+    def __init__(self, config: StoreConfig, discovery: Discovery | None = None) -> None:
         self._config = config
-        self._connection = Connection(config)
+        self._connection = Connection(config, discovery=discovery)
         self._leases = LeaseKeeper(self._connection)
 
     @property

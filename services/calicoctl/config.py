@@ -100,7 +100,11 @@ def connection_variables(path: str | None, environment: Mapping[str, str]) -> di
         if name.startswith("CALICO_"):
             values.setdefault(name.removeprefix("CALICO_"), value)
     if path is not None or Path(DEFAULT_PATH).is_file():
-        values.update(_read(path or DEFAULT_PATH))
+        of_file = _read(path or DEFAULT_PATH)
+        if _any(of_file, _OF_ETCD):  # the file's way to find etcd, not also the environment's
+            for name in _OF_ETCD:
+                values.pop(name, None)
+        values.update(of_file)
     for name in _SECRET:
         hide(values.get(name, ""))
     return values

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 
@@ -27,9 +28,13 @@ from services.apiserver.core.status import ApiError, Cause
 
 
 class RestStage:
-    def __init__(self, store: Store, token: str = "") -> None:
+    def __init__(self, store: Store, token: str = "", tls: ssl.SSLContext | None = None) -> None:
+        """tls: demands certificates of clients; `peers` has the common names of those who asked."""
         self.store = store
         self.token = token
+        self.peers: list[str] = []
+        self.refused = 0
+        self._tls = tls
         self.port = free_port()
         self.requests: list[tuple[str, str]] = []
         self.expire_watches = False
@@ -38,14 +43,14 @@ class RestStage:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
 
     async def start(self) -> None:
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", self._handle)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
+        await web.TCPSite(self._runner, "127.0.0.1", self.port, ssl_context=self._tls).start()
 
     async def stop(self) -> None:
         if self._runner is not None:
@@ -54,8 +59,12 @@ class RestStage:
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         self.requests.append((request.method, request.path_qs))
+        if self._tls is not None and request.transport is not None:
+            peer = request.transport.get_extra_info("peercert")
+            self.peers += [text for part in peer["subject"] for name, text in part if name == "commonName"]
         try:
             if self.token and request.headers.get("Authorization") != f"Bearer {self.token}":
+                self.refused += 1
                 raise status.unauthorized()
             info = parse(request.method, request.path, request.query)
             if info.target is None:
@@ -170,8 +179,8 @@ def _api_error(error: ResourceError, target: Target | None) -> ApiError:
 
 
 @asynccontextmanager
-async def rest_stage(store: Store, token: str = "") -> AsyncIterator[RestStage]:
-    stage = RestStage(store, token)
+async def rest_stage(store: Store, token: str = "", tls: ssl.SSLContext | None = None) -> AsyncIterator[RestStage]:
+    stage = RestStage(store, token, tls)
     await ResourceClient(store).ensure_initialized()
     await stage.start()
     try:

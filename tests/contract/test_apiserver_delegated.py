@@ -235,6 +235,9 @@ async def test_a07_tiers_are_asked_for_in_parallel_and_narrow_lists(front: Stage
     with pytest.raises(ApiError) as caught:
         await access.check(jane, "delete", Target(SERVED["networkpolicies"], "default", "web"), "a")
     assert caught.value.code == 503
+    with pytest.raises(ApiError) as caught:  # of many questions at once, and not a group of their faults
+        await access.readable(User("john", ("devs",)), "list", target, None)
+    assert caught.value.code == 503
 
 
 async def test_a07_masters_read_all_tiers(front: Stage) -> None:

@@ -59,6 +59,7 @@ class Pod:
         calicoctl.chmod(0o755)
         (self.programs / "nats-server").symlink_to(Path(sys.executable).parent / "nats-server")
         self.log = directory / "reloader.log"
+        self.monitor = free_port("127.0.0.1")
         self.stack = ExitStack()
         self.server: Server
 
@@ -73,7 +74,8 @@ class Pod:
         (found,) = (one for one in spec["initContainers"] + spec["containers"] if one["name"] == container)
         shell, flag, text = found["args"]
         assert "sleep 55" in text or container == "permissions"
-        return [shell, flag, self.here(text).replace("sleep 55", "sleep 0.5").replace("sleep 5;", "sleep 0.1;")]
+        text = self.here(text).replace("8222", str(self.monitor))
+        return [shell, flag, text.replace("sleep 55", "sleep 0.5").replace("sleep 5;", "sleep 0.1;")]
 
     def permissions(self) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -86,7 +88,7 @@ class Pod:
     def start(self) -> None:
         data = OBJECTS["ConfigMap"]["data"]
         route = free_port("127.0.0.1")
-        text = self.here(data["nats.conf"]).replace("8222", str(free_port("127.0.0.1"))).replace("6222", str(route))
+        text = self.here(data["nats.conf"]).replace("8222", str(self.monitor)).replace("6222", str(route))
         self.server = Server(config=text, directory=self.at / "config")
         self.server.given = {"NATS_ROUTES": f"[tls://127.0.0.1:{route}]", "NODE_NAME": "n1"}
         self.stack.enter_context(self.server)
@@ -185,6 +187,25 @@ async def test_a_list_of_nodes_is_all_that_an_operator_keeps(pod: Pod) -> None:
     finally:
         await kept.close()
         await people.close()
+
+
+async def test_what_the_server_itself_refuses_is_not_taken_for_done(pod: Pod) -> None:
+    """`nats-server -t` finds nothing wrong with it."""
+    assert pod.permissions().returncode == 0
+    pod.start()
+    pod.reloader()
+    taken, refused = "nats-server has taken the new configuration", "nats-server has not taken the new configuration"
+    await eventually(lambda: taken in pod.log.read_text(), deadline_s=30)
+    path = pod.server.directory / "nats.conf"
+    good = path.read_text()
+    path.write_text(good.replace("server_name: $NODE_NAME", "server_name: another"))
+    pod.nodes("node1", "node2")
+    await eventually(lambda: pod.log.read_text().count(refused) >= 2, deadline_s=60)
+    assert pod.log.read_text().count(taken) == 1
+    assert await pod.refuses(identities.node("node2"))
+    path.write_text(good)
+    await eventually(lambda: pod.log.read_text().count(taken) == 2, deadline_s=30)
+    assert not await pod.refuses(identities.node("node2"))
 
 
 def test_without_permissions_it_does_not_start(pod: Pod) -> None:

@@ -116,8 +116,11 @@ class Tiered:
             async with room:
                 return await self._ask(user, verb, target, tier)
 
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(tier), name=f"tier {tier}") for tier in asked]
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(one(tier), name=f"tier {tier}") for tier in asked]
+        except BaseExceptionGroup as failed:
+            raise failed.exceptions[0] from None  # one is enough for an answer, and its status is the client's
         answers = dict(zip(asked, (task.result() for task in tasks), strict=True))
         found = frozenset(tier for tier, (_, allowed) in answers.items() if allowed)
         if wanted is not None and asked and not found:

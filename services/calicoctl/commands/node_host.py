@@ -194,7 +194,7 @@ def run_node(
             felix_config=felix_config, no_default_pools=no_pools, init_system=init_system,
         )  # fmt: skip
         variables = connection_variables(session.config, session.environment.variables)
-        variables["ETCD_ENDPOINTS"] = ",".join(settings.store.endpoints)
+        variables["ETCD_ENDPOINTS"] = ",".join(settings.store.endpoints)  # "" with ETCD_DISCOVERY_SRV
         command = node_run.command(options, variables)
     except ConfigProblem as problem:
         fail(f"Error executing command: invalid config file: {problem}")

@@ -34,6 +34,12 @@ def test_calicos_variables(tmp_path: Path) -> None:
     assert "secret" not in repr(config)
 
 
+def test_domain_instead_of_endpoints() -> None:
+    for domain in ("example.org", "example.org.", "etcd.kube-system.svc", "_x.example.org"):
+        config = StoreConfig.from_env({"ETCD_DISCOVERY_SRV": f" {domain}\n", "ETCD_ENDPOINTS": ""})
+        assert (config.discovery_srv, config.endpoints) == (domain, ())
+
+
 def test_pem_text_instead_of_files() -> None:
     assert StoreConfig.from_env({"ETCD_CA_CERT": "PEM", "ETCD_CERT_FILE": ""}).ca == b"PEM"
 
@@ -47,7 +53,10 @@ def test_half_a_login_is_none(env: dict[str, str]) -> None:
     ("env", "names"),
     [
         ({"DATASTORE_TYPE": "kubernetes"}, "DATASTORE_TYPE"),
-        ({"ETCD_DISCOVERY_SRV": "example.org"}, "ETCD_DISCOVERY_SRV"),
+        ({"ETCD_DISCOVERY_SRV": "example.org", "ETCD_ENDPOINTS": "http://a:1"}, "ETCD_DISCOVERY_SRV, not both"),
+        ({"ETCD_DISCOVERY_SRV": "https://example.org"}, "ETCD_DISCOVERY_SRV: 'https://example.org' is no domain name"),
+        ({"ETCD_DISCOVERY_SRV": "a..b"}, "is no domain name"),
+        ({"ETCD_DISCOVERY_SRV": ".".join(["a" * 60] * 4)}, "is no domain name"),
         ({"ETCD_ENDPOINTS": "127.0.0.1:2379"}, "ETCD_ENDPOINTS"),
         ({"ETCD_ENDPOINTS": "http://a:99999"}, "ETCD_ENDPOINTS"),
         ({"ETCD_ENDPOINTS": "http://a:1/path"}, "ETCD_ENDPOINTS"),

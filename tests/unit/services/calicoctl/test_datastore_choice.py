@@ -20,6 +20,7 @@ FILE = "apiVersion: projectcalico.org/v3\nkind: CalicoAPIConfig\nmetadata:\nspec
         ({"KUBECONFIG": "/k", "ETCD_ENDPOINTS": "http://a:1"}, ETCD),
         ({"KUBECONFIG": "/k", "DATASTORE_TYPE": "etcdv3"}, ETCD),
         ({"DATASTORE_TYPE": "kubernetes"}, KUBERNETES),
+        ({"KUBECONFIG": "/k", "ETCD_DISCOVERY_SRV": "example.org"}, ETCD),
         ({"CALICO_DATASTORE_TYPE": "kubernetes"}, KUBERNETES),
         ({"CALICO_DATASTORE_TYPE": "kubernetes", "DATASTORE_TYPE": "etcdv3"}, ETCD),
     ],
@@ -74,6 +75,20 @@ def test_certificates_of_etcd_inline_by_file(tmp_path: Path) -> None:
         load(str(file), {"ETCD_KEY_FILE": "/key"})
 
 
+def test_members_of_etcd_by_dns_and_the_file_wins_over_the_environment(tmp_path: Path) -> None:
+    assert load(None, {"CALICO_ETCD_DISCOVERY_SRV": "example.org"}).store.discovery_srv == "example.org"
+    by_dns, by_list = tmp_path / "dns.cfg", tmp_path / "list.cfg"
+    by_dns.write_text(f"{FILE}  etcdDiscoverySrv: example.net\n")
+    by_list.write_text(f"{FILE}  etcdEndpoints: http://a:1\n")
+    store = load(str(by_dns), {"ETCD_ENDPOINTS": "http://b:1", "CALICO_ETCD_ENDPOINTS": "http://c:1"}).store
+    assert (store.discovery_srv, store.endpoints) == ("example.net", ())
+    store = load(str(by_list), {"ETCD_DISCOVERY_SRV": "example.org"}).store
+    assert (store.discovery_srv, store.endpoints) == ("", ("http://a:1",))
+    by_dns.write_text(f"{FILE}  etcdDiscoverySrv: example.net\n  etcdEndpoints: http://a:1\n")
+    with pytest.raises(ConfigProblem, match="not both"):
+        load(str(by_dns), {})
+
+
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
@@ -82,7 +97,7 @@ def test_certificates_of_etcd_inline_by_file(tmp_path: Path) -> None:
         ({"DATASTORE_TYPE": "kubernetes", "K8S_CLIENT_QPS": "-1"}, "K8S_CLIENT_QPS"),
         ({"DATASTORE_TYPE": "kubernetes", "K8S_INSECURE_SKIP_TLS_VERIFY": "maybe"}, "K8S_INSECURE_SKIP_TLS_VERIFY"),
         ({"DATASTORE_TYPE": "kubernetes", "CALICO_API_GROUP": "crd.projectcalico.org/v1"}, "CALICO_API_GROUP"),
-        ({"ETCD_DISCOVERY_SRV": "example.org"}, "ETCD_DISCOVERY_SRV"),
+        ({"ETCD_DISCOVERY_SRV": "example.org", "CALICO_ETCD_ENDPOINTS": "http://a:1"}, "not both"),
     ],
 )
 def test_settings_that_cannot_be_used_are_named(variables: dict[str, str], message: str) -> None:

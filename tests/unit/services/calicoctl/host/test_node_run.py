@@ -25,6 +25,12 @@ def test_the_plain_command(ctl: Ctl) -> None:
     )
 
 
+def test_the_container_finds_etcd_by_dns_as_calicoctl_does(ctl: Ctl) -> None:
+    ctl.variables = {"CALICO_ETCD_DISCOVERY_SRV": "example.org"}
+    shown = ctl.good("node", "run", "--dryrun", "--name", "n1", "--node-image", "img:1")
+    assert PLAIN.replace("ETCD_ENDPOINTS=http://10.0.0.1:2379", "ETCD_DISCOVERY_SRV=example.org") in shown
+
+
 def test_for_an_init_system(ctl: Ctl) -> None:
     ctl.variables = ETCD
     shown = ctl.good("node", "run", "--dryrun", "--init-system", "--name", "n1", "--node-image", "img:1")
