@@ -252,6 +252,6 @@ async def test_n21_the_mtu_file_follows_the_pools_and_pods_get_it(world: World, 
 
 async def test_unsupported_fields_are_named_once_in_the_log(world: World, pods: Pods) -> None:
     for prefix in ("one", "two"):
-        await configure(world, removeExternalRoutes=False, logPrefix=prefix)
+        await configure(world, xdpEnabled=False, logPrefix=prefix)
     text = world.cluster.node("node1").felix.log_path.read_text()
-    assert len([line for line in text.splitlines() if "removeExternalRoutes" in line]) == 1
+    assert len([line for line in text.splitlines() if "xdpEnabled" in line]) == 1

@@ -9,6 +9,7 @@ from ipaddress import ip_network
 from libs.bus.explain import NodeRoute
 from libs.netlink.routes import (
     BLACKHOLE,
+    KERNEL_OR_BGP,
     LOCAL,
     PROHIBIT,
     PROTOCOL_BGP,
@@ -51,7 +52,9 @@ class RouteReasons:
     ) -> None:
         self._node = node
         self._interfaces = interfaces
-        self._workloads = {ip_network(text): key for key, one in workloads.items() for text in (*one.nets4, *one.nets6)}
+        self._workloads = {
+            (ip_network(text), one.name): key for key, one in workloads.items() for text in (*one.nets4, *one.nets6)
+        }
         self._blocks: dict[IPNetwork, Block] = {ip_network(cidr): block for cidr, block in blocks.items()}
         self._borrowed = {
             ip_network(address): node for block in blocks.values() for address, node in block.borrowed.items()
@@ -73,11 +76,19 @@ class RouteReasons:
             gateways=tuple("" if hop.gateway is None else str(hop.gateway) for hop in route.hops),
             interfaces=names,
             metric=route.metric,
-            owner=PROTOCOLS.get(route.protocol, f"protocol {route.protocol}"),
+            owner="felix" if self._workload(route, names) else _maker(route.protocol),
             reason=self._reason(route, names),
         )
 
+    def _workload(self, route: Route, names: tuple[str, ...]) -> WorkloadKey | None:
+        """That this route leads to: it is ours then, of whatever protocol (`deviceRouteProtocol`)."""
+        if route.type != UNICAST or route.table != TABLE_MAIN or len(names) != 1 or route.protocol in KERNEL_OR_BGP:
+            return None
+        return self._workloads.get((route.dst, names[0]))
+
     def _reason(self, route: Route, names: tuple[str, ...]) -> str:
+        if (workload := self._workload(route, names)) is not None:
+            return f"workload endpoint {workload}"
         if route.protocol == PROTOCOL_FELIX:
             return self._ours(route, names)
         if route.protocol == PROTOCOL_BGP:
@@ -90,9 +101,6 @@ class RouteReasons:
         return ""
 
     def _ours(self, route: Route, names: tuple[str, ...]) -> str:
-        workload = self._workloads.get(route.dst)
-        if workload is not None and route.type == UNICAST:
-            return f"workload endpoint {workload}"
         if route.type == BLACKHOLE:
             return "block of this node: addresses that are not in use" if route.dst in self._blocks else "blackhole"
         if route.table == TABLE_WIREGUARD:
@@ -115,6 +123,10 @@ class RouteReasons:
             if gateway and (name := self._nodes.get(gateway) or self._tunnels.get(gateway)):
                 return f"node {name}"
         return ""
+
+
+def _maker(protocol: int) -> str:
+    return PROTOCOLS.get(protocol, f"protocol {protocol}")
 
 
 def in_order(routes: Iterable[Route]) -> list[Route]:
