@@ -24,7 +24,6 @@ from libs.policy.bgp_output import (
     BgpEntry,
     BgpNode,
     BgpSettings,
-    FelixPart,
     LocalEntry,
     ServiceRoutes,
     felix_key,
@@ -159,8 +158,8 @@ class BgpCalculation(BgpTables):
         if resource is None and not problem:
             del self._what[key]
         if kind == model.FelixConfiguration.kind:
-            routes = resource.spec.program_cluster_routes if isinstance(resource, model.FelixConfiguration) else ""
-            self.put_entry(felix_key(name), FelixPart(program_cluster_routes=routes) if routes else None)
+            felix = resource if isinstance(resource, model.FelixConfiguration) else None
+            self.put_entry(felix_key(name), bgp_inputs.felix_part(felix.spec) if felix is not None else None)
             return ""
         entry: BgpEntry | None = None
         if problem:

@@ -66,10 +66,10 @@ class View:
         elif problem not in known.split("; "):
             self.problems[key] = f"{known}; {problem}"
 
-    def felix_part(self, name: str) -> str:
-        """Which routes a FelixConfiguration says that felix programs; "": nothing is said."""
+    def felix_part(self, name: str) -> FelixPart:
+        """What a FelixConfiguration says of felix's routes."""
         entry = self.tables.bgp.get(felix_key(name))
-        return entry.program_cluster_routes if isinstance(entry, FelixPart) else ""
+        return entry if isinstance(entry, FelixPart) else FelixPart(program_cluster_routes="")
 
     # --- nodes ---
 

@@ -216,6 +216,26 @@ def test_g22_routes_that_felix_does_not_program() -> None:
     assert "must be Disabled" in made.problems["BGPConfiguration(default)"]
 
 
+def test_the_metric_of_workloads_routes_is_felixs_unless_it_is_said() -> None:
+    cluster = Cluster(2)
+    cluster.put("FelixConfiguration", "default", {"ipv4NormalRoutePriority": 2000})
+    cluster.put("FelixConfiguration", "node.node2", {"ipv4NormalRoutePriority": 3000, "ipv6NormalRoutePriority": 4000})
+    assert cluster.plan("node1").normal_priority == {Family.IPV4: 2000, Family.IPV6: 1024}
+    assert cluster.plan("node2").normal_priority == {Family.IPV4: 3000, Family.IPV6: 4000}
+    assert cluster.plan("node1").program_cluster_routes == "EnabledNoEncapOnly", "nothing is said of that"
+    assert cluster.plan("node1").problems == {}
+    cluster.config(ipv4NormalRoutePriority=2000)
+    assert cluster.plan("node1").problems == {}
+    other = cluster.plan("node2")
+    assert other.normal_priority == {Family.IPV4: 2000, Family.IPV6: 4000}, "as it is said"
+    assert (
+        "ipv4NormalRoutePriority is 2000, and FelixConfiguration's 3000" in other.problems["BGPConfiguration(default)"]
+    )
+    cluster.put("FelixConfiguration", "default", {})
+    cluster.put("FelixConfiguration", "node.node2", {})
+    assert "FelixConfiguration's 1024" in cluster.plan("node1").problems["BGPConfiguration(default)"]
+
+
 def test_next_hops_that_wireguard_serves_on_both_ends() -> None:
     cluster = Cluster(3)
     for node, key in (("node1", KEYS[1]), ("node2", KEYS[2])):
