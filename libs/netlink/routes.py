@@ -262,8 +262,9 @@ def list_routes(
     table: int = TABLE_MAIN,
     families: Iterable[int] = (4, 6),
 ) -> list[Route]:
-    """Routes of one table; protocol 0: of all protocols. The kernel filters where it can: that makes it fast. without:
-    a protocol whose routes, maybe very many, are not even decoded."""
+    """Routes of one table (0: of all); protocol 0: of all protocols. The kernel filters where it can: that makes it
+    fast. without: a protocol whose routes, maybe very many, are not even decoded.
+    """
     found = []
     for version in families:
         body = RTMSG.pack(FAMILIES[version], 0, 0, 0, min(table, 255), protocol, 0, 0, 0) + u32(_TABLE, table)
@@ -278,7 +279,7 @@ def list_routes(
             if head[8] & RTM_F_CLONED or (without and head[5] == without):
                 continue
             route = decode_route(reply)
-            if route.table == table and protocol in (0, route.protocol):
+            if table in (0, route.table) and protocol in (0, route.protocol):
                 found.append(route)
     return found
 

@@ -370,9 +370,10 @@ class Felix:
             await asyncio.sleep(1.0)
 
 
-def _of_interfaces(settings: LiveSettings) -> tuple[str, bool, RouteSettings]:
+def _of_interfaces(settings: LiveSettings) -> tuple[str, bool, RouteSettings, int]:
     """Arguments of InterfaceDriver.configure."""
-    return settings.mtu_pattern, settings.options.allow_source_spoofing, settings.routes
+    spoofing = settings.options.allow_source_spoofing
+    return settings.mtu_pattern, spoofing, settings.routes, settings.wireguard.table
 
 
 def _of_statuses(settings: LiveSettings) -> tuple[str | None, bool, float]:

@@ -8,6 +8,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -15,8 +16,10 @@ from pathlib import Path
 import pytest
 
 from libs.feed.delta import Delta
-from libs.netlink.monitor import Lost
+from libs.netlink.monitor import ROUTES, RULES, Changed, Event, Lost, Monitor
 from libs.netlink.netns import in_netns
+from libs.netlink.routes import Route
+from libs.netlink.rules import RuleInto
 from libs.netlink.wireguard import WgChange, WgDevice, WgPeer, format_key, parse_key
 from libs.netlink.wireguard_keys import clamp, public_key
 from libs.policy.output import Block, NodeInfo
@@ -181,6 +184,69 @@ def test_what_others_broke_is_mended_and_what_is_theirs_stays(stage: Stage) -> N
     assert f"unreachable {pool}" in table
     assert f"throw {own}" in table
     assert f"{theirs} dev {stage.name}" in table
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_another_table_is_filled_before_the_former_is_left(stage: Stage, restart: bool) -> None:
+    """No packet meets a moment without one of them, and after a restart the former is known again."""
+    stage.ensure()
+    wanted = stage.wanted()
+    family = f"-{stage.version}"
+    alien = "10.99.0.0/24" if stage.version == 4 else "fd99::/64"
+    stage.apply(wanted)
+    stage.run("ip", family, "route", "add", "blackhole", alien, "table", "1")  # somebody's, as is the other's rule
+    stage.run("ip", family, "rule", "add", "not", "fwmark", "0x4/0x4", "lookup", "77", "priority", "90")
+    if restart:
+        stage.restart()
+        assert stage.call(stage.writer.used) == stage.name
+    own, theirs, pool, _, _ = NETS[stage.version]
+    for table in (1000, 5):
+        with changes(stage, routes_gone=3) as seen:
+            assert stage.apply(replace(wanted, table=table)) == {}
+        assert stage.run("ip", family, "route", "show", "table", "1").split()[:2] == ["blackhole", alien]
+        shown = stage.run("ip", family, "route", "show", "table", str(table))
+        assert f"{theirs} dev {stage.name}" in shown
+        assert f"throw {own}" in shown
+        assert f"unreachable {pool}" in shown
+        rules = [line.split(":")[0] + " " + line.split()[-1] for line in stage.run("ip", family, "rule").splitlines()]
+        assert [rule for rule in rules if not rule.endswith(("local", "main", "default"))] == ["90 77", f"99 {table}"]
+        first_gone = next(place for place, (gone, _, _) in enumerate(seen) if gone)
+        assert all(gone for gone, _, _ in seen[first_gone:]), "nothing new comes after something has gone"
+        kinds = [kind for _, kind, _ in seen]
+        assert kinds[first_gone - 1 : first_gone + 1] == ["rule", "rule"], "the new one just before the old one goes"
+        assert {one for gone, _, one in seen if not gone} == {table}
+    stage.call(lambda: stage.writer.remove(stage.name))
+    assert "lookup 5" not in stage.run("ip", family, "rule")
+    assert stage.run("ip", family, "route", "show", "table", "all", "proto", "80") == ""
+
+
+@contextmanager
+def changes(stage: Stage, routes_gone: int) -> Iterator[list[tuple[bool, str, int]]]:
+    """What happens to rules and to routes of felix meanwhile, in order: gone, which of the two, table."""
+    seen: list[tuple[bool, str, int]] = []
+
+    def note(event: Event) -> None:
+        assert isinstance(event, Changed)
+        match event.object:
+            case RuleInto() as rule:
+                seen.append((event.gone, "rule", rule.table))
+            case Route(protocol=80) as route:
+                seen.append((event.gone, "route", route.table))
+
+    monitor = Monitor(note, (*ROUTES, *RULES), stage.space.path)  # hears of what happens from now on
+    yield seen
+
+    async def listen() -> None:
+        monitor.start()
+        try:
+            deadline = time.monotonic() + 10
+            while sum(gone and kind == "route" for gone, kind, _ in seen) < routes_gone:
+                assert time.monotonic() < deadline, seen
+                await asyncio.sleep(0.01)
+        finally:
+            monitor.stop()
+
+    asyncio.run(listen())
 
 
 def test_a_device_that_somebody_removed_comes_back_with_another_key(stage: Stage) -> None:

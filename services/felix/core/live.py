@@ -29,6 +29,7 @@ from services.felix.core.mtu import PATTERN
 from services.felix.core.options import RulesetOptions
 from services.felix.core.overlay import ClusterRoutes
 from services.felix.core.route_settings import MAX_PRIORITY, RouteSettings
+from services.felix.core.table_ranges import first_of_range, first_of_ranges
 from services.felix.core.wireguard import WireguardSettings, mark_of
 
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)")
@@ -221,6 +222,9 @@ def _merge(layers: list[dict[str, Setting]], options: RulesetOptions, problems: 
     unused: set[str] = set()
     unclear: dict[str, str] = {}
     for layer in layers:
+        if (older := layer.get("route_table_range")) is not None and "route_table_ranges" in layer:
+            problems.append(f"routeTableRange ({older.source}): has no effect together with routeTableRanges")
+            layer = {name: setting for name, setting in layer.items() if setting is not older}
         for name, setting in layer.items():
             use = _USES.get(name)
             if use is None:
@@ -562,6 +566,8 @@ _USES: dict[str, Use] = {
     "wireguard_mtu": lambda d, v: d.wg_family(4, mtu_bytes=_number(v, 0, 65535)),
     "wireguard_mtu_v6": lambda d, v: d.wg_family(6, mtu_bytes=_number(v, 0, 65535)),
     "wireguard_routing_rule_priority": lambda d, v: d.wg(priority=_number(v, 1, 32765)),
+    "route_table_ranges": lambda d, v: d.wg(table=first_of_ranges(v)),
+    "route_table_range": lambda d, v: d.wg(table=first_of_range(v)),
     "wireguard_keep_alive": lambda d, v: d.wg(keepalive_s=min(65535, round(_duration(v)))),
     "wireguard_threading_enabled": lambda d, v: d.wg(threading=_bool(v)),
     "wireguard_host_encryption_enabled": lambda d, v: d.wg(host_encryption=_bool(v)),

@@ -41,7 +41,7 @@ from services.felix.core.mtu import PATTERN, host_mtu_bytes
 from services.felix.core.overlay import Address
 from services.felix.core.route_settings import RouteSettings
 from services.felix.core.routing import TUNNELLED, Network, Routing, WantedRoute
-from services.felix.core.wireguard import TABLE as TABLE_WIREGUARD
+from services.felix.core.wireguard import TABLE
 from services.felix.drivers.workload_sysctls import WorkloadSysctls
 
 log = logging.getLogger(__name__)
@@ -67,6 +67,7 @@ class InterfaceDriver:
         self._encryption_changed: Callable[[], None] = lambda: None
         self._mtu_pattern = PATTERN
         self._settings = RouteSettings()
+        self._encryption_table = TABLE
         self._sources: dict[int, Address] = {}
         self._owners: dict[Network, str] = {}  # local workloads' addresses -> interface whose connections may be known
         self._sysctls = WorkloadSysctls()
@@ -84,10 +85,11 @@ class InterfaceDriver:
             except SysctlError as error:
                 log.warning("forwarding not enabled", extra={"error": str(error)})
 
-    def configure(self, mtu_pattern: str, spoofing: bool, routes: RouteSettings) -> None:
+    def configure(self, mtu_pattern: str, spoofing: bool, routes: RouteSettings, encryption_table: int = TABLE) -> None:
         """Settings that may change while running; the caller wakes the dataplane. spoofing: workloads may use sources
-        that are not their own, so the kernel's own check of them must go.
+        that are not their own, so the kernel's own check of them must go. encryption_table: WireGuard's.
         """
+        self._encryption_table = encryption_table
         self._settings = routes
         self._sources = {version: ip_address(text) for version, text in routes.sources.items()}
         self._mtu_pattern = mtu_pattern
@@ -239,11 +241,11 @@ class InterfaceDriver:
                         self._links_changed()
                     return
                 case RuleInto() as rule:
-                    if rule.table == TABLE_WIREGUARD:
+                    if rule.table == self._encryption_table:
                         self._encryption_changed()
                     return
                 case Route() as route if route.table != TABLE_MAIN:
-                    if event.gone and route.table == TABLE_WIREGUARD and route.protocol == PROTOCOL_FELIX:
+                    if event.gone and route.table == self._encryption_table and route.protocol == PROTOCOL_FELIX:
                         self._encryption_changed()
                     return
                 case Route() as route:
