@@ -12,6 +12,7 @@ As in the calculation around it, everything is a function of the current resourc
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from libs import model
@@ -81,9 +82,9 @@ class BgpTables:
 
 
 class BgpCalculation(BgpTables):
-    """index: of endpoints' labels, shared with the policies."""
+    """index: of endpoints' labels, shared with the policies. cluster_ips: as of `ServiceTable`."""
 
-    def __init__(self, index: LabelIndex) -> None:
+    def __init__(self, index: LabelIndex, cluster_ips: Iterable[str] = ()) -> None:
         super().__init__()
         self._resources: dict[str, model.Resource] = {}
         self._unreadable: dict[str, str] = {}  # key -> why its value cannot be read
@@ -93,7 +94,7 @@ class BgpCalculation(BgpTables):
         self.nodes = NodeSelection()
         self.blocks = LocalBlocks(self.put_local)
         self.workloads = LocalWorkloads(index, self.nodes, self.put_local)
-        self.service_table = ServiceTable()
+        self.service_table = ServiceTable(cluster_ips)
 
     def put_resource(self, key: str, resource: model.Resource | None) -> None:
         """A resource of BGP_KINDS or a FelixConfiguration, None when there is none under that key; keys of other kinds

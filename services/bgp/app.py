@@ -124,6 +124,7 @@ async def _by_cluster(app: Bgp, service: Service) -> None:
             bus,
             node,
             router_id=config.router_id,
+            cluster_ips=config.advertise_cluster_ips,
             state_dir=config.state_dir,
             take=app.take,
             state=app.state,

@@ -27,11 +27,11 @@ ALWAYS_IGNORED = ("cali*", "kube-ipvs*")
 HASH = "hash"
 
 
-def plan(node: str, tables: Tables, *, router_id: str = "") -> SpeakerSettings:
-    """router_id: CALICO_ROUTER_ID, an IPv4 address or `hash`; "": the node's address. Never raises for what is in the
-    tables.
+def plan(node: str, tables: Tables, *, router_id: str = "", cluster_ips: tuple[str, ...] = ()) -> SpeakerSettings:
+    """router_id: CALICO_ROUTER_ID, an IPv4 address or `hash`; "": the node's address. cluster_ips: ranges of
+    CALICO_ADVERTISE_CLUSTER_IPS. Never raises for what is in the tables.
     """
-    view = View(node, tables)
+    view = View(node, tables, cluster_ips)
     if node not in tables.nodes:
         view.report("Node", node, "does not exist, so this speaker has no address and no peers by mesh or selector")
     own, cluster = view.own, view.cluster

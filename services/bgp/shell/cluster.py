@@ -44,6 +44,7 @@ class Cluster:
         node: str,
         *,
         router_id: str,
+        cluster_ips: tuple[str, ...] = (),
         state_dir: Path,
         take: Take,
         state: Callable[[told.StateRequest], told.State | None],
@@ -51,7 +52,7 @@ class Cluster:
     ) -> None:
         self.feed = TablesFeed(bus, node, self._on_tables, random)
         self.rev = 0
-        self._bus, self._node, self._router_id = bus, node, router_id
+        self._bus, self._node, self._router_id, self._cluster_ips = bus, node, router_id, cluster_ips
         self._file = state_dir / FILE
         self._take, self._state = take, state
         self._good: Tables | None = None  # in force
@@ -76,7 +77,7 @@ class Cluster:
             log.error("last good input not used", extra={"file": str(self._file), "error": str(error)})
             return False
         try:
-            await self._take(plan(self._node, tables, router_id=self._router_id))
+            await self._take(self._plan(tables))
         except Exception:  # whatever it is: a service that starts again would only find the same file
             log.exception("last good input not used", extra={"file": str(self._file)})
             return False
@@ -117,7 +118,7 @@ class Cluster:
             if tables != self._good or self._failed:
                 self._trying = tables
                 try:
-                    settings = plan(self._node, tables, router_id=self._router_id)
+                    settings = self._plan(tables)
                     settings.problems.update(held)
                     await self._take(settings)
                 except Exception as error:
@@ -137,6 +138,9 @@ class Cluster:
                 self._reported = (apply, {**(self._reported[1] if self._reported else {}), **held})
             self.rev = apply.rev
             self._report()
+
+    def _plan(self, tables: Tables) -> SpeakerSettings:
+        return plan(self._node, tables, router_id=self._router_id, cluster_ips=self._cluster_ips)
 
     def _report(self) -> None:
         if self._reported is not None:
