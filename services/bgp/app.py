@@ -129,6 +129,7 @@ async def _by_cluster(app: Bgp, service: Service) -> None:
             take=app.take,
             state=app.state,
             random=Random(),
+            connected=bus.wait_connected,
         )
         app.on_session.append(cluster.session_changed)
         app.on_routes.append(cluster.routes_changed)
