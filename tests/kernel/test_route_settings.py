@@ -172,7 +172,7 @@ def test_what_others_route_to_workloads_goes_also_while_felix_runs(family: int) 
             for extra in (("proto", "static"), ("metric", "5"), ("proto", "99", "metric", "7")):
                 node.ip(family, "route", "add", other, "dev", "cali1", *extra)
                 await node.sees(family, other, [])
-            node.ip(family, "link", "add", "cali2", "type", "veth", "peer", "name", "peer-cali2")
+            node.ip(family, "link", "add", "cali2", "type", "veth", "peer", "name", "cali2p")
             node.ip(family, "link", "set", "cali2", "up")
             node.ip(family, "route", "add", other, "dev", "cali2", "metric", "9")
             await node.sees(family, other, [])
@@ -194,7 +194,7 @@ def test_what_is_the_kernels_bgps_or_leads_elsewhere_stays(family: int) -> None:
         for protocol, metric in (("81", "1"), ("bird", "2"), ("186", "3")):
             ip("route", "add", other, "dev", "cali1", "proto", protocol, "metric", metric)
         ip("route", "add", other, "dev", "up0", "metric", "5")
-        ip("route", "append", other, "dev", "cali1", "metric", "6")
+        ip("route", "append", other, "dev", "cali1", "metric", "5")
         async with felix(space) as node:
             kept = [("cali1", "81", 1), ("cali1", "12", 2), ("cali1", "186", 3), ("up0", "3", 5)]
             await node.sees(family, other, kept)
