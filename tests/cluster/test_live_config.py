@@ -234,6 +234,7 @@ async def test_routes_to_pods_get_another_protocol_and_metric_and_strangers_go_w
 ) -> None:
     flow, near = world.cluster.flow, pods.near.result["interfaces"][0]["name"]
     good = [flow(a, pods.server, 8080, family=family) for a in (pods.near, pods.far) for family in FAMILIES]
+    udp = [flow(a, pods.server, 8080, "udp", family=family) for a in (pods.near, pods.far) for family in FAMILIES]
 
     def shown(family: int) -> list[str]:
         address = flow(pods.near, pods.server, 8080, family=family).address
@@ -247,14 +248,14 @@ async def test_routes_to_pods_get_another_protocol_and_metric_and_strangers_go_w
     name = pods.server.result["interfaces"][0]["name"]
     before = [f"dev {name} metric 1024"]
     assert [shown(family) for family in FAMILIES] == [before, before]
-    with Load(udp=good, tcp=good, streams=good, tcp_per_s=50) as load:
+    with Load(udp=udp, tcp=good, streams=good, tcp_per_s=50) as load:
         await configure(
-            world, deviceRouteProtocol=99, ipv4NormalRoutePriority=300, ipv6NormalRoutePriority=600,
+            world, deviceRouteProtocol=90, ipv4NormalRoutePriority=300, ipv6NormalRoutePriority=600,
             removeExternalRoutes=False,
         )  # fmt: skip
 
         async def changed() -> bool:
-            wanted = [[f"dev {name} proto 99 metric {metric}"] for metric in (300, 600)]
+            wanted = [[f"dev {name} proto 90 metric {metric}"] for metric in (300, 600)]
             return [shown(family) for family in FAMILIES] == wanted
 
         await until(changed, 10, "protocol and metric are others")
@@ -263,7 +264,7 @@ async def test_routes_to_pods_get_another_protocol_and_metric_and_strangers_go_w
         world.cluster.kill_felix("node1")
         await world.cluster.start_felix("node1")
         third = await world.cluster.add_pod("node1", "third", namespace="ns1")
-        assert f"dev {third.result['interfaces'][0]['name']} proto 99" in world.run("node1", "ip", "route")
+        assert f"dev {third.result['interfaces'][0]['name']} proto 90" in world.run("node1", "ip", "route")
         await world.cluster.remove_pod(third)
         assert all(strangers()), "they may stay"
         await configure(world)
