@@ -26,6 +26,8 @@ from libs.policy.output import Block, NodeInfo
 from libs.testkit.netns import call_in, can_make_namespaces
 from libs.testkit.netns import run as run_in
 from libs.testkit.topology import Namespace, remove
+from services.felix.core.mtu import PATTERN
+from services.felix.core.route_settings import RouteSettings
 from services.felix.core.wireguard import FamilySettings, Wanted, Way, WireguardSettings
 from services.felix.drivers.interfaces import InterfaceDriver
 from services.felix.drivers.wireguard import FirstOf, WireguardError
@@ -70,7 +72,7 @@ class Counting(UserspaceDevices):
 
 class Stage:
     def __init__(self, space: Namespace, version: int) -> None:
-        self.space, self.version = space, version
+        self.space, self.version, self.table = space, version, 1
         self.name = f"wg{uuid.uuid4().hex[:10]}"
         self.devices = Counting("wireguard-go", self.routes)
         self.restart()
@@ -107,7 +109,7 @@ class Stage:
     def routes(self) -> dict[str, str]:
         """Range → type of route, or device; of those that we could have made."""
         found = {}
-        command = ("ip", f"-{self.version}", "route", "show", "table", "1")
+        command = ("ip", f"-{self.version}", "route", "show", "table", str(self.table))
         for line in run_in(self.space, command, check=False).splitlines():  # type: ignore[arg-type]  # or no table yet
             words = line.split()
             if words[0] in ("throw", "unreachable"):
@@ -118,7 +120,7 @@ class Stage:
 
     def rules(self) -> list[str]:
         shown = self.run("ip", f"-{self.version}", "rule").splitlines()
-        return [line.replace("\t", " ").strip() for line in shown if "lookup 1" in line]
+        return [line.replace("\t", " ").strip() for line in shown if line.strip().endswith(f"lookup {self.table}")]
 
 
 @pytest.fixture(params=[4, 6], ids=["ipv4", "ipv6"])
@@ -491,11 +493,19 @@ def test_after_a_restart_with_another_name_the_old_device_goes(stage: Stage, ena
         Path(f"/var/run/wireguard/{old}.sock").unlink(missing_ok=True)
 
 
-def test_what_others_take_away_is_mended_when_the_kernel_says_so(stage: Stage) -> None:
+@pytest.mark.parametrize("table", [1, 1000])
+def test_what_others_take_away_is_mended_when_the_kernel_says_so(stage: Stage, table: int) -> None:
+    """Also once the settings name another table."""
+
     async def story(node1: Node1) -> None:
         await node1.agreed()
+        stage.table = table
+        node1.made.configure(replace(node1.made.settings, table=table), 0xFFFF0000)
+        assert await node1.made.step() == {}
         rules, routes, family = stage.rules(), stage.routes(), f"-{stage.version}"
         driver = InterfaceDriver(("cali",))
+        driver.configure(PATTERN, False, RouteSettings(), table)
+        assert routes
         watching = asyncio.ensure_future(driver.watch(node1.made.interfaces_changed, lambda: None, node1.made.resync))
         try:
             await asyncio.sleep(0)
@@ -503,8 +513,8 @@ def test_what_others_take_away_is_mended_when_the_kernel_says_so(stage: Stage) -
             for command in (
                 ("link", "set", stage.name, "down"),
                 (family, "rule", "del", "priority", "99"),
-                (family, "route", "del", NETS[stage.version][1], "table", "1"),
-                (family, "route", "flush", "table", "1"),
+                (family, "route", "del", NETS[stage.version][1], "table", str(table)),
+                (family, "route", "flush", "table", str(table)),
             ):
                 stage.run("ip", *command)
                 async with asyncio.timeout(10):
