@@ -6,17 +6,21 @@ import asyncio
 import errno
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from libs.netlink.codec import error_for
 from libs.netlink.routes import (
+    KERNEL_OR_BGP,
+    PROTOCOL_BGP,
     PROTOCOL_FELIX,
     TABLE_MAIN,
     UNICAST,
+    IPNetwork,
     Route,
     RouteKey,
-    delete_routes,
+    delete_places,
     list_routes,
     replace_routes,
     slices,
@@ -27,8 +31,33 @@ from libs.reconcile import Diff
 R = TypeVar("R")
 
 
+@dataclass(frozen=True, slots=True)
+class Ours:
+    """Which routes of a table are ours: those of `protocol`, wherever they lead. And on our interfaces, `links` (by
+    index), those of the protocol `device_protocol`, those that lead to what is wanted there (`places`), and with `all`
+    whatever neither the kernel nor BGP put there.
+    """
+
+    protocol: int = PROTOCOL_FELIX
+    device_protocol: int = PROTOCOL_FELIX
+    links: frozenset[int] = frozenset()
+    places: frozenset[tuple[IPNetwork, int]] = frozenset()
+    all: bool = False
+
+    def has(self, route: Route) -> bool:
+        if route.protocol == self.protocol:
+            return True
+        # What has several next hops leads elsewhere, too.
+        if route.type != UNICAST or len(route.hops) != 1 or route.hops[0].oif not in self.links:
+            return False
+        if route.protocol in KERNEL_OR_BGP:
+            return False
+        return self.all or route.protocol == self.device_protocol or (route.dst, route.hops[0].oif) in self.places
+
+
 class RouteDriver:
-    """libs.reconcile.Driver[RouteKey, Route] of the routes with one protocol number in one table.
+    """libs.reconcile.Driver[RouteKey, Route] of those routes of one table that are ours, which may be changed at any
+    time before everything is read again.
 
     New and changed routes go in before unwanted ones go out, those that are directly on a link before those by way of
     another host: IPv6 refuses a gateway to which it knows a way on another link. In slices, so that the event loop and
@@ -42,7 +71,9 @@ class RouteDriver:
         table: int = TABLE_MAIN,
         netns: int | str | Path | None = None,
     ) -> None:
-        self._protocol, self._table = protocol, table
+        self.ours = Ours(protocol, protocol)
+        self._table = table
+        self._others: dict[RouteKey, tuple[int, int]] = {}  # of another protocol than `ours.protocol`: that, interface
         self._netlink = NetlinkSocket(NETLINK_ROUTE, netns)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="routes")
 
@@ -50,25 +81,49 @@ class RouteDriver:
         return await asyncio.get_running_loop().run_in_executor(self._worker, call)
 
     async def read(self) -> dict[RouteKey, Route]:
-        routes = await self._run(lambda: list_routes(self._netlink, protocol=self._protocol, table=self._table))
+        routes = await self._run(self._read)
+        self._others.clear()
+        for route in routes:
+            self._note(route)
         return {route.key: route for route in routes}
+
+    def _read(self) -> list[Route]:
+        """Where no interface is ours, the kernel sorts out the others, of which there may be very many."""
+        ours = self.ours
+        if not ours.links:
+            return list_routes(self._netlink, protocol=ours.protocol, table=self._table)
+        without = PROTOCOL_BGP if ours.protocol != PROTOCOL_BGP else 0
+        return [one for one in list_routes(self._netlink, without=without, table=self._table) if ours.has(one)]
+
+    def _note(self, route: Route) -> None:
+        if route.protocol == self.ours.protocol:
+            self._others.pop(route.key, None)
+        else:
+            self._others[route.key] = route.protocol, route.hops[0].oif
 
     async def apply(self, todo: Diff[RouteKey, Route]) -> dict[RouteKey, Exception]:
         failed: dict[RouteKey, Exception] = {}
         direct = [route for route in todo.put.values() if not any(hop.gateway for hop in route.hops)]
         by_others = [route for route in todo.put.values() if any(hop.gateway for hop in route.hops)]
         for routes in (*slices(direct), *slices(by_others)):
-            foreign = [route for route in routes if route.protocol != self._protocol or route.table != self._table]
-            if foreign:
-                raise ValueError(f"route {foreign[0].dst} is not of protocol {self._protocol}, table {self._table}")
+            for route in routes:
+                _check(route, self.ours, self._table)
+                self._note(route)
             failed |= await self._run(lambda routes=routes: replace_routes(self._netlink, routes))  # type: ignore[misc]
         for keys in slices(todo.drop):
-            failed |= await self._run(lambda keys=keys: delete_routes(self._netlink, keys, self._protocol))  # type: ignore[misc]
+            gone = [(key, *self._others.pop(key, (self.ours.protocol, 0))) for key in keys]
+            failed |= await self._run(lambda gone=gone: delete_places(self._netlink, gone))  # type: ignore[misc]
         return failed
 
     def close(self) -> None:
         self._worker.shutdown(wait=True)
         self._netlink.close()
+
+
+def _check(route: Route, ours: Ours, table: int) -> None:
+    """Raises ValueError for one that must not be ours."""
+    if route.table != table or route.protocol not in (ours.protocol, ours.device_protocol):
+        raise ValueError(f"route {route.dst} is not of protocol {ours.protocol}, table {table}")
 
 
 class FakeRoutes:
@@ -77,23 +132,19 @@ class FakeRoutes:
     """
 
     def __init__(self, *, protocol: int = PROTOCOL_FELIX, table: int = TABLE_MAIN) -> None:
-        self._protocol, self._table = protocol, table
+        self.ours = Ours(protocol, protocol)
+        self._table = table
         self.links: dict[int, bool] = {}
         self.routes: dict[RouteKey, Route] = {}  # of all protocols
         self.writes_left: int | None = None  # the kernel "dies" after so many writes
 
     async def read(self) -> dict[RouteKey, Route]:
-        return {
-            key: route
-            for key, route in self.routes.items()
-            if (route.protocol, route.table) == (self._protocol, self._table)
-        }
+        return {key: one for key, one in self.routes.items() if one.table == self._table and self.ours.has(one)}
 
     async def apply(self, todo: Diff[RouteKey, Route]) -> dict[RouteKey, Exception]:
         failed: dict[RouteKey, Exception] = {}
         for key, route in todo.put.items():
-            if (route.protocol, route.table) != (self._protocol, self._table):
-                raise ValueError(f"route {route.dst} is not of protocol {self._protocol}, table {self._table}")
+            _check(route, self.ours, self._table)
             code = self._refusal(route)
             if code:
                 failed[key] = error_for(code, f"route {route.dst}")
@@ -102,7 +153,7 @@ class FakeRoutes:
                 self.routes[key] = route
         for key in todo.drop:
             held = self.routes.get(key)
-            if held is not None and held.protocol == self._protocol:
+            if held is not None and self.ours.has(held):
                 self._write()
                 del self.routes[key]
         return failed

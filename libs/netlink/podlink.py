@@ -84,7 +84,7 @@ class PodVeth:
     families. own_table: the default ones stand in a table that only packets from these addresses look at, as is right
     for a container whose default routes are those of another interface.
 
-    host_routes: off for a virtual machine that is still migrating here.
+    host_routes: off for a virtual machine that is still migrating here. route_metrics: of IPv4, of IPv6.
     """
 
     host_name: str
@@ -98,7 +98,7 @@ class PodVeth:
     allow_ip_forwarding: bool = False
     host_routes: bool = True
     route_protocol: int = PROTOCOL_FELIX
-    route_metric: int = 0
+    route_metrics: tuple[int, int] = (0, 0)
     device: str = VETH
     routes: tuple[IPv4Network | IPv6Network, ...] | None = None
     own_table: bool = False
@@ -136,7 +136,12 @@ def host_interface(address: IPv4Address | IPv6Address) -> IPv4Interface | IPv6In
 def pod_routes(pod: PodVeth, host_index: int) -> list[Route]:
     """What leads from the host to the pod."""
     return [
-        device_route(ip_network(address), host_index, protocol=pod.route_protocol, metric=pod.route_metric)
+        device_route(
+            ip_network(address),
+            host_index,
+            protocol=pod.route_protocol,
+            metric=pod.route_metrics[address.version == 6],
+        )
         for address in pod.addresses
     ]
 

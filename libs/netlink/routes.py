@@ -1,7 +1,8 @@
 """Routes (linux/rtnetlink.h): values, listing by protocol, replacing and deleting in slices.
 
-Ownership is by protocol number (80: felix, 81: bgp), so a restarted process finds its own routes and leaves all
-others alone. Requests are mostly constant from one route to the next: the part without the destination is encoded once.
+Ownership is by protocol number (80: felix, 81: bgp), and for workloads' routes by their interface, so a restarted
+process finds its own routes and leaves all others alone. Requests are mostly constant from one route to the next: the
+part without the destination is encoded once.
 """
 
 from __future__ import annotations
@@ -47,9 +48,15 @@ RTM_F_FIB_MATCH = 0x2000
 
 TABLE_MAIN = 254
 TABLE_LOCAL = 255
+PROTOCOL_REDIRECT, PROTOCOL_KERNEL, PROTOCOL_BOOT, PROTOCOL_RA = 1, 2, 3, 9  # boot: of `ip route add`
 PROTOCOL_BIRD = 12  # linux/rtnetlink.h: what a Calico node of its own kind speaks BGP with
 PROTOCOL_FELIX = 80
 PROTOCOL_BGP = 81
+PROTOCOL_FRR_BGP = 186
+KERNEL_OR_BGP = frozenset(
+    (PROTOCOL_REDIRECT, PROTOCOL_KERNEL, PROTOCOL_RA, PROTOCOL_BIRD, PROTOCOL_BGP, PROTOCOL_FRR_BGP)
+)
+"""On a workload's interface: what the kernel makes by itself, and what the workload told as a BGP peer."""
 SCOPE_GLOBAL, SCOPE_LINK, SCOPE_NOWHERE = 0, 253, 255
 UNICAST, LOCAL, BLACKHOLE, UNREACHABLE, PROHIBIT, THROW = 1, 2, 6, 7, 8, 9
 IPV6_DEFAULT_METRIC = 1024  # what the kernel makes of metric 0
@@ -190,11 +197,13 @@ def put_request(route: Route, *, exclusive: bool = False) -> Request:
     return RTM_NEWROUTE, NLM_F_CREATE | how, body + attr(_DST, dst.network_address.packed) + tail
 
 
-def delete_request(key: RouteKey, protocol: int) -> Request:
+def delete_request(key: RouteKey, protocol: int, oif: int = 0) -> Request:
+    """oif: only if it leads there; 0: wherever it leads."""
     dst, table, metric = key
     body = RTMSG.pack(FAMILIES[dst.version], dst.prefixlen, 0, 0, min(table, 255), protocol, SCOPE_NOWHERE, 0, 0)
     body += attr(_DST, dst.network_address.packed) + u32(_TABLE, table)
-    return RTM_DELROUTE, 0, body + (u32(_PRIORITY, metric) if metric else b"")
+    body += u32(_PRIORITY, metric) if metric else b""
+    return RTM_DELROUTE, 0, body + (u32(_OIF, oif) if oif else b"")
 
 
 # --- decoding -------------------------------------------------------------------------------------------------------
@@ -253,8 +262,9 @@ def list_routes(
     table: int = TABLE_MAIN,
     families: Iterable[int] = (4, 6),
 ) -> list[Route]:
-    """Routes of one table; protocol 0: of all protocols. The kernel filters where it can: that makes it fast. without:
-    a protocol whose routes, maybe very many, are not even decoded."""
+    """Routes of one table (0: of all); protocol 0: of all protocols. The kernel filters where it can: that makes it
+    fast. without: a protocol whose routes, maybe very many, are not even decoded.
+    """
     found = []
     for version in families:
         body = RTMSG.pack(FAMILIES[version], 0, 0, 0, min(table, 255), protocol, 0, 0, 0) + u32(_TABLE, table)
@@ -269,7 +279,7 @@ def list_routes(
             if head[8] & RTM_F_CLONED or (without and head[5] == without):
                 continue
             route = decode_route(reply)
-            if route.table == table and protocol in (0, route.protocol):
+            if table in (0, route.table) and protocol in (0, route.protocol):
                 found.append(route)
     return found
 
@@ -305,8 +315,13 @@ def replace_routes(netlink: NetlinkSocket, routes: Sequence[Route]) -> dict[Rout
 
 def delete_routes(netlink: NetlinkSocket, keys: Sequence[RouteKey], protocol: int) -> dict[RouteKey, NetlinkError]:
     """Routes that are gone already count as deleted; those of another protocol are never touched."""
-    failed = netlink.batch([delete_request(key, protocol) for key in keys])
-    return {keys[i]: error for i, error in failed.items() if not isinstance(error, ObjectNotFound)}
+    return delete_places(netlink, [(key, protocol, 0) for key in keys])
+
+
+def delete_places(netlink: NetlinkSocket, places: Sequence[tuple[RouteKey, int, int]]) -> dict[RouteKey, NetlinkError]:
+    """The same, each with its protocol and the interface that it leads to (0: any)."""
+    failed = netlink.batch([delete_request(*place) for place in places])
+    return {places[i][0]: error for i, error in failed.items() if not isinstance(error, ObjectNotFound)}
 
 
 def slices(items: Iterable[T], size: int = SLICE) -> Iterator[list[T]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
@@ -90,8 +90,8 @@ def mark_rule_request(rule: MarkRule, *, delete: bool = False) -> tuple[int, int
     return (RTM_DELRULE, 0, body) if delete else (RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, body)
 
 
-def list_mark_rules(netlink: NetlinkSocket, table: int, version: int) -> list[MarkRule]:
-    """Those of one family that look at the mark alone and lead to the table."""
+def list_mark_rules(netlink: NetlinkSocket, tables: Container[int], version: int) -> list[MarkRule]:
+    """Those of one family that look at the mark alone and lead to one of the tables."""
     body = _HEADER.pack(FAMILIES[version], 0, 0, 0, 0, 0, 0, 0, 0)
     found = []
     for kind, reply in netlink.dump(RTM_GETRULE, body, "rules"):
@@ -99,7 +99,8 @@ def list_mark_rules(netlink: NetlinkSocket, table: int, version: int) -> list[Ma
             continue
         _, to_length, from_length, _, _, _, _, _, flags = _HEADER.unpack_from(reply)
         parts = attrs(reply, _HEADER.size)
-        if _leads_to(reply, parts) != table or _MARK not in parts or to_length or from_length:
+        table = _leads_to(reply, parts)
+        if table not in tables or _MARK not in parts or to_length or from_length:
             continue
         mark, mask = to_u32(parts[_MARK]), to_u32(parts.get(_MASK, b"\xff\xff\xff\xff"))
         priority = to_u32(parts.get(_PRIORITY, bytes(4)))

@@ -12,6 +12,7 @@ As in the calculation around it, everything is a function of the current resourc
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from libs import model
@@ -24,7 +25,6 @@ from libs.policy.bgp_output import (
     BgpEntry,
     BgpNode,
     BgpSettings,
-    FelixPart,
     LocalEntry,
     ServiceRoutes,
     felix_key,
@@ -82,9 +82,9 @@ class BgpTables:
 
 
 class BgpCalculation(BgpTables):
-    """index: of endpoints' labels, shared with the policies."""
+    """index: of endpoints' labels, shared with the policies. cluster_ips: as of `ServiceTable`."""
 
-    def __init__(self, index: LabelIndex) -> None:
+    def __init__(self, index: LabelIndex, cluster_ips: Iterable[str] = ()) -> None:
         super().__init__()
         self._resources: dict[str, model.Resource] = {}
         self._unreadable: dict[str, str] = {}  # key -> why its value cannot be read
@@ -94,7 +94,7 @@ class BgpCalculation(BgpTables):
         self.nodes = NodeSelection()
         self.blocks = LocalBlocks(self.put_local)
         self.workloads = LocalWorkloads(index, self.nodes, self.put_local)
-        self.service_table = ServiceTable()
+        self.service_table = ServiceTable(cluster_ips)
 
     def put_resource(self, key: str, resource: model.Resource | None) -> None:
         """A resource of BGP_KINDS or a FelixConfiguration, None when there is none under that key; keys of other kinds
@@ -159,8 +159,8 @@ class BgpCalculation(BgpTables):
         if resource is None and not problem:
             del self._what[key]
         if kind == model.FelixConfiguration.kind:
-            routes = resource.spec.program_cluster_routes if isinstance(resource, model.FelixConfiguration) else ""
-            self.put_entry(felix_key(name), FelixPart(program_cluster_routes=routes) if routes else None)
+            felix = resource if isinstance(resource, model.FelixConfiguration) else None
+            self.put_entry(felix_key(name), bgp_inputs.felix_part(felix.spec) if felix is not None else None)
             return ""
         entry: BgpEntry | None = None
         if problem:

@@ -18,6 +18,7 @@ from libs.policy.bgp_output import (
     BgpPeer,
     BgpSecret,
     BgpSettings,
+    FelixPart,
     filter_key,
     peer_key,
     settings_key,
@@ -90,6 +91,16 @@ def selection(spec: model.BGPPeerSpec) -> Selection:
         targets=parse(spec.peer_selector) if spec.peer_selector else None,
         workloads=parse(spec.local_workload_selector) if spec.local_workload_selector else None,
     )
+
+
+def felix_part(spec: model.FelixConfigurationSpec) -> FelixPart | None:
+    """None: it says nothing that speakers go by."""
+    part = FelixPart(
+        program_cluster_routes=spec.program_cluster_routes or "",
+        priority4=spec.ipv4_normal_route_priority,
+        priority6=spec.ipv6_normal_route_priority,
+    )
+    return part if part != FelixPart(program_cluster_routes="") else None
 
 
 def _settings(spec: model.BGPConfigurationSpec) -> BgpSettings:

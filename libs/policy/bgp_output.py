@@ -126,10 +126,13 @@ class BgpNode(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag
 
 class FelixPart(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag_field="kind", tag="felix"):
     """What of a FelixConfiguration speakers go by, under `felix/default` and `felix/node.<name>`: which routes felix
-    programs. Where the speaker's own part is not set, it takes the others.
+    programs ("": nothing is said), and the metric of those to workloads. Where the speaker's own part is not set, it
+    takes the others.
     """
 
-    program_cluster_routes: str
+    program_cluster_routes: str  # always written: without it an older speaker would not read the rest
+    priority4: int | None = None
+    priority6: int | None = None
 
 
 BgpEntry = BgpSettings | BgpPeer | BgpFilter | BgpNode | FelixPart

@@ -9,12 +9,16 @@ What lies in no configured range is never announced; cluster addresses need any 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from ipaddress import ip_network
 
 import msgspec
 
 from libs.policy import nets
 from libs.policy.bgp_output import BgpSettings, ServiceRoutes
 
+ADVERTISE_CLUSTER_IPS = "CALICO_ADVERTISE_CLUSTER_IPS"
+"""Variable of the environment from before BGPConfiguration had `serviceClusterIPs`, and what counts where it has none:
+ranges with commas between. Speakers announce them whole; typha finds the services that are announced one by one."""
 FAMILIES = {4: "IPv4", 6: "IPv6"}
 TYPES = frozenset({"ClusterIP", "NodePort", "LoadBalancer"})
 
@@ -54,11 +58,23 @@ class Ranges(msgspec.Struct, frozen=True):
         )
 
 
-class ServiceTable:
-    """Names of services and slices are `namespace/name`."""
+def cluster_ranges(texts: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What the variable's parts say: ranges, and what is wrong with the others."""
+    found, problems = [], []
+    for text in texts:
+        try:
+            found.append(str(ip_network(text.strip(), strict=False)))
+        except ValueError:
+            problems.append(f"{text.strip()!r} is no range of addresses such as 10.96.0.0/12")
+    return tuple(dict.fromkeys(found)), tuple(problems)
 
-    def __init__(self) -> None:
-        self._ranges = Ranges()
+
+class ServiceTable:
+    """Names of services and slices are `namespace/name`. cluster_ips: ranges, where the settings have none."""
+
+    def __init__(self, cluster_ips: Iterable[str] = ()) -> None:
+        self._cluster = tuple(map(nets.parse, cluster_ips))
+        self._ranges = Ranges(cluster=self._cluster)
         self._services: dict[str, Service] = {}
         self._slices: dict[str, Endpoints] = {}
         self._slices_of: dict[str, set[str]] = {}
@@ -67,6 +83,8 @@ class ServiceTable:
     def put_settings(self, settings: BgpSettings | None) -> None:
         """Those of the whole cluster."""
         ranges = Ranges() if settings is None else Ranges.of(settings)
+        if not ranges.cluster:
+            ranges = msgspec.structs.replace(ranges, cluster=self._cluster)
         if ranges != self._ranges:
             self._ranges = ranges
             self._dirty.update(self._services)

@@ -94,7 +94,8 @@ class _Endpoint:
 class Calculator:
     """See the module. One instance, one thread; nothing here waits."""
 
-    def __init__(self) -> None:
+    def __init__(self, cluster_ips: Iterable[str] = ()) -> None:
+        """cluster_ips: ranges of services' cluster addresses, where the BGPConfiguration has none."""
         self._pending: dict[str, model.Resource | None] = {}
         self._problems: dict[str, str] = {}  # of those that are None
         self._inputs: dict[str, Input] = {}
@@ -128,7 +129,7 @@ class Calculator:
         self._known: dict[str, int] = {}  # node -> reasons to know it
         self._asked_for: set[str] = set()
         self._tables = SharedTables()
-        self._bgp = BgpCalculation(self._index)
+        self._bgp = BgpCalculation(self._index, cluster_ips)
         self._report = Report()
 
     # --- input --------------------------------------------------------------------------------------------------------

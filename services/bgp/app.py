@@ -124,10 +124,12 @@ async def _by_cluster(app: Bgp, service: Service) -> None:
             bus,
             node,
             router_id=config.router_id,
+            cluster_ips=config.advertise_cluster_ips,
             state_dir=config.state_dir,
             take=app.take,
             state=app.state,
             random=Random(),
+            connected=bus.wait_connected,
         )
         app.on_session.append(cluster.session_changed)
         app.on_routes.append(cluster.routes_changed)

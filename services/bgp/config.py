@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from libs.kube.api import credentials
+from libs.policy.bgp_services import ADVERTISE_CLUSTER_IPS
 from libs.runtime.config import RuntimeConfig, setting
 from libs.runtime.nodename import node_name
 
@@ -27,6 +28,11 @@ class BgpConfig(RuntimeConfig):
         "",
         "Router ID as an IPv4 address, or `hash` for one made from the node's name; empty: the node's IPv4 address.",
         env=("CALICO_ROUTER_ID",),
+    )
+    advertise_cluster_ips: tuple[str, ...] = setting(
+        (),
+        "Ranges of services' cluster addresses that are announced while BGPConfiguration `default` has none.",
+        env=(ADVERTISE_CLUSTER_IPS,),
     )
     state_dir: Path = setting(
         Path("/var/lib/calico/bgp"),

@@ -7,7 +7,6 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from random import Random
 
@@ -35,6 +34,7 @@ from services.felix.core.live import LiveSettings, camel, effective, environment
 from services.felix.core.mtu import pod_mtu_bytes
 from services.felix.core.options import RulesetOptions
 from services.felix.core.overlay import OverlaySettings
+from services.felix.core.route_settings import RouteSettings
 from services.felix.core.routing import Routing
 from services.felix.core.ruleset import RulesetBuilder
 from services.felix.core.status import EndpointKey, Status
@@ -132,7 +132,9 @@ class Felix:
             Peers(bus, self.node),
             Journal(config.state_dir / "cni-journal"),
             IpamPlugins(),
-            AddSettings(config.policy_setup_timeout_s, self.pod_mtu_bytes, config.mtu_file),
+            AddSettings(
+                config.policy_setup_timeout_s, self.pod_mtu_bytes, config.mtu_file, lambda: self.settings.routes
+            ),
             interface_prefix=config.interface_prefix[0],
             pods=self.pods,
             observe=lambda step, seconds: self.metrics.cni.labels(step).observe(seconds),
@@ -179,8 +181,8 @@ class Felix:
             self._configured = True
             self._configure_statuses()
         self.metrics_server.serve_at(settings.metrics)
-        if settings.route_sync != before.route_sync:
-            log.warning("routes", extra={"programmed": settings.route_sync})
+        if settings.routes.sync != before.routes.sync:
+            log.warning("routes", extra={"programmed": settings.routes.sync})
         if _of_interfaces(settings) != _of_interfaces(before):
             self.kernel.interfaces.configure(*_of_interfaces(settings))
             self.dataplane.resync_routes()
@@ -368,10 +370,10 @@ class Felix:
             await asyncio.sleep(1.0)
 
 
-def _of_interfaces(settings: LiveSettings) -> tuple[str, bool, bool, Mapping[int, str]]:
+def _of_interfaces(settings: LiveSettings) -> tuple[str, bool, RouteSettings, int]:
     """Arguments of InterfaceDriver.configure."""
     spoofing = settings.options.allow_source_spoofing
-    return settings.mtu_pattern, spoofing, settings.route_sync, settings.route_sources
+    return settings.mtu_pattern, spoofing, settings.routes, settings.wireguard.table
 
 
 def _of_statuses(settings: LiveSettings) -> tuple[str | None, bool, float]:

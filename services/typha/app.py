@@ -12,6 +12,7 @@ from libs.bus import compat, subjects, wire
 from libs.bus.api import Bus, BusError
 from libs.bus.subjects import Role
 from libs.model import keys
+from libs.policy.bgp_services import ADVERTISE_CLUSTER_IPS, cluster_ranges
 from libs.policy.calculator import Calculator
 from libs.resources import version_guard
 from libs.runtime import garbage, tracing
@@ -53,7 +54,12 @@ class Typha:
         self.store = store
         self.bus = bus
         self.metrics = Metrics(service.registry)
-        self.calculator = Calculator()
+        ranges, problems = cluster_ranges(config.advertise_cluster_ips)
+        for problem in problems:
+            log.warning(
+                "part of the configuration is ignored", extra={"problem": f"{ADVERTISE_CLUSTER_IPS}: {problem}"}
+            )
+        self.calculator = Calculator(ranges)
         instance = config.instance or secrets.token_hex(4)
         self.publisher = Publisher(wire.Epoch(instance, time.time_ns(), cluster), self.calculator)
         self.contact = Contact()

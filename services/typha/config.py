@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from libs.policy.bgp_services import ADVERTISE_CLUSTER_IPS
 from libs.runtime.config import setting
 from libs.runtime.metrics_config import MetricsConfig
 
@@ -28,6 +29,11 @@ class TyphaConfig(MetricsConfig):
         "even",
         "Move readers, one each second, until all typhas have as many; `kubernetes` is Calico's word for it.",
         env=("*CONNECTIONREBALANCINGMODE",),
+    )
+    advertise_cluster_ips: tuple[str, ...] = setting(
+        (),
+        "Ranges of services' cluster addresses while BGPConfiguration `default` has none: the same as bgp is given.",
+        env=(ADVERTISE_CLUSTER_IPS,),
     )
     events: bool = setting(True, "Publish every resource change on calico.typha.<instance>.event.>, for people.")
     metrics_enabled: bool = setting(

@@ -36,12 +36,14 @@ def ruleset(world: World, node: str) -> list[str]:
 
 
 def routes(world: World, *nodes: str) -> list[str]:
-    """Sorted, because the kernel lists IPv6 routes in the order of their making."""
+    """Those that felix writes. Sorted, because the kernel lists IPv6 routes in the order of their making."""
     return sorted(
         f"{node} {route.strip()}"
         for node in nodes
         for family in ("-4", "-6")
-        for route in world.run(node, "ip", family, "route", "show", "proto", "80").splitlines()
+        for protocol in ("80", "boot")
+        for route in world.run(node, "ip", family, "route", "show", "proto", protocol).splitlines()
+        if protocol == "80" or " dev cali" in route
     )
 
 

@@ -162,8 +162,8 @@ async def test_c03_what_ip_shows_in_the_pod_and_on_the_host(world: World) -> Non
         "169.254.1.1 dev eth0 scope link",
     ]
     assert f"default via {GATEWAY6} dev eth0" in world.run(inside, "ip", "-6", "route")
-    assert f"{pod.address(4)} dev {name} proto 80 scope link" in world.run("node1", "ip", "route")
-    assert f"{pod.address(6)} dev {name} proto 80" in world.run("node1", "ip", "-6", "route")
+    assert f"{pod.address(4)} dev {name} scope link metric 1024" in world.run("node1", "ip", "route")
+    assert f"{pod.address(6)} dev {name} metric 1024" in world.run("node1", "ip", "-6", "route")
     assert outer["mtu"] == inner["mtu"] == 1500
     world.run(inside, "ping", "-c1", "-W2", str(world.cluster.node("node2").ipv4.ip))  # the gateway answers for all
     neighbours = world.run(inside, "ip", "neigh", "show", "169.254.1.1")

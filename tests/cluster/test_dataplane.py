@@ -228,11 +228,14 @@ async def test_n04_routes_that_somebody_deleted_or_bent_come_back(world: World, 
 
     address = pods.server.address(family)
     length = address.max_prefixlen
+    name = pods.server.result["interfaces"][0]["name"]
     block = next(line.split()[1] for line in before if " via " in line and (":" in line.split()[1]) == (family == 6))
     for command in (
-        f"route del {address}/{length} proto 80",
+        f"route del {address}/{length} dev {name}",
         "route flush proto 80",
+        f"route flush proto boot dev {name}",
         f"route replace {address}/{length} dev eth0 proto 80",
+        f"route replace {address}/{length} dev eth0 metric 1024",
         f"route replace {block} via {world.cluster.ipv4.ip if family == 4 else world.cluster.ipv6.ip} proto 80",
         f"route add {'192.0.2.0/24' if family == 4 else '2001:db8::/64'} dev eth0 proto 80",
     ):

@@ -16,6 +16,7 @@ import pytest_asyncio
 from libs.testkit.cluster import Cluster, Pod
 from libs.testkit.traffic import Load
 from tests.cluster.conftest import ALLOW, DENY, World, open_world, until
+from tests.cluster.kernel_state import routes
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -69,14 +70,6 @@ def handles(world: World) -> list[str]:
     ]
 
 
-def routes(world: World) -> list[str]:
-    return [
-        world.run(node.name, "ip", family, "route", "show", "proto", "80")
-        for node in world.cluster.nodes
-        for family in ("-4", "-6")
-    ]
-
-
 def kill(world: World, part: str) -> None:
     cluster = world.cluster
     {
@@ -105,7 +98,8 @@ async def test_kill_9_under_load_loses_nothing_and_flaps_nothing(world: World, p
     udp = [flow(pods[a], pods[b], 8080, "udp", family=family) for a, b in pairs for family in (4, 6)]
     denied = [flow(pods["stranger"], pods[b], 8080, family=family) for b in ("server1", "server2") for family in (4, 6)]
     denied += [flow(pods["client1"], pods["server2"], 9090)]
-    before_rules, before_routes, before_written = handles(world), routes(world), await written(world)
+    nodes = [node.name for node in world.cluster.nodes]
+    before_rules, before_routes, before_written = handles(world), routes(world, *nodes), await written(world)
     with Load(udp=udp, tcp=tcp, streams=tcp[:4], denied=denied) as load:
 
         async def another(packets: int) -> None:
@@ -131,7 +125,7 @@ async def test_kill_9_under_load_loses_nothing_and_flaps_nothing(world: World, p
     assert result.tcp_opened > 200, result
     await world.delete("GlobalNetworkPolicy", f"after-{part}")
     assert handles(world) == before_rules
-    assert routes(world) == before_routes
+    assert routes(world, *nodes) == before_routes
     if part != "felix":  # its counters begin anew
         assert await written(world) == before_written
 

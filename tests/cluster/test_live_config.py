@@ -229,6 +229,53 @@ async def test_n23_settings_of_interfaces_are_repaired_and_route_sync_can_be_swi
     await until(back, 10, "the route is written again")
 
 
+async def test_routes_to_pods_get_another_protocol_and_metric_and_strangers_go_without_loss(
+    world: World, pods: Pods
+) -> None:
+    flow, near = world.cluster.flow, pods.near.result["interfaces"][0]["name"]
+    good = [flow(a, pods.server, 8080, family=family) for a in (pods.near, pods.far) for family in FAMILIES]
+    udp = [flow(a, pods.server, 8080, "udp", family=family) for a in (pods.near, pods.far) for family in FAMILIES]
+
+    def shown(family: int) -> list[str]:
+        address = flow(pods.near, pods.server, 8080, family=family).address
+        lines = world.run("node1", "ip", f"-{family}", "route", "show", str(address)).splitlines()
+        return [" ".join(line.replace("scope link", "").replace("pref medium", "").split()[1:]) for line in lines]
+
+    def strangers() -> list[str]:
+        return [world.run("node1", "ip", f"-{family}", "route", "show", net) for family, net in others.items()]
+
+    others = {4: "192.0.2.0/24", 6: "2001:db8::/64"}
+    name = pods.server.result["interfaces"][0]["name"]
+    before = [f"dev {name} metric 1024"]
+    assert [shown(family) for family in FAMILIES] == [before, before]
+    with Load(udp=udp, tcp=good, streams=good, tcp_per_s=50) as load:
+        await configure(
+            world, deviceRouteProtocol=90, ipv4NormalRoutePriority=300, ipv6NormalRoutePriority=600,
+            removeExternalRoutes=False,
+        )  # fmt: skip
+
+        async def changed() -> bool:
+            wanted = [[f"dev {name} proto 90 metric {metric}"] for metric in (300, 600)]
+            return [shown(family) for family in FAMILIES] == wanted
+
+        await until(changed, 10, "protocol and metric are others")
+        for family, net in others.items():
+            world.run("node1", "ip", f"-{family}", "route", "add", net, "dev", near)
+        world.cluster.kill_felix("node1")
+        await world.cluster.start_felix("node1")
+        third = await world.cluster.add_pod("node1", "third", namespace="ns1")
+        assert f"dev {third.result['interfaces'][0]['name']} proto 90" in world.run("node1", "ip", "route")
+        await world.cluster.remove_pod(third)
+        assert all(strangers()), "they may stay"
+        await configure(world)
+
+        async def back() -> bool:
+            return [shown(family) for family in FAMILIES] == [before, before] and not any(strangers())
+
+        await until(back, 10, "all is as it was, and what is not ours is gone")
+    assert load.result.lost_nothing, load.result
+
+
 async def test_n21_the_mtu_file_follows_the_pools_and_pods_get_it(world: World, pods: Pods) -> None:
     file = world.cluster.node("node1").directory / "mtu"
 
@@ -252,6 +299,6 @@ async def test_n21_the_mtu_file_follows_the_pools_and_pods_get_it(world: World, 
 
 async def test_unsupported_fields_are_named_once_in_the_log(world: World, pods: Pods) -> None:
     for prefix in ("one", "two"):
-        await configure(world, removeExternalRoutes=False, logPrefix=prefix)
+        await configure(world, xdpEnabled=False, logPrefix=prefix)
     text = world.cluster.node("node1").felix.log_path.read_text()
-    assert len([line for line in text.splitlines() if "removeExternalRoutes" in line]) == 1
+    assert len([line for line in text.splitlines() if "xdpEnabled" in line]) == 1

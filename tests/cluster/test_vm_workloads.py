@@ -120,7 +120,7 @@ async def test_e12_a_machine_has_policy_routes_and_settings_and_loses_them_with_
             assert world.run("node1", "cat", f"/proc/sys/net/{setting % DEVICE}") == "1\n"
         await world.delete("WorkloadEndpoint", "node1-openstack-vm--1-port--1", "ns1")
         await world.check([(near, machine, 8080, "tcp", DENY), (machine, near, 8080, "tcp", DENY)])
-        assert DEVICE not in world.run("node1", "ip", "route", "show", "proto", "80")
+        assert DEVICE not in world.run("node1", "ip", "route", "show", "proto", "boot")
     finally:
         await world.clean()
         for pod in (near, far, stranger):
@@ -139,7 +139,7 @@ async def test_e12_a_machine_that_restarts_with_its_endpoint_is_connected_again(
 
         async def routed() -> bool:
             return all(
-                DEVICE in world.run("node1", "ip", family, "route", "show", "proto", "80") for family in ("-4", "-6")
+                DEVICE in world.run("node1", "ip", family, "route", "show", "proto", "boot") for family in ("-4", "-6")
             )
 
         await until(routed, 10, "the machine's routes are back")

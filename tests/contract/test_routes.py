@@ -9,7 +9,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from libs.netlink.drivers import FakeRoutes, RouteDriver
+from libs.netlink.drivers import FakeRoutes, Ours, RouteDriver
 from libs.netlink.links import VethEnd, create_veth, get_link, set_link
 from libs.netlink.routes import (
     NextHop,
@@ -50,7 +50,8 @@ class World:
         if self.ns is None:
             assert isinstance(self.driver, FakeRoutes)
             return route.key in self.driver.routes
-        return str(route.dst) in self.ns.run("ip", "-o", "route", "show", "proto", str(route.protocol))
+        shown = self.ns.run("ip", "-o", "route", "show", "proto", str(route.protocol))
+        return str(route.dst).removesuffix("/32") in shown.split()
 
 
 @pytest.fixture(params=["fake", pytest.param("kernel", marks=pytest.mark.kernel)])
@@ -169,6 +170,40 @@ async def test_route_of_another_protocol_is_refused_by_the_driver(world: World) 
     route = device_route(ip_network("10.6.0.0/24"), world.up, protocol=81)
     with pytest.raises(ValueError, match="not of protocol 80"):
         await world.driver.apply(Diff({route.key: route}, set()))
+
+
+@pytest.mark.parametrize("everything", [False, True])
+async def test_what_is_ours_on_our_interfaces_goes_and_the_rest_stays(world: World, everything: bool) -> None:
+    """By the protocol that we use there, or because it leads where one of ours does; or whatever somebody put there."""
+
+    def route(text: str, protocol: int, *, metric: int = 5) -> Route:
+        return device_route(ip_network(text), world.up, protocol=protocol, metric=metric)
+
+    ours = [route("10.7.0.1/32", 99), route("10.7.0.2/32", 80), route("10.7.0.3/32", 4, metric=9)]
+    others = [route("10.7.0.4/32", 4)]
+    never = [route("10.7.0.5/32", 81), route("10.7.0.6/32", 12), route("10.7.0.7/32", 2)]
+    wanted = route("10.7.0.3/32", 99)
+    for one in (*ours, *others, *never):
+        world.foreign(one)
+    world.driver.ours = Ours(
+        device_protocol=99, links=frozenset({world.up}), places=frozenset({(wanted.dst, world.up)}), all=everything
+    )
+    reconciler = world.reconciler()
+    reconciler.put(wanted.key, wanted)
+    assert await reconciler.step() == {}
+    gone = [*ours, *(others if everything else ())]
+    assert [one.dst for one in (*ours, *others, *never) if world.foreign_left(one)] == [
+        one.dst for one in (*others, *never) if one not in gone
+    ]
+    assert await world.driver.read() == {wanted.key: wanted}
+
+
+async def test_on_interfaces_that_are_not_ours_only_our_own_protocol_counts(world: World) -> None:
+    elsewhere = device_route(ip_network("10.7.0.1/32"), world.up, protocol=99)
+    world.foreign(elsewhere)
+    world.driver.ours = Ours(device_protocol=99, links=frozenset({world.down}), all=True)
+    assert await world.reconciler().step() == {}
+    assert world.foreign_left(elsewhere)
 
 
 async def test_more_routes_than_one_slice(world: World) -> None:

@@ -271,15 +271,19 @@ async def test_restart_keeps_what_is_right_and_sweeps_the_rest_after_end_of_rib(
         assert again.kernel.fib.writes == 1  # that one
 
 
-async def test_workloads_are_told_as_the_kernel_has_them(space: netns.Namespace) -> None:
+@pytest.mark.parametrize("protocol", ["boot", "80", "99"])
+async def test_workloads_are_told_as_the_kernel_has_them(space: netns.Namespace, protocol: str) -> None:
+    """Whatever `deviceRouteProtocol` gives felix's routes; not what the workload itself told by BGP."""
     async with running(space) as side:
         space.run("ip", "link", "add", "cali1", "type", "veth", "peer", "name", "pod1")
         space.run("ip", "link", "set", "cali1", "up")
         space.run("ip", "link", "set", "pod1", "up")
-        space.run("ip", "route", "add", "10.65.9.7/32", "dev", "cali1", "proto", "80")
+        space.run("ip", "route", "add", "10.65.9.6/32", "dev", "cali1", "proto", "bird")
+        space.run("ip", "route", "add", "10.65.9.7/32", "dev", "cali1", "proto", protocol)
         key = nlri(ip_network("10.65.9.7/32"))
         await until(lambda: key in side.rib.prefixes(Family.IPV4), "a borrowed address is known")
         assert [path.source for path in side.rib.explain(Family.IPV4, key).paths] == ["kernel"]
+        assert nlri(ip_network("10.65.9.6/32")) not in side.rib.prefixes(Family.IPV4)
         space.run("ip", "link", "del", "cali1")
         await until(lambda: key not in side.rib.prefixes(Family.IPV4), "gone with its interface")
 

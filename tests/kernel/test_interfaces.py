@@ -125,8 +125,8 @@ async def follow(space: Namespace, ip: Callable[..., str], steps: Sequence[tuple
             wake.clear()
 
     def routes() -> set[str]:
-        shown = f"{ip('-4', 'route', 'show', 'proto', '80')}\n{ip('-6', 'route', 'show', 'proto', '80')}"
-        return {line.split()[0] for line in shown.splitlines() if line}
+        shown = [ip(family, "route", "show", "proto", one) for family in ("-4", "-6") for one in ("80", "boot")]
+        return {line.split()[0] for text in shown for line in text.splitlines()}
 
     tasks = [asyncio.ensure_future(driver.watch(wake.set)), asyncio.ensure_future(reconcile())]
     try:
@@ -176,7 +176,7 @@ def test_a_route_that_somebody_overwrites_is_put_back_without_comparing_everythi
         steps = [
             ((), False),
             (("link", "set", "cali1", "up"), True),
-            ((family, "route", "replace", mine, "dev", "lo", "proto", "static"), True),
+            ((family, "route", "replace", mine, "dev", "lo", "proto", "static", "metric", "1024"), True),
         ]
         assert in_the_node(space, follow(space, ip, steps)) <= 2
         assert "static" not in ip(family, "route", "show", mine)

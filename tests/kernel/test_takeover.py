@@ -71,12 +71,7 @@ def test_of_tunl0_only_what_is_ours_goes(host: Namespace, tmp_path: Path, shared
     if shared:
         host.run("ip", "address", "add", "198.51.100.1/32", "dev", "tunl0")
         host.run("ip", "address", "add", "10.65.0.2/30", "dev", "tunl0")
-    root = Path(__file__).resolve().parents[2]
-    command = [
-        sys.executable, "-m", "services.node", "uninstall", "--force", "--state-dir", str(tmp_path / "state"),
-        "--conf-dir", str(tmp_path / "net.d"), "--bin-dir", str(tmp_path / "bin"),
-    ]  # fmt: skip
-    script = f"cd {root} && {shlex.join(command)}"
+    script = uninstalling(tmp_path)
     told = host.run("sh", "-c", script)
     left = host.run("ip", "-o", "address", "show")
     assert "10.65.0.1/32" not in left
@@ -95,3 +90,27 @@ def test_of_tunl0_only_what_is_ours_goes(host: Namespace, tmp_path: Path, shared
         assert "198.51.100.1/32" in host.run("ip", "-o", "address", "show")
     else:
         assert again == "nothing to remove\n"
+
+
+@pytest.mark.parametrize("family", ["-4", "-6"])
+def test_wireguards_rule_goes_whatever_its_table_is(host: Namespace, tmp_path: Path, family: str) -> None:
+    net = "10.65.1.0/26" if family == "-4" else "fd00:65:1::/122"
+    host.run("ip", family, "route", "add", "throw", net, "table", "1000", "proto", "80")
+    host.run("ip", family, "rule", "add", "not", "fwmark", "0x200000/0x200000", "lookup", "1000", "priority", "99")
+    host.run("ip", family, "rule", "add", "not", "fwmark", "0x4/0x4", "lookup", "77", "priority", "98")  # somebody's
+    told = host.run("sh", "-c", uninstalling(tmp_path))
+    assert f"rules of WireGuard: IPv{family[1]}: 1" in told
+    rules = host.run("ip", family, "rule")
+    assert "lookup 1000" not in rules
+    assert "lookup 77" in rules
+    assert net not in host.run("ip", family, "route", "show", "table", "all")
+
+
+def uninstalling(place: Path) -> str:
+    """The command, for a shell: of nothing but what is in the kernel."""
+    root = Path(__file__).resolve().parents[2]
+    command = [
+        sys.executable, "-m", "services.node", "uninstall", "--force", "--state-dir", str(place / "state"),
+        "--conf-dir", str(place / "net.d"), "--bin-dir", str(place / "bin"),
+    ]  # fmt: skip
+    return f"cd {root} && {shlex.join(command)}"

@@ -8,6 +8,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -15,14 +16,18 @@ from pathlib import Path
 import pytest
 
 from libs.feed.delta import Delta
-from libs.netlink.monitor import Lost
+from libs.netlink.monitor import ROUTES, RULES, Changed, Event, Lost, Monitor
 from libs.netlink.netns import in_netns
+from libs.netlink.routes import Route
+from libs.netlink.rules import RuleInto
 from libs.netlink.wireguard import WgChange, WgDevice, WgPeer, format_key, parse_key
 from libs.netlink.wireguard_keys import clamp, public_key
 from libs.policy.output import Block, NodeInfo
 from libs.testkit.netns import call_in, can_make_namespaces
 from libs.testkit.netns import run as run_in
 from libs.testkit.topology import Namespace, remove
+from services.felix.core.mtu import PATTERN
+from services.felix.core.route_settings import RouteSettings
 from services.felix.core.wireguard import FamilySettings, Wanted, Way, WireguardSettings
 from services.felix.drivers.interfaces import InterfaceDriver
 from services.felix.drivers.wireguard import FirstOf, WireguardError
@@ -67,7 +72,7 @@ class Counting(UserspaceDevices):
 
 class Stage:
     def __init__(self, space: Namespace, version: int) -> None:
-        self.space, self.version = space, version
+        self.space, self.version, self.table = space, version, 1
         self.name = f"wg{uuid.uuid4().hex[:10]}"
         self.devices = Counting("wireguard-go", self.routes)
         self.restart()
@@ -104,7 +109,7 @@ class Stage:
     def routes(self) -> dict[str, str]:
         """Range → type of route, or device; of those that we could have made."""
         found = {}
-        command = ("ip", f"-{self.version}", "route", "show", "table", "1")
+        command = ("ip", f"-{self.version}", "route", "show", "table", str(self.table))
         for line in run_in(self.space, command, check=False).splitlines():  # type: ignore[arg-type]  # or no table yet
             words = line.split()
             if words[0] in ("throw", "unreachable"):
@@ -115,7 +120,7 @@ class Stage:
 
     def rules(self) -> list[str]:
         shown = self.run("ip", f"-{self.version}", "rule").splitlines()
-        return [line.replace("\t", " ").strip() for line in shown if "lookup 1" in line]
+        return [line.replace("\t", " ").strip() for line in shown if line.strip().endswith(f"lookup {self.table}")]
 
 
 @pytest.fixture(params=[4, 6], ids=["ipv4", "ipv6"])
@@ -181,6 +186,69 @@ def test_what_others_broke_is_mended_and_what_is_theirs_stays(stage: Stage) -> N
     assert f"unreachable {pool}" in table
     assert f"throw {own}" in table
     assert f"{theirs} dev {stage.name}" in table
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_another_table_is_filled_before_the_former_is_left(stage: Stage, restart: bool) -> None:
+    """No packet meets a moment without one of them, and after a restart the former is known again."""
+    stage.ensure()
+    wanted = stage.wanted()
+    family = f"-{stage.version}"
+    alien = "10.99.0.0/24" if stage.version == 4 else "fd99::/64"
+    stage.apply(wanted)
+    stage.run("ip", family, "route", "add", "blackhole", alien, "table", "1")  # somebody's, as is the other's rule
+    stage.run("ip", family, "rule", "add", "not", "fwmark", "0x4/0x4", "lookup", "77", "priority", "90")
+    if restart:
+        stage.restart()
+        assert stage.call(stage.writer.used) == stage.name
+    own, theirs, pool, _, _ = NETS[stage.version]
+    for table in (1000, 5):
+        with changes(stage, routes_gone=3) as seen:
+            assert stage.apply(replace(wanted, table=table)) == {}
+        assert stage.run("ip", family, "route", "show", "table", "1").split()[:2] == ["blackhole", alien]
+        shown = stage.run("ip", family, "route", "show", "table", str(table))
+        assert f"{theirs} dev {stage.name}" in shown
+        assert f"throw {own}" in shown
+        assert f"unreachable {pool}" in shown
+        rules = [line.split(":")[0] + " " + line.split()[-1] for line in stage.run("ip", family, "rule").splitlines()]
+        assert [rule for rule in rules if not rule.endswith(("local", "main", "default"))] == ["90 77", f"99 {table}"]
+        first_gone = next(place for place, (gone, _, _) in enumerate(seen) if gone)
+        assert all(gone for gone, _, _ in seen[first_gone:]), "nothing new comes after something has gone"
+        kinds = [kind for _, kind, _ in seen]
+        assert kinds[first_gone - 1 : first_gone + 1] == ["rule", "rule"], "the new one just before the old one goes"
+        assert {one for gone, _, one in seen if not gone} == {table}
+    stage.call(lambda: stage.writer.remove(stage.name))
+    assert "lookup 5" not in stage.run("ip", family, "rule")
+    assert stage.run("ip", family, "route", "show", "table", "all", "proto", "80") == ""
+
+
+@contextmanager
+def changes(stage: Stage, routes_gone: int) -> Iterator[list[tuple[bool, str, int]]]:
+    """What happens to rules and to routes of felix meanwhile, in order: gone, which of the two, table."""
+    seen: list[tuple[bool, str, int]] = []
+
+    def note(event: Event) -> None:
+        assert isinstance(event, Changed)
+        match event.object:
+            case RuleInto() as rule:
+                seen.append((event.gone, "rule", rule.table))
+            case Route(protocol=80) as route:
+                seen.append((event.gone, "route", route.table))
+
+    monitor = Monitor(note, (*ROUTES, *RULES), stage.space.path)  # hears of what happens from now on
+    yield seen
+
+    async def listen() -> None:
+        monitor.start()
+        try:
+            deadline = time.monotonic() + 10
+            while sum(gone and kind == "route" for gone, kind, _ in seen) < routes_gone:
+                assert time.monotonic() < deadline, seen
+                await asyncio.sleep(0.01)
+        finally:
+            monitor.stop()
+
+    asyncio.run(listen())
 
 
 def test_a_device_that_somebody_removed_comes_back_with_another_key(stage: Stage) -> None:
@@ -425,11 +493,19 @@ def test_after_a_restart_with_another_name_the_old_device_goes(stage: Stage, ena
         Path(f"/var/run/wireguard/{old}.sock").unlink(missing_ok=True)
 
 
-def test_what_others_take_away_is_mended_when_the_kernel_says_so(stage: Stage) -> None:
+@pytest.mark.parametrize("table", [1, 1000])
+def test_what_others_take_away_is_mended_when_the_kernel_says_so(stage: Stage, table: int) -> None:
+    """Also once the settings name another table."""
+
     async def story(node1: Node1) -> None:
         await node1.agreed()
+        stage.table = table
+        node1.made.configure(replace(node1.made.settings, table=table), 0xFFFF0000)
+        assert await node1.made.step() == {}
         rules, routes, family = stage.rules(), stage.routes(), f"-{stage.version}"
         driver = InterfaceDriver(("cali",))
+        driver.configure(PATTERN, False, RouteSettings(), table)
+        assert routes
         watching = asyncio.ensure_future(driver.watch(node1.made.interfaces_changed, lambda: None, node1.made.resync))
         try:
             await asyncio.sleep(0)
@@ -437,8 +513,8 @@ def test_what_others_take_away_is_mended_when_the_kernel_says_so(stage: Stage) -
             for command in (
                 ("link", "set", stage.name, "down"),
                 (family, "rule", "del", "priority", "99"),
-                (family, "route", "del", NETS[stage.version][1], "table", "1"),
-                (family, "route", "flush", "table", "1"),
+                (family, "route", "del", NETS[stage.version][1], "table", str(table)),
+                (family, "route", "flush", "table", str(table)),
             ):
                 stage.run("ip", *command)
                 async with asyncio.timeout(10):

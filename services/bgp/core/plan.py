@@ -27,11 +27,11 @@ ALWAYS_IGNORED = ("cali*", "kube-ipvs*")
 HASH = "hash"
 
 
-def plan(node: str, tables: Tables, *, router_id: str = "") -> SpeakerSettings:
-    """router_id: CALICO_ROUTER_ID, an IPv4 address or `hash`; "": the node's address. Never raises for what is in the
-    tables.
+def plan(node: str, tables: Tables, *, router_id: str = "", cluster_ips: tuple[str, ...] = ()) -> SpeakerSettings:
+    """router_id: CALICO_ROUTER_ID, an IPv4 address or `hash`; "": the node's address. cluster_ips: ranges of
+    CALICO_ADVERTISE_CLUSTER_IPS. Never raises for what is in the tables.
     """
-    view = View(node, tables)
+    view = View(node, tables, cluster_ips)
     if node not in tables.nodes:
         view.report("Node", node, "does not exist, so this speaker has no address and no peers by mesh or selector")
     own, cluster = view.own, view.cluster
@@ -65,10 +65,7 @@ def plan(node: str, tables: Tables, *, router_id: str = "") -> SpeakerSettings:
             if text
         ),
         ignored_interfaces=(*(own.ignored_interfaces or cluster.ignored_interfaces), *ALWAYS_IGNORED),
-        normal_priority={
-            Family.IPV4: own.priority4 or cluster.priority4 or NORMAL_PRIORITY,
-            Family.IPV6: own.priority6 or cluster.priority6 or NORMAL_PRIORITY,
-        },
+        normal_priority=_normal_priorities(view),
         route_reflector=bool(part.cluster_id),
         cluster_id=plan_peers.cluster_id(view, node),
         program_cluster_routes=_cluster_routes(view),
@@ -77,10 +74,46 @@ def plan(node: str, tables: Tables, *, router_id: str = "") -> SpeakerSettings:
     )
 
 
+def _normal_priorities(view: View) -> dict[Family, int]:
+    """The metric that felix gives routes to workloads, unless it is said. Another one than felix's is reported, and
+    done: by it workloads count as just moved here, to be told of one by one, or others' routes to them as better.
+    """
+    name = f"node.{view.node}"
+    felix = (view.felix_part(name), view.felix_part("default"))
+    bgp = {name: view.own, "default": view.cluster}
+    return {
+        Family.IPV4: _normal_priority(
+            view,
+            "ipv4NormalRoutePriority",
+            [part.priority4 for part in felix],
+            {one: settings.priority4 for one, settings in bgp.items()},
+        ),
+        Family.IPV6: _normal_priority(
+            view,
+            "ipv6NormalRoutePriority",
+            [part.priority6 for part in felix],
+            {one: settings.priority6 for one, settings in bgp.items()},
+        ),
+    }
+
+
+def _normal_priority(view: View, field: str, felix: list[int | None], bgp: dict[str, int | None]) -> int:
+    """felix, bgp: what their resources say, the strongest first; the latter by name."""
+    theirs = next((said for said in felix if said), NORMAL_PRIORITY)
+    name, ours = next(((name, said) for name, said in bgp.items() if said), ("", theirs))
+    if ours != theirs:
+        view.report(
+            "BGPConfiguration",
+            name,
+            f"{field} is {ours}, and FelixConfiguration's {theirs}: it must be the same, or not be set",
+        )
+    return ours
+
+
 def _cluster_routes(view: View) -> str:
     """What felix does not program, unless it is said. A pair that leaves holes or overlaps is reported, and done."""
     name = f"node.{view.node}"
-    felix = {one: said for one in ("default", name) if (said := view.felix_part(one))}
+    felix = {one: said for one in ("default", name) if (said := view.felix_part(one).program_cluster_routes)}
     given = {"default": view.cluster.program_cluster_routes, name: view.own.program_cluster_routes}
     bgp = {one: said for one, said in given.items() if said}
     for problem in route_owners(felix, bgp):

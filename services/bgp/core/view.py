@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import IPv4Address, ip_address, ip_network
 
+import msgspec
+
 from libs.policy.bgp_output import (
     BgpFilter,
     BgpNode,
@@ -16,6 +18,7 @@ from libs.policy.bgp_output import (
     node_key,
     settings_key,
 )
+from libs.policy.bgp_services import ADVERTISE_CLUSTER_IPS, cluster_ranges
 from libs.policy.output import NodeInfo
 from services.bgp.core.paths import Family, IPAddress, IPNetwork
 from services.bgp.core.tables import Tables
@@ -27,10 +30,11 @@ FAMILIES = (Family.IPV4, Family.IPV6)
 
 @dataclass(slots=True)
 class View:
-    """problems: by resource, as `BGPPeer(name)`."""
+    """problems: by resource, as `BGPPeer(name)`. cluster_ips: of the environment, as `cluster_ranges` takes them."""
 
     node: str
     tables: Tables
+    cluster_ips: tuple[str, ...] = ()
     problems: dict[str, str] = field(default_factory=dict)
     cluster: BgpSettings = field(init=False)
     own: BgpSettings = field(init=False)
@@ -42,6 +46,11 @@ class View:
     def __post_init__(self) -> None:
         bgp = self.tables.bgp
         self.cluster = self._settings("default")
+        if not self.cluster.cluster_ips:
+            ranges, wrong = cluster_ranges(self.cluster_ips)
+            self.cluster = msgspec.structs.replace(self.cluster, cluster_ips=ranges)
+            for problem in wrong:
+                self.report("environment", ADVERTISE_CLUSTER_IPS, problem)
         self.own = self._settings(f"node.{self.node}")
         self.peers = {key.partition("/")[2]: entry for key, entry in sorted(bgp.items()) if isinstance(entry, BgpPeer)}
         self.filters = {
@@ -66,10 +75,10 @@ class View:
         elif problem not in known.split("; "):
             self.problems[key] = f"{known}; {problem}"
 
-    def felix_part(self, name: str) -> str:
-        """Which routes a FelixConfiguration says that felix programs; "": nothing is said."""
+    def felix_part(self, name: str) -> FelixPart:
+        """What a FelixConfiguration says of felix's routes."""
         entry = self.tables.bgp.get(felix_key(name))
-        return entry.program_cluster_routes if isinstance(entry, FelixPart) else ""
+        return entry if isinstance(entry, FelixPart) else FelixPart(program_cluster_routes="")
 
     # --- nodes ---
 

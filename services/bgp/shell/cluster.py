@@ -12,15 +12,17 @@ from random import Random
 import msgspec
 
 from libs.bus import bgp as told
-from libs.bus import subjects
+from libs.bus import compat, subjects, wire
 from libs.bus.api import Bus, BusError, Msg
+from libs.bus.subjects import Role
 from libs.feed.feed import Apply, Phase
 from libs.runtime.files import write_atomically
+from libs.runtime.release import version
 from services.bgp.core.hold import hold
 from services.bgp.core.paths import network
 from services.bgp.core.plan import plan
 from services.bgp.core.rib.fib import FibChange, FibRoute
-from services.bgp.core.saved import SavedError, decode, encode
+from services.bgp.core.saved import Saved, SavedError, decode, encode
 from services.bgp.core.settings import SpeakerSettings
 from services.bgp.core.tables import Tables
 from services.bgp.shell.feed import TablesFeed
@@ -28,6 +30,7 @@ from services.bgp.shell.feed import TablesFeed
 log = logging.getLogger(__name__)
 
 REPORT_S = 10.0
+CONNECT_S, ANSWER_S = 1.0, 1.0  # how long a start waits to hear which cluster this is
 SAVE_PAUSE_S = 1.0  # in a storm of changes the disk is not written for each
 EVENT_ROUTES = 100
 FILE = "last-good.json"
@@ -36,7 +39,9 @@ Take = Callable[[SpeakerSettings], Awaitable[None]]
 
 
 class Cluster:
-    """take: settings into force. state: what the speaker tells when asked, None before it has settings."""
+    """take: settings into force. state: what the speaker tells when asked, None before it has settings. connected:
+    returns once the bus is, raises BusError when that takes longer (seconds); None: it is.
+    """
 
     def __init__(
         self,
@@ -44,17 +49,22 @@ class Cluster:
         node: str,
         *,
         router_id: str,
+        cluster_ips: tuple[str, ...] = (),
         state_dir: Path,
         take: Take,
         state: Callable[[told.StateRequest], told.State | None],
         random: Random,
+        connected: Callable[[float], Awaitable[None]] | None = None,
     ) -> None:
         self.feed = TablesFeed(bus, node, self._on_tables, random)
         self.rev = 0
-        self._bus, self._node, self._router_id = bus, node, router_id
+        self._bus, self._node, self._router_id, self._cluster_ips = bus, node, router_id, cluster_ips
         self._file = state_dir / FILE
         self._take, self._state = take, state
+        self._connected = connected
         self._good: Tables | None = None  # in force
+        self._good_cluster = 0  # etcd's cluster id that they are of; 0: not known
+        self._heard_cluster = 0  # the same of what came last
         self._trying: Tables | None = None  # on their way there
         self._failed = False  # the last try: what is in force may be a part of it
         self._pending: tuple[Tables, dict[str, str], Apply] | None = None
@@ -67,22 +77,48 @@ class Cluster:
         return self.feed.runner.feed.phase
 
     async def start_from_disk(self) -> bool:
-        """False when nothing usable is saved: then there are no sessions before typha has been heard."""
+        """False when nothing usable is saved: then there are no sessions before typha has been heard.
+
+        What is saved may be of a cluster that this node has left, whose peers it must not meet again. So typha is asked
+        which one this is; without an answer it counts, as it is for that case.
+        """
         try:
-            rev, tables = decode(self._node, await asyncio.to_thread(self._file.read_bytes))
+            saved = decode(self._node, await asyncio.to_thread(self._file.read_bytes))
         except FileNotFoundError:
             return False
         except (OSError, SavedError) as error:
             log.error("last good input not used", extra={"file": str(self._file), "error": str(error)})
             return False
+        if saved.cluster and (here := await self._ask_cluster()) not in (0, saved.cluster):
+            log.warning(
+                "last good input not used: it is of another cluster",
+                extra={"file": str(self._file), "saved": f"{saved.cluster:x}", "here": f"{here:x}"},
+            )
+            return False
         try:
-            await self._take(plan(self._node, tables, router_id=self._router_id))
+            await self._take(self._plan(saved.tables))
         except Exception:  # whatever it is: a service that starts again would only find the same file
             log.exception("last good input not used", extra={"file": str(self._file)})
             return False
-        self.rev, self._good = rev, tables
+        self.rev, self._good = saved.rev, saved.tables
+        self._good_cluster = self._heard_cluster = saved.cluster
         log.info("started from the last good input", extra={"revision": self.rev})
         return True
+
+    async def _ask_cluster(self) -> int:
+        """etcd's cluster id, from any typha that answers soon; 0: none does."""
+        request = wire.SnapshotRequest(
+            node=self._node, role=Role.BGP, hello=True, protocol=compat.PROTOCOL, version=version()
+        )
+        try:
+            if self._connected is not None:
+                await self._connected(CONNECT_S)
+            answer = await self._bus.request(subjects.any_snapshot(self._node), wire.encode(request), ANSWER_S)
+            reply: wire.SnapshotReply = wire.decoder(wire.SnapshotReply).decode(answer.data)
+        except (BusError, msgspec.DecodeError) as error:
+            log.info("no typha tells which cluster this is", extra={"error": str(error)})
+            return 0
+        return reply.epoch.cluster
 
     async def run(self) -> None:
         subscription = self._bus.subscribe(told.state_subject(self._node), self._answer)
@@ -101,6 +137,10 @@ class Cluster:
     def _on_tables(self, tables: Tables, apply: Apply, _: str | None) -> None:
         """The tables change under us at the next step: `hold` copies them."""
         newest = self._pending[0] if self._pending is not None else self._trying or self._good
+        if self._heard_cluster not in (0, apply.epoch.cluster):
+            log.warning("this is another cluster than before: nothing of that one is kept")
+            newest = None
+        self._heard_cluster = apply.epoch.cluster
         kept, problems = hold(tables, newest)
         self._pending = (kept, problems, apply)
         self._news.set()
@@ -117,7 +157,7 @@ class Cluster:
             if tables != self._good or self._failed:
                 self._trying = tables
                 try:
-                    settings = plan(self._node, tables, router_id=self._router_id)
+                    settings = self._plan(tables)
                     settings.problems.update(held)
                     await self._take(settings)
                 except Exception as error:
@@ -128,15 +168,21 @@ class Cluster:
                     continue
                 finally:
                     self._trying = None
-                self._good, self._failed = tables, False
+                self._good, self._good_cluster, self._failed = tables, apply.epoch.cluster, False
                 self._unsaved.set()
                 for name, problem in settings.problems.items():
                     log.warning("not in force", extra={"resource": name, "problem": problem})
                 self._reported = (apply, settings.problems)
             else:
+                if self._good_cluster != apply.epoch.cluster:
+                    self._good_cluster = apply.epoch.cluster
+                    self._unsaved.set()
                 self._reported = (apply, {**(self._reported[1] if self._reported else {}), **held})
             self.rev = apply.rev
             self._report()
+
+    def _plan(self, tables: Tables) -> SpeakerSettings:
+        return plan(self._node, tables, router_id=self._router_id, cluster_ips=self._cluster_ips)
 
     def _report(self) -> None:
         if self._reported is not None:
@@ -155,7 +201,7 @@ class Cluster:
             await self._unsaved.wait()
             self._unsaved.clear()
             assert self._good is not None
-            data = encode(self._node, self.rev, self._good)
+            data = encode(Saved(node=self._node, rev=self.rev, cluster=self._good_cluster, tables=self._good))
             try:
                 await asyncio.to_thread(self._write, data)
             except OSError as error:

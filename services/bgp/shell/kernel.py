@@ -16,7 +16,7 @@ from typing import Protocol
 
 from libs.netlink.links import Link
 from libs.netlink.monitor import ADDRESSES, LINKS, ROUTES, Event, Lost, Monitor
-from libs.netlink.routes import PROTOCOL_BGP, PROTOCOL_FELIX, TABLE_MAIN, UNICAST, Route, list_routes
+from libs.netlink.routes import KERNEL_OR_BGP, PROTOCOL_BGP, TABLE_MAIN, UNICAST, Route, list_routes
 from libs.netlink.socket import NETLINK_ROUTE, NetlinkSocket
 from libs.runtime.garbage import give_back
 from services.bgp.core.paths import Attributes, Family, Nlri, nlri
@@ -37,7 +37,6 @@ AFTER_FAILURE_S = 1.0
 SWEEP_AFTER_S = 5.0  # from the moment when all routes should be known again to the removal of what nobody told
 BURST = 20_000  # routes in one go after which memory is given back
 PEERS_FIRST_S = 0.02  # between slices, while peers are being told things
-PROTOCOL_BOOT = 3  # linux/rtnetlink.h: what `ip route add` uses, and felix's default for workload routes in Calico
 
 
 class Owner(Protocol):
@@ -211,8 +210,10 @@ class Kernel:
             self._resync = True  # in the way of ours, or not any more
 
     def _workload(self, route: Route) -> Originated | None:
-        """What is announced of a kernel route: that of a workload on this node."""
-        if route.protocol not in (PROTOCOL_FELIX, PROTOCOL_BOOT) or route.type != UNICAST or len(route.hops) != 1:
+        """What is announced of a kernel route: that of a workload on this node, whatever protocol felix gives it
+        (`deviceRouteProtocol`).
+        """
+        if route.protocol in KERNEL_OR_BGP or route.type != UNICAST or len(route.hops) != 1:
             return None
         name = self.next_hops.names.get(route.hops[0].oif, "")
         if not name.startswith(self._prefixes) or name in self._ignored:
@@ -233,10 +234,9 @@ class Kernel:
     def _list_workloads(self) -> None:
         self.next_hops.links_changed()
         found: dict[tuple[Family, Nlri], Originated] = {}
-        for protocol in (PROTOCOL_FELIX, PROTOCOL_BOOT):
-            for route in list_routes(self._netlink, protocol=protocol):
-                if (workload := self._workload(route)) is not None:
-                    found[workload.family, workload.prefix] = workload
+        for route in list_routes(self._netlink, without=PROTOCOL_BGP):
+            if (workload := self._workload(route)) is not None:
+                found[workload.family, workload.prefix] = workload
         for place in self._workloads.keys() - found.keys():
             self._drop_workload(place)
         for place, workload in found.items():

@@ -9,6 +9,7 @@ from ipaddress import ip_network
 from libs.bus.explain import NodeRoute
 from libs.netlink.routes import (
     BLACKHOLE,
+    KERNEL_OR_BGP,
     LOCAL,
     PROHIBIT,
     PROTOCOL_BGP,
@@ -24,7 +25,6 @@ from libs.netlink.routes import (
 from libs.policy import nets
 from libs.policy.output import Block, NodeInfo, Workload, WorkloadKey
 from services.felix.core.overlay import TUNL, VXLAN, VXLAN6
-from services.felix.core.wireguard import TABLE as TABLE_WIREGUARD
 
 PROTOCOLS = {
     1: "redirect", 2: "kernel", 3: "boot", 4: "static", 8: "gated", 9: "ra", 10: "mrt", 11: "zebra", 12: "bird",
@@ -34,7 +34,7 @@ PROTOCOLS = {
 }  # fmt: skip
 TYPES = {UNICAST: "unicast", LOCAL: "local", 3: "broadcast", 4: "anycast", 5: "multicast", BLACKHOLE: "blackhole",
          UNREACHABLE: "unreachable", PROHIBIT: "prohibit", THROW: "throw"}  # fmt: skip
-TABLES = {TABLE_MAIN: "main", TABLE_LOCAL: "local", 253: "default", TABLE_WIREGUARD: "wireguard (1)"}
+TABLES = {TABLE_MAIN: "main", TABLE_LOCAL: "local", 253: "default"}
 TUNNELS = frozenset((VXLAN, VXLAN6, TUNL))
 
 
@@ -51,7 +51,9 @@ class RouteReasons:
     ) -> None:
         self._node = node
         self._interfaces = interfaces
-        self._workloads = {ip_network(text): key for key, one in workloads.items() for text in (*one.nets4, *one.nets6)}
+        self._workloads = {
+            (ip_network(text), one.name): key for key, one in workloads.items() for text in (*one.nets4, *one.nets6)
+        }
         self._blocks: dict[IPNetwork, Block] = {ip_network(cidr): block for cidr, block in blocks.items()}
         self._borrowed = {
             ip_network(address): node for block in blocks.values() for address, node in block.borrowed.items()
@@ -68,16 +70,24 @@ class RouteReasons:
         names = tuple(self._interfaces.get(hop.oif, str(hop.oif)) for hop in route.hops)
         return NodeRoute(
             destination=str(route.dst),
-            table=TABLES.get(route.table, str(route.table)),
+            table=_table(route),
             type=TYPES.get(route.type, str(route.type)),
             gateways=tuple("" if hop.gateway is None else str(hop.gateway) for hop in route.hops),
             interfaces=names,
             metric=route.metric,
-            owner=PROTOCOLS.get(route.protocol, f"protocol {route.protocol}"),
+            owner="felix" if self._workload(route, names) else _maker(route.protocol),
             reason=self._reason(route, names),
         )
 
+    def _workload(self, route: Route, names: tuple[str, ...]) -> WorkloadKey | None:
+        """That this route leads to: it is ours then, of whatever protocol (`deviceRouteProtocol`)."""
+        if route.type != UNICAST or route.table != TABLE_MAIN or len(names) != 1 or route.protocol in KERNEL_OR_BGP:
+            return None
+        return self._workloads.get((route.dst, names[0]))
+
     def _reason(self, route: Route, names: tuple[str, ...]) -> str:
+        if (workload := self._workload(route, names)) is not None:
+            return f"workload endpoint {workload}"
         if route.protocol == PROTOCOL_FELIX:
             return self._ours(route, names)
         if route.protocol == PROTOCOL_BGP:
@@ -90,12 +100,9 @@ class RouteReasons:
         return ""
 
     def _ours(self, route: Route, names: tuple[str, ...]) -> str:
-        workload = self._workloads.get(route.dst)
-        if workload is not None and route.type == UNICAST:
-            return f"workload endpoint {workload}"
         if route.type == BLACKHOLE:
             return "block of this node: addresses that are not in use" if route.dst in self._blocks else "blackhole"
-        if route.table == TABLE_WIREGUARD:
+        if _is_wireguards(route):
             return f"WireGuard: {'not encrypted' if route.type == THROW else self._owner_of(route) or 'encrypted'}"
         owner, tunnel = self._owner_of(route), next((name for name in names if name in TUNNELS), "")
         through = f" by way of the tunnel {tunnel}" if tunnel else ""
@@ -115,6 +122,19 @@ class RouteReasons:
             if gateway and (name := self._nodes.get(gateway) or self._tunnels.get(gateway)):
                 return f"node {name}"
         return ""
+
+
+def _is_wireguards(route: Route) -> bool:
+    """Of a table that felix leads packets to (`routeTableRanges`): it writes in no other but main."""
+    return route.protocol == PROTOCOL_FELIX and route.table != TABLE_MAIN
+
+
+def _table(route: Route) -> str:
+    return TABLES.get(route.table, f"wireguard ({route.table})" if _is_wireguards(route) else str(route.table))
+
+
+def _maker(protocol: int) -> str:
+    return PROTOCOLS.get(protocol, f"protocol {protocol}")
 
 
 def in_order(routes: Iterable[Route]) -> list[Route]:

@@ -23,10 +23,13 @@ from libs.model.codec import convert
 from libs.model.felixconfig import FelixConfigurationSpec, ProtoPort
 from libs.model.metrics import CLIENT_AUTHS, MetricsPlace
 from libs.model.selector import SelectorError
+from libs.netlink.routes import KERNEL_OR_BGP
 from services.felix.core.failsafe import FailsafePort
 from services.felix.core.mtu import PATTERN
 from services.felix.core.options import RulesetOptions
 from services.felix.core.overlay import ClusterRoutes
+from services.felix.core.route_settings import MAX_PRIORITY, RouteSettings
+from services.felix.core.table_ranges import first_of_range, first_of_ranges
 from services.felix.core.wireguard import WireguardSettings, mark_of
 
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)")
@@ -97,14 +100,13 @@ class LiveSettings:
     log_levels: Mapping[str, str] = field(default_factory=dict)  # outlet -> level, as libs.runtime.logs names them
     nftables_refresh_s: float | None = None
     route_refresh_s: float | None = None
-    route_sync: bool = True  # not RouteSyncDisabled
     mtu_pattern: str = PATTERN  # MTUIfacePattern
     require_mtu_file: bool = False
     status_path: str | None = DEFAULT_STATUS_PATH  # EndpointStatusPathPrefix; None: no files
     status_in_etcd: bool = False  # EndpointReportingEnabled
     status_delay_s: float = 1.0  # EndpointReportingDelay
     cluster_routes: ClusterRoutes = ClusterRoutes.IPIP_ONLY  # ProgramClusterRoutes
-    route_sources: Mapping[int, str] = field(default_factory=dict)  # DeviceRouteSourceAddress, …IPv6: by family
+    routes: RouteSettings = field(default_factory=RouteSettings)
     wireguard: WireguardSettings = field(default_factory=WireguardSettings)
     metrics: MetricsPlace = field(default_factory=MetricsPlace)  # PrometheusMetrics…
     options: RulesetOptions = field(default_factory=RulesetOptions)
@@ -171,11 +173,12 @@ def effective(
             own = _layer(name, resource.spec, problems) | ours
         elif matches and (oldest is None or (created, name) < oldest):
             oldest, selected = (created, name), _layer(name, resource.spec, problems) | ours
-    if (ignored := selected.pop("program_cluster_routes", None)) is not None:  # bgp does not know of this layer
-        problems.append(
-            f"programClusterRoutes ({ignored.source}): has no effect together with nodeSelector; it belongs to"
-            f" `default` or `node.{node}`"
-        )
+    problems += [
+        f"{camel(name)} ({ignored.source}): has no effect together with nodeSelector; it belongs to `default` or"
+        f" `node.{node}`"
+        for name in _WITH_BGP
+        if (ignored := selected.pop(name, None)) is not None
+    ]
     of_process = [
         {name: Setting(text, source, text) for name, text in (texts or {}).items()}
         for source, texts in ((FILE, file), (ENVIRONMENT, environment))
@@ -219,6 +222,9 @@ def _merge(layers: list[dict[str, Setting]], options: RulesetOptions, problems: 
     unused: set[str] = set()
     unclear: dict[str, str] = {}
     for layer in layers:
+        if (older := layer.get("route_table_range")) is not None and "route_table_ranges" in layer:
+            problems.append(f"routeTableRange ({older.source}): has no effect together with routeTableRanges")
+            layer = {name: setting for name, setting in layer.items() if setting is not older}
         for name, setting in layer.items():
             use = _USES.get(name)
             if use is None:
@@ -249,14 +255,13 @@ def _merge(layers: list[dict[str, Setting]], options: RulesetOptions, problems: 
         log_levels=draft.levels,
         nftables_refresh_s=draft.nftables_refresh_s,
         route_refresh_s=draft.route_refresh_s,
-        route_sync=draft.route_sync,
         mtu_pattern=draft.mtu_pattern,
         require_mtu_file=draft.require_mtu_file,
         status_path=draft.status_path,
         status_in_etcd=draft.status_in_etcd,
         status_delay_s=draft.status_delay_s,
         cluster_routes=draft.cluster_routes,
-        route_sources=draft.route_sources,
+        routes=draft.routes,
         wireguard=draft.wireguard,
         metrics=draft.metrics if draft.metrics_enabled else MetricsPlace(),
         options=draft.options,
@@ -304,17 +309,19 @@ class _Draft:
         self.levels: dict[str, str] = {}
         self.nftables_refresh_s: float | None = None
         self.route_refresh_s: float | None = None
-        self.route_sync = True
         self.mtu_pattern = PATTERN
         self.require_mtu_file = False
         self.status_path: str | None = DEFAULT_STATUS_PATH
         self.status_in_etcd = False
         self.status_delay_s = 1.0
         self.cluster_routes = ClusterRoutes.IPIP_ONLY
-        self.route_sources: dict[int, str] = {}
+        self.routes = RouteSettings()
         self.wireguard = WireguardSettings()
         self.metrics_enabled = False
         self.metrics = MetricsPlace(port=9091)
+
+    def route(self, **values: Any) -> None:
+        self.routes = replace(self.routes, **values)
 
     def metric(self, **values: Any) -> None:
         self.metrics = replace(self.metrics, **values)
@@ -371,6 +378,17 @@ def _number(value: Any, low: int, high: int) -> int:
     if not low <= number <= high:
         raise ValueError(f"{number} is not within {low} to {high}")
     return number
+
+
+def _route_protocol(value: Any) -> int:
+    number = _number(value, 1, 255)
+    if number in KERNEL_OR_BGP:
+        raise ValueError(f"{number} is the protocol of routes of the kernel or of BGP")
+    return number
+
+
+def _priority(value: Any) -> int:
+    return _number(value, 1, MAX_PRIORITY)
 
 
 def _duration(value: Any) -> float:
@@ -493,7 +511,11 @@ _USES: dict[str, Use] = {
     "log_severity_sys": lambda d, v: d.levels.update(syslog=_level(v)),
     "nftables_refresh_interval": lambda d, v: setattr(d, "nftables_refresh_s", _duration(v)),
     "route_refresh_interval": lambda d, v: setattr(d, "route_refresh_s", _duration(v)),
-    "route_sync_disabled": lambda d, v: setattr(d, "route_sync", not _bool(v)),
+    "route_sync_disabled": lambda d, v: d.route(sync=not _bool(v)),
+    "remove_external_routes": lambda d, v: d.route(remove_external=_bool(v)),
+    "device_route_protocol": lambda d, v: d.route(protocol=_route_protocol(v)),
+    "ipv4_normal_route_priority": lambda d, v: d.route(priorities={**d.routes.priorities, 4: _priority(v)}),
+    "ipv6_normal_route_priority": lambda d, v: d.route(priorities={**d.routes.priorities, 6: _priority(v)}),
     "mtu_iface_pattern": lambda d, v: setattr(d, "mtu_pattern", _pattern(v)),
     "require_mtu_file": lambda d, v: setattr(d, "require_mtu_file", _bool(v)),
     "endpoint_status_path_prefix": lambda d, v: setattr(d, "status_path", str(v)),
@@ -509,8 +531,8 @@ _USES: dict[str, Use] = {
     "program_cluster_routes": lambda d, v: setattr(
         d, "cluster_routes", ClusterRoutes(_choice(v, *(str(one) for one in ClusterRoutes)))
     ),
-    "device_route_source_address": lambda d, v: d.route_sources.update(_one_address(v, 4)),
-    "device_route_source_address_ipv6": lambda d, v: d.route_sources.update(_one_address(v, 6)),
+    "device_route_source_address": lambda d, v: d.route(sources={**d.routes.sources, **_one_address(v, 4)}),
+    "device_route_source_address_ipv6": lambda d, v: d.route(sources={**d.routes.sources, **_one_address(v, 6)}),
     "vxlan_enabled": lambda d, v: d.overlay(vxlan=_bool(v)),
     "vxlan_port": lambda d, v: d.overlay(port=_number(v, 1, 65535)),
     "vxlan_vni": lambda d, v: d.overlay(vni=_number(v, 1, 0xFFFFFF)),
@@ -544,6 +566,8 @@ _USES: dict[str, Use] = {
     "wireguard_mtu": lambda d, v: d.wg_family(4, mtu_bytes=_number(v, 0, 65535)),
     "wireguard_mtu_v6": lambda d, v: d.wg_family(6, mtu_bytes=_number(v, 0, 65535)),
     "wireguard_routing_rule_priority": lambda d, v: d.wg(priority=_number(v, 1, 32765)),
+    "route_table_ranges": lambda d, v: d.wg(table=first_of_ranges(v)),
+    "route_table_range": lambda d, v: d.wg(table=first_of_range(v)),
     "wireguard_keep_alive": lambda d, v: d.wg(keepalive_s=min(65535, round(_duration(v)))),
     "wireguard_threading_enabled": lambda d, v: d.wg(threading=_bool(v)),
     "wireguard_host_encryption_enabled": lambda d, v: d.wg(host_encryption=_bool(v)),
@@ -560,6 +584,8 @@ _USES: dict[str, Use] = {
 # Read from the environment when the process starts (services/felix/config.py), where they may stand as well.
 _ELSEWHERE = frozenset({"interface_prefix", "ipv6_support", "health_enabled", "health_host", "health_port"})
 SUPPORTED = frozenset(_USES)
+# What bgp goes by as well, which knows of no layer but `default` and `node.<name>`.
+_WITH_BGP = ("program_cluster_routes", "ipv4_normal_route_priority", "ipv6_normal_route_priority")
 # Where a slip leaves no layer below standing: what is weaker may show metrics to more readers than was meant.
 _WHO_READS = frozenset(
     f"prometheus_metrics_{name}" for name in ("host", "ca_file", "cert_file", "key_file", "client_auth")

@@ -29,7 +29,7 @@ from libs.policy.encryption import address_of, holders, key_text, told_key
 from libs.policy.output import Block, NodeInfo, Pool
 
 Network = IPv4Network | IPv6Network
-TABLE = 1  # the first of Calico's RouteTableRange
+TABLE = 1  # the first of those that felix may use by default (`routeTableRanges`)
 OVERHEAD_BYTES = {4: 60, 6: 80}  # IP, UDP and WireGuard's own headers
 MARK_BIT = 5  # of those of the mask, from the lowest: where Calico has it
 
@@ -54,11 +54,12 @@ class FamilySettings:
 
 @dataclass(frozen=True, slots=True)
 class WireguardSettings:
-    """Of FelixConfiguration. keepalive_s 0: off."""
+    """Of FelixConfiguration. keepalive_s 0: off. table: of routes, one number for both families."""
 
     v4: FamilySettings = FamilySettings()
     v6: FamilySettings = FamilySettings(interface="wg-v6.cali", port=51821)
     priority: int = 99
+    table: int = TABLE
     keepalive_s: int = 0
     threading: bool = False
     host_encryption: bool = False
@@ -89,6 +90,7 @@ class Wanted:
     listen_port: int
     fwmark: int
     priority: int
+    table: int = TABLE
     mtu_bytes: int = 0
     threading: bool = False
     addresses: frozenset[IPAddress] = frozenset()
@@ -205,6 +207,7 @@ class Wireguard:
             listen_port=mine.port,
             fwmark=self._mark,
             priority=self._settings.priority,
+            table=self._settings.table,
             mtu_bytes=mine.mtu_bytes,
             threading=self._settings.threading,
             addresses=frozenset(() if tunnel is None else (tunnel,)),

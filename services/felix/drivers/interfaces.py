@@ -3,8 +3,9 @@
 The desired routes come as ranges with an interface name or another node's address (services/felix/core/routing.py);
 which kernel interface that is, is found here, from link and address events. A workload's route waits until its
 interface is there and up, and goes back to waiting when that goes down or away. Each pod makes a few events, so those
-of workloads' interfaces are taken as they are; after others everything is listed again. All routes carry protocol 80,
-which is ours alone: what has it and is not wanted goes (docs/design/ownership.md).
+of workloads' interfaces are taken as they are; after others everything is listed again. Routes to workloads carry the
+protocol and metric of the settings, all others protocol 80, which is ours alone: what has it and is not wanted goes,
+and so does what leads to workloads' interfaces without being wanted (docs/design/ownership.md).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from libs.netlink.addresses import Address as InterfaceAddress
 from libs.netlink.addresses import list_addresses
 from libs.netlink.codec import NetlinkError
 from libs.netlink.conntrack import delete_connections
-from libs.netlink.drivers import RouteDriver
+from libs.netlink.drivers import Ours, RouteDriver
 from libs.netlink.links import Link, list_links
 from libs.netlink.monitor import ADDRESSES, LINKS, ROUTES, RULES, Changed, Event, Lost, Monitor
 from libs.netlink.routes import (
@@ -38,8 +39,9 @@ from libs.policy.output import Workload, WorkloadKey
 from libs.reconcile import Reconciler
 from services.felix.core.mtu import PATTERN, host_mtu_bytes
 from services.felix.core.overlay import Address
+from services.felix.core.route_settings import RouteSettings
 from services.felix.core.routing import TUNNELLED, Network, Routing, WantedRoute
-from services.felix.core.wireguard import TABLE as TABLE_WIREGUARD
+from services.felix.core.wireguard import TABLE
 from services.felix.drivers.workload_sysctls import WorkloadSysctls
 
 log = logging.getLogger(__name__)
@@ -64,13 +66,14 @@ class InterfaceDriver:
         self._links_changed: Callable[[], None] = lambda: None
         self._encryption_changed: Callable[[], None] = lambda: None
         self._mtu_pattern = PATTERN
-        self._route_sync = True
+        self._settings = RouteSettings()
+        self._encryption_table = TABLE
         self._sources: dict[int, Address] = {}
         self._owners: dict[Network, str] = {}  # local workloads' addresses -> interface whose connections may be known
         self._sysctls = WorkloadSysctls()
         self._plugged = False  # an interface came up since the last step: routes that wait may go there
         self._unplugged: set[Network] = set()  # the kernel took these routes away
-        self._strays: set[RouteKey] = set()  # routes of our protocol that were not wanted when they came
+        self._strays: set[RouteKey] = set()  # routes of ours that were not wanted when they came
         self._overwritten: set[RouteKey] = set()  # routes of ours in whose place somebody wrote another
         self._look_again: asyncio.TimerHandle | None = None
 
@@ -82,15 +85,13 @@ class InterfaceDriver:
             except SysctlError as error:
                 log.warning("forwarding not enabled", extra={"error": str(error)})
 
-    def configure(
-        self, mtu_pattern: str, spoofing: bool, route_sync: bool, sources: Mapping[int, str] | None = None
-    ) -> None:
+    def configure(self, mtu_pattern: str, spoofing: bool, routes: RouteSettings, encryption_table: int = TABLE) -> None:
         """Settings that may change while running; the caller wakes the dataplane. spoofing: workloads may use sources
-        that are not their own, so the kernel's own check of them must go. route_sync: no route is written or removed
-        otherwise. sources: by family, the address that this host sends from on routes that are no tunnel's.
+        that are not their own, so the kernel's own check of them must go. encryption_table: WireGuard's.
         """
-        self._route_sync = route_sync
-        self._sources = {version: ip_address(text) for version, text in (sources or {}).items()}
+        self._encryption_table = encryption_table
+        self._settings = routes
+        self._sources = {version: ip_address(text) for version, text in routes.sources.items()}
         self._mtu_pattern = mtu_pattern
         self._sysctls.allow_spoofing = spoofing
         self._sysctls.look_again()
@@ -139,7 +140,8 @@ class InterfaceDriver:
 
     async def _step(self, routing: Routing, workloads: dict[WorkloadKey, Workload]) -> dict[str, str]:
         changed: dict[Network, WantedRoute | None] = routing.flush()
-        if self._stale:
+        stale = self._stale
+        if stale:
             self._refresh()
             self._stale = False
             self._reconciler.resync()
@@ -149,7 +151,7 @@ class InterfaceDriver:
         for network in again:
             if network in routing.wanted:
                 changed.setdefault(network, routing.wanted[network])
-        if not changed and self._reconciler.in_sync:
+        if not changed and not stale and self._reconciler.in_sync:
             return {}
         failures = self._sysctls.repair(workloads.values(), self._links)
         await self._forget_connections(changed, failures)
@@ -163,8 +165,10 @@ class InterfaceDriver:
             if route is not None:
                 self._routes[network] = route
                 self._reconciler.put(route.key, route)
+        if stale:
+            self._driver.ours = self._ours()
         self._reconciler.in_sync = True
-        if not self._route_sync:
+        if not self._settings.sync:
             self._stale = True
             return failures
         failed = await self._reconciler.step()
@@ -237,27 +241,27 @@ class InterfaceDriver:
                         self._links_changed()
                     return
                 case RuleInto() as rule:
-                    if rule.table == TABLE_WIREGUARD:
+                    if rule.table == self._encryption_table:
                         self._encryption_changed()
                     return
                 case Route() as route if route.table != TABLE_MAIN:
-                    if event.gone and route.table == TABLE_WIREGUARD and route.protocol == PROTOCOL_FELIX:
+                    if event.gone and route.table == self._encryption_table and route.protocol == PROTOCOL_FELIX:
                         self._encryption_changed()
                     return
-                case Route() as route if route.protocol != PROTOCOL_FELIX:
-                    if not event.gone and route.key in self._reconciler.desired:
+                case Route() as route:
+                    wanted = self._reconciler.desired.get(route.key)
+                    if wanted is None:
+                        if not event.gone and self._driver.ours.has(route):
+                            self._strays.add(route.key)
+                            self._look_later()
+                        return
+                    if not event.gone and route != wanted:
                         self._overwritten.add(route.key)
                         self._look_later()
-                    return
-                case Route() as route:
-                    if not event.gone and route.key not in self._reconciler.desired:
-                        self._strays.add(route.key)
-                        self._look_later()
-                        return
-                    if event.gone and self._reconciler.desired.get(route.key) is not None:
+                    if event.gone and route.protocol == wanted.protocol:
                         self._is_lost(route.dst, route.key)
                         self._changed()
-                        return
+                    return
             if not self._matters(event):
                 return
         self._list_again()
@@ -279,6 +283,8 @@ class InterfaceDriver:
             del self._links[link.name]
         else:
             self._links[link.name] = link
+            if known is None or known.index != link.index:
+                self._driver.ours = replace(self._driver.ours, links=self._driver.ours.links | {link.index})
         is_up = link.up and not gone
         if known is not None and known.up:
             if is_up and known.index == link.index:
@@ -321,9 +327,6 @@ class InterfaceDriver:
                 return known is None or (known.index, known.up, known.lower_up, known.mtu_bytes) != (
                     link.index, link.up, link.lower_up, link.mtu_bytes,
                 )  # fmt: skip
-            case Route() as route:
-                wanted = self._reconciler.desired.get(route.key)
-                return (wanted is not None) if event.gone else wanted != route
             case InterfaceAddress() as address:
                 return not address.interface.ip.is_link_local
             case _:
@@ -347,7 +350,9 @@ class InterfaceDriver:
                 self._waiting[network] = f"interface {wanted.interface} is not up"
                 return None
             if wanted.kind not in TUNNELLED:
-                return replace(device_route(network, link.index), source=self._sources.get(network.version))
+                protocol, metric = self._settings.protocol, self._settings.priorities[network.version]
+                route = device_route(network, link.index, protocol=protocol, metric=metric)
+                return replace(route, source=self._sources.get(network.version))
             if wanted.via is None:
                 return device_route(network, link.index, mtu_bytes=link.mtu_bytes)
             return gateway_route(network, wanted.via, link.index, onlink=True, mtu_bytes=link.mtu_bytes)
@@ -359,6 +364,17 @@ class InterfaceDriver:
             route = gateway_route(network, wanted.via, index, onlink=True)
             return replace(route, source=self._sources.get(network.version))
         return blackhole_route(network)
+
+    def _ours(self) -> Ours:
+        """What is read from now on. With its own protocol number each route of ours can be told from others'; those
+        with a former one lead to a workload's address by the workload's own interface.
+        """
+        return Ours(
+            device_protocol=self._settings.protocol,
+            links=frozenset(link.index for name, link in self._links.items() if name.startswith(self._prefixes)),
+            places=frozenset((route.dst, hop.oif) for route in self._routes.values() for hop in route.hops),
+            all=self._settings.remove_external,
+        )
 
     def index_of(self, address: Address) -> int | None:
         """The interface that has it."""

@@ -2,8 +2,8 @@
 
 Order: a peer is put in before a route leads to it, and leaves after it; the rule comes with the first route and goes
 with the last. Everything is read before it is written and only what differs is written, so a restart changes nothing:
-keys and sessions live on in the device. Ownership: the device by its name, routes by table and protocol, the rule by
-its table (docs/design/ownership.md).
+keys and sessions live on in the device. Ownership: the device by its name, routes by protocol in any table but main,
+the rule by its table (docs/design/ownership.md). Another table is filled and led to before the one of before is left.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from libs.netlink.links import Link, delete_link, get_link, link_change
 from libs.netlink.routes import (
     PROTOCOL_FELIX,
     SCOPE_LINK,
+    TABLE_MAIN,
     THROW,
     UNREACHABLE,
     NextHop,
@@ -61,6 +62,7 @@ class FamilyWriter:
         self._version = version
         self._devices = devices
         self._random = random
+        self._tables: set[int] | None = None  # with routes of ours; None: not looked for yet
 
     def ensure(self, name: str, *, make: bool) -> bytes | None:
         """The public key of the device of that name; it is made when it is not there, and given a key when it has none.
@@ -94,8 +96,7 @@ class FamilyWriter:
         NetlinkError, OSError.
         """
         with NetlinkSocket(NETLINK_ROUTE) as netlink:
-            routes = list_routes(netlink, protocol=PROTOCOL_FELIX, table=TABLE, families=(self._version,))
-            for index in {hop.oif for route in routes for hop in route.hops}:
+            for index in {hop.oif for route in self._all_routes(netlink) for hop in route.hops}:
                 link = get_link(netlink, index)
                 if link is not None and self._devices.found(link.name, link.kind):
                     return link.name
@@ -112,8 +113,7 @@ class FamilyWriter:
     def remove(self, name: str) -> None:
         """The device, routes and rule; one of another kind that has our name stays. Raises NetlinkError, OSError."""
         with NetlinkSocket(NETLINK_ROUTE) as netlink:
-            self._write_rules(netlink, None)
-            self._write_routes(netlink, {}, None)
+            self._leave(netlink, {TABLE, *self._known(netlink)})
             link = get_link(netlink, name)
             if link is not None and self._devices.found(name, link.kind):
                 delete_link(netlink, link.index)
@@ -134,10 +134,14 @@ class FamilyWriter:
                     gone = self._write_device(netlink, link, wanted, wanted.mtu_bytes or mtu_bytes)
                 except (WireguardError, NetlinkError, OSError) as error:
                     failures[f"WireGuard {wanted.interface}"] = str(error)
-            refused = self._write_routes(netlink, wanted.routes, index)
+            known = self._known(netlink)
+            known.add(wanted.table)
+            refused = self._write_routes(netlink, wanted.table, wanted.routes, index)
             failures |= {f"WireGuard route {key.dst}": str(error) for key, error in refused.items()}
             rule = _rule(self._version, wanted) if wanted.routes else None
-            self._write_rules(netlink, rule)
+            self._write_rules(netlink, wanted.table, rule)
+            if not refused:
+                self._leave(netlink, known - {wanted.table})
         if gone:
             self._devices.change(wanted.interface, WgChange(drop=gone))
         if wanted.threading and index is not None:
@@ -148,6 +152,23 @@ class FamilyWriter:
         return failures
 
     # --- inside ---
+
+    def _all_routes(self, netlink: NetlinkSocket) -> list[Route]:
+        """Ours of this family that may be WireGuard's: in the main table felix has others."""
+        found = list_routes(netlink, protocol=PROTOCOL_FELIX, table=0, families=(self._version,))
+        return [route for route in found if route.table != TABLE_MAIN]
+
+    def _known(self, netlink: NetlinkSocket) -> set[int]:
+        if self._tables is None:
+            self._tables = {route.table for route in self._all_routes(netlink)}
+        return self._tables
+
+    def _leave(self, netlink: NetlinkSocket, tables: set[int]) -> None:
+        """Rules first: should we end in between, the routes still tell which tables were ours."""
+        for table in tables:
+            self._write_rules(netlink, table, None)
+            self._write_routes(netlink, table, {}, None)
+        self._known(netlink).difference_update(tables)
 
     def _write_device(self, netlink: NetlinkSocket, link: Link, wanted: Wanted, mtu_bytes: int) -> tuple[bytes, ...]:
         """Keys of peers that must go once no route leads to them."""
@@ -193,13 +214,13 @@ class FamilyWriter:
             path.write_text("1\n")
 
     def _write_routes(
-        self, netlink: NetlinkSocket, wanted: dict[Network, Way], index: int | None
+        self, netlink: NetlinkSocket, table: int, wanted: dict[Network, Way], index: int | None
     ) -> dict[RouteKey, NetlinkError]:
         routes = {}
         for network, way in wanted.items():
-            route = _route(network, way, index)
+            route = _route(network, table, way, index)
             routes[route.key] = route
-        present = list_routes(netlink, protocol=PROTOCOL_FELIX, table=TABLE, families=(self._version,))
+        present = list_routes(netlink, protocol=PROTOCOL_FELIX, table=table, families=(self._version,))
         todo = diff(routes, {route.key: route for route in present})
         failed: dict[RouteKey, NetlinkError] = {}
         # What leads into the tunnel or stops comes before what throws back: no packet slips out in between.
@@ -208,13 +229,13 @@ class FamilyWriter:
             failed |= refused
             # A device that does not come up takes no routes: then these ranges are shut, not sent in clear text.
             shut = [key.dst for key in refused if wanted[key.dst] is Way.TUNNEL]
-            replace_routes(netlink, [_route(network, Way.UNREACHABLE, None) for network in shut])
+            replace_routes(netlink, [_route(network, table, Way.UNREACHABLE, None) for network in shut])
         for keys in slices(todo.drop):
             failed |= delete_routes(netlink, keys, PROTOCOL_FELIX)
         return failed
 
-    def _write_rules(self, netlink: NetlinkSocket, wanted: MarkRule | None) -> None:
-        present = [rule for rule in list_mark_rules(netlink, TABLE, self._version) if _is_ours(rule)]
+    def _write_rules(self, netlink: NetlinkSocket, table: int, wanted: MarkRule | None) -> None:
+        present = [rule for rule in list_mark_rules(netlink, {table}, self._version) if _is_ours(rule)]
         if wanted is not None and wanted not in present:
             for error in netlink.batch([mark_rule_request(wanted)]).values():
                 if not isinstance(error, ObjectExists):
@@ -226,20 +247,20 @@ class FamilyWriter:
 
 
 def _is_ours(rule: MarkRule) -> bool:
-    """`not fwmark M/M lookup 1`, of whatever mark and priority: settings may have been others."""
+    """`not fwmark M/M lookup TABLE`, of whatever mark and priority: settings may have been others."""
     return rule.negate and rule.mark == rule.mask
 
 
 def _rule(version: int, wanted: Wanted) -> MarkRule:
-    return MarkRule(version, wanted.fwmark, wanted.fwmark, TABLE, wanted.priority, negate=True)
+    return MarkRule(version, wanted.fwmark, wanted.fwmark, wanted.table, wanted.priority, negate=True)
 
 
-def _route(network: Network, way: Way, index: int | None) -> Route:
+def _route(network: Network, table: int, way: Way, index: int | None) -> Route:
     if way is Way.TUNNEL and index is not None:
         scope = SCOPE_LINK if network.version == 4 else 0
-        return Route(network, (NextHop(index),), table=TABLE, scope=scope)
+        return Route(network, (NextHop(index),), table=table, scope=scope)
     # Without a device nothing is told to go there; should it have gone this moment, nothing leaves in clear text.
-    return Route(network, type=THROW if way is Way.THROW else UNREACHABLE, table=TABLE)
+    return Route(network, type=THROW if way is Way.THROW else UNREACHABLE, table=table)
 
 
 def allow_marked_sources() -> None:

@@ -1,8 +1,8 @@
 """Which routes of a real Calico are left over once ours are there, and what in the kernel is ours. Pure.
 
-A real Felix gives its routes protocol 80 or, for workloads, 3 (boot), BIRD 12; ours have 80 and 81. An old route goes
-when one of ours leads to the same place; of BIRD's also those by way of tunl0 and its blackholes of blocks, which
-lie in a pool and which nobody else makes.
+A real Felix gives its routes protocol 80 or 3 (boot), BIRD 12; ours have 80 and 81, but for those of workloads, of
+which felix itself takes over what is on their interfaces. An old route goes when one of ours leads to the same place;
+of BIRD's also those by way of tunl0 and its blackholes of blocks, which lie in a pool and which nobody else makes.
 """
 
 from __future__ import annotations
@@ -10,10 +10,17 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from ipaddress import IPv4Interface, IPv6Interface
 
-from libs.netlink.routes import BLACKHOLE, PROTOCOL_BGP, PROTOCOL_BIRD, PROTOCOL_FELIX, IPNetwork, Route
+from libs.netlink.routes import (
+    BLACKHOLE,
+    PROTOCOL_BGP,
+    PROTOCOL_BIRD,
+    PROTOCOL_BOOT,
+    PROTOCOL_FELIX,
+    IPNetwork,
+    Route,
+)
 
 IPInterface = IPv4Interface | IPv6Interface
-PROTOCOL_BOOT = 3  # linux/rtnetlink.h
 TUNL = "tunl0"
 OVERLAYS = ("vxlan.calico", "vxlan-v6.calico", "wireguard.cali", "wg-v6.cali")
 IFB = "bwcali"
@@ -35,7 +42,7 @@ def old_routes(
     for route in routes:
         devices = {names.get(hop.oif, "") for hop in route.hops}
         if route.protocol == PROTOCOL_BOOT:
-            if route.dst in ours and devices and all(is_ours(name) for name in devices):
+            if route.dst in ours and devices and devices <= {*OVERLAYS, TUNL}:
                 found.append(route)
         elif route.protocol == PROTOCOL_BIRD and not bird_runs:
             if not any(pool.version == route.dst.version and route.dst.subnet_of(pool) for pool in pools):  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from typing import Self
 from libs.netlink.addresses import address_request, list_addresses
 from libs.netlink.codec import NetlinkError
 from libs.netlink.links import Link, delete_link, list_links, set_link
-from libs.netlink.routes import PROTOCOL_BGP, PROTOCOL_FELIX, Route, delete_routes, list_all_routes, slices
+from libs.netlink.routes import PROTOCOL_BGP, PROTOCOL_FELIX, TABLE_MAIN, Route, delete_routes, list_all_routes, slices
 from libs.netlink.rules import MarkRule, list_mark_rules, mark_rule_request
 from libs.netlink.socket import NETLINK_ROUTE, NetlinkSocket
 from libs.nftables.kernel import KernelRuleset
@@ -71,16 +71,14 @@ class HostKernel:
                 if failed:
                     raise next(iter(failed.values()))
 
-    def wireguard_rules(self) -> list[str]:
-        return [f"IPv{version}: {len(found)}" for version in (4, 6) if (found := self._negated(version))]
+    def wireguard_rules(self, routes: Collection[Route]) -> list[MarkRule]:
+        """routes: ours. Those outside of the main table tell which tables WireGuard has (`routeTableRanges`)."""
+        tables = {WIREGUARD_TABLE, *(route.table for route in routes if route.table != TABLE_MAIN)}
+        found = [rule for version in (4, 6) for rule in list_mark_rules(self._route, tables, version)]
+        return [rule for rule in found if rule.negate and rule.mark == rule.mask]
 
-    def drop_wireguard_rules(self) -> None:
-        for version in (4, 6):
-            self._route.batch([mark_rule_request(rule, delete=True) for rule in self._negated(version)])
-
-    def _negated(self, version: int) -> list[MarkRule]:
-        found = list_mark_rules(self._route, WIREGUARD_TABLE, version)
-        return [rule for rule in found if rule.negate]
+    def drop_rules(self, rules: Collection[MarkRule]) -> None:
+        self._route.batch([mark_rule_request(rule, delete=True) for rule in rules])
 
     # --- interfaces
 

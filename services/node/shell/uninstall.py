@@ -8,6 +8,7 @@ others may rely on them by now. The node's record in the datastore is not this h
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from errno import EBUSY
@@ -114,15 +115,18 @@ def _tunnel(kernel: HostKernel, outcome: Outcome, *, dry_run: bool) -> None:
 
 
 def _routes(kernel: HostKernel, outcome: Outcome, *, dry_run: bool) -> None:
-    routes, rules = kernel.our_routes(), kernel.wireguard_rules()
+    routes = kernel.our_routes()
+    rules = kernel.wireguard_rules(routes)
     try:
         if not dry_run:
+            kernel.drop_rules(rules)
             kernel.drop_routes(routes)
-            kernel.drop_wireguard_rules()
     except OSError as error:
         outcome.left.append(f"routes: {error}")
         return
     if routes:
         outcome.removed.append(f"{len(routes)} routes")
     if rules:
-        outcome.removed.append(f"rules of WireGuard: {', '.join(rules)}")
+        counts = Counter(rule.version for rule in rules)
+        shown = ", ".join(f"IPv{version}: {count}" for version, count in sorted(counts.items()))
+        outcome.removed.append(f"rules of WireGuard: {shown}")

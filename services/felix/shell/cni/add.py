@@ -27,6 +27,7 @@ from services.felix.core.cni.pod import PodFacts, wanted_mac
 from services.felix.core.cni.request import Request
 from services.felix.core.cni.result import encode_result
 from services.felix.core.journal import Entry
+from services.felix.core.route_settings import RouteSettings
 from services.felix.drivers.gates import wait_for_gates
 from services.felix.drivers.podlinks import random_mac
 from services.felix.shell.cni import node
@@ -44,12 +45,13 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class AddSettings:
     """policy_timeout_s: how long to wait for policy where the configuration does not say. mtu_bytes: what the agent
-    finds.
+    finds. routes: how those to pods are written.
     """
 
     policy_timeout_s: float
     mtu_bytes: Callable[[], int]
     mtu_file: Path
+    routes: Callable[[], RouteSettings] = RouteSettings
 
 
 class Add:
@@ -120,7 +122,7 @@ class Add:
         mac = wanted_mac(request, facts) or random_mac()
         mtu = node.mtu_bytes(request.config, settings.mtu_file, settings.mtu_bytes)
         given = await self._timed("ipam", self._addresses.assign(request, facts, entry.delegation, found))
-        link = pod_link(request, host, given, mac, mtu)
+        link = pod_link(request, host, given, mac, mtu, settings.routes())
         endpoint = self._make_endpoint(request, facts, link, found)
         storing = asyncio.ensure_future(self._timed("endpoint", self._store(request, endpoint, found)))
         try:

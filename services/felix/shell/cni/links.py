@@ -6,10 +6,14 @@ from libs.netlink.podlink import HOST_MAC, VETH, PodVeth, host_interface
 from services.felix.core.cni.addressing import Given
 from services.felix.core.cni.request import FIRST_IFNAME, Request
 from services.felix.core.cni.result import Interface, Ip, Result, Route
+from services.felix.core.route_settings import RouteSettings
 
 
-def pod_link(request: Request, host: str, given: Given, mac: str, mtu_bytes: int) -> PodVeth:
-    config = request.config
+def pod_link(
+    request: Request, host: str, given: Given, mac: str, mtu_bytes: int, routes: RouteSettings | None = None
+) -> PodVeth:
+    """routes: how those that lead to it are written; needed to make it only."""
+    config, routes = request.config, routes or RouteSettings()
     return PodVeth(
         host_name=host,
         netns=request.netns,
@@ -20,6 +24,8 @@ def pod_link(request: Request, host: str, given: Given, mac: str, mtu_bytes: int
         queues=max(1, config.num_queues),
         allow_ip_forwarding=config.container_settings.allow_ip_forwarding,
         device=config.device_type.lower() or VETH,
+        route_protocol=routes.protocol,
+        route_metrics=(routes.priorities[4], routes.priorities[6]),
         routes=given.routes,
         own_table=request.ifname != FIRST_IFNAME,
     )

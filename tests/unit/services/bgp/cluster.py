@@ -9,6 +9,7 @@ import msgspec
 
 from libs import model
 from libs.model import keys
+from libs.policy.bgp_services import cluster_ranges
 from libs.policy.calculator import Calculator
 from services.bgp.core.plan import plan
 from services.bgp.core.settings import PeerSettings, SpeakerSettings
@@ -16,10 +17,13 @@ from services.bgp.core.tables import Tables
 
 
 class Cluster:
-    """Resources by key; every method replaces. nodes: that many, `node1` with 172.17.0.1 and so on."""
+    """Resources by key; every method replaces. nodes: that many, `node1` with 172.17.0.1 and so on. cluster_ips: of the
+    environment, typha's as well.
+    """
 
-    def __init__(self, nodes: int = 0) -> None:
-        self.calculator = Calculator()
+    def __init__(self, nodes: int = 0, cluster_ips: tuple[str, ...] = ()) -> None:
+        self.calculator = Calculator(cluster_ranges(cluster_ips)[0])
+        self._cluster_ips = cluster_ips
         for number in range(1, nodes + 1):
             self.node(f"node{number}", ipv4=f"172.17.0.{number}/24")
 
@@ -131,7 +135,7 @@ class Cluster:
         )
 
     def plan(self, node: str = "node1", router_id: str = "") -> SpeakerSettings:
-        return plan(node, self.tables(node), router_id=router_id)
+        return plan(node, self.tables(node), router_id=router_id, cluster_ips=self._cluster_ips)
 
     def peers(self, node: str = "node1") -> dict[str, PeerSettings]:
         return {peer.name: peer for peer in self.plan(node).peers}

@@ -10,12 +10,16 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
 
+import pytest
+
 from libs.bus import subjects, wire
+from libs.bus.api import BusUnavailable
 from libs.bus.memory import MemoryBroker
 from libs.feed.delta import Delta
 from libs.feed.feed import Apply
+from libs.policy.bgp_output import BgpPeer
 from libs.policy.output import NodeInfo
-from services.bgp.core.saved import decode, encode
+from services.bgp.core.saved import Saved, decode, encode
 from services.bgp.core.settings import SpeakerSettings
 from services.bgp.core.tables import Tables
 from services.bgp.shell.cluster import FILE, Cluster
@@ -56,15 +60,25 @@ class Side:
             raise RuntimeError(f"no {address} here")
         self.taken.append(address)
 
-    def hear(self, now: Tables, rev: int) -> None:
-        self.cluster._on_tables(now, Apply(Delta(), rev, rev, EPOCH), None)
+    def hear(self, now: Tables, rev: int, epoch: wire.Epoch = EPOCH) -> None:
+        self.cluster._on_tables(now, Apply(Delta(), rev, rev, epoch), None)
+
+    def typha(self, cluster: int) -> None:
+        """One that answers who it is."""
+        reply = wire.SnapshotReply(epoch=wire.Epoch("typha-1", 1, cluster), rev=1, etcd_age_s=0, head=1)
+        bus = self.broker.connect("another typha")
+        bus.subscribe(subjects.any_snapshot(NODE), lambda message: message.respond(wire.encode(reply)))
 
     async def failures(self, rev: int) -> dict[str, str]:
         await until(lambda: bool(self.reports) and self.reports[-1].rev == rev)
         return self.reports[-1].failures
 
     def saved(self) -> tuple[int, Tables] | None:
-        return decode(NODE, self.file.read_bytes()) if self.file.exists() else None
+        if not self.file.exists():
+            return None
+        saved = decode(NODE, self.file.read_bytes())
+        assert saved.cluster == EPOCH.cluster
+        return saved.rev, saved.tables
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -89,10 +103,10 @@ async def running(state_dir: Path) -> AsyncIterator[Side]:
 async def test_saved_tables_without_sense_are_no_start(tmp_path: Path) -> None:
     """Else the service would end at every start, before it could hear of better ones."""
     side = Side(tmp_path)
-    side.file.write_bytes(encode(NODE, 7, BAD))
+    side.file.write_bytes(encode(Saved(node=NODE, rev=7, tables=BAD)))
     assert not await side.cluster.start_from_disk()
     assert (side.cluster.rev, side.taken) == (0, [])
-    side.file.write_bytes(encode(NODE, 8, GOOD))
+    side.file.write_bytes(encode(Saved(node=NODE, rev=8, tables=GOOD)))
     side.refused.add("10.9.0.1")
     assert not await side.cluster.start_from_disk()
     side.refused.clear()
@@ -126,3 +140,64 @@ async def test_settings_that_fail_half_way_are_replaced_by_the_last_good_ones(tm
         side.hear(GOOD, 3)
         assert await side.failures(3) == {}
         assert side.taken == ["10.9.0.1", "10.9.0.1"]
+
+
+@pytest.mark.parametrize(
+    ("saved", "here", "used"),
+    [(7, 7, True), (7, 8, False), (7, None, True), (0, 8, True)],
+    ids=["the same cluster", "another", "nobody tells", "saved by an older release"],
+)
+async def test_what_was_saved_of_another_cluster_is_not_used(
+    tmp_path: Path, saved: int, here: int | None, used: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    side = Side(tmp_path)
+    data = encode(Saved(node=NODE, rev=8, cluster=saved, tables=GOOD))
+    side.file.write_bytes(data if saved else data.replace(b'"cluster":0,', b""))
+    if here is not None:
+        side.typha(here)
+    assert await side.cluster.start_from_disk() is used
+    assert side.taken == (["10.9.0.1"] if used else [])
+    assert ("it is of another cluster" in caplog.text) is not used
+
+
+async def test_a_bus_that_is_not_there_holds_up_a_start_for_a_moment_only(tmp_path: Path) -> None:
+    side = Side(tmp_path)
+    side.file.write_bytes(encode(Saved(node=NODE, rev=8, cluster=7, tables=GOOD)))
+    waited: list[float] = []
+
+    async def connected(timeout_s: float) -> None:
+        waited.append(timeout_s)
+        raise BusUnavailable("no NATS server reachable")
+
+    side.cluster._connected = connected
+    side.typha(8)
+    assert await side.cluster.start_from_disk()
+    assert waited == [1.0]
+
+
+async def test_nothing_of_another_cluster_is_held(tmp_path: Path) -> None:
+    """Started from disk without typha, or moved while it ran."""
+    peer, broken = BgpPeer(address="192.0.2.1", as_number=64512), BgpPeer(problem="means nothing")
+    good, now = tables("10.9.0.1/24"), tables("10.9.0.2/24")
+    good.bgp["peer/p"], now.bgp["peer/p"] = peer, broken
+    for cluster, held in ((7, True), (8, False)):
+        directory = tmp_path / str(cluster)
+        directory.mkdir()
+        async with running(directory) as side:
+            side.file.write_bytes(encode(Saved(node=NODE, rev=8, cluster=7, tables=good)))
+            assert await side.cluster.start_from_disk()
+            side.hear(now, 9, wire.Epoch("typha-1", 1, cluster))
+            failures = await side.failures(9)
+            assert ("the version before stays in effect" in failures["BGPPeer(p)"]) is held
+            await until(lambda side=side: decode(NODE, side.file.read_bytes()).rev == 9)
+            assert decode(NODE, side.file.read_bytes()).cluster == cluster
+
+
+async def test_an_older_file_gets_its_cluster_though_nothing_else_changes(tmp_path: Path) -> None:
+    async with running(tmp_path) as side:
+        side.file.write_bytes(encode(Saved(node=NODE, rev=8, tables=GOOD)))
+        assert await side.cluster.start_from_disk()
+        side.hear(GOOD, 9)
+        assert await side.failures(9) == {}
+        await until(lambda: decode(NODE, side.file.read_bytes()).cluster == EPOCH.cluster)
+        assert side.taken == ["10.9.0.1"]

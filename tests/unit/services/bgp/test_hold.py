@@ -6,7 +6,7 @@ import pytest
 
 from services.bgp.core.hold import hold
 from services.bgp.core.plan import plan
-from services.bgp.core.saved import SavedError, decode, encode
+from services.bgp.core.saved import Saved, SavedError, decode, encode
 from services.bgp.core.settings import PeerKind
 from tests.unit.services.bgp.cluster import Cluster
 
@@ -117,9 +117,10 @@ def test_what_was_saved_comes_back() -> None:
     cluster.config("node.node1", prefixAdvertisements=[{"cidr": "10.65.0.0/16", "communities": ["1:2"]}])
     cluster.pool("p", "10.65.0.0/16", ipipMode="Always")
     tables = cluster.tables("node1")
-    data = encode("node1", 42, tables)
-    assert decode("node1", data) == (42, tables)
-    assert plan("node1", decode("node1", data)[1]) == plan("node1", tables)
+    saved = Saved(node="node1", rev=42, cluster=2**64 - 1, tables=tables)
+    data = encode(saved)
+    assert decode("node1", data) == saved
+    assert plan("node1", decode("node1", data).tables) == plan("node1", tables)
 
 
 @pytest.mark.parametrize(
@@ -146,4 +147,4 @@ def test_a_file_of_another_kind_is_refused(data: bytes, reason: str) -> None:
 @pytest.mark.parametrize("length", [1, 100, 400, -1])
 def test_a_file_that_was_cut_short_is_refused(length: int) -> None:
     with pytest.raises(SavedError):
-        decode("node1", encode("node1", 42, good_cluster().tables("node1"))[:length])
+        decode("node1", encode(Saved(node="node1", rev=42, tables=good_cluster().tables("node1")))[:length])

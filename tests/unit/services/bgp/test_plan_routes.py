@@ -84,6 +84,32 @@ def with_service(policy: str, **config: Any) -> Cluster:
     return cluster
 
 
+def test_ranges_of_the_environment_stand_for_cluster_addresses_while_there_are_none() -> None:
+    """The variable that confd knew before BGPConfiguration had a field for it."""
+    cluster = Cluster(2, cluster_ips=("10.96.0.1/12", " fd96::/112", "services"))
+    cluster.service("web", ["10.96.0.7", "fd96::7"], policy="Local", external=["198.51.100.7"])
+    cluster.endpoints("web", ("node1", True), ("node2", False))
+    ranges = [ip_network("10.96.0.0/12"), ip_network("fd96::/112")]
+
+    def told(node: str) -> list[str]:
+        return announced(cluster.plan(node))
+
+    for configure in ({}, {"listenPort": 1179}):
+        if configure:
+            cluster.config(**configure)
+        assert told("node1") == ["10.96.0.0/12", "10.96.0.7/32", "fd96::/112"]
+        assert told("node2") == ["10.96.0.0/12", "fd96::/112"]
+        made = cluster.plan("node2")
+        assert list(made.reject) == ranges
+        assert list(made.problems) == ["environment(CALICO_ADVERTISE_CLUSTER_IPS)"]
+        assert "'services' is no range" in made.problems["environment(CALICO_ADVERTISE_CLUSTER_IPS)"]
+    cluster.config(serviceClusterIPs=[{"cidr": "10.112.0.0/12"}])
+    assert told("node2") == ["10.112.0.0/12"]
+    assert cluster.plan("node2").problems == {}
+    cluster.config(serviceExternalIPs=[{"cidr": "198.51.100.0/24"}])
+    assert told("node1") == ["10.96.0.0/12", "10.96.0.7/32", "198.51.100.0/24", "198.51.100.7/32", "fd96::/112"]
+
+
 WHOLE = ["10.96.0.0/12", "198.51.100.0/24", "203.0.113.0/24", "fd96::/112"]
 OWN = ["10.96.0.7/32", "198.51.100.7/32", "203.0.113.7/32"]
 
@@ -214,6 +240,26 @@ def test_g22_routes_that_felix_does_not_program() -> None:
     made = cluster.plan("node1")
     assert made.program_cluster_routes == "EnabledNoEncapOnly"
     assert "must be Disabled" in made.problems["BGPConfiguration(default)"]
+
+
+def test_the_metric_of_workloads_routes_is_felixs_unless_it_is_said() -> None:
+    cluster = Cluster(2)
+    cluster.put("FelixConfiguration", "default", {"ipv4NormalRoutePriority": 2000})
+    cluster.put("FelixConfiguration", "node.node2", {"ipv4NormalRoutePriority": 3000, "ipv6NormalRoutePriority": 4000})
+    assert cluster.plan("node1").normal_priority == {Family.IPV4: 2000, Family.IPV6: 1024}
+    assert cluster.plan("node2").normal_priority == {Family.IPV4: 3000, Family.IPV6: 4000}
+    assert cluster.plan("node1").program_cluster_routes == "EnabledNoEncapOnly", "nothing is said of that"
+    assert cluster.plan("node1").problems == {}
+    cluster.config(ipv4NormalRoutePriority=2000)
+    assert cluster.plan("node1").problems == {}
+    other = cluster.plan("node2")
+    assert other.normal_priority == {Family.IPV4: 2000, Family.IPV6: 4000}, "as it is said"
+    assert (
+        "ipv4NormalRoutePriority is 2000, and FelixConfiguration's 3000" in other.problems["BGPConfiguration(default)"]
+    )
+    cluster.put("FelixConfiguration", "default", {})
+    cluster.put("FelixConfiguration", "node.node2", {})
+    assert "FelixConfiguration's 1024" in cluster.plan("node1").problems["BGPConfiguration(default)"]
 
 
 def test_next_hops_that_wireguard_serves_on_both_ends() -> None:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from libs.model.qos import PREFIX as QOS
+from libs.netlink.podlink import pod_routes
 from services.felix.core.cni import pod
 from services.felix.core.cni.addressing import Given, Wanted, needs_pod_cidrs, wanted, with_pod_cidrs
 from services.felix.core.cni.endpoint import Place, make_endpoint, network_profile
@@ -20,6 +21,7 @@ from services.felix.core.cni.pod import PodFacts, facts_of, wanted_mac
 from services.felix.core.cni.request import Request, parse, parse_args
 from services.felix.core.cni.result import Dns, Interface, Ip, Result, Route, decode_result, encode_result
 from services.felix.core.cni.versions import VERSIONS
+from services.felix.core.route_settings import RouteSettings
 from services.felix.shell.cni.links import pod_link, result_of
 from tests.unit.services.felix.cni_stage import CONFIG, ENVIRONMENT, posted, request
 
@@ -522,6 +524,15 @@ def test_what_other_plugins_of_the_chain_made_comes_first_and_stays() -> None:
     ]
     assert answer["routes"] == [{"dst": "192.0.2.0/24", "gw": "192.0.2.1"}]
     assert answer["dns"] == {"domain": "example.org"}
+
+
+def test_routes_to_a_new_pod_are_written_as_felix_will_want_them() -> None:
+    """So that they need not be written again when its endpoint is known."""
+    addresses = Given((ip_interface("10.0.0.1/26"), ip_interface("fd00::1/122")))
+    settings = RouteSettings(protocol=90, priorities={4: 7, 6: 8})
+    for routes, expected in ((None, [(3, 1024), (3, 1024)]), (settings, [(90, 7), (90, 8)])):
+        link = pod_link(request(), "cali1", addresses, "", 0, routes)
+        assert [(one.protocol, one.metric) for one in pod_routes(link, 5)] == expected
 
 
 def test_dns_of_the_configuration_comes_before_that_of_a_plugin_for_addresses() -> None:

@@ -25,6 +25,8 @@ from services.felix.core.live import (
 )
 from services.felix.core.options import NatOptions, RulesetOptions
 from services.felix.core.overlay import ClusterRoutes, OverlaySettings
+from services.felix.core.route_settings import RouteSettings
+from services.felix.core.wireguard import WireguardSettings
 
 LABELS = {"rack": "a", "kubernetes.io/hostname": "node1"}
 
@@ -260,13 +262,20 @@ def test_fields_and_what_they_set(spec: dict[str, Any], environment: dict[str, s
         ("nat_port_range", "30:20"), ("nat_outgoing_address", "here"), ("nftables_mark_mask", "0x10000"),
         ("program_cluster_routes", "true"), ("external_nodes_list", "here"), ("vxlan_vni", "16777216"),
         ("device_route_source_address", "fd00::1"), ("feature_detect_override", "ChecksumOffloadBroken=maybe"),
+        ("route_table_range", "0-5"), ("route_table_range", "9-5"), ("route_table_range", "1-251"),
+        ("route_table_range", "1-5,7-9"), ("route_table_ranges", "253-255"), ("route_table_ranges", "1"),
+        ("route_table_ranges", "1-65536"), ("route_table_ranges", "1-5,"), ("route_table_ranges", "1-4294967296"),
+        ("device_route_protocol", "81"), ("device_route_protocol", "0"), ("device_route_protocol", "256"),
+        ("ipv4_normal_route_priority", "0"), ("ipv6_normal_route_priority", "2147483647"),
+        ("remove_external_routes", "sometimes"),
         ("route_sync_disabled", "perhaps"), ("vxlan_port", "many"), ("log_severity_screen", "loud"),
     ],
 )  # fmt: skip
 def test_values_that_mean_nothing_are_refused(name: str, text: str) -> None:
     found = effective({}, "node1", {}, {name: text})
     assert len(found.problems) == 1
-    assert found.options == RulesetOptions()
+    assert (found.options, found.routes) == (RulesetOptions(), RouteSettings())
+    assert found.wireguard == WireguardSettings()
 
 
 def test_networks_of_services_come_from_the_bgp_configuration() -> None:
@@ -303,8 +312,53 @@ def test_who_owns_routes_and_what_the_host_sends_from() -> None:
     found = effective(stored(("default", spec)), "node1", {}, {"device_route_source_address_ipv6": "2001:db8::1"})
     assert found.problems == ()
     assert found.cluster_routes is ClusterRoutes.NO_ENCAP_ONLY
-    assert found.route_sources == {4: "192.0.2.1", 6: "2001:db8::1"}
+    assert found.routes.sources == {4: "192.0.2.1", 6: "2001:db8::1"}
     assert effective({}, "node1", {}).cluster_routes is ClusterRoutes.IPIP_ONLY  # a routing daemon has the others
+
+
+def test_how_routes_are_written() -> None:
+    assert effective({}, "node1", {}).routes == RouteSettings(protocol=3, priorities={4: 1024, 6: 1024})
+    layers = stored(
+        ("default", {"deviceRouteProtocol": 90, "ipv4NormalRoutePriority": 7, "routeSyncDisabled": True}),
+        ("rack-a", {"nodeSelector": "rack == 'a'", "deviceRouteProtocol": 91, "ipv4NormalRoutePriority": 8}),
+        ("node.node1", {"ipv6NormalRoutePriority": 2147483646}),
+    )
+    environment = environment_settings({"FELIX_REMOVEEXTERNALROUTES": "false"})
+    found = effective(layers, "node1", LABELS, environment, file={"device_route_protocol": "92"})
+    assert found.routes == RouteSettings(
+        sync=False, protocol=92, priorities={4: 7, 6: 2147483646}, remove_external=False
+    )
+    assert found.problems == (
+        "ipv4NormalRoutePriority (rack-a): has no effect together with nodeSelector; it belongs to `default` or "
+        "`node.node1`",
+    )
+
+
+@pytest.mark.parametrize(
+    ("spec", "environment", "table"),
+    [
+        ({}, {}, 1),
+        ({"routeTableRange": {"min": 7, "max": 9}}, {}, 7),
+        ({"routeTableRanges": [{"min": 1000, "max": 1001}, {"min": 2, "max": 3}]}, {}, 1000),
+        ({"routeTableRanges": [{"min": 253, "max": 255}, {"min": 5, "max": 5}]}, {}, 5),
+        ({"routeTableRanges": [{"min": 254, "max": 300}]}, {}, 256),
+        ({"routeTableRanges": [{"min": 10, "max": 20}]}, {"FELIX_ROUTETABLERANGE": "30-40"}, 30),
+        ({"routeTableRange": {"min": 7, "max": 9}}, {"FELIX_ROUTETABLERANGES": "4294967295-4294967295, 1 - 2"},
+         2**32 - 1),
+    ],
+)  # fmt: skip
+def test_the_first_table_that_felix_may_use_is_wireguards(
+    spec: dict[str, Any], environment: dict[str, str], table: int
+) -> None:
+    found = effective(stored(("default", spec)), "node1", {}, environment_settings(environment))
+    assert (found.problems, found.wireguard.table) == ((), table)
+
+
+def test_of_both_ways_to_say_which_tables_the_newer_counts() -> None:
+    both = {"routeTableRange": {"min": 7, "max": 9}, "routeTableRanges": [{"min": 100, "max": 200}]}
+    found = effective(stored(("default", both)), "node1", {})
+    assert found.problems == ("routeTableRange (default): has no effect together with routeTableRanges",)
+    assert found.wireguard.table == 100
 
 
 def test_calicos_names_of_settings_in_the_environment() -> None:

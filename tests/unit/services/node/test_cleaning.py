@@ -73,12 +73,13 @@ GATEWAY = ip_address("192.0.2.2")
 
 
 def test_old_routes_go_when_ours_lead_there() -> None:
-    old_pod = device_route(POD, 2, protocol=PROTOCOL_BOOT, metric=1024)
+    old_tunnel = gateway_route(FAR, GATEWAY, 3, protocol=PROTOCOL_BOOT, metric=1024)
+    pod = device_route(POD, 2, protocol=PROTOCOL_BOOT, metric=1024)  # felix's, ours or the old one
     old_far = gateway_route(FAR, GATEWAY, 1, protocol=PROTOCOL_BIRD, metric=32)
-    ours = [device_route(POD, 2), gateway_route(FAR, GATEWAY, 1, protocol=PROTOCOL_BGP)]
-    assert old_routes([old_pod, old_far], NAMES, POOLS, bird_runs=False) == []
-    assert old_routes([old_pod, old_far, *ours], NAMES, POOLS, bird_runs=False) == [old_pod, old_far]
-    assert old_routes([old_pod, old_far, *ours], NAMES, POOLS, bird_runs=True) == [old_pod]
+    ours = [pod, gateway_route(POD, GATEWAY, 1, protocol=PROTOCOL_BGP), gateway_route(FAR, GATEWAY, 1)]
+    assert old_routes([old_tunnel, old_far, pod], NAMES, POOLS, bird_runs=False) == []
+    assert old_routes([old_tunnel, old_far, *ours], NAMES, POOLS, bird_runs=False) == [old_tunnel, old_far]
+    assert old_routes([old_tunnel, old_far, *ours], NAMES, POOLS, bird_runs=True) == [old_tunnel]
 
 
 def test_tunnel_routes_and_blackholes_of_bird_go_and_others_stay() -> None:
