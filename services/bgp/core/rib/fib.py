@@ -101,6 +101,8 @@ class Fib:
                 else:
                     installed[prefix] = route
                 found.append(FibChange(family, prefix, route, before))
+        if not dirty:
+            dirty.clear()  # empty, it would keep the room that it had for all of them
         return found
 
     def _routes(self, entries: Iterable[Entry | None], verdicts: list[KernelVerdict]) -> Iterator[FibRoute | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
@@ -505,6 +506,15 @@ def test_long_lived() -> None:
     speaker.rib.expire(1130.0)
     assert speaker.kernel().keys() == {"10.6.0.0/16"}
     assert speaker.read("Global_2").keys() == {"10.6.0.0/16"}
+
+
+def test_nothing_that_waits_for_the_kernel_takes_no_room() -> None:
+    """A dict that was emptied one by one keeps its table: 5 MB after 100,000 routes."""
+    speaker = Speaker(peer(1, 65001))
+    speaker.up()
+    speaker.tell("Global_1", external(65001), *(f"10.{n >> 8}.{n & 255}.0/24" for n in range(2000)))
+    assert len(speaker.kernel()) == 2000
+    assert sys.getsizeof(speaker.rib._fibs[V4]._dirty) == sys.getsizeof({})
 
 
 def long_lived_away(**session: object) -> Speaker:
