@@ -95,9 +95,16 @@ def rib(family: str, received: str | None, advertised: str | None, path: Path, o
         table.add_row(
             one["prefix"], attributes.get("next_hop", ""), one.get("from", peer or ""), attributes.get("as_path", ""),
             str(attributes.get("local_pref", "")), str(attributes.get("med", "")),
-            " ".join(attributes.get("communities", [])), one.get("rejected") or one.get("reason", ""),
+            " ".join(attributes.get("communities", [])), _why(one),
         )  # fmt: skip
     _console().print(table)
+
+
+def _why(one: dict[str, Any]) -> str:
+    """What decided about a path; and whether it only stands until its peer has restarted (RFC 4724, RFC 9494)."""
+    said = str(one.get("rejected") or one.get("reason", ""))
+    state = "long-lived stale" if one.get("long_lived_stale") else "stale" if one.get("stale") else ""
+    return f"{said} ({state})" if state and state != said else said
 
 
 @cli.command()
@@ -111,7 +118,7 @@ def explain(prefix: str, path: Path, output: str) -> None:
         return
     click.echo(f"{found['prefix']}")
     for one in found["paths"]:
-        click.echo(f"  from {one['from']} by {one['next_hop'] or 'this node'}: {one.get('rejected') or one['reason']}")
+        click.echo(f"  from {one['from']} by {one['next_hop'] or 'this node'}: {_why(one)}")
         detail = {**one["attributes"], **{key: one[key] for key in ("step", "where") if one.get(key)}}
         click.echo("    " + ", ".join(f"{key} {_words(value)}" for key, value in detail.items() if value != ""))
     kernel = found["kernel"]

@@ -82,27 +82,30 @@ class PlainRib:
         peer.settings, peer.session, peer.up = settings, session, True
         peer.generation += 1
         for family in Family:
-            if family in session.graceful and family in session.preserved and self._has(peer, family):
-                peer.until[family] = now + 360
-            else:
+            preserved = session.long_lived_preserved if family in peer.llgr else session.preserved
+            if family not in session.graceful or family not in preserved or not self._has(peer, family):
                 self._drop(peer, family)
+            elif family not in peer.llgr:
+                peer.until[family] = now + 360
 
     def down(self, name: str, now: float, keep: Iterable[Family]) -> None:
         peer = self.peers[name]
         for family in Family:
-            if family in keep:
+            if family in keep and family in peer.llgr and family in peer.until:
+                self._mark(peer, family)
+            elif family in keep and family not in peer.llgr:
                 for key in [
                     k for k, told in peer.told.items() if k[0] is family and told.generation != peer.generation
                 ]:
                     del peer.told[key]
                 peer.until.pop(family, None)
                 if self._has(peer, family):
-                    peer.until[family] = now + peer.session.restart_time_s
+                    only = family in peer.session.long_lived_only
+                    peer.until[family] = now + (0 if only else peer.session.restart_time_s)
             else:
                 self._drop(peer, family)
         peer.up = False
         peer.generation += 1
-        peer.llgr.clear()
 
     def reach(self, name: str, family: Family, prefix: Nlri, path_id: int, attributes: Attributes) -> None:
         peer = self.peers[name]
@@ -112,39 +115,47 @@ class PlainRib:
         self.peers[name].told.pop((family, prefix, path_id), None)
 
     def end_of_rib(self, name: str, family: Family) -> None:
-        peer = self.peers[name]
+        self.peers[name].llgr.discard(family)
+        self._sweep(self.peers[name], family)
+
+    def _sweep(self, peer: PlainPeer, family: Family) -> None:
         peer.until.pop(family, None)
         for key in [k for k, told in peer.told.items() if k[0] is family and told.generation != peer.generation]:
             del peer.told[key]
 
     def expire(self, now: float) -> None:
-        for name, peer in self.peers.items():
+        for peer in self.peers.values():
             for family, until in list(peer.until.items()):
                 if now < until:
                     continue
                 seconds = peer.session.long_lived.get(family, 0)
                 if peer.up:
-                    self.end_of_rib(name, family)
+                    self._sweep(peer, family)
                 elif seconds and family not in peer.llgr:
                     peer.llgr.add(family)
                     peer.until[family] = now + seconds
-                    for key, told in list(peer.told.items()):
-                        if key[0] is family:
-                            told.llgr = True
-                            judged = self._import(peer, family, key[1], told)
-                            communities = judged.attributes.communities if judged else told.attributes.communities
-                            if NO_LLGR in communities:
-                                del peer.told[key]
+                    self._mark(peer, family)
                 else:
                     self._drop(peer, family)
             if not peer.up and not peer.told:
                 peer.until.clear()  # nothing of it is left
+                peer.llgr.clear()
+
+    def _mark(self, peer: PlainPeer, family: Family) -> None:
+        for key, told in list(peer.told.items()):
+            if key[0] is family:
+                told.llgr = True
+                judged = self._import(peer, family, key[1], told)
+                communities = judged.attributes.communities if judged else told.attributes.communities
+                if NO_LLGR in communities:
+                    del peer.told[key]
 
     def _has(self, peer: PlainPeer, family: Family) -> bool:
         return any(key[0] is family for key in peer.told)
 
     def _drop(self, peer: PlainPeer, family: Family) -> None:
         peer.until.pop(family, None)
+        peer.llgr.discard(family)
         for key in [key for key in peer.told if key[0] is family]:
             del peer.told[key]
 

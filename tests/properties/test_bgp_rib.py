@@ -168,7 +168,9 @@ PEERS = {
 ADD_PATH = "Global_3"  # sends several paths of a prefix
 
 
-def session(peer: PeerSettings, families: frozenset[Family], long_lived: bool, preserved: bool) -> Session:
+def session(
+    peer: PeerSettings, families: frozenset[Family], long_lived: bool, preserved: bool, kept_long: bool
+) -> Session:
     receive = families if peer.name == ADD_PATH else frozenset[Family]()
     return Session(
         Context(internal=peer.internal, families=families, add_path_receive=receive, max_message=200),
@@ -179,6 +181,8 @@ def session(peer: PeerSettings, families: frozenset[Family], long_lived: bool, p
         preserved=families if preserved else frozenset(),
         restart_time_s=100,
         long_lived=dict.fromkeys(families, 1000.0) if long_lived else {},
+        long_lived_preserved=families if long_lived and kept_long else frozenset(),
+        long_lived_only=frozenset((V6,)) if long_lived and not preserved else frozenset(),
     )
 
 
@@ -271,7 +275,8 @@ class World:
         settings, several = self._settings_of(name), self.alike or self.random.random() < 0.7
         families = frozenset((V4, V6)) if several else frozenset((V4,))
         long_lived = self.random.random() < 0.5 and not self.alike
-        made = session(settings, families, long_lived, preserved=self.random.random() < 0.7)
+        kept, kept_long = self.random.random() < 0.7, self.random.random() < 0.7
+        made = session(settings, families, long_lived, preserved=kept, kept_long=kept_long)
         self.rib.peer_up(settings, made, self.now)
         self.plain.up(settings, made, self.now)
         self.views[name] = View(made)

@@ -25,6 +25,7 @@ class Bird(Peer):
         {
             "kernel",
             "gr",
+            "llgr",
             "add-path",
             "rr",
             "md5",
@@ -205,6 +206,8 @@ def _protocol(router: Router, n: Neighbour) -> str:
         lines.append("  graceful restart off;")
     else:
         lines.append(f"  graceful restart on; graceful restart time {n.graceful_restart};")
+    if n.long_lived is not None:
+        lines.append(f"  long lived graceful restart on; long lived stale time {n.long_lived};")
     if n.rr_client:
         lines.append("  rr client;")
         if router.cluster_id:

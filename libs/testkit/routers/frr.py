@@ -32,6 +32,7 @@ class Frr(Peer):
         {
             "kernel",
             "gr",
+            "llgr",
             "add-path",
             "rr",
             "md5",
@@ -188,6 +189,8 @@ def render(router: Router) -> Iterator[str]:
         yield f" bgp graceful-restart restart-time {max(n.graceful_restart or 0 for n in router.neighbours)}"
         # Without any neighbour's End-of-RIB it would otherwise hold its own first UPDATE back for six minutes.
         yield " bgp graceful-restart select-defer-time 10"
+    if any(n.long_lived for n in router.neighbours):
+        yield f" bgp long-lived-graceful-restart stale-time {max(n.long_lived or 0 for n in router.neighbours)}"
     for n in router.neighbours:
         yield from _neighbour(router, n)
     families: tuple[Family, ...] = ("ipv4", "ipv6")
@@ -396,7 +399,10 @@ def _path(segments: list[dict[str, Any]]) -> tuple[int | frozenset[int], ...]:
     return tuple(path)
 
 
-_WELL_KNOWN = {"no-export": (0xFFFF, 0xFF01), "no-advertise": (0xFFFF, 0xFF02), "local-AS": (0xFFFF, 0xFF03)}
+_WELL_KNOWN = {
+    "no-export": (0xFFFF, 0xFF01), "no-advertise": (0xFFFF, 0xFF02), "local-AS": (0xFFFF, 0xFF03),
+    "llgr-stale": (0xFFFF, 6), "no-llgr": (0xFFFF, 7),
+}  # fmt: skip
 
 
 def _communities(text: str) -> Iterator[tuple[int, int]]:

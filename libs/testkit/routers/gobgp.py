@@ -20,6 +20,7 @@ class Gobgp(Peer):
     can: ClassVar[frozenset[str]] = frozenset(
         {
             "gr",
+            "llgr",
             "add-path",
             "rr",
             "md5",
@@ -160,8 +161,11 @@ def _neighbour(router: Router, n: Neighbour) -> dict[str, Any]:
         made["ttl-security"] = {"config": {"enabled": True, "ttl-min": 256 - n.ttl_security}}
     if n.graceful_restart:
         made["graceful-restart"] = {
-            "config": {"enabled": True, "restart-time": n.graceful_restart, "deferral-time": 10}
-        }
+            "config": {
+                "enabled": True, "restart-time": n.graceful_restart, "deferral-time": 10,
+                "long-lived-enabled": n.long_lived is not None,
+            }
+        }  # fmt: skip
     if n.rr_client:
         cluster = router.cluster_id or router.router_id
         made["route-reflector"] = {"config": {"route-reflector-client": True, "route-reflector-cluster-id": cluster}}
@@ -171,6 +175,8 @@ def _neighbour(router: Router, n: Neighbour) -> dict[str, Any]:
         one: dict[str, Any] = {"config": {"afi-safi-name": f"{family}-unicast", "enabled": True}}
         if n.graceful_restart:
             one["mp-graceful-restart"] = {"config": {"enabled": True}}
+        if n.long_lived is not None:
+            one["long-lived-graceful-restart"] = {"config": {"enabled": True, "restart-time": n.long_lived}}
         if n.add_path:
             send = 8 if n.add_path in ("send", "both") else 0
             one["add-paths"] = {"config": {"receive": n.add_path in ("receive", "both"), "send-max": send}}

@@ -68,7 +68,8 @@ class Neighbour:
 
     dynamic: take whoever connects from this prefix (address is then not connected to). multihop and ttl_security:
     number of hops. graceful_restart: advertised restart time in seconds. next_hop_extended: IPv4 routes with IPv6 next
-    hops (RFC 8950). as4 False: 2-octet AS numbers only. interface: of a link-local address. export_none: tell nothing.
+    hops (RFC 8950). long_lived: long-lived stale time in seconds (RFC 9494). as4 False: 2-octet AS numbers only.
+    interface: of a link-local address. export_none: tell nothing.
     """
 
     address: str
@@ -83,6 +84,7 @@ class Neighbour:
     ttl_security: int | None = None
     families: tuple[Family, ...] = ()
     graceful_restart: int | None = None
+    long_lived: int | None = None
     hold_time_s: int = 90
     keepalive_s: int | None = None
     rr_client: bool = False

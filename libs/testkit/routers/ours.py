@@ -35,6 +35,7 @@ class Ours(Peer):
         {
             "kernel",
             "gr",
+            "llgr",
             "add-path",
             "rr",
             "md5",
@@ -194,6 +195,7 @@ def _peer(router: Router, n: Neighbour) -> Settings:
         "password": {"name": n.key, "key": "password"} if n.password else None,
         "ttl_security": n.ttl_security,
         "restart_time_s": n.graceful_restart,
+        "long_lived_time_s": n.long_lived,
         "hold_time_s": n.hold_time_s,
         "keepalive_time_s": n.keepalive_s,
         "next_hop_mode": "Self" if n.next_hop_self else "Keep" if n.next_hop_keep else "Auto",
@@ -259,7 +261,8 @@ def _route(one: dict[str, Any], neighbour: str, best: bool) -> Route:
         as_path=_path(at["as_path"]),
         med=at.get("med"),
         local_pref=at.get("local_pref"),
-        communities=frozenset((int(a), int(b)) for a, b in (text.split(":") for text in at.get("communities", []))),
+        communities=frozenset((int(a), int(b)) for a, b in (text.split(":") for text in at.get("communities", [])))
+        | (frozenset({(65535, 6)}) if one.get("long_lived_stale") else frozenset()),  # LLGR_STALE, which it tells
         extended=frozenset(map(_extended, at.get("extended_communities", []))),
         large=frozenset(
             (int(a), int(b), int(c)) for a, b, c in (text.split(":") for text in at.get("large_communities", []))

@@ -58,8 +58,9 @@ def until(
 class Peer(ABC):
     """A routing daemon in a namespace. directory: its configuration, sockets and log.
 
-    can: what of the daemon's own abilities differ: `kernel` (installs routes), `gr`, `add-path`, `rr`, `md5`, `gtsm`,
-    `dynamic`, `ext-nh`, `refresh`, `attributes` (can announce every attribute), `local-as`, `link-local`, `as2`.
+    can: what of the daemon's own abilities differ: `kernel` (installs routes), `gr`, `llgr`, `add-path`, `rr`, `md5`,
+    `gtsm`, `dynamic`, `ext-nh`, `refresh`, `attributes` (can announce every attribute), `local-as`, `link-local`,
+    `as2`.
     """
 
     daemon: ClassVar[str]

@@ -79,8 +79,7 @@ class KernelFib:
         again: dict[tuple[Family, int], list[tuple[Nlri, tuple[NextHop, ...]]]] = {}
         gone: dict[tuple[Family, int], list[Nlri]] = {}
         shared, last, last_wants = self._shared, None, None
-        for change in changes:
-            family, prefix, route = change.family, change.prefix, change.route
+        for family, prefix, route, _ in changes:
             held = self.held[family]
             has = held.get(prefix)
             if self.blocked:

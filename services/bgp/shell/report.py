@@ -191,6 +191,7 @@ def _explained(path: PathExplanation) -> JSON:
         "reason": path.reason.value,
         "preference": path.preference,
         "stale": path.stale,
+        "long_lived_stale": path.llgr_stale,
         "attributes": attributes(path.attributes),
     }
     if path.step is not None:

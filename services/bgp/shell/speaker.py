@@ -248,6 +248,8 @@ class Speaker:
             restarting=negotiated.peer_restarting,
             restart_time_s=negotiated.restart_time_s or 0,
             long_lived=dict(negotiated.long_lived),
+            long_lived_preserved=negotiated.long_lived_forwarding,
+            long_lived_only=frozenset(dict(negotiated.long_lived)) - negotiated.kept_families,
         )
         self.rib.peer_up(peer.settings, session, time.monotonic())
         self._session_changed(peer)

@@ -94,19 +94,20 @@ class Fib:
                     ]  # to a peer, by way of what `reachableBy` says: before all that is learned
                 if route is blackhole and prefix[0] == host:
                     route = None  # a block of one address: the workload's own route, or none
-                if route is before or route == before:
+                if route is before or (route is not None and before is not None and route == before):
                     continue
                 if route is None:
                     del installed[prefix]
                 else:
                     installed[prefix] = route
                 found.append(FibChange(family, prefix, route, before))
+        if not dirty:
+            dirty.clear()  # empty, it would keep the room that it had for all of them
         return found
 
     def _routes(self, entries: Iterable[Entry | None], verdicts: list[KernelVerdict]) -> Iterator[FibRoute | None]:
         """Neighbours in the queue mostly have the same path."""
-        path: Entry | None = None
-        routes: dict[KernelVerdict, FibRoute | None] = {}
+        path, judged, route = None, None, None  # of the one before: a hash of a verdict and `usable` are slow
         several: dict[tuple[tuple[Path, ...], KernelVerdict], FibRoute | None] = {}
         for entry, verdict in zip(entries, verdicts, strict=True):
             if isinstance(entry, list):
@@ -117,11 +118,12 @@ class Fib:
             elif entry is None:
                 yield None
             else:
-                if entry is not path:
-                    path, routes = entry, self._single.setdefault(entry, {})
-                if verdict not in routes:
-                    routes[verdict] = self._make([entry], verdict)
-                yield routes[verdict] if entry.usable else None
+                if entry is not path or verdict is not judged:
+                    path, judged, routes = entry, verdict, self._single.setdefault(entry, {})
+                    if verdict not in routes:
+                        routes[verdict] = self._make([entry], verdict)
+                    route = routes[verdict] if entry.usable else None
+                yield route
 
     def _make(self, chosen: list[Path], verdict: KernelVerdict) -> FibRoute | None:
         """None: not for the kernel, or there already because it is this node's own. Its blocks are thrown away where no

@@ -22,7 +22,8 @@ class Session:
     graceful: families it sends End-of-RIB for (RFC 4724). preserved: those whose forwarding state it kept over its
     restart. restarting: it is just back itself, and tells nothing before we have told it ours or its patience is over.
     restart_time_s: how long it may stay away. long_lived: seconds by family (RFC 9494), of those both sides
-    announced.
+    announced. long_lived_preserved: as `preserved`, said by that capability, for what long-lived graceful restart has
+    begun with. long_lived_only: families that its graceful restart capability leaves out; their restart time is 0.
     """
 
     context: Context
@@ -34,6 +35,8 @@ class Session:
     restarting: bool = False
     restart_time_s: float = 120
     long_lived: Mapping[Family, float] = field(default_factory=dict)
+    long_lived_preserved: frozenset[Family] = frozenset()
+    long_lived_only: frozenset[Family] = frozenset()
 
     @property
     def families(self) -> frozenset[Family]:
@@ -118,7 +121,7 @@ class Peer(Source):
         self.unrepeated: dict[
             Family, set[tuple[Nlri, int]]
         ] = {}  # in an enhanced refresh: what the peer has not told again yet
-        self.llgr: set[Family] = set()  # long-lived graceful restart has begun there
+        self.llgr: set[Family] = set()  # long-lived graceful restart has begun there, and no End-of-RIB has ended it
         self.policies: dict[Family, ImportPolicy] = {}
         self._chains: dict[Family, Chain] = {}
         self._imports: WeakValueDictionary[ImportKey, Path] = WeakValueDictionary()

@@ -86,15 +86,18 @@ class Rib:
     def peer_up(self, settings: PeerSettings, session: Session, now: float) -> None:
         """A session is established. Its stale paths stay where the peer kept its forwarding state (RFC 4724 4.2)."""
         if settings.name in self._peers:
-            self.peer_down(settings.name, now, keep=session.preserved)
+            self.peer_down(settings.name, now, keep=session.preserved | session.long_lived_preserved)
         peer = self._peers.setdefault(settings.name, Peer(settings, self._next_hop))
         peer.begin(settings, session)
         peer.configure(settings, self.settings, Identity.of(self.settings))
         for family, prefixes in peer.prefixes.items():
-            if prefixes and family in session.graceful and family in session.preserved:
-                peer.stale_until[family] = now + STALE_PATH_TIME_S
+            preserved = session.long_lived_preserved if family in peer.llgr else session.preserved
+            if prefixes and family in session.graceful and family in preserved:
+                if family not in peer.llgr:  # its time goes on until End-of-RIB (RFC 9494 section 4.2)
+                    peer.stale_until[family] = now + STALE_PATH_TIME_S
             else:
                 self._loc.sweep(peer, family)
+                peer.llgr.discard(family)
         for family in session.families - self._deferred:
             self._join(peer, family, greet=True)
         self._end_deferral(now)
@@ -108,15 +111,18 @@ class Rib:
         self._leave(peer)
         kept = frozenset(keep)
         for family in Family:
-            if family in kept:
+            if family in kept and family in peer.llgr and family in peer.stale_until:
+                self._begin_llgr(peer, family)  # away again before End-of-RIB: the same time goes on, for all it told
+            elif family in kept and family not in peer.llgr:
                 self._loc.sweep(peer, family)  # stale from an earlier restart: not a second time (RFC 4724 4.2)
                 if peer.prefixes[family]:
-                    peer.stale_until[family] = now + peer.session.restart_time_s
+                    unlisted = family in peer.session.long_lived_only
+                    peer.stale_until[family] = now + (0 if unlisted else peer.session.restart_time_s)
             else:
                 self._loc.remove_all(peer, family)
+                peer.llgr.discard(family)
         peer.up = False
         peer.generation += 1
-        peer.llgr.clear()
         self._forget_if_gone(peer)
         self._end_deferral(now)
 
@@ -344,21 +350,26 @@ class Rib:
 
     def _end_of_rib(self, peer: Peer, change: EndOfRib, now: float) -> None:
         peer.end_of_rib.add(change.family)
+        peer.llgr.discard(change.family)
         self._loc.sweep(peer, change.family)
         self._end_deferral(now)
 
     def _stale_time_over(self, peer: Peer, family: Family, now: float) -> None:
         seconds = peer.session.long_lived.get(family, 0.0) if peer.session is not None else 0.0
-        if peer.up:
+        if peer.up:  # still in `llgr`: what it has told again goes, too, if it leaves before End-of-RIB
             self._loc.sweep(peer, family)
         elif seconds and family not in peer.llgr:
             peer.llgr.add(family)
             peer.stale_until[family] = now + seconds
-            begun = self._loc.begin_llgr(peer, family)
-            for group in self._groups[family].values():
-                group.forget(begun)
+            self._begin_llgr(peer, family)
         else:
             self._loc.remove_all(peer, family)
+            peer.llgr.discard(family)
+
+    def _begin_llgr(self, peer: Peer, family: Family) -> None:
+        begun = self._loc.begin_llgr(peer, family)
+        for group in self._groups[family].values():
+            group.forget(begun)
 
     def _forget_if_gone(self, peer: Peer) -> None:
         if not peer.up and not any(peer.prefixes.values()):

@@ -15,6 +15,8 @@ def kept_families(
 ) -> tuple[Family, ...]:
     """Families whose routes stay when a session ends this way.
 
+    A family that only the long-lived capability lists has a restart time of 0 (RFC 9494 section 4.2).
+
     Without RFC 8538: only when the connection just went. With it: after NOTIFICATIONs too, that of our hold timer
     among them, but not after a hard reset, whoever sent it.
     """
@@ -27,5 +29,5 @@ def kept_families(
     return tuple(
         family
         for family in negotiated.families
-        if family in negotiated.kept_families and (negotiated.restart_time_s or long_lived.get(family))
+        if long_lived.get(family) or (family in negotiated.kept_families and negotiated.restart_time_s)
     )

@@ -85,7 +85,8 @@ class Negotiated:
     hold_time_s, keepalive_s: 0 for none. restart_time_s: how long the peer wants its routes kept; None without
     graceful restart. kept_families: those it wants that for. forwarding: those whose routes it kept over its own
     restart. peer_restarting: it is just back, and does not wait for our End-of-RIB. notifications_kept: RFC 8538
-    holds. long_lived: seconds by family. expects_end_of_rib: it will send one for each family.
+    holds. long_lived: seconds by family. long_lived_forwarding: as `forwarding`, by that capability.
+    expects_end_of_rib: it will send one for each family.
     """
 
     context: Context
@@ -102,6 +103,7 @@ class Negotiated:
     peer_restarting: bool = False
     notifications_kept: bool = False
     long_lived: tuple[tuple[Family, int], ...] = ()
+    long_lived_forwarding: frozenset[Family] = frozenset()
     expects_end_of_rib: bool = False
 
     @property
@@ -168,6 +170,7 @@ def negotiate(settings: PeerSettings, ours: Open, theirs: Open) -> Negotiated:
             graceful and graceful.notification and mine.graceful_restart and mine.graceful_restart.notification
         ),
         long_lived=_long_lived(mine, other, families) if graceful else (),
+        long_lived_forwarding=_long_lived_forwarding(mine, other, families) if graceful else frozenset(),
         expects_end_of_rib=graceful is not None,
     )
 
@@ -215,3 +218,9 @@ def _long_lived(
         for family in families
         if afi_safi(family) in ours and theirs.get(afi_safi(family))
     )
+
+
+def _long_lived_forwarding(mine: Capabilities, other: Capabilities, families: tuple[Family, ...]) -> frozenset[Family]:
+    ours = {one.family for one in mine.long_lived or ()}
+    theirs = {one.family for one in other.long_lived or () if one.forwarding}
+    return frozenset(family for family in families if afi_safi(family) in ours & theirs)

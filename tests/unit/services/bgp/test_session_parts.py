@@ -11,6 +11,8 @@ import pytest
 from services.bgp.core.paths import Family
 from services.bgp.core.session import states
 from services.bgp.core.session.change import COSTS, Cost, cost_of_change
+from services.bgp.core.session.graceful import kept_families
+from services.bgp.core.session.negotiation import Restart, afi_safi, negotiate, our_open
 from services.bgp.core.session.patience import Patience
 from services.bgp.core.session.states import TRANSITIONS, Event, State, step
 from services.bgp.core.settings import NextHopMode, PeerKind, PeerSettings, SecretRef
@@ -82,3 +84,23 @@ def test_the_document_shows_the_table() -> None:
 def test_patience_grows_and_is_forgotten() -> None:
     patience = Patience(5, 30, 300)
     assert [patience.error(now) for now in (0, 10, 20, 30, 330, 631)] == [5, 10, 20, 30, 30, 5]
+
+
+def test_long_lived_says_for_itself_what_stays() -> None:
+    """RFC 9494 section 4.2: flags of its own; what graceful restart leaves out has a restart time of 0 and is kept."""
+    both = (Family.IPV4, Family.IPV6)
+    mine = our_open(settings(0, families=both, long_lived_time_s=5), 1, Restart())
+    other = our_open(settings(1, families=both, long_lived_time_s=9), 2, Restart(preserved=frozenset((Family.IPV6,))))
+    assert other.capabilities is not None
+    assert other.capabilities.graceful_restart is not None
+    graceful = replace(other.capabilities.graceful_restart, families=((afi_safi(Family.IPV4), True),))
+    theirs = replace(other, capabilities=replace(other.capabilities, graceful_restart=graceful))
+    agreed = negotiate(settings(0, families=both, long_lived_time_s=5), mine, theirs)
+    assert agreed.forwarding == {Family.IPV4}
+    assert agreed.long_lived_forwarding == {Family.IPV6}
+    assert agreed.long_lived == ((Family.IPV4, 9), (Family.IPV6, 9))
+    assert kept_families(agreed, sent=None, received=None) == both
+    alone = replace(other, capabilities=replace(other.capabilities, graceful_restart=None))
+    agreed = negotiate(settings(0, families=both, long_lived_time_s=5), mine, alone)
+    assert (agreed.long_lived, agreed.long_lived_forwarding) == ((), frozenset())
+    assert kept_families(agreed, sent=None, received=None) == ()
