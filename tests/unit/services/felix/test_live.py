@@ -14,14 +14,13 @@ from libs.model.metrics import MetricsPlace
 from libs.testkit.bootstrap import key
 from services.felix.core.configfile import file_settings
 from services.felix.core.failsafe import FailsafePort
+from services.felix.core.fields import SUPPORTED, seconds
 from services.felix.core.live import (
-    SUPPORTED,
     LiveSettings,
     camel,
     effective,
     environment_settings,
     metrics_at_start,
-    seconds,
 )
 from services.felix.core.options import NatOptions, RulesetOptions
 from services.felix.core.overlay import ClusterRoutes, OverlaySettings
