@@ -12,9 +12,11 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-from libs.model.felixconfig import ProtoPort
+from libs.model.felixconfig import FelixConfigurationSpec, ProtoPort
 from libs.model.metrics import CLIENT_AUTHS, MetricsPlace
 from services.felix.core.failsafe import FailsafePort
+from services.felix.core.interface_exclude import NOTHING, InterfaceExclude
+from services.felix.core.interface_exclude import parse as parse_exclude
 from services.felix.core.mtu import PATTERN
 from services.felix.core.options import RulesetOptions
 from services.felix.core.overlay import ClusterRoutes
@@ -29,6 +31,8 @@ _LEVELS = {
 _RATE = re.compile(r"([0-9]+)/(second|minute|hour|day)")
 _FAILSAFE = re.compile(r"([A-Za-z]+):(?:\[?([0-9a-fA-F.:]+/[0-9]+)\]?:)?([0-9]+)")
 DEFAULT_STATUS_PATH = "/var/run/calico"
+MAIN_LOOP = "InternalDataplaneMainLoop"  # Calico's name of the reporter that DataplaneWatchdogTimeout is of
+LEAST_WATCHDOG_S = 20.0  # as in Calico, whose loops report every 10 s
 
 
 class Draft:
@@ -38,7 +42,13 @@ class Draft:
         self.options = options
         self.levels: dict[str, str] = {}
         self.nftables_refresh_s: float | None = None
+        self.ipsets_refresh_s: float | None = None
         self.route_refresh_s: float | None = None
+        self.interface_refresh_s: float | None = None
+        self.ip_forwarding = True
+        self.interface_exclude = InterfaceExclude()
+        self.watchdog_s: float | None = None
+        self.health_timeouts: dict[str, float] = {}
         self.route_sync = True
         self.mtu_pattern = PATTERN
         self.require_mtu_file = False
@@ -48,6 +58,8 @@ class Draft:
         self.cluster_routes = ClusterRoutes.IPIP_ONLY
         self.route_sources: dict[int, str] = {}
         self.wireguard = WireguardSettings()
+        self.runtime_metrics = True
+        self.process_metrics = True
         self.metrics_enabled = False
         self.metrics = MetricsPlace(port=9091)
 
@@ -109,6 +121,23 @@ def _duration(value: Any) -> float:
     if found is None:
         raise ValueError(f"{text!r} is no duration")
     return found
+
+
+def _timeouts(value: Any) -> dict[str, float]:
+    """value: of the resource, or text `InternalDataplaneMainLoop=5m,CalculationGraph=1m30s`. Seconds by reporter."""
+    if isinstance(value, list):
+        pairs = [(one.name, str(one.timeout)) for one in value]
+    else:
+        parts = [text.partition("=") for text in str(value).split(",") if text.strip()]
+        pairs = [(name.strip(), timeout.strip()) for name, _, timeout in parts]
+    if wrong := [name for name, timeout in pairs if not name or not timeout]:
+        raise ValueError(f"{wrong[0]!r} and its timeout must be as in CalculationGraph=1m")
+    return {name: _duration(timeout) for name, timeout in pairs}
+
+
+def _nftables_mode(value: Any) -> None:
+    if _choice(value, "Auto", "Enabled", "Disabled") == "Disabled":
+        raise ValueError("this felix has no iptables dataplane, so nftables stays on")
 
 
 def _level(value: Any) -> str:
@@ -204,6 +233,13 @@ USES: dict[str, Use] = {
     "log_severity_file": lambda d, v: d.levels.update(file=_level(v)),
     "log_severity_sys": lambda d, v: d.levels.update(syslog=_level(v)),
     "nftables_refresh_interval": lambda d, v: setattr(d, "nftables_refresh_s", _duration(v)),
+    "ipsets_refresh_interval": lambda d, v: setattr(d, "ipsets_refresh_s", _duration(v)),
+    "interface_refresh_interval": lambda d, v: setattr(d, "interface_refresh_s", _duration(v)),
+    "interface_exclude": lambda d, v: setattr(d, "interface_exclude", parse_exclude(str(v))),
+    "ip_forwarding": lambda d, v: setattr(d, "ip_forwarding", _choice(v, "Enabled", "Disabled") == "Enabled"),
+    "dataplane_watchdog_timeout": lambda d, v: setattr(d, "watchdog_s", max(LEAST_WATCHDOG_S, _duration(v))),
+    "health_timeout_overrides": lambda d, v: setattr(d, "health_timeouts", _timeouts(v)),
+    "nftables_mode": lambda d, v: _nftables_mode(v),
     "route_refresh_interval": lambda d, v: setattr(d, "route_refresh_s", _duration(v)),
     "route_sync_disabled": lambda d, v: setattr(d, "route_sync", not _bool(v)),
     "mtu_iface_pattern": lambda d, v: setattr(d, "mtu_pattern", _pattern(v)),
@@ -216,6 +252,7 @@ USES: dict[str, Use] = {
     "nftables_mark_mask": lambda d, v: d.option(mark_mask=_number(v, 1, 0xFFFFFFFF)),
     # Both end our stage and nothing else: the tables hold no chains but ours.
     "nftables_filter_allow_action": lambda d, v: _choice(v, "Accept", "Return"),
+    "nftables_mangle_allow_action": lambda d, v: _choice(v, "Accept", "Return"),
     "disable_conntrack_invalid_check": lambda d, v: d.option(check_invalid=not _bool(v)),
     "workload_source_spoofing": lambda d, v: d.option(allow_source_spoofing=_choice(v, "Disabled", "Any") == "Any"),
     "program_cluster_routes": lambda d, v: setattr(
@@ -260,6 +297,8 @@ USES: dict[str, Use] = {
     "wireguard_threading_enabled": lambda d, v: d.wg(threading=_bool(v)),
     "wireguard_host_encryption_enabled": lambda d, v: d.wg(host_encryption=_bool(v)),
     "prometheus_wire_guard_metrics_enabled": lambda d, v: d.wg(metrics=_bool(v)),
+    "prometheus_go_metrics_enabled": lambda d, v: setattr(d, "runtime_metrics", _bool(v)),
+    "prometheus_process_metrics_enabled": lambda d, v: setattr(d, "process_metrics", _bool(v)),
     "prometheus_metrics_enabled": lambda d, v: setattr(d, "metrics_enabled", _bool(v)),
     "prometheus_metrics_host": lambda d, v: d.metric(host=str(v)),
     "prometheus_metrics_port": lambda d, v: d.metric(port=_number(v, 0, 65535)),
@@ -272,6 +311,12 @@ USES: dict[str, Use] = {
 # Read from the environment when the process starts (services/felix/config.py), where they may stand as well.
 ELSEWHERE = frozenset({"interface_prefix", "ipv6_support", "health_enabled", "health_host", "health_port"})
 SUPPORTED = frozenset(USES)
+# Of Calico's dataplanes for iptables and Windows, and of the runtime of the language that it is written in.
+OF_OTHER_DATAPLANES = frozenset(
+    name
+    for name in FelixConfigurationSpec.__struct_fields__
+    if name.startswith(("iptables_", "go_", "windows_")) and name not in USES
+) | {"chain_insert_mode", "max_ipset_size", "dataplane_driver", "use_internal_dataplane_driver"}
 # Where a slip leaves no layer below standing: what is weaker may show metrics to more readers than was meant.
 WHO_READS = frozenset(
     f"prometheus_metrics_{name}" for name in ("host", "ca_file", "cert_file", "key_file", "client_auth")
@@ -280,6 +325,8 @@ WHO_READS = frozenset(
 # What `none` means where it clears a value of a weaker layer.
 CLEAR: dict[str, Use] = {
     "endpoint_status_path_prefix": lambda d, v: setattr(d, "status_path", None),
+    "interface_exclude": lambda d, v: setattr(d, "interface_exclude", NOTHING),
+    "health_timeout_overrides": lambda d, v: setattr(d, "health_timeouts", {}),
     "log_prefix": lambda d, v: d.option(log_prefix=""),
     "log_action_rate_limit": lambda d, v: d.option(log_rate=None),
     "nat_port_range": lambda d, v: d.nat(ports=None),

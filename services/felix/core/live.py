@@ -23,7 +23,17 @@ from libs.model.felixconfig import FelixConfigurationSpec
 from libs.model.metrics import MetricsPlace
 from libs.model.selector import SelectorError
 from services.felix.core.failsafe import FailsafePort
-from services.felix.core.fields import CLEAR, DEFAULT_STATUS_PATH, ELSEWHERE, USES, WHO_READS, Draft
+from services.felix.core.fields import (
+    CLEAR,
+    DEFAULT_STATUS_PATH,
+    ELSEWHERE,
+    MAIN_LOOP,
+    OF_OTHER_DATAPLANES,
+    USES,
+    WHO_READS,
+    Draft,
+)  # fmt: skip
+from services.felix.core.interface_exclude import InterfaceExclude
 from services.felix.core.mtu import PATTERN
 from services.felix.core.options import RulesetOptions
 from services.felix.core.overlay import ClusterRoutes
@@ -87,7 +97,14 @@ class LiveSettings:
 
     log_levels: Mapping[str, str] = field(default_factory=dict)  # outlet -> level, as libs.runtime.logs names them
     nftables_refresh_s: float | None = None
+    ipsets_refresh_s: float | None = None
     route_refresh_s: float | None = None
+    interface_refresh_s: float | None = None
+    ip_forwarding: bool = True
+    interface_exclude: InterfaceExclude = field(default_factory=InterfaceExclude)
+    health_timeouts: Mapping[str, float] = field(default_factory=dict)  # reporter -> seconds of silence; 0: any
+    runtime_metrics: bool = True  # PrometheusGoMetricsEnabled
+    process_metrics: bool = True  # PrometheusProcessMetricsEnabled
     route_sync: bool = True  # not RouteSyncDisabled
     mtu_pattern: str = PATTERN  # MTUIfacePattern
     require_mtu_file: bool = False
@@ -230,7 +247,7 @@ def _merge(layers: list[dict[str, Setting]], options: RulesetOptions, problems: 
             else:
                 used[name] = setting
                 unclear.pop(name, None)
-    problems += [f"{camel(name)}: has no effect in this version" for name in sorted(unused)]
+    problems += [f"{camel(name)}: {_why_unused(name)}" for name in sorted(unused)]
     if draft.options.mark_mask.bit_count() < 3 and (draft.wireguard.v4.enabled or draft.wireguard.v6.enabled):
         problems.append("wireguardEnabled: nftablesMarkMask has no third bit, which WireGuard needs: it is off")
         draft.wireguard = WireguardSettings()
@@ -239,7 +256,14 @@ def _merge(layers: list[dict[str, Setting]], options: RulesetOptions, problems: 
     return LiveSettings(
         log_levels=draft.levels,
         nftables_refresh_s=draft.nftables_refresh_s,
+        ipsets_refresh_s=draft.ipsets_refresh_s,
         route_refresh_s=draft.route_refresh_s,
+        interface_refresh_s=draft.interface_refresh_s,
+        ip_forwarding=draft.ip_forwarding,
+        interface_exclude=draft.interface_exclude,
+        health_timeouts=({} if draft.watchdog_s is None else {MAIN_LOOP: draft.watchdog_s}) | draft.health_timeouts,
+        runtime_metrics=draft.runtime_metrics,
+        process_metrics=draft.process_metrics,
         route_sync=draft.route_sync,
         mtu_pattern=draft.mtu_pattern,
         require_mtu_file=draft.require_mtu_file,
@@ -254,6 +278,10 @@ def _merge(layers: list[dict[str, Setting]], options: RulesetOptions, problems: 
         sources={name: setting.source for name, setting in used.items()},
         shown={name: setting.shown for name, setting in used.items()},
     )
+
+
+def _why_unused(name: str) -> str:
+    return "belongs to another dataplane" if name in OF_OTHER_DATAPLANES else "has no effect in this version"
 
 
 def _with_wireguard(options: RulesetOptions, wireguard: WireguardSettings) -> RulesetOptions:
