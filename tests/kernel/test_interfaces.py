@@ -255,6 +255,39 @@ def test_an_excluded_interface_has_no_say_and_a_change_counts_at_once(own: str, 
             asyncio.run(scenario())
 
 
+def test_what_comes_and_goes_on_an_excluded_interface_wakes_nobody() -> None:
+    """kube-proxy gives kube-ipvs0 an address for each service."""
+    with namespace("ifc") as space:
+        for name, peer in (("kube-ipvs0", "p0"), ("eth0", "p1")):
+            run(space, ["ip", "link", "add", name, "type", "veth", "peer", "name", peer])
+
+        async def scenario() -> int:
+            driver, wakes, seen = InterfaceDriver(("cali",)), 0, asyncio.Event()
+
+            def woken() -> None:
+                nonlocal wakes
+                wakes += 1
+                seen.set()
+
+            watch = asyncio.ensure_future(driver.watch(woken))
+            try:
+                await asyncio.sleep(0)  # it listens
+                driver.host_addresses()
+                for number in range(20):
+                    run(space, ["ip", "addr", "add", f"10.96.0.{number}/32", "dev", "kube-ipvs0"])
+                run(space, ["ip", "addr", "add", "192.0.2.8/32", "dev", "eth0"])
+                async with asyncio.timeout(10):
+                    await seen.wait()
+                assert "192.0.2.8" in driver.host_addresses()["eth0"]
+                return wakes
+            finally:
+                watch.cancel()
+                await asyncio.gather(watch, return_exceptions=True)
+                await driver.close()
+
+        assert in_the_node(space, scenario()) == 1
+
+
 def test_interfaces_are_compared_without_reading_routes_unless_they_are_others() -> None:
     with a_pod() as (space, ip):
         ip("link", "set", "cali1", "up")
