@@ -15,18 +15,44 @@ from types import TracebackType
 from aiohttp import web
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from libs.runtime.health import Aggregator, Summary
 
 
-def new_registry(*, process: bool = True) -> CollectorRegistry:
+class _Part(Collector):
+    """Collectors that are shown together or not at all."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry(auto_describe=True)
+        self.shown = True
+
+    def collect(self) -> Iterable[Metric]:
+        return self.registry.collect() if self.shown else ()
+
+
+class ServiceRegistry(CollectorRegistry):
+    """A private registry. process: with what Prometheus's library knows of this process and of its Python."""
+
+    def __init__(self, *, process: bool = True) -> None:
+        super().__init__(auto_describe=True)
+        self._process, self._runtime = _Part(), _Part()
+        if process:
+            ProcessCollector(registry=self._process.registry)
+            PlatformCollector(registry=self._runtime.registry)
+            GCCollector(registry=self._runtime.registry)
+        self.register(self._process)
+        self.register(self._runtime)
+
+    def show(self, *, process: bool, runtime: bool) -> None:
+        """process: memory, CPU, open files (process_…). runtime: version and garbage collection (python_…)."""
+        self._process.shown, self._runtime.shown = process, runtime
+
+
+def new_registry(*, process: bool = True) -> ServiceRegistry:
     """A private registry; `process` adds memory, CPU, open files and garbage collection of this process."""
-    registry = CollectorRegistry(auto_describe=True)
-    if process:
-        ProcessCollector(registry=registry)
-        PlatformCollector(registry=registry)
-        GCCollector(registry=registry)
-    return registry
+    return ServiceRegistry(process=process)
 
 
 class HttpServer:

@@ -17,12 +17,10 @@ import sys
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
-from prometheus_client import CollectorRegistry
-
 from libs.runtime import logs, tracing
 from libs.runtime.config import ConfigError, RuntimeConfig, describe, load
 from libs.runtime.health import Aggregator
-from libs.runtime.http import HttpServer, new_registry
+from libs.runtime.http import HttpServer, ServiceRegistry, new_registry
 
 C = TypeVar("C", bound=RuntimeConfig)
 T = TypeVar("T")
@@ -41,7 +39,7 @@ class ServiceExit(Exception):
 class Service:
     """What a running service gets from its surroundings. Made by `run_service`."""
 
-    def __init__(self, name: str, tasks: asyncio.TaskGroup, health: Aggregator, registry: CollectorRegistry) -> None:
+    def __init__(self, name: str, tasks: asyncio.TaskGroup, health: Aggregator, registry: ServiceRegistry) -> None:
         self.name = name
         self.stop = asyncio.Event()  # set when the service should wind down
         self.health = health

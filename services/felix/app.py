@@ -30,10 +30,12 @@ from libs.store.api import Store
 from services.felix.config import FelixConfig
 from services.felix.core import status
 from services.felix.core.configfile import file_settings
+from services.felix.core.interface_exclude import InterfaceExclude
 from services.felix.core.live import LiveSettings, camel, effective, environment_settings, metrics_at_start
 from services.felix.core.mtu import pod_mtu_bytes
 from services.felix.core.options import RulesetOptions
 from services.felix.core.overlay import OverlaySettings
+from services.felix.core.refresh import Timer, shortest_s
 from services.felix.core.route_settings import RouteSettings
 from services.felix.core.routing import Routing
 from services.felix.core.ruleset import RulesetBuilder
@@ -55,6 +57,7 @@ from services.felix.shell.dataplane import TABLES, Dataplane, Progress
 from services.felix.shell.explain import Explainer
 from services.felix.shell.journal import Journal
 from services.felix.shell.status import StatusReporter
+from services.felix.shell.vitals import Vitals
 from services.felix.shell.wireguard import KeyPublisher, WireguardReconciler
 from services.felix.wireguard_metrics import WireguardCollector
 
@@ -63,7 +66,6 @@ log = logging.getLogger(__name__)
 REPORT_S = 10.0
 STATUS_PAUSE_S = 0.01  # each pod that comes or goes gives several reasons to look at the endpoints' status
 OUTLETS: tuple[logs.Outlet, ...] = ("screen", "file", "syslog")
-PHASES = {Phase.DISCOVERING: 1, Phase.SYNCING: 2, Phase.FOLLOWING: 3}
 
 
 class Felix:
@@ -87,6 +89,8 @@ class Felix:
         self._environment = environment_settings(os.environ)
         self._file, self._file_problems = _settings_of(config.felix_config)
         at_start = effective({}, self.node, {}, self._environment, self._start, self._file)
+        self._service = service
+        self._show(at_start)
         self.metrics_server = MetricsServer(service, metrics_at_start(at_start))
         self.routing = Routing(self.node)
         self.builder = RulesetBuilder(self._start)
@@ -151,9 +155,7 @@ class Felix:
             self.shown_settings,
             version(),
         )
-        self._calculation = service.health.register("CalculationGraph", timeout_s=30.0)
-        self._main_loop = service.health.register("InternalDataplaneMainLoop", timeout_s=90.0)
-        self._bus_health = service.health.register("Bus", readiness=False)
+        self.vitals = Vitals(service.health, self.feed, self.dataplane, bus, metrics)
 
     # --- feed → dataplane → report ---
 
@@ -170,6 +172,8 @@ class Felix:
             if problem not in self.settings.problems:
                 log.warning("part of the configuration is ignored", extra={"problem": problem})
         before, self.settings = self.settings, settings
+        if settings.ip_forwarding and (not self._configured or not before.ip_forwarding):
+            self.kernel.interfaces.forward()
         encryption = settings.wireguard, settings.options.mark_mask
         if not self._configured or encryption != (before.wireguard, before.options.mark_mask):
             self.wireguard.configure(settings.wireguard, settings.options.mark_mask)
@@ -180,6 +184,7 @@ class Felix:
         if not self._configured or _of_statuses(settings) != _of_statuses(before):
             self._configured = True
             self._configure_statuses()
+        self._show(settings)
         self.metrics_server.serve_at(settings.metrics)
         if settings.routes.sync != before.routes.sync:
             log.warning("routes", extra={"programmed": settings.routes.sync})
@@ -191,6 +196,11 @@ class Felix:
             if outlet in self._levels and level is not None and logs.levels()[outlet] != level:
                 log.warning("log level changes", extra={"outlet": outlet, "level": level})
                 logs.set_level(level, outlet)
+
+    def _show(self, settings: LiveSettings) -> None:
+        """How this process itself is watched."""
+        self._service.health.override_timeouts(settings.health_timeouts)
+        self._service.registry.show(process=settings.process_metrics, runtime=settings.runtime_metrics)
 
     def _configure_statuses(self) -> None:
         path, in_etcd, delay_s = _of_statuses(self.settings)
@@ -330,50 +340,33 @@ class Felix:
             if now - last >= REPORT_S and self.dataplane.in_sync:
                 last = now
                 self.report(self.dataplane.progress)
-            self._update_health()
+            self.vitals.update()
             await asyncio.sleep(1.0)
-
-    def _update_health(self) -> None:
-        feed, plane, metrics = self.feed.feed, self.dataplane, self.metrics
-        detail = f"{feed.standing}, revision {feed.rev}" + (f", typha {feed.instance}" if feed.instance else "")
-        self._calculation.report(ready=feed.in_sync, detail=detail)
-        failures = plane.progress.failures
-        detail = "; ".join(f"{name}: {reason}" for name, reason in list(failures.items())[:5])
-        self._main_loop.report(ready=plane.in_sync and plane.passes > 0, detail=detail)
-        self._bus_health.report(ready=self.bus.connected, detail="" if self.bus.connected else "not connected")
-        metrics.local_endpoints.set(len(feed.state.workloads))
-        metrics.local_policies.set(len(feed.state.policies))
-        metrics.ipsets.set(len(feed.state.sets))
-        metrics.resync_state.set(PHASES[feed.phase])
-        metrics.resyncs.set(feed.snapshots)
-        metrics.revision.set(plane.progress.rev)
-        metrics.feed_bytes.set(self.feed.received_bytes)
-        metrics.feed_messages.set(self.feed.received_messages)
 
     async def refresh_forever(self) -> None:
         """Compare with the kernel on a period, in case an event was missed."""
-        last_tables = last_routes = time.monotonic()
-        random = Random()
+        random, now = Random(), time.monotonic()
+        tables, routes, interfaces = Timer(random, now), Timer(random, now), Timer(random, now)
         while True:
-            now = time.monotonic()
-            tables_s = _first(self.settings.nftables_refresh_s, self.config.nftables_refresh_interval_s)
-            routes_s = _first(self.settings.route_refresh_s, self.config.route_refresh_interval_s)
-            if tables_s and now - last_tables > tables_s:
-                last_tables = now + random.uniform(0, 0.1) * tables_s
+            now, settings, start = time.monotonic(), self.settings, self.config
+            nftables_s = _first(settings.nftables_refresh_s, start.nftables_refresh_interval_s)
+            # IP sets are parts of the tables: whoever compares those compares both.
+            if tables.due(now, shortest_s(nftables_s, settings.ipsets_refresh_s)):
                 self.dataplane.resync_tables()
-            if routes_s and now - last_routes > routes_s:
-                last_routes = now + random.uniform(0, 0.1) * routes_s
+            if routes.due(now, _first(settings.route_refresh_s, start.route_refresh_interval_s)):
                 self.dataplane.resync_routes()
                 self.dataplane.resync_bandwidth()
+            if interfaces.due(now, _first(settings.interface_refresh_s, start.interface_refresh_interval_s)):
+                self.dataplane.resync_interfaces()
             if self.feed.feed.in_sync:
                 self.write_mtu_file()
             await asyncio.sleep(1.0)
 
 
-def _of_interfaces(settings: LiveSettings) -> tuple[str, bool, RouteSettings, int]:
+def _of_interfaces(settings: LiveSettings) -> tuple[str, bool, RouteSettings, int, InterfaceExclude]:
     """Arguments of InterfaceDriver.configure."""
     spoofing = settings.options.allow_source_spoofing
-    return settings.mtu_pattern, spoofing, settings.routes, settings.wireguard.table
+    return settings.mtu_pattern, spoofing, settings.routes, settings.wireguard.table, settings.interface_exclude
 
 
 def _of_statuses(settings: LiveSettings) -> tuple[str | None, bool, float]:
@@ -418,7 +411,6 @@ async def run(config: FelixConfig, service: Service) -> None:
     metrics = Metrics(service.registry)
     async with open_store() as store, open_bus(f"felix-{node}") as bus, Kernel(config, metrics) as kernel:
         felix = Felix(config, service, GuardedStore(store), bus, kernel, metrics)
-        kernel.interfaces.prepare_host()
         for name, work in (
             ("feed", felix.feed.run()),
             ("dataplane", felix.dataplane.run()),

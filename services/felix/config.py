@@ -50,6 +50,10 @@ class FelixConfig(RuntimeConfig):
         90.0, "How often routes are compared with the kernel; 0: never.", unit="s", minimum=0,
         env=("FELIX_ROUTEREFRESHINTERVAL",),
     )  # fmt: skip
+    interface_refresh_interval_s: float = setting(
+        90.0, "How often interfaces are compared with the kernel; 0: never.", unit="s", minimum=0,
+        env=("FELIX_INTERFACEREFRESHINTERVAL",),
+    )  # fmt: skip
     policy_setup_timeout_s: float = setting(
         20.0, "How long CNI ADD waits for the pod's policy to reach the kernel.", unit="s", minimum=0.1
     )

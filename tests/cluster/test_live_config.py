@@ -297,6 +297,90 @@ async def test_n21_the_mtu_file_follows_the_pools_and_pods_get_it(world: World, 
         world.run("node1", "ip", "link", "set", "eth0", "mtu", "1500")
 
 
+async def test_an_interface_that_is_excluded_is_no_underlay(world: World, pods: Pods) -> None:
+    file = world.cluster.node("node1").directory / "mtu"
+
+    async def says(value: int) -> bool:
+        return file.exists() and file.read_text() == f"{value}\n"
+
+    await until(lambda: says(1500), 5, "the MTU of the host")
+    await configure(world, interfaceExclude="kube-ipvs0,/^eth[0-9]+$/")
+    await until(lambda: says(1460), 5, "no interface tells")
+    await configure(world, interfaceExclude="kube-ipvs0")
+    await until(lambda: says(1500), 5, "it counts again")
+    await world.check([(pods.far, pods.server, 8080, "tcp", ALLOW)])
+
+
+async def test_forwarding_is_left_alone_where_it_is_not_felixs_also_by_a_new_felix(world: World, pods: Pods) -> None:
+    names = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding")
+
+    def forwarding() -> list[str]:
+        return world.run("node1", "sysctl", "-n", *names).split()
+
+    assert forwarding() == ["1", "1"]
+    await configure(world, ipForwarding="Disabled")
+    assert forwarding() == ["1", "1"], "it is not switched off either"
+    world.run("node1", "sysctl", "-qw", *(f"{name}=0" for name in names))
+    try:
+        await configure(world, ipForwarding="Disabled", logPrefix="other")
+        world.cluster.kill_felix("node1")
+        await world.cluster.start_felix("node1")
+        assert forwarding() == ["0", "0"]
+    finally:
+        await configure(world, ipForwarding="Enabled")
+    assert forwarding() == ["1", "1"]
+    world.run("node1", "sysctl", "-qw", *(f"{name}=0" for name in names))
+    world.cluster.kill_felix("node1")
+    await world.cluster.start_felix("node1")
+    assert forwarding() == ["1", "1"]
+    await world.check([(pods.far, pods.server, 8080, "tcp", ALLOW)])
+
+
+async def test_intervals_of_interfaces_and_sets_count_without_those_of_routes_and_rules(
+    world: World, pods: Pods
+) -> None:
+    never = {"nftablesRefreshInterval": "0s", "routeRefreshInterval": "0s"}
+    name = pods.server.result["interfaces"][0]["name"]
+    setting = f"net.ipv4.conf.{name}.proxy_arp"
+    world.run("node1", "sysctl", "-qw", f"{setting}=0")
+
+    async def repaired() -> bool:
+        return world.run("node1", "sysctl", "-n", setting).strip() == "1"
+
+    await configure(world, **never, interfaceRefreshInterval="1s")
+    await until(repaired, 10, "settings of interfaces are put right")
+    await configure(world, **never, interfaceRefreshInterval="0s", ipsetsRefreshInterval="1s")
+    passes = await world.metric("node1", "felix_int_dataplane_apply_time_seconds_count")
+
+    async def looked() -> bool:
+        return await world.metric("node1", "felix_int_dataplane_apply_time_seconds_count") >= passes + 3
+
+    await until(looked, 10, "felix looks at the tables")
+
+
+async def test_what_is_shown_of_felix_itself_and_how_long_it_may_be_silent(world: World, pods: Pods) -> None:
+    async def shown() -> tuple[bool, bool]:
+        text = (await world.cluster.felix_get("node1", "/metrics")).text
+        return "\npython_info{" in text, "\nprocess_resident_memory_bytes " in text
+
+    async def times_out() -> bool:
+        return "timed out" in (await world.cluster.felix_get("node1", "/liveness")).text
+
+    async def well() -> bool:
+        return (await world.cluster.felix_get("node1", "/liveness")).status == 200
+
+    assert await shown() == (True, True)
+    await configure(
+        world, prometheusGoMetricsEnabled=False, prometheusProcessMetricsEnabled=True,
+        healthTimeoutOverrides=[{"name": "Bus", "timeout": "1ms"}],
+    )  # fmt: skip
+    assert await shown() == (False, True)
+    await until(times_out, 5, "a reporter that reports each second")
+    await configure(world, prometheusProcessMetricsEnabled=False)
+    assert await shown() == (True, False)
+    await until(well, 5, "it may take its time again")
+
+
 async def test_unsupported_fields_are_named_once_in_the_log(world: World, pods: Pods) -> None:
     for prefix in ("one", "two"):
         await configure(world, xdpEnabled=False, logPrefix=prefix)

@@ -63,11 +63,6 @@ class Four:
     def marked(peer: Peer, prefix: str) -> bool:
         return any(LLGR_STALE in route.communities for route in peer.routes(prefix))
 
-    def wait_while_stale(self, condition: Callable[[], object], what: str) -> None:
-        """At the end of the long-lived stale time much comes true by itself: that is too late."""
-        self.wait(lambda: condition() or not self.marked(self.witness, STAYS), what)
-        assert self.marked(self.witness, STAYS), f"not in the long-lived stale time: {what}"
-
     def wait(self, condition: Callable[[], object], what: str, timeout_s: float = RESTART_S + LONG_S + 10.0) -> None:
         until(condition, timeout_s, lambda: f"{what}; {self.helper.routes(STAYS)}, {self.witness.routes(STAYS)}")
 
@@ -109,17 +104,16 @@ def four(pairing: Pairing, leaver: type[Peer], helper: type[Peer], witness: type
 def check_gone_for_long(here: Four) -> None:
     """From the end of the restart time to the end of the long-lived stale time."""
     here.leave()
-    here.wait_while_stale(lambda: not here.helper.routes(FORBIDS), f"{FORBIDS} gone at the helper: it has NO_LLGR")
-    here.wait_while_stale(lambda: not here.witness.routes(FORBIDS), f"{FORBIDS} gone at the witness")
+    here.wait(lambda: not here.helper.routes(FORBIDS), f"{FORBIDS} gone at the helper, since it has NO_LLGR")
+    here.wait(lambda: not here.witness.routes(FORBIDS), f"{FORBIDS} gone at the witness")
     if here.helper.daemon != "frr":  # FRR 8.4 leaves those without the capability what it told them before
-        here.wait_while_stale(lambda: not here.stranger.routes(STAYS), f"{STAYS} gone at the stranger")
-    here.wait_while_stale(
-        lambda: any(65012 in route.as_path for route in here.stranger.routes(SHARED)),
-        f"the longer path to {SHARED}, which is not stale, at the stranger",
-    )
+        here.wait(lambda: not here.stranger.routes(STAYS), f"{STAYS} gone at the stranger")
+    shared = here.stranger.wait_route(SHARED, like=lambda route: WITNESS_AS in route.as_path)
+    assert shared.as_path[-1] == 65012, "the longer path, since it is not stale"
     if "kernel" in here.helper.can:
-        here.wait_while_stale(lambda: here.helper.kernel(SHARED) == [here.at_witness], "that path in the kernel")
+        here.helper.wait_kernel(SHARED, [here.at_witness])
         assert here.helper.kernel(STAYS) == [here.at_leaver]
+    assert here.marked(here.witness, STAYS)
     assert (64999, 1) in here.witness.routes(STAYS)[0].communities, "what else it carried"
     here.wait(lambda: not here.witness.routes(STAYS), f"{STAYS} gone after the long-lived stale time")
     here.helper.wait_gone(STAYS)

@@ -6,6 +6,7 @@ import asyncio
 import errno
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
@@ -15,11 +16,15 @@ from libs.netlink.links import Link
 from libs.netlink.netns import in_netns
 from libs.netlink.routes import Route, RouteKey
 from libs.netlink.socket import NetlinkSocket
+from libs.netlink.sysctl import SysctlError
 from libs.policy.output import Block, Pool, Workload, WorkloadKey
 from libs.testkit.netns import Namespace, namespace, run
+from services.felix.core.interface_exclude import NOTHING, parse
 from services.felix.core.overlay import ClusterRoutes
+from services.felix.core.route_settings import RouteSettings
 from services.felix.core.routing import Routing
 from services.felix.drivers import interfaces as module
+from services.felix.drivers import workload_sysctls as sysctls
 from services.felix.drivers.interfaces import InterfaceDriver
 
 pytestmark = pytest.mark.kernel
@@ -195,3 +200,159 @@ def test_a_stray_route_of_ours_goes_and_a_renamed_interface_is_found() -> None:
             (("-6", "route", "add", "fd00:65::9/128", "dev", "cali1", "proto", "80"), True),
         ]
         in_the_node(space, follow(space, ip, steps))
+
+
+def test_forwarding_is_switched_on_for_both_families_or_for_ipv4_alone() -> None:
+    for ipv6 in (True, False):
+        with namespace("ifc") as space:
+            for key in ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"):
+                run(space, ["sysctl", "-qw", f"{key}=0"])
+
+            async def scenario(ipv6: bool = ipv6) -> None:
+                driver = InterfaceDriver(("cali",), ipv6=ipv6)
+                driver.forward()
+                await driver.close()
+
+            with in_netns(f"/run/netns/{space.name}"):
+                asyncio.run(scenario())
+            assert run(space, ["sysctl", "-n", "net.ipv4.ip_forward"]).strip() == "1"
+            assert run(space, ["sysctl", "-n", "net.ipv6.conf.all.forwarding"]).strip() == str(int(ipv6))
+
+
+@pytest.mark.parametrize(
+    ("own", "net", "pod"), [("192.0.2.7", "192.0.2.7/32", POD4), ("2001:db8::7", "2001:db8::7/128", POD6)]
+)
+def test_an_excluded_interface_has_no_say_and_a_change_counts_at_once(own: str, net: str, pod: str) -> None:
+    """kube-ipvs0 holds the addresses of services: here also one that the host has, and a smaller MTU."""
+    with namespace("ifc") as space:
+        run(space, ["ip", "link", "add", "kube-ipvs0", "mtu", "1300", "type", "veth", "peer", "name", "p0"])
+        run(space, ["ip", "link", "add", "eth0", "mtu", "1400", "type", "veth", "peer", "name", "p1"])
+        for name in ("kube-ipvs0", "p0", "eth0", "p1"):
+            run(space, ["ip", "link", "set", name, "up"])
+        for name in ("kube-ipvs0", "eth0"):
+            run(space, ["ip", "addr", "add", own, "dev", name, *(["nodad"] if ":" in own else [])])
+
+        async def scenario() -> None:
+            driver = InterfaceDriver(("cali",))
+
+            def held() -> dict[str, frozenset[str]]:
+                return {name: those for name, those in driver.host_addresses().items() if name != "lo"}
+
+            try:
+                driver.configure("^(eth|kube)", False, RouteSettings())
+                assert held() == {"eth0": {own}}
+                assert driver.underlay_mtu_bytes() == 1400
+                assert driver.index_of(ip_address(own)) == driver._links["eth0"].index
+                driver.configure("^(eth|kube)", False, RouteSettings(), exclude=NOTHING)
+                assert held() == {"eth0": {own}, "kube-ipvs0": {own}}
+                assert driver.underlay_mtu_bytes() == 1300
+                driver.configure("^(eth|kube)", False, RouteSettings(), exclude=parse("kube-ipvs0,/^eth[0-9]$/"))
+                assert held() == {}
+                assert driver.index_of(ip_address(own)) is None
+            finally:
+                await driver.close()
+
+        with in_netns(f"/run/netns/{space.name}"):
+            asyncio.run(scenario())
+
+
+def test_what_comes_and_goes_on_an_excluded_interface_wakes_nobody() -> None:
+    """kube-proxy gives kube-ipvs0 an address for each service."""
+    with namespace("ifc") as space:
+        for name, peer in (("kube-ipvs0", "p0"), ("eth0", "p1")):
+            run(space, ["ip", "link", "add", name, "type", "veth", "peer", "name", peer])
+
+        async def scenario() -> int:
+            driver, wakes, seen = InterfaceDriver(("cali",)), 0, asyncio.Event()
+
+            def woken() -> None:
+                nonlocal wakes
+                wakes += 1
+                seen.set()
+
+            watch = asyncio.ensure_future(driver.watch(woken))
+            try:
+                await asyncio.sleep(0)  # it listens
+                driver.host_addresses()
+                for number in range(20):
+                    run(space, ["ip", "addr", "add", f"10.96.0.{number}/32", "dev", "kube-ipvs0"])
+                run(space, ["ip", "addr", "add", "192.0.2.8/32", "dev", "eth0"])
+                async with asyncio.timeout(10):
+                    await seen.wait()
+                assert "192.0.2.8" in driver.host_addresses()["eth0"]
+                return wakes
+            finally:
+                watch.cancel()
+                await asyncio.gather(watch, return_exceptions=True)
+                await driver.close()
+
+        assert in_the_node(space, scenario()) == 1
+
+
+def test_interfaces_are_compared_without_reading_routes_unless_they_are_others() -> None:
+    with a_pod() as (space, ip):
+        ip("link", "set", "cali1", "up")
+
+        async def scenario() -> int:
+            driver, routing = InterfaceDriver(("cali",)), Routing("n1", ClusterRoutes.ENABLED)
+            workload, key = Workload(name="cali1", nets4=(POD4,), nets6=(POD6,)), WorkloadKey("k8s", "ns1/web", "eth0")
+            routing.put_workload(key, workload)
+            read, compared = driver._driver.read, 0
+
+            async def counting() -> dict[RouteKey, Route]:
+                nonlocal compared
+                compared += 1
+                return await read()
+
+            driver._driver.read = counting  # type: ignore[method-assign]
+
+            def proxy_arp(value: str = "") -> str:
+                name = "net.ipv4.conf.cali1.proxy_arp"
+                return run(space, ["sysctl", "-qw", f"{name}={value}"] if value else ["sysctl", "-n", name]).strip()
+
+            try:
+                assert await driver.step(routing, {key: workload}) == {}
+                assert (proxy_arp(), compared) == ("1", 1)
+                proxy_arp("0")
+                ip("route", "del", POD4, "dev", "cali1")
+                assert await driver.step(routing, {key: workload}) == {}
+                assert proxy_arp() == "0", "nobody told"
+                driver.resync_interfaces()
+                assert await driver.step(routing, {key: workload}) == {}
+                assert (proxy_arp(), compared) == ("1", 1), "settings are put right, routes are not read"
+                assert POD4.split("/")[0] not in ip("route")
+                ip("link", "set", "cali1", "down")  # takes the routes along; without events, nobody knows
+                ip("link", "set", "cali1", "mtu", "1300", "up")
+                driver.resync_interfaces()
+                assert await driver.step(routing, {key: workload}) == {}
+                assert POD4.split("/")[0] in ip("route")
+                assert driver._links["cali1"].mtu_bytes == 1300
+                return compared
+            finally:
+                await driver.close()
+
+        assert in_the_node(space, scenario()) == 2
+
+
+def test_a_setting_of_an_interface_that_cannot_be_made_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: str, value: object) -> None:
+        raise SysctlError(f"{path}: no")
+
+    with a_pod() as (space, ip):
+        ip("link", "set", "cali1", "up")
+
+        async def scenario() -> int:
+            driver, routing = InterfaceDriver(("cali",)), Routing("n1", ClusterRoutes.ENABLED)
+            workload, key = Workload(name="cali1", nets4=(POD4,)), WorkloadKey("k8s", "ns1/web", "eth0")
+            routing.put_workload(key, workload)
+            try:
+                with monkeypatch.context() as patch:
+                    patch.setattr(sysctls, "write_sysctl", refused)
+                    assert "interface cali1" in await driver.step(routing, {key: workload})
+                    assert "interface cali1" in await driver.step(routing, {key: workload}), "it still is wrong"
+                assert await driver.step(routing, {key: workload}) == {}
+                return int(run(space, ["sysctl", "-n", "net.ipv4.conf.cali1.proxy_arp"]))
+            finally:
+                await driver.close()
+
+        assert in_the_node(space, scenario()) == 1

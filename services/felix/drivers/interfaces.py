@@ -37,6 +37,7 @@ from libs.netlink.socket import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket
 from libs.netlink.sysctl import SysctlError, write_sysctl
 from libs.policy.output import Workload, WorkloadKey
 from libs.reconcile import Reconciler
+from services.felix.core.interface_exclude import InterfaceExclude
 from services.felix.core.mtu import PATTERN, host_mtu_bytes
 from services.felix.core.overlay import Address
 from services.felix.core.route_settings import RouteSettings
@@ -68,6 +69,8 @@ class InterfaceDriver:
         self._mtu_pattern = PATTERN
         self._settings = RouteSettings()
         self._encryption_table = TABLE
+        self._exclude = InterfaceExclude()
+        self._excluded: frozenset[int] = frozenset()  # interfaces that these are
         self._sources: dict[int, Address] = {}
         self._owners: dict[Network, str] = {}  # local workloads' addresses -> interface whose connections may be known
         self._sysctls = WorkloadSysctls()
@@ -77,25 +80,34 @@ class InterfaceDriver:
         self._overwritten: set[RouteKey] = set()  # routes of ours in whose place somebody wrote another
         self._look_again: asyncio.TimerHandle | None = None
 
-    def prepare_host(self) -> None:
-        """Forwarding, for both families. A kernel without one of them is no reason to stop."""
+    def forward(self) -> None:
+        """Switch the host's forwarding on, for both families. A kernel without one of them is no reason to stop."""
         for path in ("net/ipv4/ip_forward", *(("net/ipv6/conf/all/forwarding",) if self._ipv6 else ())):
             try:
                 write_sysctl(path, 1)
             except SysctlError as error:
                 log.warning("forwarding not enabled", extra={"error": str(error)})
 
-    def configure(self, mtu_pattern: str, spoofing: bool, routes: RouteSettings, encryption_table: int = TABLE) -> None:
+    def configure(
+        self,
+        mtu_pattern: str,
+        spoofing: bool,
+        routes: RouteSettings,
+        encryption_table: int = TABLE,
+        exclude: InterfaceExclude | None = None,
+    ) -> None:
         """Settings that may change while running; the caller wakes the dataplane. spoofing: workloads may use sources
-        that are not their own, so the kernel's own check of them must go. encryption_table: WireGuard's.
+        that are not their own, so the kernel's own check of them must go. encryption_table: WireGuard's. exclude:
+        interfaces whose addresses and MTU count for nothing; None: those of a default configuration.
         """
+        self._exclude = InterfaceExclude() if exclude is None else exclude
         self._encryption_table = encryption_table
         self._settings = routes
         self._sources = {version: ip_address(text) for version, text in routes.sources.items()}
         self._mtu_pattern = mtu_pattern
         self._sysctls.allow_spoofing = spoofing
         self._sysctls.look_again()
-        self._stale = True
+        self._list_again()
 
     def underlay_mtu_bytes(self) -> int:
         """Of the interfaces that the pattern names and that are up: the smallest. As known before when they cannot be
@@ -106,7 +118,8 @@ class InterfaceDriver:
         except OSError:
             if not self._links:
                 raise
-        return host_mtu_bytes(self._links.values(), self._mtu_pattern)
+        counted = [link for link in self._links.values() if link.index not in self._excluded]
+        return host_mtu_bytes(counted, self._mtu_pattern)
 
     def running(self) -> frozenset[str]:
         """Interfaces that can carry packets, as far as events have told."""
@@ -117,11 +130,18 @@ class InterfaceDriver:
         self._list_again()
         self._sysctls.look_again()
 
+    def resync_interfaces(self) -> None:
+        """Compare interfaces, their addresses and settings with the kernel; routes only if these are others."""
+        self._unlisted = True
+        self._sysctls.look_again()
+
     def _list_again(self) -> None:
         self._unlisted = self._stale = True
 
     def host_addresses(self) -> dict[str, frozenset[str]]:
-        """Addresses of each interface that is no workload's, link-local ones apart. Raises OSError."""
+        """Addresses of each interface that is neither a workload's nor excluded, link-local ones apart. Raises
+        OSError.
+        """
         self._refresh()
         names = {link.index: name for name, link in self._links.items() if not name.startswith(self._prefixes)}
         found: dict[str, set[str]] = {}
@@ -139,10 +159,10 @@ class InterfaceDriver:
             return {"routes": str(error)}
 
     async def _step(self, routing: Routing, workloads: dict[WorkloadKey, Workload]) -> dict[str, str]:
+        self._refresh()
         changed: dict[Network, WantedRoute | None] = routing.flush()
         stale = self._stale
         if stale:
-            self._refresh()
             self._stale = False
             self._reconciler.resync()
             changed = {**dict.fromkeys((*self._routes, *self._waiting, *self._owners)), **routing.wanted}
@@ -151,7 +171,7 @@ class InterfaceDriver:
         for network in again:
             if network in routing.wanted:
                 changed.setdefault(network, routing.wanted[network])
-        if not changed and not stale and self._reconciler.in_sync:
+        if not changed and not stale and not self._sysctls.due and self._reconciler.in_sync:
             return {}
         failures = self._sysctls.repair(workloads.values(), self._links)
         await self._forget_connections(changed, failures)
@@ -324,21 +344,27 @@ class InterfaceDriver:
                 known = self._links.get(link.name)
                 if event.gone:
                     return known is not None and known.index == link.index
-                return known is None or (known.index, known.up, known.lower_up, known.mtu_bytes) != (
-                    link.index, link.up, link.lower_up, link.mtu_bytes,
-                )  # fmt: skip
+                return known is None or _standing(known) != _standing(link)
             case InterfaceAddress() as address:
-                return not address.interface.ip.is_link_local
+                return not address.interface.ip.is_link_local and address.index not in self._excluded
             case _:
                 return False
 
     def _refresh(self) -> None:
-        """List links and addresses, if they may be others. What must be compared is not compared by that."""
+        """List links and addresses, if they may be others. What must be compared is not compared by that, but where
+        they are others, routes must be resolved again.
+        """
         if not self._unlisted:
             return
         with NetlinkSocket(NETLINK_ROUTE) as netlink:
-            self._links = {link.name: link for link in list_links(netlink)}
-            self._addresses = list_addresses(netlink)
+            links = {link.name: link for link in list_links(netlink)}
+            addresses = list_addresses(netlink)
+        excluded = frozenset(link.index for name, link in links.items() if self._exclude.excludes(name))
+        counted = [address for address in addresses if address.index not in excluded]
+        standing = {name: _standing(link) for name, link in links.items()}
+        if counted != self._addresses or standing != {name: _standing(link) for name, link in self._links.items()}:
+            self._stale = True
+        self._links, self._addresses, self._excluded = links, counted, excluded
         self._holders = {one.interface.ip: one.index for one in reversed(self._addresses)}
         self._unlisted = False
 
@@ -391,6 +417,11 @@ class InterfaceDriver:
             if address.interface.version == via.version and via in address.interface.network:
                 return address.index
         return None
+
+
+def _standing(link: Link) -> tuple[int, bool, bool, int]:
+    """What routes go by."""
+    return link.index, link.up, link.lower_up, link.mtu_bytes
 
 
 def _delete_connections(addresses: list[Address]) -> int:

@@ -30,10 +30,12 @@ def wanted(workload: Workload, rp_filter: str) -> Iterable[tuple[str, str]]:
 class WorkloadSysctls:
     def __init__(self) -> None:
         self.allow_spoofing = False  # WorkloadSourceSpoofing=Any: the kernel's own check of the source must go as well
+        self.due = True  # not everything was looked at since `look_again`, or could be set
         self._done: dict[tuple[str, int], tuple[bool, bool]] = {}  # name, index -> families
 
     def look_again(self) -> None:
         self._done.clear()
+        self.due = True
 
     def repair(self, workloads: Iterable[Workload], links: Mapping[str, Link]) -> dict[str, str]:
         """Of interfaces that are up and were not looked at since `look_again`; interface -> what could not be set."""
@@ -57,6 +59,7 @@ class WorkloadSysctls:
                     failed[f"interface {link.name}"] = str(error)
             else:
                 self._done[key] = families
+        self.due = bool(failed)
         return failed
 
     def _rp_filter(self) -> str:

@@ -63,6 +63,8 @@ class RouteWriter(Protocol):
 
     def resync(self) -> None: ...
 
+    def resync_interfaces(self) -> None: ...
+
     def host_addresses(self) -> Mapping[str, frozenset[str]]:
         """Addresses of each interface that is no workload's, as of now. Raises OSError."""
         ...
@@ -210,6 +212,11 @@ class Dataplane:
         self._overlays.resync()
         if self._encryption is not None:
             self._encryption.resync()
+        self.interfaces_changed()
+
+    def resync_interfaces(self) -> None:
+        """Compare interfaces, their addresses and settings with the kernel."""
+        self._routes.resync_interfaces()
         self.interfaces_changed()
 
     def interfaces_changed(self) -> None:

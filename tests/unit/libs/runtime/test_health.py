@@ -62,6 +62,23 @@ def test_timeouts_can_be_overridden_by_name() -> None:
     assert not health.liveness().ok
 
 
+def test_timeouts_are_overridden_and_given_back_while_running() -> None:
+    clock = Clock()
+    health = Aggregator(clock=clock)
+    health.register("Graph", timeout_s=30)
+    health.register("Bus")
+    clock.now += 20
+    assert health.liveness().ok
+    health.override_timeouts({"Graph": 10, "Bus": 15, "Nobody": 1})
+    assert [row[:2] for row in health.liveness().rows] == [("Bus", "timed out"), ("Graph", "timed out")]
+    assert "silent for 20.0 s of 10 s" in health.liveness().rows[1][2]
+    clock.now += 20
+    health.override_timeouts({"Graph": 0})
+    assert health.liveness().ok, "any silence"
+    health.override_timeouts({})
+    assert [row[:2] for row in health.liveness().rows] == [("Bus", "ok"), ("Graph", "timed out")]
+
+
 def test_reporter_takes_part_only_where_it_was_registered_for() -> None:
     health = Aggregator()
     health.register("Live", readiness=False)
@@ -106,6 +123,19 @@ async def test_metrics_come_from_the_private_registry_in_the_form_asked_for() ->
         assert kind.startswith("text/plain")
     async with HttpServer(Aggregator(), new_registry(process=False), host="127.0.0.1") as other:
         assert "felix_things" not in (await fetch(other.port, "/metrics"))[1]
+
+
+async def test_what_is_shown_of_the_process_itself_changes_while_it_is_served() -> None:
+    registry = new_registry()
+    Counter("felix_things", "Things.", registry=registry)
+    async with HttpServer(Aggregator(), registry, host="127.0.0.1") as server:
+        for process, runtime in ((True, True), (False, True), (True, False), (False, False), (True, True)):
+            registry.show(process=process, runtime=runtime)
+            _, text, _ = await fetch(server.port, "/metrics")
+            shown = "process_resident_memory_bytes " in text, "python_gc_collections_total{" in text
+            assert shown == (process, runtime)
+            assert ("python_info{" in text) == runtime
+            assert "felix_things_total" in text
 
 
 async def test_localhost_is_served_on_both_families_at_one_port() -> None:

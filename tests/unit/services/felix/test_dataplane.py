@@ -49,6 +49,9 @@ class Routes:
     def resync(self) -> None:
         self._kernel.did.append("resync routes")
 
+    def resync_interfaces(self) -> None:
+        self._kernel.did.append("resync interfaces")
+
     def host_addresses(self) -> Mapping[str, frozenset[str]]:
         if self._kernel.unlisted:
             raise OSError(self._kernel.unlisted)
@@ -145,6 +148,27 @@ async def test_new_tunnels_are_there_before_routes_are_resolved_and_old_ones_go_
     plane.push(Apply(epoch=None, rev=7, seq=1, delta=Delta(pools={"10.0.0.0/16": pool})))  # type: ignore[arg-type]
     await plane._pass()
     assert kernel.did[-4:] == ["tunnels made", "resync routes", "routes", "tunnels removed"]
+
+
+async def test_interfaces_are_compared_without_routes_and_tunnels() -> None:
+    kernel = Kernel()
+    builder = RulesetBuilder()
+    tables = tuple(Table(kernel, TableState(table)) for table in RulesetBuilder.tables())
+    plane = Dataplane(
+        builder, (tables[0], tables[1]), Routing("n1"), Routes(kernel), Bandwidth(kernel), Overlays(kernel),
+        on_progress=lambda progress: None, random=Random(1),
+    )  # fmt: skip
+    task = asyncio.create_task(plane.run())
+    try:
+        plane.push(Apply(epoch=None, rev=7, seq=1, delta=Delta()))  # type: ignore[arg-type]
+        assert await plane.until(lambda: plane.passes == 1, 5)
+        kernel.did.clear()
+        plane.resync_interfaces()
+        assert await plane.until(lambda: plane.passes == 2, 5), "it wakes the dataplane"
+        assert kernel.did[:2] == ["resync interfaces", "interfaces changed"]
+        assert "routes" in kernel.did
+    finally:
+        task.cancel()
 
 
 async def test_addresses_that_cannot_be_listed_are_told_and_asked_for_again() -> None:

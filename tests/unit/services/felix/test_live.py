@@ -14,19 +14,18 @@ from libs.model.metrics import MetricsPlace
 from libs.testkit.bootstrap import key
 from services.felix.core.configfile import file_settings
 from services.felix.core.failsafe import FailsafePort
+from services.felix.core.fields import OF_OTHER_DATAPLANES, SUPPORTED, seconds
+from services.felix.core.interface_exclude import InterfaceExclude
 from services.felix.core.live import (
-    SUPPORTED,
     LiveSettings,
     camel,
     effective,
     environment_settings,
     metrics_at_start,
-    seconds,
 )
 from services.felix.core.options import NatOptions, RulesetOptions
 from services.felix.core.overlay import ClusterRoutes, OverlaySettings
 from services.felix.core.route_settings import RouteSettings
-from services.felix.core.wireguard import WireguardSettings
 
 LABELS = {"rack": "a", "kubernetes.io/hostname": "node1"}
 
@@ -189,12 +188,67 @@ def test_a_bad_value_leaves_the_layer_below_it() -> None:
 
 
 def test_fields_without_effect_are_named() -> None:
-    found = effective(stored(("default", {"bpfEnabled": True, "xdpEnabled": True, "nonsense": 1})), "node1", {})
+    spec = {"bpfEnabled": True, "xdpEnabled": True, "nonsense": 1, "iptablesBackend": "NFT", "goMaxProcs": 2}
+    found = effective(stored(("default", spec)), "node1", {}, {"windows_manage_firewall_rules": "Enabled"})
     assert found.problems == (
         "nonsense (default): there is no such field",
         "bpfEnabled: has no effect in this version",
+        "goMaxProcs: belongs to another dataplane",
+        "iptablesBackend: belongs to another dataplane",
+        "windowsManageFirewallRules: belongs to another dataplane",
         "xdpEnabled: has no effect in this version",
     )
+    assert not OF_OTHER_DATAPLANES & SUPPORTED
+    assert "iptables_nat_outgoing_interface_filter" in SUPPORTED
+
+
+def test_how_the_host_is_watched_and_left_alone() -> None:
+    """Through every kind of layer, a stronger one over a weaker."""
+    assert effective({}, "node1", {}).interface_exclude == InterfaceExclude(frozenset({"kube-ipvs0"}))
+    layers = stored(
+        (
+            "default",
+            {
+                "ipForwarding": "Disabled", "interfaceExclude": "kube-ipvs0,/^docker/",
+                "interfaceRefreshInterval": "20s",
+                "ipsetsRefreshInterval": "0s", "dataplaneWatchdogTimeout": "5m", "prometheusGoMetricsEnabled": False,
+                "healthTimeoutOverrides": [{"name": "CalculationGraph", "timeout": "1m30s"}],
+                "nftablesMode": "Enabled", "nftablesMangleAllowAction": "Return",
+            },
+        ),
+        ("node.node1", {"prometheusProcessMetricsEnabled": False, "interfaceRefreshInterval": "0s"}),
+    )  # fmt: skip
+    found = effective(layers, "node1", {})
+    assert found.problems == ()
+    assert (found.ip_forwarding, found.runtime_metrics, found.process_metrics) == (False, False, False)
+    assert found.interface_exclude == InterfaceExclude(frozenset({"kube-ipvs0"}), ("^docker",))
+    assert (found.interface_refresh_s, found.ipsets_refresh_s) == (0.0, 0.0)
+    assert found.health_timeouts == {"InternalDataplaneMainLoop": 300.0, "CalculationGraph": 90.0}
+
+    file, _ = file_settings("[global]\nIpForwarding = enabled\nHealthTimeoutOverrides = Bus=5,CalculationGraph=0,\n")
+    environment = environment_settings(
+        {
+            "FELIX_INTERFACEEXCLUDE": "none", "FELIX_DATAPLANEWATCHDOGTIMEOUT": "3",
+            "FELIX_PROMETHEUSGOMETRICSENABLED": "true", "FELIX_IPSETSREFRESHINTERVAL": "30",
+        }
+    )  # fmt: skip
+    found = effective(layers, "node1", {}, environment, file=file)
+    assert found.problems == ()
+    assert (found.ip_forwarding, found.runtime_metrics, found.process_metrics) == (True, True, False)
+    assert found.interface_exclude == InterfaceExclude(frozenset())
+    assert found.ipsets_refresh_s == 30.0
+    timeouts = {"InternalDataplaneMainLoop": 20.0, "Bus": 5.0, "CalculationGraph": 0.0}
+    assert found.health_timeouts == timeouts, "no watchdog is shorter than 20 s"
+    environment |= {"health_timeout_overrides": "InternalDataplaneMainLoop=1s"}
+    assert effective(layers, "node1", {}, environment).health_timeouts == {"InternalDataplaneMainLoop": 1.0}
+
+
+def test_nftables_cannot_be_switched_off() -> None:
+    found = effective(stored(("default", {"nftablesMode": "Disabled"})), "node1", {})
+    assert found.problems == (
+        "nftablesMode (default): this felix has no iptables dataplane, so nftables stays on",
+    )  # fmt: skip
+    assert "nftables_mode" not in found.sources
 
 
 SSH6 = FailsafePort("tcp", 22, "fd00::/8")
@@ -268,14 +322,20 @@ def test_fields_and_what_they_set(spec: dict[str, Any], environment: dict[str, s
         ("device_route_protocol", "81"), ("device_route_protocol", "0"), ("device_route_protocol", "256"),
         ("ipv4_normal_route_priority", "0"), ("ipv6_normal_route_priority", "2147483647"),
         ("remove_external_routes", "sometimes"),
+        ("ip_forwarding", "true"), ("interface_exclude", "/(/"), ("interface_exclude", "a b"),
+        ("interface_exclude", "kube-ipvs0,"), ("interface_refresh_interval", "often"), ("nftables_mode", "on"),
+        ("ipsets_refresh_interval", "-1"), ("health_timeout_overrides", "Bus"), ("health_timeout_overrides", "=5s"),
+        ("health_timeout_overrides", "Bus=soon"), ("dataplane_watchdog_timeout", "long"),
+        ("prometheus_go_metrics_enabled", "yes"), ("prometheus_process_metrics_enabled", "2"),
+        ("nftables_mangle_allow_action", "Drop"),
         ("route_sync_disabled", "perhaps"), ("vxlan_port", "many"), ("log_severity_screen", "loud"),
     ],
 )  # fmt: skip
 def test_values_that_mean_nothing_are_refused(name: str, text: str) -> None:
     found = effective({}, "node1", {}, {name: text})
     assert len(found.problems) == 1
-    assert (found.options, found.routes) == (RulesetOptions(), RouteSettings())
-    assert found.wireguard == WireguardSettings()
+    assert camel(name) in found.problems[0]
+    assert replace(found, problems=()) == LiveSettings()
 
 
 def test_networks_of_services_come_from_the_bgp_configuration() -> None:
@@ -293,7 +353,7 @@ def test_networks_of_services_come_from_the_bgp_configuration() -> None:
 
 def test_every_field_that_has_an_effect_is_in_the_reference() -> None:
     page = (Path(__file__).parents[4] / "docs" / "reference" / "felix-configuration.md").read_text()
-    assert {name for name in SUPPORTED if f"`{camel(name)}`" not in page} == set()
+    assert {name for name in SUPPORTED | OF_OTHER_DATAPLANES if f"`{camel(name)}`" not in page} == set()
 
 
 def test_none_clears_what_a_weaker_layer_set() -> None:

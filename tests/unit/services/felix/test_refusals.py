@@ -54,6 +54,8 @@ class PickyKernel(FakeRuleset):
 class NoRoutes:
     def resync(self) -> None: ...
 
+    def resync_interfaces(self) -> None: ...
+
     def host_addresses(self) -> dict[str, frozenset[str]]:
         return {}
 
