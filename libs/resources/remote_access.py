@@ -78,7 +78,8 @@ class Renewing:
         made = await self._again()
         if made is None or self.access is not refused:
             return self.access
-        if seen != self._seen or dict(await made.headers()) != dict(await refused.headers()):
+        other_files = seen != self._seen or made.files != refused.files  # an exec plugin's certificate is in new ones
+        if other_files or dict(await made.headers()) != dict(await refused.headers()):
             self._seen = seen
             self._take(made)
         return self.access
@@ -172,6 +173,7 @@ def _reason(error: OSError) -> str:
 
 async def _of_kubeconfig(settings: Settings) -> Access:
     # Half a second of imports that only this way in needs.
+    import aiohttp
     import yaml
     from kubernetes_asyncio import client, config
 
@@ -190,9 +192,17 @@ async def _of_kubeconfig(settings: Settings) -> Access:
                 config_file=settings.kubeconfig or str(_default_kubeconfig()), context=settings.context or None,
                 client_configuration=found, persist_config=False,
             )  # fmt: skip
-    except (config.ConfigException, yaml.YAMLError, OSError) as error:
-        raise AccessProblem(f"kubeconfig {where}: {error}") from error
-    except (TypeError, AttributeError, AssertionError) as error:  # the client library looks at no types
+    except AccessProblem:
+        raise
+    except (config.ConfigException, yaml.YAMLError, OSError, aiohttp.ClientError) as error:
+        raise AccessProblem(f"kubeconfig {where}: {error or type(error).__name__}") from error
+    except (
+        TypeError,
+        AttributeError,
+        AssertionError,
+        ValueError,
+        KeyError,
+    ) as error:  # the client library looks at no types
         raise AccessProblem(f"kubeconfig {where}: not of a kubeconfig's form ({error})") from error
     files = () if settings.kubeconfig_text else _files(found, settings.kubeconfig or str(_default_kubeconfig()))
     # Whoever chooses another context for kubectl meanwhile does not mean us.

@@ -264,7 +264,7 @@ class Connection:
     def failed(self, endpoint: Endpoint) -> None:
         """Prefer another one from now on; a late failure of one that is not in use changes nothing."""
         self._failures += 1
-        if self._lookups is not None and self._none_serves():
+        if self._lookups is not None and not self._closed and self._none_serves():
             self._lookups.ask()
         if self._endpoints[self._current] is endpoint:
             self._current = (self._current + 1) % len(self._endpoints)

@@ -29,6 +29,8 @@ from libs.store.config import is_domain
 log = logging.getLogger(__name__)
 
 _SECURE, _PLAIN = "_etcd-client-ssl._tcp", "_etcd-client._tcp"
+_SERVER_S, _LONGEST_S = 1.0, 20.0
+"""One server has so long for one name; a lookup has time for each server and name of the search list, to this limit."""
 _AWAY_S = 1.0
 """For so long no member is reachable before DNS is asked again."""
 
@@ -68,8 +70,8 @@ def in_order(records: Iterable[Srv], random: Random) -> list[Srv]:
 
 
 class Discovery:
-    """domain: below which the records are. secure: take no plain members. resolver: makes one for each lookup, so that
-    a changed resolv.conf counts. timeout_s: for each of the two names.
+    """domain: below which the records are. secure: take no plain members, as from when there were others. resolver:
+    makes one for each lookup, so that a changed resolv.conf counts. timeout_s: for each of the two names, at least.
     """
 
     def __init__(
@@ -91,10 +93,12 @@ class Discovery:
         """In the order to try them; at least one. Raises StoreUnavailable."""
         domain = self.domain.rstrip(".")
         if records := await self._records(_SECURE):
+            self._secure = True
             return self._members("https", records)
         if self._secure:
             raise StoreUnavailable(
-                f"DNS: no SRV record {_SECURE}.{domain}; with certificates set, {_PLAIN} is not asked for"
+                f"DNS: no SRV record {_SECURE}.{domain}; with certificates set, and after members with TLS,"
+                f" {_PLAIN} is not asked for"
             )
         if records := await self._records(_PLAIN):
             return self._members("http", records)
@@ -108,10 +112,13 @@ class Discovery:
 
     async def _records(self, service: str) -> list[Srv]:
         """Those of one name, none where it does not exist. Raises StoreUnavailable when nobody can say."""
-        name = f"{service}.{self.domain}"
+        name, lifetime_s = f"{service}.{self.domain}", self._timeout_s
         try:
             resolver = self._resolver()
-            answer = await resolver.resolve(name, "SRV", search=True, lifetime=self._timeout_s)
+            resolver.timeout = min(resolver.timeout, _SERVER_S)  # else the first server that is dead takes all the time
+            rounds = len(resolver.nameservers) * (len(resolver.search) + 1)
+            lifetime_s = max(lifetime_s, min(_LONGEST_S, 1.2 * _SERVER_S * rounds))
+            answer = await resolver.resolve(name, "SRV", search=True, lifetime=lifetime_s)
         except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
             return []
         except dns.resolver.NoResolverConfiguration as error:
@@ -119,7 +126,7 @@ class Discovery:
         except dns.resolver.NoNameservers as error:
             raise StoreUnavailable(f"DNS: no server answers for {name}: {_reasons(error)}") from error
         except dns.resolver.LifetimeTimeout as error:
-            text = f"DNS: no answer for {name} within {self._timeout_s:g} s: {_reasons(error)}"
+            text = f"DNS: no answer for {name} within {lifetime_s:g} s: {_reasons(error)}"
             raise StoreUnavailable(text) from error
         except (dns.exception.DNSException, OSError) as error:
             raise StoreUnavailable(f"DNS: {name}: {error or type(error).__name__}") from error
@@ -166,6 +173,7 @@ class Lookups:
         self._backoff = Backoff(random, first_s=1.0)
         self._not_before = 0.0
         self._any_found = False
+        self._closed = False
         self._task: asyncio.Task[None] | None = None
 
     def ask(self) -> asyncio.Task[None]:
@@ -181,6 +189,7 @@ class Lookups:
             self._not_before = 0.0
 
     async def close(self) -> None:
+        self._closed = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -188,7 +197,7 @@ class Lookups:
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         await asyncio.sleep(max(_AWAY_S if self._any_found else 0.0, self._not_before - loop.time()))
-        if not self._wanted():
+        if self._closed or not self._wanted():
             return
         try:
             members = await self._discovery.members()

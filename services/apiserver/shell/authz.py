@@ -120,7 +120,8 @@ class Tiered:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(one(tier), name=f"tier {tier}") for tier in asked]
         except BaseExceptionGroup as failed:
-            raise failed.exceptions[0] from None  # one is enough for an answer, and its status is the client's
+            own = [one for one in failed.exceptions if not isinstance(one, ApiError)]  # a fault of ours is to be seen
+            raise (own or failed.exceptions)[0] from None  # one is enough for an answer; its status is the client's
         answers = dict(zip(asked, (task.result() for task in tasks), strict=True))
         found = frozenset(tier for tier, (_, allowed) in answers.items() if allowed)
         if wanted is not None and asked and not found:

@@ -140,6 +140,8 @@ class Cluster:
         if self._heard_cluster not in (0, apply.epoch.cluster):
             log.warning("this is another cluster than before: nothing of that one is kept")
             newest = None
+        elif self._pending is None and self._trying is None and self._good_cluster not in (0, apply.epoch.cluster):
+            newest = None  # what came first of this one was not put in force
         self._heard_cluster = apply.epoch.cluster
         kept, problems = hold(tables, newest)
         self._pending = (kept, problems, apply)

@@ -248,6 +248,7 @@ class Speaker:
             restarting=negotiated.peer_restarting,
             restart_time_s=negotiated.restart_time_s or 0,
             long_lived=dict(negotiated.long_lived),
+            knows_long_lived=negotiated.knows_long_lived,
             long_lived_preserved=negotiated.long_lived_forwarding,
             long_lived_only=frozenset(dict(negotiated.long_lived)) - negotiated.kept_families,
         )

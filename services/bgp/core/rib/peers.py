@@ -22,8 +22,9 @@ class Session:
     graceful: families it sends End-of-RIB for (RFC 4724). preserved: those whose forwarding state it kept over its
     restart. restarting: it is just back itself, and tells nothing before we have told it ours or its patience is over.
     restart_time_s: how long it may stay away. long_lived: seconds by family (RFC 9494), of those both sides
-    announced. long_lived_preserved: as `preserved`, said by that capability, for what long-lived graceful restart has
-    begun with. long_lived_only: families that its graceful restart capability leaves out; their restart time is 0.
+    announced. knows_long_lived: it announced that capability. long_lived_preserved: as `preserved`, said by that
+    capability, for what long-lived graceful restart has begun with. long_lived_only: families that its graceful restart
+    capability leaves out; their restart time is 0.
     """
 
     context: Context
@@ -35,6 +36,7 @@ class Session:
     restarting: bool = False
     restart_time_s: float = 120
     long_lived: Mapping[Family, float] = field(default_factory=dict)
+    knows_long_lived: bool = False
     long_lived_preserved: frozenset[Family] = frozenset()
     long_lived_only: frozenset[Family] = frozenset()
 

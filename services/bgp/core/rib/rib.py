@@ -442,7 +442,7 @@ class Rib:
             cluster_id=peer.cluster_id,
             next_hop=session.next_hop(family),
             keep_next_hop=keeps_next_hop(settings.next_hop_mode, settings.keep_ebgp_next_hop, peer.internal),
-            long_lived=family in session.long_lived,
+            long_lived=session.knows_long_lived,
             rules=rules_of(settings.filters, self.settings.filters, family, export=True),
         )
 

@@ -85,8 +85,9 @@ class Negotiated:
     hold_time_s, keepalive_s: 0 for none. restart_time_s: how long the peer wants its routes kept; None without
     graceful restart. kept_families: those it wants that for. forwarding: those whose routes it kept over its own
     restart. peer_restarting: it is just back, and does not wait for our End-of-RIB. notifications_kept: RFC 8538
-    holds. long_lived: seconds by family. long_lived_forwarding: as `forwarding`, by that capability.
-    expects_end_of_rib: it will send one for each family.
+    holds. long_lived: seconds by family. knows_long_lived: it announced that capability, be it for no family: what is
+    long-lived stale may be told to it (RFC 9494 section 4.3). long_lived_forwarding: as `forwarding`, by that
+    capability. expects_end_of_rib: it will send one for each family.
     """
 
     context: Context
@@ -103,6 +104,7 @@ class Negotiated:
     peer_restarting: bool = False
     notifications_kept: bool = False
     long_lived: tuple[tuple[Family, int], ...] = ()
+    knows_long_lived: bool = False
     long_lived_forwarding: frozenset[Family] = frozenset()
     expects_end_of_rib: bool = False
 
@@ -170,6 +172,7 @@ def negotiate(settings: PeerSettings, ours: Open, theirs: Open) -> Negotiated:
             graceful and graceful.notification and mine.graceful_restart and mine.graceful_restart.notification
         ),
         long_lived=_long_lived(mine, other, families) if graceful else (),
+        knows_long_lived=graceful is not None and other.long_lived is not None,
         long_lived_forwarding=_long_lived_forwarding(mine, other, families) if graceful else frozenset(),
         expects_end_of_rib=graceful is not None,
     )

@@ -12,6 +12,7 @@ import dns.asyncresolver
 import dns.name
 import dns.rcode
 import pytest
+from dns.nameserver import Do53Nameserver
 
 from libs.store.api import StoreUnavailable
 from libs.store.discovery import Discovery, Lookups, Member, Srv, in_order
@@ -87,7 +88,7 @@ async def test_plain_records_count_where_there_are_no_others(dns_server: DnsServ
 
 async def test_plain_records_do_not_count_with_certificates(dns_server: DnsServer) -> None:
     dns_server.records[PLAIN, "SRV"] = ["0 0 2379 plain.example.test."]
-    with pytest.raises(StoreUnavailable, match=rf"DNS: no SRV record {SECURE}; with certificates set"):
+    with pytest.raises(StoreUnavailable, match=rf"DNS: no SRV record {SECURE}; with certificates set, and after"):
         await urls(discovery(dns_server, secure=True))
     assert [name for name, _, _ in dns_server.asked] == [SECURE]
 
@@ -147,7 +148,7 @@ async def test_no_record_at_all_names_both(dns_server: DnsServer) -> None:
 async def test_silence_ends_in_time_and_names_the_server(dns_server: DnsServer) -> None:
     dns_server.silent.add(SECURE)
     with pytest.raises(
-        StoreUnavailable, match=rf"no answer for {SECURE} within 0.6 s: 127.0.0.1 port {dns_server.port}"
+        StoreUnavailable, match=rf"no answer for {SECURE} within 1.2 s: 127.0.0.1 port {dns_server.port}"
     ):
         async with asyncio.timeout(10):
             await urls(discovery(dns_server, timeout_s=0.6))
@@ -158,6 +159,37 @@ async def test_nobody_at_the_servers_address_is_told() -> None:
         pass
     with pytest.raises(StoreUnavailable, match=rf"DNS: no (answer|server).*127.0.0.1 port {gone.port}"):
         await urls(discovery(gone, timeout_s=1.0))
+
+
+@pytest.mark.parametrize("dead", [1, 2])
+async def test_a_dead_server_in_front_leaves_time_for_the_next(dns_server: DnsServer, dead: int) -> None:
+    """Whatever resolv.conf says of one server's time, and with each name of the search list begun anew."""
+    dns_server.records[PLAIN, "SRV"] = ["0 0 2379 etcd-0.example.test."]
+    async with DnsServer() as silent:
+        silent.silent |= {SECURE, PLAIN, f"{SECURE}.local", f"{PLAIN}.local"}
+
+        def resolver() -> dns.asyncresolver.Resolver:
+            found = dns_server.resolver()
+            good = Do53Nameserver(dns_server.address, dns_server.port)
+            found.nameservers = [Do53Nameserver(silent.address, silent.port)] * dead + [good]
+            found.search = [dns.name.from_text("local")]
+            found.timeout = 5.0
+            return found
+
+        assert await urls(Discovery(DOMAIN, secure=False, random=Random(1), resolver=resolver)) == [
+            "http://etcd-0.example.test:2379"
+        ]
+
+
+async def test_members_with_tls_are_not_followed_by_plain_ones(dns_server: DnsServer) -> None:
+    """One spoiled answer would else have our password sent in clear."""
+    dns_server.records[SECURE, "SRV"] = ["0 0 2379 etcd-0.example.test."]
+    dns_server.records[PLAIN, "SRV"] = ["0 0 2379 other.example.test."]
+    found = discovery(dns_server)
+    assert await urls(found) == ["https://etcd-0.example.test:2379"]
+    del dns_server.records[SECURE, "SRV"]
+    with pytest.raises(StoreUnavailable, match=f"no SRV record {SECURE}"):
+        await urls(found)
 
 
 async def test_host_without_resolv_conf_is_told(tmp_path: Path) -> None:

@@ -193,6 +193,23 @@ async def test_nothing_of_another_cluster_is_held(tmp_path: Path) -> None:
             assert decode(NODE, side.file.read_bytes()).cluster == cluster
 
 
+async def test_nothing_of_another_cluster_comes_back_after_a_failure(tmp_path: Path) -> None:
+    """The first that came of the new one could not be put in force."""
+    good, broken = tables("10.9.0.1/24"), tables("10.9.0.3/24")
+    good.bgp["peer/p"], broken.bgp["peer/p"] = (
+        BgpPeer(address="192.0.2.1", as_number=64512),
+        BgpPeer(problem="means nothing"),
+    )
+    async with running(tmp_path) as side:
+        side.hear(good, 1, wire.Epoch("typha-1", 1, 7))
+        await side.failures(1)
+        side.refused.add("10.9.0.2")
+        side.hear(BETTER, 2, wire.Epoch("typha-1", 1, 8))
+        assert "no 10.9.0.2 here" in (await side.failures(2))["speaker"]
+        side.hear(broken, 3, wire.Epoch("typha-1", 1, 8))
+        assert "stays in effect" not in (await side.failures(3))["BGPPeer(p)"]
+
+
 async def test_an_older_file_gets_its_cluster_though_nothing_else_changes(tmp_path: Path) -> None:
     async with running(tmp_path) as side:
         side.file.write_bytes(encode(Saved(node=NODE, rev=8, tables=GOOD)))

@@ -490,7 +490,8 @@ def test_stale_from_an_earlier_restart_are_not_kept_again() -> None:
 def test_long_lived() -> None:
     """RFC 9494: after the restart time the paths are the last choice, told to whom knows of that, and marked."""
     speaker = Speaker(client(1), client(2), client(3), client(4), cluster_id=7)
-    speaker.up("Global_1", "Global_2", long_lived={V4: 1000.0})
+    speaker.up("Global_1", long_lived={V4: 1000.0}, knows_long_lived=True)
+    speaker.up("Global_2", knows_long_lived=True)  # it asks for no time of its own
     speaker.up("Global_3", "Global_4")
     speaker.tell("Global_1", internal(local_pref=900), ROUTE, "10.6.0.0/16")
     speaker.tell("Global_1", internal(communities=(0xFFFF0007,)), "10.7.0.0/16")

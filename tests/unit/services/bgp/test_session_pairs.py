@@ -177,12 +177,13 @@ def test_routes_stay_when_the_connection_goes() -> None:
 
 def test_nothing_is_kept_for_no_time() -> None:
     """A restart time of 0; with RFC 9494 the long-lived time begins at once."""
-    for long_s in (None, 1000):
+    for long_s in (None, 0, 1000):  # 0: it only knows of it
         theirs = settings(1, restart_time_s=0, long_lived_time_s=long_s)
         pair = up(Pair(settings(0, long_lived_time_s=1), theirs))
         negotiated = pair.session(0).negotiated
         assert negotiated is not None
         assert negotiated.long_lived == (((V4, 1000),) if long_s else ())
+        assert negotiated.knows_long_lived == (long_s is not None)
         cut(pair)
         assert pair.ends[0].kept == [(V4,) if long_s else ()]
 
