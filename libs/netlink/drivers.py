@@ -13,7 +13,6 @@ from typing import TypeVar
 from libs.netlink.codec import error_for
 from libs.netlink.routes import (
     KERNEL_OR_BGP,
-    PROTOCOL_BGP,
     PROTOCOL_FELIX,
     TABLE_MAIN,
     UNICAST,
@@ -92,7 +91,7 @@ class RouteDriver:
         ours = self.ours
         if not ours.links:
             return list_routes(self._netlink, protocol=ours.protocol, table=self._table)
-        without = PROTOCOL_BGP if ours.protocol != PROTOCOL_BGP else 0
+        without = KERNEL_OR_BGP - {ours.protocol}
         return [one for one in list_routes(self._netlink, without=without, table=self._table) if ours.has(one)]
 
     def _note(self, route: Route) -> None:

@@ -38,6 +38,7 @@ from libs.netlink.links import (
 )
 from libs.netlink.netns import NamespaceError, in_netns, open_netns
 from libs.netlink.routes import (
+    LEARNED,
     PROTOCOL_FELIX,
     TABLE_MAIN,
     Request,
@@ -314,6 +315,9 @@ def _add_host_routes(host: NetlinkSocket, pod: PodVeth, index: int) -> None:
         if not isinstance(error, ObjectExists):
             raise error_for(error.errno or errno.EIO, f"route to {routes[at].dst}", error.message)
         held = lookup(host, pod.addresses[at])
+        if held is not None and held.protocol in LEARNED:  # of another node that had the address: it will be withdrawn
+            host.batch([put_request(routes[at])])
+            continue
         other = next((hop.oif for hop in held.hops if hop.oif != index), 0) if held is not None else 0
         if held is None or other:
             link = get_link(host, other) if other else None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
@@ -38,6 +38,7 @@ IPNetwork: TypeAlias = IPv4Network | IPv6Network
 Request: TypeAlias = tuple[int, int, bytes]
 
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
+_PROTOCOL_AT = 5
 RTMSG = struct.Struct("=BBBBBBBBI")  # struct rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags
 _DST, _OIF, _GATEWAY, _PRIORITY, _PREFSRC, _METRICS, _MULTIPATH, _TABLE, _VIA = 1, 4, 5, 6, 7, 8, 9, 15, 18
 _RTAX_MTU = 2
@@ -53,9 +54,9 @@ PROTOCOL_BIRD = 12  # linux/rtnetlink.h: what a Calico node of its own kind spea
 PROTOCOL_FELIX = 80
 PROTOCOL_BGP = 81
 PROTOCOL_FRR_BGP = 186
-KERNEL_OR_BGP = frozenset(
-    (PROTOCOL_REDIRECT, PROTOCOL_KERNEL, PROTOCOL_RA, PROTOCOL_BIRD, PROTOCOL_BGP, PROTOCOL_FRR_BGP)
-)
+LEARNED = frozenset((PROTOCOL_BIRD, PROTOCOL_BGP, PROTOCOL_FRR_BGP))
+"""By BGP, from other nodes and routers."""
+KERNEL_OR_BGP = LEARNED | {PROTOCOL_REDIRECT, PROTOCOL_KERNEL, PROTOCOL_RA}
 """On a workload's interface: what the kernel makes by itself, and what the workload told as a BGP peer."""
 SCOPE_GLOBAL, SCOPE_LINK, SCOPE_NOWHERE = 0, 253, 255
 UNICAST, LOCAL, BLACKHOLE, UNREACHABLE, PROHIBIT, THROW = 1, 2, 6, 7, 8, 9
@@ -258,25 +259,24 @@ def list_routes(
     netlink: NetlinkSocket,
     *,
     protocol: int = 0,
-    without: int = 0,
+    without: Collection[int] = (),
     table: int = TABLE_MAIN,
     families: Iterable[int] = (4, 6),
 ) -> list[Route]:
     """Routes of one table (0: of all); protocol 0: of all protocols. The kernel filters where it can: that makes it
-    fast. without: a protocol whose routes, maybe very many, are not even decoded.
+    fast. without: protocols whose routes, maybe very many, are not even kept.
     """
     found = []
     for version in families:
         body = RTMSG.pack(FAMILIES[version], 0, 0, 0, min(table, 255), protocol, 0, 0, 0) + u32(_TABLE, table)
         try:
-            replies = netlink.dump(RTM_GETROUTE, body, f"routes of table {table}")
+            replies = netlink.dump(
+                RTM_GETROUTE, body, f"routes of table {table}", lambda reply: reply[_PROTOCOL_AT] in without
+            )
         except ObjectNotFound:  # a table that nobody has put a route in yet
             continue
         for kind, reply in replies:
-            if kind != RTM_NEWROUTE:
-                continue
-            head = RTMSG.unpack_from(reply)
-            if head[8] & RTM_F_CLONED or (without and head[5] == without):
+            if kind != RTM_NEWROUTE or RTMSG.unpack_from(reply)[8] & RTM_F_CLONED:
                 continue
             route = decode_route(reply)
             if table in (0, route.table) and protocol in (0, route.protocol):

@@ -10,7 +10,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -137,14 +137,17 @@ class NetlinkSocket:
                     return replies
                 replies.append((got, payload))
 
-    def dump(self, kind: int, body: bytes, what: str = "") -> list[tuple[int, bytes]]:
-        """Every (type, body) of a listing; asked again when the objects changed meanwhile.
+    def dump(
+        self, kind: int, body: bytes, what: str = "", skip: Callable[[bytes], bool] = lambda body: False
+    ) -> list[tuple[int, bytes]]:
+        """Every (type, body) of a listing; asked again when the objects changed meanwhile. skip: bodies that are not
+        kept, of which there may be very many.
 
         Raises NetlinkError; DumpInterrupted when it changed every time.
         """
         for _ in range(DUMP_ATTEMPTS):
             try:
-                found = list(self._dump_once(kind, body, what))
+                found = list(self._dump_once(kind, body, what, skip))
             except RepliesLost:
                 self.drain()
                 continue
@@ -153,7 +156,9 @@ class NetlinkSocket:
             return found
         raise DumpInterrupted(errno.EINTR, what, f"changed during each of {DUMP_ATTEMPTS} listings")
 
-    def _dump_once(self, kind: int, body: bytes, what: str) -> Iterator[tuple[int, bytes]]:
+    def _dump_once(
+        self, kind: int, body: bytes, what: str, skip: Callable[[bytes], bool]
+    ) -> Iterator[tuple[int, bytes]]:
         seq = self.next_seq()
         self.send(message(kind, NLM_F_REQUEST | NLM_F_DUMP, seq, body))
         interrupted = False
@@ -174,7 +179,8 @@ class NetlinkSocket:
                     if interrupted:
                         yield _INTERRUPTED
                     return
-                yield got, payload
+                if not skip(payload):
+                    yield got, payload
 
     def batch(self, requests: Sequence[tuple[int, int, bytes]]) -> dict[int, NetlinkError]:
         """Send (type, flags, body) requests in one go; index → error of each one that was refused, the others are done.

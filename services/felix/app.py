@@ -137,7 +137,10 @@ class Felix:
             Journal(config.state_dir / "cni-journal"),
             IpamPlugins(),
             AddSettings(
-                config.policy_setup_timeout_s, self.pod_mtu_bytes, config.mtu_file, lambda: self.settings.routes
+                config.policy_setup_timeout_s,
+                self.pod_mtu_bytes,
+                config.mtu_file,
+                lambda: (self.settings if self._configured else at_start).routes,
             ),
             interface_prefix=config.interface_prefix[0],
             pods=self.pods,

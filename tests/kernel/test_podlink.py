@@ -194,6 +194,27 @@ def test_address_routed_elsewhere_is_an_error_that_names_the_interface(
     assert lab.host_links() == {"caliold", "caliold2"}
 
 
+@pytest.mark.parametrize("protocol", ["bird", "81"])
+@pytest.mark.parametrize("address", [POD4, POD6])
+def test_address_that_bgp_still_places_elsewhere_comes_here(
+    lab: Lab, address: IPv4Address | IPv6Address, protocol: str
+) -> None:
+    """Another node had it, and its withdrawal is on the way, or waits for a graceful restart."""
+
+    def other() -> None:
+        with NetlinkSocket(NETLINK_ROUTE) as netlink:
+            create_veth(netlink, VethEnd("uplink"), VethEnd("uplink2"))
+
+    lab.host.call(other)
+    lab.host.run("ip", "link", "set", "uplink", "up")
+    metric = ("metric", "1024")  # of a route to a pod that another node told
+    lab.host.run("ip", "route", "add", str(address), "dev", "uplink", "proto", protocol, *metric)
+    lab.setup(replace(lab.pod(), route_metrics=(1024, 1024)))
+    shown = lab.host.run("ip", f"-{address.version}", "route", "show", str(address))
+    assert "uplink" not in shown
+    assert "cali" in shown
+
+
 def test_check_tells_what_is_wrong(lab: Lab) -> None:
     pod = lab.pod()
     lab.setup(pod)

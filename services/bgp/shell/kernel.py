@@ -234,7 +234,7 @@ class Kernel:
     def _list_workloads(self) -> None:
         self.next_hops.links_changed()
         found: dict[tuple[Family, Nlri], Originated] = {}
-        for route in list_routes(self._netlink, without=PROTOCOL_BGP):
+        for route in list_routes(self._netlink, without=KERNEL_OR_BGP):
             if (workload := self._workload(route)) is not None:
                 found[workload.family, workload.prefix] = workload
         for place in self._workloads.keys() - found.keys():

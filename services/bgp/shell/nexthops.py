@@ -106,7 +106,7 @@ class NextHops:
         metric."""
         if not self._others_listed:
             try:
-                self._others = list_routes(self._netlink, without=PROTOCOL_BGP)
+                self._others = list_routes(self._netlink, without=(PROTOCOL_BGP,))
             except OSError as error:  # it changes all the time: what was listed before is nearly right
                 log.warning("routes not listed", extra={"error": str(error)})
             self._others_listed = True

@@ -1,4 +1,4 @@
-"""InterfaceExclude: interfaces of this host that are not looked at. Pure."""
+"""InterfaceExclude: interfaces of this host whose addresses and MTU count for nothing. Pure."""
 
 from __future__ import annotations
 

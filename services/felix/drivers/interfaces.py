@@ -185,7 +185,7 @@ class InterfaceDriver:
             if route is not None:
                 self._routes[network] = route
                 self._reconciler.put(route.key, route)
-        if stale:
+        if stale or self._driver.ours.device_protocol != self._settings.protocol:  # which may be new since this began
             self._driver.ours = self._ours()
         self._reconciler.in_sync = True
         if not self._settings.sync:

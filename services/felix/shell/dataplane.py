@@ -161,6 +161,7 @@ class Dataplane:
         self.wanted: dict[WorkloadKey, Workload] = {}
         self.wanted_hosts: dict[str, Host] = {}
         self.passes = 0
+        self.steps = 0  # that came to an end, of all passes
         self.passing = False  # what is wanted may be ahead of the kernel and of `progress`
         self._builder = builder
         self._tables = tables
@@ -275,13 +276,16 @@ class Dataplane:
             failures |= await self._write_tables()
             unlimited = await self._bandwidth.step(self.wanted)
             failures |= unlimited
+            self.steps += 1
             if self._encryption is not None:
                 failures |= await self._encryption.step()
+                self.steps += 1
             failures |= await self._write_routes()
             span.set("failures", len(failures))
         if not self._tables_work:
             self.workloads, self.hosts = dict(self.wanted), dict(self.wanted_hosts)
         self.passes += 1
+        self.steps += 1
         self._observe(time.monotonic() - started, len(failures))
         epoch, seq = (last.epoch, last.seq) if last is not None else (self.progress.epoch, self.progress.seq)
         before, self.progress = self.progress, Progress(epoch, rev, seq, failures, frozenset(unlimited))
@@ -399,6 +403,7 @@ class Dataplane:
                     again |= self._refuse(error.failures[0])
                 except Exception as error:  # anything else: reported, tried again later
                     failed = error
+                self.steps += 1
             if not again:
                 break
         return failed

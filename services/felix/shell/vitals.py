@@ -1,7 +1,7 @@
 """What felix tells of its health: to the probes, of each part that may hang; to metrics, where it stands.
 
-The dataplane's reporter falls silent while one pass over the kernel does not end, so that its timeout
-(DataplaneWatchdogTimeout) finds a pass that hangs. Passes that end are good, however many there are.
+The dataplane's reporter falls silent while one step of a pass over the kernel does not end, so that its timeout
+(DataplaneWatchdogTimeout) finds one that hangs. Steps that end are good, however many there are.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ class Loop(Protocol):
     progress: Progress
     in_sync: bool
     passes: int
+    steps: int
     passing: bool
 
 
@@ -38,7 +39,7 @@ class Vitals:
         self._calculation = health.register("CalculationGraph", timeout_s=30.0)
         self._main_loop = health.register(MAIN_LOOP, timeout_s=90.0)
         self._bus_health = health.register("Bus", readiness=False)
-        self._passes = 0  # when it was last looked
+        self._steps = 0  # when it was last looked
 
     def update(self) -> None:
         """Call more often than the shortest timeout."""
@@ -58,8 +59,8 @@ class Vitals:
 
     def _look_at_dataplane(self) -> None:
         plane = self._plane
-        hangs = plane.passing and plane.passes == self._passes
-        self._passes = plane.passes
+        hangs = plane.passing and plane.steps == self._steps
+        self._steps = plane.steps
         if not hangs:
             detail = "; ".join(f"{name}: {reason}" for name, reason in list(plane.progress.failures.items())[:5])
             self._main_loop.report(ready=plane.in_sync and plane.passes > 0, detail=detail)

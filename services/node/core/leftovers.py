@@ -12,6 +12,7 @@ from ipaddress import IPv4Interface, IPv6Interface
 
 from libs.netlink.routes import (
     BLACKHOLE,
+    KERNEL_OR_BGP,
     PROTOCOL_BGP,
     PROTOCOL_BIRD,
     PROTOCOL_BOOT,
@@ -38,6 +39,7 @@ def old_routes(
     """
     routes = list(routes)
     ours = {route.dst for route in routes if route.protocol in (PROTOCOL_FELIX, PROTOCOL_BGP)}
+    ours |= {route.dst for route in routes if route.protocol not in KERNEL_OR_BGP and _to_workload(route, names)}
     found = []
     for route in routes:
         devices = {names.get(hop.oif, "") for hop in route.hops}
@@ -50,6 +52,10 @@ def old_routes(
             if route.dst in ours or _by_tunnel(route, names) or route.type == BLACKHOLE:
                 found.append(route)
     return found
+
+
+def _to_workload(route: Route, names: Mapping[int, str]) -> bool:
+    return bool(route.hops) and all(names.get(hop.oif, "").startswith("cali") for hop in route.hops)
 
 
 def tunnel_addresses(

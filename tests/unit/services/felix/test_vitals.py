@@ -21,6 +21,7 @@ class Plane:
     progress: Progress = field(default_factory=Progress)
     in_sync: bool = True
     passes: int = 1
+    steps: int = 1
     passing: bool = False
 
 
@@ -46,7 +47,7 @@ def test_a_pass_that_hangs_is_found_by_the_watchdog_and_many_passes_are_not() ->
     def run(seconds: int, *, ends: bool) -> None:
         for _ in range(seconds):
             clock.now += 1
-            plane.passes += ends
+            plane.steps += ends
             vitals.update()
 
     run(60, ends=False)
@@ -54,7 +55,7 @@ def test_a_pass_that_hangs_is_found_by_the_watchdog_and_many_passes_are_not() ->
     assert MAIN_LOOP in {row[0] for row in health.readiness().rows if row[1] == "ok"}
     plane.passing = True
     run(60, ends=True)
-    assert word(health) == "ok", "busy: another pass each time"
+    assert word(health) == "ok", "busy: another step each time"
     run(30, ends=False)
     assert word(health) == "ok"
     run(1, ends=False)

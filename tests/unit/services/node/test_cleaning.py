@@ -77,6 +77,8 @@ def test_old_routes_go_when_ours_lead_there() -> None:
     pod = device_route(POD, 2, protocol=PROTOCOL_BOOT, metric=1024)  # felix's, ours or the old one
     old_far = gateway_route(FAR, GATEWAY, 1, protocol=PROTOCOL_BIRD, metric=32)
     ours = [pod, gateway_route(POD, GATEWAY, 1, protocol=PROTOCOL_BGP), gateway_route(FAR, GATEWAY, 1)]
+    told = gateway_route(POD, GATEWAY, 1, protocol=PROTOCOL_BIRD, metric=32)  # the pod was elsewhere in BIRD's time
+    assert old_routes([told, pod], NAMES, POOLS, bird_runs=False) == [told]
     assert old_routes([old_tunnel, old_far, pod], NAMES, POOLS, bird_runs=False) == []
     assert old_routes([old_tunnel, old_far, *ours], NAMES, POOLS, bird_runs=False) == [old_tunnel, old_far]
     assert old_routes([old_tunnel, old_far, *ours], NAMES, POOLS, bird_runs=True) == [old_tunnel]
