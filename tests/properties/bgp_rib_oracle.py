@@ -349,7 +349,7 @@ class PlainRib:
             return None
         if source is not None and source.internal and peer.internal and not (source.client or peer.client):
             return None
-        if best.stale and family not in peer.session.long_lived:
+        if best.stale and not peer.session.knows_long_lived:
             return None
         next_hop = peer.session.addresses.get(family, b"")
         mode = peer.settings.next_hop_mode

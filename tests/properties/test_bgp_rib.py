@@ -169,7 +169,7 @@ ADD_PATH = "Global_3"  # sends several paths of a prefix
 
 
 def session(
-    peer: PeerSettings, families: frozenset[Family], long_lived: bool, preserved: bool, kept_long: bool
+    peer: PeerSettings, families: frozenset[Family], long_lived: bool, knows: bool, preserved: bool, kept_long: bool
 ) -> Session:
     receive = families if peer.name == ADD_PATH else frozenset[Family]()
     return Session(
@@ -181,6 +181,7 @@ def session(
         preserved=families if preserved else frozenset(),
         restart_time_s=100,
         long_lived=dict.fromkeys(families, 1000.0) if long_lived else {},
+        knows_long_lived=long_lived or knows,
         long_lived_preserved=families if long_lived and kept_long else frozenset(),
         long_lived_only=frozenset((V6,)) if long_lived and not preserved else frozenset(),
     )
@@ -276,7 +277,8 @@ class World:
         families = frozenset((V4, V6)) if several else frozenset((V4,))
         long_lived = self.random.random() < 0.5 and not self.alike
         kept, kept_long = self.random.random() < 0.7, self.random.random() < 0.7
-        made = session(settings, families, long_lived, preserved=kept, kept_long=kept_long)
+        knows = self.random.random() < 0.3  # of RFC 9494, and asks for no time
+        made = session(settings, families, long_lived, knows, preserved=kept, kept_long=kept_long)
         self.rib.peer_up(settings, made, self.now)
         self.plain.up(settings, made, self.now)
         self.views[name] = View(made)
