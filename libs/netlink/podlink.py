@@ -39,6 +39,7 @@ from libs.netlink.links import (
 from libs.netlink.netns import NamespaceError, in_netns, open_netns
 from libs.netlink.routes import (
     LEARNED,
+    PROTOCOL_BOOT,
     PROTOCOL_FELIX,
     TABLE_MAIN,
     Request,
@@ -48,6 +49,7 @@ from libs.netlink.routes import (
     list_routes,
     lookup,
     put_request,
+    replace_routes,
 )
 from libs.netlink.rules import SourceRule, list_source_rules, rule_request
 from libs.netlink.socket import NETLINK_ROUTE, NetlinkSocket
@@ -281,7 +283,7 @@ def _container_routes(pod: PodVeth, index: int) -> list[Route]:
     """Of families that the pod has no address of there are none. The gateway's own route comes first."""
     usual = [dst for dst in (DEFAULT4, DEFAULT6) if pod.has(dst.version)]
     wished = [dst for dst in dict.fromkeys(pod.routes or ()) if pod.has(dst.version) and dst != ip_network(GATEWAY4)]
-    routes = [device_route(ip_network(GATEWAY4), index, protocol=_BOOT)] if pod.has(4) else []
+    routes = [device_route(ip_network(GATEWAY4), index, protocol=PROTOCOL_BOOT)] if pod.has(4) else []
     if not pod.own_table:
         return routes + [_by_host(dst, index) for dst in (usual if pod.routes is None else wished)]
     routes += [_by_host(dst, index) for dst in usual]
@@ -291,7 +293,7 @@ def _container_routes(pod: PodVeth, index: int) -> list[Route]:
 
 
 def _by_host(dst: IPv4Network | IPv6Network, index: int, *, onlink: bool = False) -> Route:
-    return gateway_route(dst, GATEWAY4 if dst.version == 4 else GATEWAY6, index, onlink=onlink, protocol=_BOOT)
+    return gateway_route(dst, GATEWAY4 if dst.version == 4 else GATEWAY6, index, onlink=onlink, protocol=PROTOCOL_BOOT)
 
 
 def _rules(pod: PodVeth) -> list[SourceRule]:
@@ -306,22 +308,24 @@ def _remove_rules(netlink: NetlinkSocket, container_name: str) -> None:
     netlink.batch([rule_request(rule, delete=True) for rule in left])
 
 
-_BOOT = 3  # RTPROT_BOOT, what `ip route add` uses: nobody in the container sweeps by it
-
-
 def _add_host_routes(host: NetlinkSocket, pod: PodVeth, index: int) -> None:
     routes = pod_routes(pod, index)
     for at, error in sorted(host.batch([put_request(route, exclusive=True) for route in routes]).items()):
         if not isinstance(error, ObjectExists):
-            raise error_for(error.errno or errno.EIO, f"route to {routes[at].dst}", error.message)
+            raise _refusal(routes[at], error)
         held = lookup(host, pod.addresses[at])
         if held is not None and held.protocol in LEARNED:  # of another node that had the address: it will be withdrawn
-            host.batch([put_request(routes[at])])
+            for refused in replace_routes(host, [routes[at]]).values():
+                raise _refusal(routes[at], refused)
             continue
         other = next((hop.oif for hop in held.hops if hop.oif != index), 0) if held is not None else 0
         if held is None or other:
             link = get_link(host, other) if other else None
             raise AddressTaken(pod.addresses[at], link.name if link is not None else "none (blackhole)")
+
+
+def _refusal(route: Route, error: NetlinkError) -> NetlinkError:
+    return error_for(error.errno or errno.EIO, f"route to {route.dst}", error.message)
 
 
 def teardown_veth(

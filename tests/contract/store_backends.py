@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Protocol
 
-from libs.store import Event, Store, StoreConfig, WatchBatch
+from libs.store import Event, Store, StoreConfig, StoreUnavailable, WatchBatch
 from libs.store.etcd import EtcdStore
 from libs.store.memory import MemoryEtcd, MemoryStore
 from libs.testkit.relay import Relay
@@ -167,6 +167,18 @@ async def take(batches: AsyncGenerator[WatchBatch, None], enough: Callable[[list
             last = batch.revision
             events += batch.events
     return events
+
+
+async def eventually_get(store: Store, key: str) -> bytes | None:
+    """Its value, None where it is not, as soon as the store answers."""
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                found = await store.get(key)
+            except StoreUnavailable:
+                await asyncio.sleep(0.01)
+                continue
+            return found and found.value
 
 
 async def eventually(check: Callable[[], object], deadline_s: float = DEADLINE_S) -> None:

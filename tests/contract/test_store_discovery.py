@@ -21,7 +21,7 @@ from libs.testkit.dns_server import DnsServer
 from libs.testkit.pki import Authority
 from libs.testkit.relay import Relay
 from libs.testkit.servers import EtcdServer, free_port
-from tests.contract.store_backends import eventually, take
+from tests.contract.store_backends import eventually, eventually_get, take
 
 pytestmark = pytest.mark.servers
 DOMAIN = "example.test"
@@ -53,24 +53,12 @@ def found_by(server: DnsServer, ca: Path | None = None, request_timeout_s: float
     return EtcdStore(config, Discovery(DOMAIN, secure=bool(ca), random=Random(1), resolver=server.resolver))
 
 
-async def value(store: EtcdStore, key: str, within_s: float = 15.0) -> bytes:
-    async with asyncio.timeout(within_s):
-        while True:
-            try:
-                found = await store.get(key)
-            except StoreUnavailable:
-                await asyncio.sleep(0.01)
-                continue
-            assert found is not None
-            return found.value
-
-
 async def test_members_are_found_and_the_dead_ones_passed_over(etcd: EtcdServer, dns_server: DnsServer) -> None:
     dead = [f"0 9 {free_port()} localhost." for _ in range(3)]
     dns_server.records[PLAIN, "SRV"] = [*dead, f"0 1 {etcd.port} localhost.", "0 9 2379 no-such-host.invalid."]
     async with found_by(dns_server) as store:
         await store.put("/found", b"1")
-        assert await value(store, "/found") == b"1"
+        assert await eventually_get(store, "/found") == b"1"
         assert len(dns_server.asked) == 2, "asked again though a member serves"
 
 
@@ -85,7 +73,7 @@ async def test_later_priorities_wait_until_the_earlier_ones_are_away(etcd: EtcdS
         async with found_by(dns_server) as store:
             await store.put("/priority", b"1")
             await main.cut()
-            assert await value(store, "/priority") == b"1"
+            assert await eventually_get(store, "/priority") == b"1"
             assert spare.accepted > 0
 
 
@@ -117,7 +105,7 @@ async def test_members_that_moved_are_found_again_and_a_watch_misses_nothing(
                 await other.put("/moved/a", b"2")
                 events = await take(batches, lambda events: len(events) == 1)
                 assert [event.kv and event.kv.value for event in events] == [b"2"]
-            assert await value(store, "/moved/a") == b"2"
+            assert await eventually_get(store, "/moved/a") == b"2"
 
 
 async def test_member_that_only_accepts_is_left_for_what_dns_says_then(etcd: EtcdServer, dns_server: DnsServer) -> None:
@@ -131,7 +119,7 @@ async def test_member_that_only_accepts_is_left_for_what_dns_says_then(etcd: Etc
                 before.stall()
                 await other.put("/stuck", b"2")
                 dns_server.records[PLAIN, "SRV"] = [f"0 0 {after.port} localhost."]
-                assert await value(store, "/stuck") == b"2"
+                assert await eventually_get(store, "/stuck") == b"2"
                 assert len(await take(batches, lambda events: len(events) == 1)) == 1
 
 
@@ -161,7 +149,7 @@ async def test_dns_that_fails_is_told_beside_the_members_that_are_away(etcd: Etc
         with pytest.raises(StoreUnavailable, match=told):
             await store.get("/away")
         dns_server.records[PLAIN, "SRV"] = [f"0 0 {etcd.port} localhost."]
-        assert await value(store, "/away") == b"1"
+        assert await eventually_get(store, "/away") == b"1"
 
 
 async def test_closing_ends_a_lookup_under_way(dns_server: DnsServer) -> None:

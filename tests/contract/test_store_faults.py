@@ -11,7 +11,7 @@ import pytest
 from libs.store import Compacted, Event, Put, Store, StoreUnavailable
 from libs.store.watch import Watch
 from libs.testkit.servers import EtcdServer
-from tests.contract.store_backends import FAST_LEASES, Backend, EtcdBackend, open_backend, take
+from tests.contract.store_backends import FAST_LEASES, Backend, EtcdBackend, eventually_get, open_backend, take
 
 
 @pytest.fixture(scope="module")
@@ -65,17 +65,6 @@ async def test_write_without_a_server_is_unavailable_within_its_time(backend: Ba
 
 def ends_with(revision: int) -> Callable[[list[Event]], bool]:
     return lambda events: bool(events) and events[-1].revision == revision
-
-
-async def eventually_get(store: Store, key: str) -> bytes | None:
-    async with asyncio.timeout(20):
-        while True:
-            try:
-                found = await store.get(key)
-            except StoreUnavailable:
-                await asyncio.sleep(0.01)
-                continue
-            return found and found.value
 
 
 async def test_watch_misses_nothing_when_the_server_is_killed_again_and_again(backend: Backend) -> None:

@@ -50,6 +50,11 @@ class Lab:
     def teardown(self, pod: PodVeth) -> bool:
         return self._in_host(lambda netlink: teardown_veth(netlink, pod.netns, pod.host_name))
 
+    def other_link(self, name: str) -> None:
+        """One more interface of the host's, up."""
+        self._in_host(lambda netlink: create_veth(netlink, VethEnd(name), VethEnd(f"{name}2")))
+        self.host.run("ip", "link", "set", name, "up")
+
     def host_links(self) -> set[str]:
         return {link.name for link in self._in_host(list_links)} - {"lo"}
 
@@ -182,12 +187,7 @@ def test_host_interface_that_is_no_veth_is_not_deleted(lab: Lab) -> None:
 def test_address_routed_elsewhere_is_an_error_that_names_the_interface(
     lab: Lab, address: IPv4Address | IPv6Address
 ) -> None:
-    def other() -> None:
-        with NetlinkSocket(NETLINK_ROUTE) as netlink:
-            create_veth(netlink, VethEnd("caliold"), VethEnd("caliold2"))
-
-    lab.host.call(other)
-    lab.host.run("ip", "link", "set", "caliold", "up")
+    lab.other_link("caliold")
     lab.host.run("ip", "route", "add", str(address), "dev", "caliold")
     with pytest.raises(AddressTaken, match="caliold"):
         lab.setup(lab.pod())
@@ -200,13 +200,7 @@ def test_address_that_bgp_still_places_elsewhere_comes_here(
     lab: Lab, address: IPv4Address | IPv6Address, protocol: str
 ) -> None:
     """Another node had it, and its withdrawal is on the way, or waits for a graceful restart."""
-
-    def other() -> None:
-        with NetlinkSocket(NETLINK_ROUTE) as netlink:
-            create_veth(netlink, VethEnd("uplink"), VethEnd("uplink2"))
-
-    lab.host.call(other)
-    lab.host.run("ip", "link", "set", "uplink", "up")
+    lab.other_link("uplink")
     metric = ("metric", "1024")  # of a route to a pod that another node told
     lab.host.run("ip", "route", "add", str(address), "dev", "uplink", "proto", protocol, *metric)
     lab.setup(replace(lab.pod(), route_metrics=(1024, 1024)))

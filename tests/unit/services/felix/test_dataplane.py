@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from random import Random
 
 from libs.feed.delta import Delta
@@ -100,20 +100,21 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
+def dataplane(
+    kernel: Kernel,
+    builder: RulesetBuilder | None = None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> Dataplane:
+    tables = tuple(Table(kernel, TableState(table)) for table in RulesetBuilder.tables())
+    return Dataplane(
+        builder or RulesetBuilder(), (tables[0], tables[1]), Routing("n1"), Routes(kernel), Bandwidth(kernel),
+        Overlays(kernel), on_progress=on_progress, random=Random(1),
+    )  # fmt: skip
+
+
 async def test_limits_come_after_policy_and_before_routes_and_not_before_the_snapshot() -> None:
     kernel, reports = Kernel(), list[Progress]()
-    builder = RulesetBuilder()
-    tables = tuple(Table(kernel, TableState(table)) for table in RulesetBuilder.tables())
-    plane = Dataplane(
-        builder,
-        (tables[0], tables[1]),
-        Routing("n1"),
-        Routes(kernel),
-        Bandwidth(kernel),
-        Overlays(kernel),
-        on_progress=reports.append,
-        random=Random(1),
-    )
+    plane = dataplane(kernel, on_progress=reports.append)
     task = asyncio.create_task(plane.run())
     try:
         plane.resync_routes()
@@ -138,12 +139,7 @@ async def test_limits_come_after_policy_and_before_routes_and_not_before_the_sna
 
 async def test_new_tunnels_are_there_before_routes_are_resolved_and_old_ones_go_after_them() -> None:
     kernel = Kernel()
-    builder = RulesetBuilder()
-    tables = tuple(Table(kernel, TableState(table)) for table in RulesetBuilder.tables())
-    plane = Dataplane(
-        builder, (tables[0], tables[1]), Routing("n1"), Routes(kernel), Bandwidth(kernel), Overlays(kernel),
-        on_progress=lambda progress: None, random=Random(1),
-    )  # fmt: skip
+    plane = dataplane(kernel)
     pool = Pool(cidr="10.0.0.0/16", vxlan_mode="Always")
     plane.push(Apply(epoch=None, rev=7, seq=1, delta=Delta(pools={"10.0.0.0/16": pool})))  # type: ignore[arg-type]
     await plane._pass()
@@ -152,12 +148,7 @@ async def test_new_tunnels_are_there_before_routes_are_resolved_and_old_ones_go_
 
 async def test_interfaces_are_compared_without_routes_and_tunnels() -> None:
     kernel = Kernel()
-    builder = RulesetBuilder()
-    tables = tuple(Table(kernel, TableState(table)) for table in RulesetBuilder.tables())
-    plane = Dataplane(
-        builder, (tables[0], tables[1]), Routing("n1"), Routes(kernel), Bandwidth(kernel), Overlays(kernel),
-        on_progress=lambda progress: None, random=Random(1),
-    )  # fmt: skip
+    plane = dataplane(kernel)
     task = asyncio.create_task(plane.run())
     try:
         plane.push(Apply(epoch=None, rev=7, seq=1, delta=Delta()))  # type: ignore[arg-type]
@@ -174,11 +165,7 @@ async def test_interfaces_are_compared_without_routes_and_tunnels() -> None:
 async def test_addresses_that_cannot_be_listed_are_told_and_asked_for_again() -> None:
     kernel = Kernel()
     builder = RulesetBuilder()
-    tables = tuple(Table(kernel, TableState(table)) for table in RulesetBuilder.tables())
-    plane = Dataplane(
-        builder, (tables[0], tables[1]), Routing("n1"), Routes(kernel), Bandwidth(kernel), Overlays(kernel),
-        on_progress=lambda progress: None, random=Random(1),
-    )  # fmt: skip
+    plane = dataplane(kernel, builder)
     kernel.unlisted = "interrupted"
     plane.push(Apply(epoch=None, rev=7, seq=1, delta=Delta(hosts={"h": Host(expected4=("192.0.2.1",))})))  # type: ignore[arg-type]
     await plane._pass()
