@@ -20,6 +20,7 @@ V4, V6 = Family.IPV4, Family.IPV6
 AS = 64512
 OURS = {V4: ip_address("10.9.9.9").packed, V6: ip_address("fd09::9").packed}
 HOP = ip_address("10.9.0.1").packed
+ROUTE = "10.5.0.0/16"
 
 
 def key(text: str) -> Nlri:
@@ -143,3 +144,13 @@ def internal(**changes: object) -> Attributes:
 
 def external(*numbers: int, **changes: object) -> Attributes:
     return replace(Attributes(next_hop=HOP, as_path=path(*numbers)), **changes)  # type: ignore[arg-type]
+
+
+def client(n: int, cluster: int = 7) -> PeerSettings:
+    return peer(n, rr_client_cluster=cluster)
+
+
+def reflector(*peers: PeerSettings) -> Speaker:
+    found = Speaker(*peers, cluster_id=7)
+    found.up()
+    return found
