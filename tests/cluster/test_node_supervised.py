@@ -22,6 +22,7 @@ from libs.testkit.http_probe import http_get
 from libs.testkit.processes import Process
 from libs.testkit.reach import Verdict
 from tests.cluster.conftest import World, open_world, until
+from tests.cluster.runtimes import tools
 from tests.kernel.calico_leftovers import ipsets, load, recorded
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -296,13 +297,25 @@ async def test_a_killed_supervisor_leaves_no_process_and_its_successor_all_traff
     assert await stage.cluster.reach([(one, two, 8080, "tcp")]) == [Verdict.ALLOW]
 
 
+@pytest.fixture
+def xtables(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What a program needs in its environment to find both kinds of iptables; this process has it too."""
+    needed = {name: value for name, value in tools.environment().items() if os.environ.get(name) != value}
+    for name, value in needed.items():
+        monkeypatch.setenv(name, value)
+    return needed
+
+
 @pytest.mark.parametrize("kind", ["legacy", "nft"])
-async def test_what_a_real_calico_node_left_goes_under_traffic_and_others_rules_stay(stage: Stage, kind: str) -> None:
+async def test_what_a_real_calico_node_left_goes_under_traffic_and_others_rules_stay(
+    stage: Stage, kind: str, xtables: dict[str, str]
+) -> None:
+    tool = f"iptables-{kind}"
+    tools.tool(tool)
     node = stage.cluster.node("node1")
     one, two = await stage.pods()
-    tool = f"iptables-{kind}"
     await asyncio.to_thread(load, node.namespace.path, tool, recorded("iptables"), one.address(4))
-    done = stage.command("node1", "take-over", "--dry-run")
+    done = stage.command("node1", "take-over", "--dry-run", **xtables)
     assert done.returncode == 0, done.stderr
     assert f"would remove {tool}:" in done.stdout
     answers: list[Verdict] = []
@@ -314,7 +327,8 @@ async def test_what_a_real_calico_node_left_goes_under_traffic_and_others_rules_
 
     flowing = asyncio.create_task(traffic())
     try:
-        done = await asyncio.to_thread(stage.command, "node1", "take-over", FELIX_HEALTHHOST=str(node.ipv4.ip))
+        health = {"FELIX_HEALTHHOST": str(node.ipv4.ip)}
+        done = await asyncio.to_thread(stage.command, "node1", "take-over", **xtables, **health)
     finally:
         ended.set()
         await flowing
@@ -325,7 +339,7 @@ async def test_what_a_real_calico_node_left_goes_under_traffic_and_others_rules_
     assert "of somebody else" in saved
     left = await asyncio.to_thread(ipsets, node.namespace.path)
     assert not [name for name in left if name.startswith("cali")]
-    again = stage.command("node1", "take-over", FELIX_HEALTHHOST=str(node.ipv4.ip))
+    again = stage.command("node1", "take-over", **xtables, **health)
     assert (again.returncode, again.stdout) == (0, "nothing to remove\n")
 
 
@@ -392,7 +406,9 @@ async def test_d08_without_bird_no_bgp_runs(stage: Stage) -> None:
     await stage.ready("node2")
 
 
-async def test_m13_uninstall_leaves_nothing_of_ours_and_all_of_others(stage: Stage, tmp_path: Path) -> None:
+async def test_m13_uninstall_leaves_nothing_of_ours_and_all_of_others(
+    stage: Stage, tmp_path: Path, xtables: dict[str, str]
+) -> None:
     """Last: node1 is no node afterwards."""
     node = stage.cluster.node("node1")
     inside(node, "nft", "-f", "-", text=THEIRS)
@@ -408,12 +424,12 @@ async def test_m13_uninstall_leaves_nothing_of_ours_and_all_of_others(stage: Sta
         "--conf-dir", str(conf), "--bin-dir", str(programs), "--state-dir", f"{node.directory / 'state'}",
         "--felix-host", str(node.ipv4.ip),
     )  # fmt: skip
-    refused = stage.command("node1", "uninstall", *places)
+    refused = stage.command("node1", "uninstall", *places, **xtables)
     assert refused.returncode == 1
     assert "felix and bgp still runs here" in refused.stderr
     assert (conf / "10-calico.conflist").exists()
     assert stage.nodes["node1"].stop(30) == 0, stage.nodes["node1"].log_tail()
-    done = stage.command("node1", "uninstall", *places)
+    done = stage.command("node1", "uninstall", *places, **xtables)
     assert done.returncode == 0, done.stderr
     world = stage.world
     tables = world.run("node1", "nft", "list", "tables")
@@ -430,5 +446,5 @@ async def test_m13_uninstall_leaves_nothing_of_ours_and_all_of_others(stage: Sta
     assert sorted(path.name for path in conf.iterdir()) == ["05-theirs.conflist"]
     assert sorted(path.name for path in programs.iterdir()) == ["bridge"]
     assert not (node.directory / "state").exists()
-    again = stage.command("node1", "uninstall", *places)
+    again = stage.command("node1", "uninstall", *places, **xtables)
     assert (again.returncode, again.stdout) == (0, "nothing to remove\n")

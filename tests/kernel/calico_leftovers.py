@@ -52,7 +52,7 @@ def load(netns: Path, tool: str, text: str, allowed: object = None) -> None:
 
     with in_netns(netns), IPSet() as handle:
         for name, kind in sets(text):
-            handle.create(name, stype=kind)
+            handle.create(name, stype=kind, exclusive=False)
     prefix = ["nsenter", f"--net={netns}"]
     restore = [*prefix, f"{tool}-restore", "--noflush"]
     for part in (rules(text), THEIRS):
