@@ -15,7 +15,7 @@ def search_path(packages: Path) -> str:
 
 
 def library_path(packages: Path) -> str:
-    found = sorted({str(path.parent) for path in (packages / "usr/lib").glob("*/*.so.*")})
+    found = sorted({str(path.parent) for root in ("usr/lib", "lib") for path in (packages / root).glob("*/*.so.*")})
     return os.pathsep.join([*found, *filter(None, [os.environ.get("LD_LIBRARY_PATH", "")])])
 
 
