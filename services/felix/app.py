@@ -300,7 +300,8 @@ class Felix:
 
     def warnings(self) -> tuple[str, ...]:
         waiting = self.kernel.overlays.waiting.items()
-        return (*self._file_problems, *self.settings.problems, *(f"{name}: {reason}" for name, reason in waiting))
+        told = (*self._file_problems, *self.settings.problems, *self.dataplane.problems)
+        return (*told, *(f"{name}: {reason}" for name, reason in waiting))
 
     def shown_settings(self) -> dict[str, Setting]:
         settings = self.settings

@@ -9,6 +9,8 @@ no accept mark is needed (docs/adr/0007-nftables-layout.md):
     input    0              DefaultEndpointToHostAction, for what the egress policy let through
     (host → local workload passes the output hook, where we have no chain: never policed)
 
+With kube-proxy's mode IPVS there are two more ways (ipvs.py).
+
 Every stage lets established and related packets out first, so policy decides on new flows only. Packets that neither
 come from nor go to a workload interface meet no rule that could drop them. Host endpoints have their own stages
 outside these (hosts.py), limits one before them (qos.py); nothing here depends on either.
@@ -23,7 +25,7 @@ import msgspec
 from libs.nftables import model as nft
 from libs.nftables.model import Base, Chain, Field, Hook, Rule, Set
 from libs.policy.output import STAGED_KINDS, PolicyKey, Tier, Workload
-from services.felix.core import names
+from services.felix.core import ipvs, names
 from services.felix.core.options import V6, Family, RulesetOptions
 
 RAW, MANGLE = -300, -150
@@ -154,34 +156,33 @@ def fixed_chains(family: Family, options: RulesetOptions, any_down: bool, any_pr
         if any_down
         else []
     )
-    to_host = [Rule((nft.Match(Field.IIFNAME, p), nft.goto(FROM_DISPATCH))) for p in prefixes]
+    sender = (ESTABLISHED, *(Rule((nft.Match(Field.IIFNAME, p), nft.goto(FROM_DISPATCH))) for p in prefixes))
+    receiver = (*down, ESTABLISHED, *(Rule((nft.Match(Field.OIFNAME, p), nft.goto(TO_DISPATCH))) for p in prefixes))
+    to_host = list(sender[1:])
     if family.version == 6:
         to_host[:0] = [neighbour_discovery(NEIGHBOUR_TYPES, nft.Match(Field.IIFNAME, p)) for p in prefixes]
 
     chains = [
         Chain("hook-raw-prerouting", tuple(raw), Base(Hook.PREROUTING, priority=RAW)),
         Chain(SPOOFED, tuple(spoofed)),
-        Chain(
-            "hook-forward-from",
-            (ESTABLISHED, *(Rule((nft.Match(Field.IIFNAME, p), nft.goto(FROM_DISPATCH))) for p in prefixes)),
-            Base(Hook.FORWARD, priority=-1),
-        ),
+        Chain("hook-forward-from", sender, Base(Hook.FORWARD, priority=-1)),
         Chain(FROM_DISPATCH, (*invalid, *encapsulated, Rule((nft.Vmap((Field.IIFNAME,), FROM_WL),)), unknown)),
-        Chain(
-            "hook-forward-to",
-            (*down, ESTABLISHED, *(Rule((nft.Match(Field.OIFNAME, p), nft.goto(TO_DISPATCH))) for p in prefixes)),
-            Base(Hook.FORWARD, priority=0),
-        ),
+        Chain("hook-forward-to", receiver, Base(Hook.FORWARD, priority=0)),
         Chain(TO_DISPATCH, (*invalid, Rule((nft.Vmap((Field.OIFNAME,), TO_WL),)), unknown)),
-        Chain("hook-input-from", (ESTABLISHED, *to_host), Base(Hook.INPUT, priority=-1)),
+        Chain("hook-input-from", (ESTABLISHED, *to_host), _input(-1, options)),
         Chain(WORKLOAD_DOWN, (Rule(drop, "workload is administratively down"),)),
+        *ipvs.chains(options, sender, receiver),
     ]
     if options.endpoint_to_host == "Drop":
         host = [Rule((nft.Match(Field.IIFNAME, p), *drop), "DefaultEndpointToHostAction Drop") for p in prefixes]
         if family.version == 6:
             host[:0] = [neighbour_discovery(NEIGHBOUR_TYPES, nft.Match(Field.IIFNAME, p)) for p in prefixes]
-        chains.append(Chain("hook-input-host", (ESTABLISHED, *host), Base(Hook.INPUT, priority=0)))
+        chains.append(Chain("hook-input-host", (ESTABLISHED, *host), _input(0, options)))
     return chains
+
+
+def _input(usual: int, options: RulesetOptions) -> Base:
+    return Base(Hook.INPUT, priority=ipvs.priority(Hook.INPUT, usual, options))
 
 
 def neighbour_discovery(types: str, *matches: nft.Expr) -> Rule:

@@ -58,7 +58,7 @@ class FamilyRuleset:
         self._compiler = RuleCompiler(family, options, self.ip_sets.halves)
         self._lists = ListChains(family, options, self.ip_sets, self._compiler.deny)
         self._hosts = HostRuleset(family, options, self._compiler.deny)
-        self._qos = QosRuleset(family)
+        self._qos = QosRuleset(family, options)
         self._loop = ServiceLoop(family, options)
         self._tunnels = TunnelRules(family, options)
         self._uses: dict[Owner | Holder, Uses] = {}
@@ -127,8 +127,10 @@ class FamilyRuleset:
         if qos.is_of_marks(name):
             found.hosts |= {endpoint for endpoint, wanted in state.hosts.items() if wanted.dscp is not None}
         for interface, host in state.host_endpoints.items():
-            if any(name in (hosts.chain_name(stage, interface), stage.base, stage.map) for stage in host.lists):
-                found.hosts.add(host.name)
+            for stage in host.lists:
+                bases = (entry.base for entry in hosts.entries(stage, self._options))
+                if name in (hosts.chain_name(stage, interface), stage.map, *bases):
+                    found.hosts.add(host.name)
         return found
 
     def _write_owner(self, owner: Owner, state: State, sink: TableSink, touched: dict[str, Set | str]) -> None:

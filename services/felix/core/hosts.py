@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from libs.nftables import model as nft
 from libs.nftables.model import Base, Chain, CtState, Field, Hook, Rule
 from libs.policy.output import Host
-from services.felix.core import failsafe, names
+from services.felix.core import failsafe, ipvs, names
 from services.felix.core.dispatch import ESTABLISHED, MANGLE, TierList, neighbour_discovery, tier_lists
 from services.felix.core.failsafe import FAILSAFE_IN, FAILSAFE_IN_RAW, FAILSAFE_OUT, FAILSAFE_OUT_RAW
 from services.felix.core.options import Family, RulesetOptions
@@ -71,9 +71,13 @@ FORWARD_TO = StageKind("thfw", False, Hook.FORWARD, 1)
 INPUT = StageKind("fh", True, Hook.INPUT, -2, FAILSAFE_IN, profiles=True)
 OUTPUT = StageKind("th", False, Hook.OUTPUT, 0, FAILSAFE_OUT, profiles=True)
 STAGES = (RAW_FROM, RAW_TO, PRE_DNAT, FORWARD_FROM, FORWARD_TO, INPUT, OUTPUT)
-AFTER_DNAT = StageKind("th-dnat", False, Hook.POSTROUTING, MANGLE)  # a second way into OUTPUT's chains
+# Second ways into the chains of OUTPUT, and for what IPVS sends on (ipvs.py) of FORWARD's.
+AFTER_DNAT = StageKind("th-dnat", False, Hook.POSTROUTING, MANGLE)
+IPVS_FROM = StageKind("fhfw-ipvs", True, Hook.POSTROUTING, FORWARD_FROM.priority)
+IPVS_TO = StageKind("thfw-ipvs", False, Hook.POSTROUTING, FORWARD_TO.priority)
 RAW = (RAW_FROM, RAW_TO)
 FORWARD = (FORWARD_FROM, FORWARD_TO)
+IPVS = (IPVS_FROM, IPVS_TO)
 MARKING = (*RAW, PRE_DNAT)  # an allow there is remembered
 
 
@@ -177,6 +181,15 @@ def endpoint_chain(stage: StageKind, interface: str, host: HostEndpoint, deny: R
     return Chain(chain_name(stage, interface), tuple(rules))
 
 
+def entries(stage: StageKind, options: RulesetOptions) -> tuple[StageKind, ...]:
+    """Where packets come into a stage's chains."""
+    if stage is OUTPUT and options.deny_action != "Reject":  # the kernel cannot reject after routing
+        return OUTPUT, AFTER_DNAT
+    if stage in FORWARD and options.ipvs:
+        return stage, IPVS[FORWARD.index(stage)]
+    return (stage,)
+
+
 def base_chains(
     used: Collection[StageKind],
     options: RulesetOptions,
@@ -199,20 +212,23 @@ def base_chains(
                 loopback = nft.Match(stage.field, LOOPBACK)
                 dispatch.append(Rule((loopback, nft.ACCEPT), "loopback is not among all interfaces"))
             dispatch.append(Rule((nft.goto(chain_name(stage, ANY)),)))
-        # The kernel cannot reject after routing.
-        entries = (OUTPUT, AFTER_DNAT) if stage is OUTPUT and options.deny_action != "Reject" else (stage,)
-        for entry in entries:
+        for entry in entries(stage, options):
             rules = (*_before(entry, options, marks=marks, tunnels=tunnels), *dispatch)
-            yield Chain(entry.base, rules, Base(entry.hook, priority=entry.priority))
+            priority = ipvs.priority(entry.hook, entry.priority, options)
+            yield Chain(entry.base, rules, Base(entry.hook, priority=priority))
 
 
 def _before(stage: StageKind, options: RulesetOptions, *, marks: bool, tunnels: bool) -> list[Rule]:
     """What leaves the stage before any host endpoint is looked for. marks: an earlier stage may have set the mark."""
     rules: list[Rule] = []
+    if stage in IPVS:
+        rules.append(ipvs.skip_others(options))
+    elif options.ipvs and stage in (RAW_TO, OUTPUT):
+        rules.append(ipvs.skip_sent_on(options))
     if stage in RAW:
         rules.append(Rule((nft.mark_and(~options.mark_accept),)))
     else:
-        if marks and stage is not FORWARD_TO:
+        if marks and stage not in (FORWARD_TO, IPVS_TO):
             rules.append(
                 Rule((nft.mark_has(options.mark_accept), nft.COUNTER, nft.ACCEPT), "allowed before tracking or DNAT")
             )
@@ -226,7 +242,7 @@ def _before(stage: StageKind, options: RulesetOptions, *, marks: bool, tunnels: 
         rules.append(Rule((nft.ct_state(CtState.UNTRACKED), nft.ACCEPT), "not tracked, so not DNATed: see hook-th"))
         rules.append(Rule((nft.ct_status(nft.CT_STATUS_DNAT, negate=True), nft.ACCEPT), "not DNATed: see hook-th"))
         rules.append(Rule((nft.Fib("saddr", nft.FibResult.TYPE, RTN_LOCAL, negate=True), nft.ACCEPT), "forwarded"))
-    if stage not in FORWARD:
+    if stage not in (*FORWARD, *IPVS):
         rules += [
             Rule((nft.Match(stage.field, f"{prefix}*"), nft.ACCEPT), "workload interface")
             for prefix in options.interface_prefixes

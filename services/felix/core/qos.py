@@ -2,6 +2,7 @@
 sent by a workload or by the host itself.
 
     hook-qos-forward, hook-qos-input  (-3, before all policy)  qos-from-<interface>, qos-to-<interface>: limits
+    hook-qos-output                   (-3)                     qos-to-<interface>, for what IPVS sends on (ipvs.py)
     hook-dscp                         (postrouting, -150)      one rule for each mark, on a set of source addresses
 
 A packet rate holds for every packet, so it must be met before established ones leave; both ends of a packet inside one
@@ -19,7 +20,7 @@ from libs.nftables.model import Base, Chain, Field, Hook, Map, Rule, Set, Verdic
 from libs.policy.output import NodeInfo, Pool, Qos, Workload
 from services.felix.core import names
 from services.felix.core.dispatch import MANGLE
-from services.felix.core.options import Family
+from services.felix.core.options import Family, RulesetOptions
 from services.felix.core.sink import Section, TableSink
 
 LIMITS = -3
@@ -32,8 +33,9 @@ TCP = 6
 class QosRuleset:
     """One address family's part."""
 
-    def __init__(self, family: Family) -> None:
+    def __init__(self, family: Family, options: RulesetOptions) -> None:
         self._family = family
+        self._options = options
         self._section = Section()
 
     def flush(
@@ -60,8 +62,13 @@ class QosRuleset:
                 elements: dict[str, Verdict] = {one: nft.jump(chain.name) for one, chain in found.items()}
                 maps.append(Map(name, (nft.DataType.IFNAME,), elements))
         looks = {one.name: Field.IIFNAME if one.name == FROM else Field.OIFNAME for one in maps}
-        for hook, fields in ((Hook.FORWARD, (FROM, TO)), (Hook.INPUT, (FROM,))):
-            rules = tuple(Rule((nft.Vmap((looks[name],), name),)) for name in fields if name in looks)
+        ways: list[tuple[Hook, tuple[str, ...], tuple[nft.Expr, ...]]] = [
+            (Hook.FORWARD, (FROM, TO), ()), (Hook.INPUT, (FROM,), ()),
+        ]  # fmt: skip
+        if self._options.ipvs:
+            ways.append((Hook.OUTPUT, (TO,), (nft.mark_has(self._options.mark_ipvs),)))
+        for hook, fields, match in ways:
+            rules = tuple(Rule((*match, nft.Vmap((looks[name],), name))) for name in fields if name in looks)
             if rules:
                 chains.append(Chain(f"hook-qos-{hook}", rules, Base(hook, priority=LIMITS)))
         marked, sets = self._marks(workloads, host_marks, pools, nodes)

@@ -27,6 +27,7 @@ from libs.policy.output import (
     Workload,
     WorkloadKey,
 )
+from services.felix.core import ipvs
 from services.felix.core.family import FamilyRuleset
 from services.felix.core.ipsets import parse_members
 from services.felix.core.options import V4, V6, RulesetOptions
@@ -44,8 +45,9 @@ class RulesetBuilder:
         self._state = State()
         self._set_types: dict[str, IPSetType] = {}
         self._families = (FamilyRuleset(V4, options), FamilyRuleset(V6, options))
-        self._options = options
+        self._configured = self._options = options
         self._new_options: RulesetOptions | None = None
+        self.ipvs = False  # as set_ipvs() was told
         self.unwritten: dict[str, str] = {}  # chains, sets and maps that the last apply_to() could not hand on
 
     @staticmethod
@@ -156,8 +158,22 @@ class RulesetBuilder:
 
     def set_options(self, options: RulesetOptions) -> bool:
         """Another configuration, from the next apply_to() on. True when there is something to apply."""
-        self._new_options = options if options != self._options else None
+        self._configured = options
+        wanted = ipvs.adapted(options) if self.ipvs else options
+        self._new_options = wanted if wanted != self._options else None
         return self._new_options is not None
+
+    def set_ipvs(self, present: bool) -> bool:
+        """Whether kube-proxy is in its mode IPVS here, from the next apply_to() on. True when there is something to
+        apply.
+        """
+        self.ipvs = present
+        return self.set_options(self._configured)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What of the configuration cannot be while IPVS is here."""
+        return ipvs.problems(self._configured) if self.ipvs else ()
 
     def apply_to(self, table4: TableSink, table6: TableSink) -> None:
         """Hands everything that changed since the last call to the two tables' desired state. What these refuse is

@@ -37,6 +37,7 @@ from libs.netlink.socket import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket
 from libs.netlink.sysctl import SysctlError, write_sysctl
 from libs.policy.output import Workload, WorkloadKey
 from libs.reconcile import Reconciler
+from services.felix.core import ipvs
 from services.felix.core.interface_exclude import InterfaceExclude
 from services.felix.core.mtu import PATTERN, host_mtu_bytes
 from services.felix.core.overlay import Address
@@ -149,6 +150,11 @@ class InterfaceDriver:
             if address.index in names and not address.interface.ip.is_link_local:
                 found.setdefault(names[address.index], set()).add(str(address.interface.ip))
         return {name: frozenset(addresses) for name, addresses in found.items()}
+
+    def ipvs(self) -> bool:
+        """Whether kube-proxy leads packets to services by IPVS here. Raises OSError."""
+        self._refresh()
+        return ipvs.LINK in self._links
 
     async def step(self, routing: Routing, workloads: dict[WorkloadKey, Workload]) -> dict[str, str]:
         """Make the kernel's routes match `routing`; range -> reason for those that the kernel refused."""

@@ -69,6 +69,10 @@ class RouteWriter(Protocol):
         """Addresses of each interface that is no workload's, as of now. Raises OSError."""
         ...
 
+    def ipvs(self) -> bool:
+        """Whether kube-proxy leads packets to services by IPVS here. Raises OSError."""
+        ...
+
     async def step(self, routing: Routing, workloads: dict[WorkloadKey, Workload]) -> dict[str, str]:
         """Make the kernel match; object -> reason for what could not be."""
         ...
@@ -182,6 +186,11 @@ class Dataplane:
         self._retry = 0
 
     # --- asked for by others ---
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What of the configuration has no effect on this host."""
+        return self._builder.problems
 
     def push(self, apply: Apply, traceparent: str | None = None) -> None:
         self._queue.append((apply, traceparent))
@@ -371,11 +380,14 @@ class Dataplane:
 
     async def _write_tables(self) -> dict[str, str]:
         unread: dict[str, str] = {}
-        if self._builder.expects_addresses:
-            try:
+        try:
+            if (ipvs := self._routes.ipvs()) != self._builder.ipvs:
+                log.info("kube-proxy's mode IPVS", extra={"present": ipvs})
+                self._tables_work |= self._builder.set_ipvs(ipvs)
+            if self._builder.expects_addresses:
                 self._tables_work |= self._builder.set_host_addresses(self._routes.host_addresses())
-            except OSError as failed:  # those known before stand, and it is tried again
-                unread["addresses of interfaces"] = str(failed)
+        except OSError as failed:  # what was known before stands, and it is tried again
+            unread["addresses of interfaces"] = str(failed)
         if not self._tables_work:
             return unread | self._not_compiled()  # a pass for routes alone does not make these good
         self._tables_work = False

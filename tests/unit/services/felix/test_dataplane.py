@@ -10,6 +10,7 @@ from libs.feed.delta import Delta
 from libs.feed.feed import Apply
 from libs.nftables.state import TableState
 from libs.policy.output import Host, Pool, Qos, Workload, WorkloadKey
+from services.felix.core.options import RulesetOptions
 from services.felix.core.overlay import OverlaySettings, WantedOverlays
 from services.felix.core.routing import Routing
 from services.felix.core.ruleset import RulesetBuilder
@@ -27,6 +28,7 @@ class Kernel:
         self.limited: Mapping[WorkloadKey, Workload] = {}
         self.refuse: dict[str, str] = {}
         self.unlisted = ""  # why addresses cannot be listed
+        self.ipvs = False
 
 
 class Table:
@@ -51,6 +53,9 @@ class Routes:
 
     def resync_interfaces(self) -> None:
         self._kernel.did.append("resync interfaces")
+
+    def ipvs(self) -> bool:
+        return self._kernel.ipvs
 
     def host_addresses(self) -> Mapping[str, frozenset[str]]:
         if self._kernel.unlisted:
@@ -160,6 +165,34 @@ async def test_interfaces_are_compared_without_routes_and_tunnels() -> None:
         assert "routes" in kernel.did
     finally:
         task.cancel()
+
+
+async def test_the_mode_ipvs_of_kube_proxy_is_followed_while_running_and_what_it_cannot_do_is_told() -> None:
+    kernel = Kernel()
+    plane = dataplane(kernel)
+    plane.push(Apply(epoch=None, rev=7, seq=1, delta=Delta()))  # type: ignore[arg-type]
+
+    async def written() -> bool:
+        kernel.did.clear()
+        await plane._pass()
+        return "table" in kernel.did
+
+    plane.configure(RulesetOptions(deny_action="Reject"), ())
+    assert await written()
+    assert not await written()
+    assert not plane.problems
+    kernel.ipvs = True
+    assert await written()
+    assert not await written()
+    assert any("hook-ipvs-from" in table.desired.chains for table in plane._tables)
+    plane.configure(RulesetOptions(deny_action="Reject", log_prefix="other"), ())
+    assert await written()
+    assert any("hook-ipvs-from" in table.desired.chains for table in plane._tables)
+    assert [one.partition(":")[0] for one in plane.problems] == ["nftablesFilterDenyAction"]
+    kernel.ipvs = False
+    assert await written()
+    assert not any("hook-ipvs-from" in table.desired.chains for table in plane._tables)
+    assert not plane.problems
 
 
 async def test_addresses_that_cannot_be_listed_are_told_and_asked_for_again() -> None:

@@ -56,6 +56,9 @@ class NoRoutes:
 
     def resync_interfaces(self) -> None: ...
 
+    def ipvs(self) -> bool:
+        return False
+
     def host_addresses(self) -> dict[str, frozenset[str]]:
         return {}
 
