@@ -3,72 +3,41 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import socket
-import subprocess
 from collections.abc import Iterator
 
 import pytest
 
 from libs.policy.output import Action, Host, Policy, PolicyKey, Qos, Rule, Tier
-from libs.testkit import packages
-from libs.testkit.stock_kernel.machine import PACKAGES
-from services.felix.core import ipvs
 from services.felix.core.options import RulesetOptions
-from tests.kernel.ruleset_lab import FAMILIES, NODE, OUT, Lab, address, gnp, hosts_of, tcp
+from tests.kernel.ipvs_lab import (
+    BACKEND,
+    NODE_PORT,
+    OF_HOST,
+    OF_OUT,
+    ON_HOST,
+    ON_OUT,
+    SERVICE,
+    VIP,
+    KubeProxy,
+    Services,
+)
+from tests.kernel.ruleset_lab import FAMILIES, NODE, Lab, gnp, hosts_of, running_lab, tcp
 
 pytestmark = [pytest.mark.kernel, pytest.mark.stock_kernel]
 
-VIP = {4: "10.96.0.10", 6: "fd96::10"}
-SERVICE, BACKEND, OF_HOST, NODE_PORT = 80, 8080, 81, 9000
 ALLOW, DENY = Rule(action=Action.ALLOW), Rule(action=Action.DENY)
-SERVED = ("a", "b", "out")
 
 
-class Services:
-    """kube-proxy's part, made by hand: VIP:80 and the node's port 9000 lead to pod s, port 8080; VIP:81 to the node."""
-
-    def __init__(self, lab: Lab) -> None:
-        self.lab = lab
-
-    def admin(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = ["ip", "netns", "exec", self.lab.spaces["node"].name, "ipvsadm", *arguments]
-        return subprocess.run(command, env=packages.environment(PACKAGES), capture_output=True, text=True, check=False)
-
-    def start(self) -> None:
-        if not shutil.which("ipvsadm", path=packages.search_path(PACKAGES)) or self.admin("-L").returncode:
-            pytest.skip("this kernel has no IPVS")
-        node = self.lab.spaces["node"]
-        node.sysctl({"ipv4.vs.conntrack": 1})
-        node.ip([f"link add {ipvs.LINK} type dummy", *(f"addr add {VIP[one]} dev {ipvs.LINK}" for one in (4, 6))])
-        self.lab.spaces["out"].ip([f"route add {VIP[4]}/32 via {NODE[4]}", f"route add {VIP[6]}/128 via {NODE[6]}"])
-        for version in (4, 6):
-            for to, port, where, behind in (
-                (VIP, SERVICE, address("s", version), BACKEND),
-                (NODE, NODE_PORT, address("s", version), BACKEND),
-                (VIP, OF_HOST, NODE[version], 8000),
-            ):
-                service = ("-t", _end(to[version], port))
-                for command in (("-A", *service, "-s", "rr"), ("-a", *service, "-r", _end(where, behind), "-m")):
-                    done = self.admin(*command)
-                    assert done.returncode == 0, done.stderr
-
-    def expect(self, to: dict[int, str], port: int, **wanted: bool) -> None:
-        """wanted: whether it is reached from there, in both families."""
-        for version in (4, 6):
-            got = {sender: self.lab.reach(sender, to[version], port) for sender in wanted}
-            assert got == wanted, f"IPv{version}"
-
-
-def _end(where: str, port: int) -> str:
-    return f"[{where}]:{port}" if ":" in where else f"{where}:{port}"
-
-
-@pytest.fixture(scope="module")
-def made(built: Lab) -> Services:
-    services = Services(built)
-    services.start()
-    return services
+@pytest.fixture(scope="module", params=[Services, KubeProxy], ids=["by-hand", "kube-proxy"])
+def made(request: pytest.FixtureRequest) -> Iterator[Services]:
+    with running_lab() as lab:
+        services = request.param(lab)
+        try:
+            services.start()
+            yield services
+        finally:
+            services.close()
 
 
 @pytest.fixture
@@ -93,25 +62,25 @@ def policy(lab: Lab, name: str, inbound: tuple[Rule, ...] = (), outbound: tuple[
 def test_open_pods_reach_a_service_and_without_the_change_none_does(services: Services) -> None:
     lab = services.lab
     lab.apply()
-    services.expect(VIP, SERVICE, a=True, b=True, out=True, node=True)
-    services.expect(NODE, NODE_PORT, a=True, out=True)
+    services.reached(VIP, SERVICE, a=True, b=True, out=True, node=True)
+    services.reached(NODE, NODE_PORT, a=True, out=True)
     lab.builder.set_ipvs(False)
     lab.apply()
-    services.expect(VIP, SERVICE, a=False, out=True)
+    services.reached(VIP, SERVICE, a=False, out=True)
 
 
 def test_the_receivers_policy_sees_the_real_sender_and_its_own_port(services: Services) -> None:
     lab = services.lab
     lab.pod("s", *policy(lab, "from-a", inbound=(tcp(BACKEND, src_sets=("a",)),)))
     lab.apply()
-    services.expect(VIP, SERVICE, a=True, b=False, out=False, node=True)
-    services.expect(NODE, NODE_PORT, a=True, b=False, out=False)
+    services.reached(VIP, SERVICE, a=True, b=False, out=False, node=True)
+    services.reached(NODE, NODE_PORT, a=True, b=False, out=False)
     lab.pod("s", *policy(lab, "services-port", inbound=(tcp(SERVICE),)))
     lab.apply()
-    services.expect(VIP, SERVICE, a=False, out=False)
+    services.reached(VIP, SERVICE, a=False, out=False)
     lab.pod("s", state="inactive")
     lab.apply()
-    services.expect(VIP, SERVICE, a=False, out=False)
+    services.reached(VIP, SERVICE, a=False, out=False)
 
 
 def test_the_senders_policy_sees_the_pod_behind_the_service(services: Services) -> None:
@@ -120,65 +89,58 @@ def test_the_senders_policy_sees_the_pod_behind_the_service(services: Services) 
     lab.pod("a", *policy(lab, "to-s", outbound=(tcp(BACKEND, dst_sets=("s",)),)))
     lab.pod("b", *policy(lab, "to-service", outbound=(tcp(SERVICE),)))
     lab.apply()
-    services.expect(VIP, SERVICE, a=True, b=False)
-    services.expect(NODE, NODE_PORT, a=True, b=False)
+    services.reached(VIP, SERVICE, a=True, b=False)
+    services.reached(NODE, NODE_PORT, a=True, b=False)
     lab.pod("a", profiles=())
     lab.apply()
-    services.expect(VIP, SERVICE, a=False)
+    services.reached(VIP, SERVICE, a=False)
 
 
 def test_what_ipvs_leaves_is_for_the_host(services: Services) -> None:
     """Also what it turns to the host itself, and its ports beside those of services."""
     lab = services.lab
     lab.apply()
-    services.expect(NODE, SERVICE, a=False, out=True)
-    services.expect(VIP, OF_HOST, a=False, out=True, node=True)
+    services.reached(NODE, SERVICE, a=False, out=True)
+    services.reached(VIP, OF_HOST, a=False, out=True, node=True)
     fresh(services, RulesetOptions(endpoint_to_host="Accept"))
-    lab.pod("b", *policy(lab, "host", outbound=(tcp(8000),)))
+    lab.pod("b", *policy(lab, "host", outbound=(tcp(ON_HOST),)))
     lab.apply()
-    services.expect(VIP, OF_HOST, a=True, b=True)
-    services.expect(NODE, SERVICE, a=True, b=False)
+    services.reached(VIP, OF_HOST, a=True, b=True)
+    services.reached(NODE, SERVICE, a=True, b=False)
 
 
 def test_host_endpoints_judge_services_as_forwarded(services: Services) -> None:
     lab = services.lab
     lab.builder.set_host("h", Host(name="eth0"))
     lab.apply()
-    services.expect(NODE, SERVICE, out=False, a=False)
-    services.expect(VIP, SERVICE, out=True, a=True)
-    services.expect(NODE, NODE_PORT, out=True)
-    services.expect(VIP, OF_HOST, out=False)
+    services.reached(NODE, SERVICE, out=False, a=False)
+    services.reached(VIP, SERVICE, out=True, a=True)
+    services.reached(NODE, NODE_PORT, out=True)
+    services.reached(VIP, OF_HOST, out=False)
     closed = policy(lab, "closed", inbound=(tcp(BACKEND, action=Action.DENY), ALLOW))
     lab.builder.set_host("h", Host(name="eth0", tiers=policy(lab, "open", (ALLOW,), (ALLOW,)), forward_tiers=closed))
     lab.apply()
-    services.expect(VIP, SERVICE, out=False, a=True)
-    services.expect(NODE, NODE_PORT, out=False)
-    services.expect(NODE, SERVICE, out=True)
-    services.expect(VIP, OF_HOST, out=True)
+    services.reached(VIP, SERVICE, out=False, a=True)
+    services.reached(NODE, NODE_PORT, out=False)
+    services.reached(NODE, SERVICE, out=True)
+    services.reached(VIP, OF_HOST, out=True)
     allowed = Tier(name="default", ingress=(gnp("early"),))
     lab.builder.set_policy(gnp("early"), Policy(tier="default", inbound=(ALLOW,), pre_dnat=True))
     lab.builder.set_host("h", Host(name="eth0", pre_dnat_tiers=(allowed,), forward_tiers=closed))
     lab.apply()
-    services.expect(VIP, SERVICE, out=True)
+    services.reached(VIP, SERVICE, out=True)
 
 
 def test_what_leaves_by_an_interface_with_a_host_endpoint(services: Services) -> None:
     """A service whose pod is elsewhere: the way out is forwarding, never the host's own sending."""
     lab = services.lab
-    for version in (4, 6):
-        for command in (
-            ("-A", "-t", _end(VIP[version], 8005), "-s", "rr"),
-            ("-a", "-t", _end(VIP[version], 8005), "-r", _end(OUT[version], 80), "-m"),
-        ):
-            done = services.admin(*command)
-            assert done.returncode == 0 or "already exists" in done.stderr, done.stderr
     lab.builder.set_host("h", Host(name="eth0", tiers=policy(lab, "none", (DENY,), (DENY,))))
     lab.apply()
-    services.expect(VIP, 8005, a=True, node=False)
-    forbidden = policy(lab, "forbidden", outbound=(tcp(80, action=Action.DENY), ALLOW))
+    services.reached(VIP, OF_OUT, a=True, node=False)
+    forbidden = policy(lab, "forbidden", outbound=(tcp(ON_OUT, action=Action.DENY), ALLOW))
     lab.builder.set_host("h", Host(name="eth0", tiers=policy(lab, "all", (ALLOW,), (ALLOW,)), forward_tiers=forbidden))
     lab.apply()
-    services.expect(VIP, 8005, a=False, node=True)
+    services.reached(VIP, OF_OUT, a=False, node=True)
 
 
 @pytest.mark.parametrize("version", [4, 6])
@@ -216,8 +178,8 @@ def test_nothing_leaves_with_the_mark(services: Services) -> None:
             marked = ("meta", "mark", "and", hex(bit), "!=", "0", "counter", "comment", '"marked"')
             lab.nft("add", "rule", family, "watch", hook, *marked)
     try:
-        services.expect(VIP, SERVICE, a=True, out=True)
-        services.expect(VIP, OF_HOST, out=True)
+        services.reached(VIP, SERVICE, a=True, out=True)
+        services.reached(VIP, OF_HOST, out=True)
         for family in ("ip", "ip6"):
             listed = lab.nft("list", "table", family, "watch")
             assert 'packets 0 bytes 0 comment "all"' not in listed
@@ -232,9 +194,9 @@ def test_a_mask_without_a_third_bit_and_reject_are_told(services: Services) -> N
     fresh(services, RulesetOptions(mark_mask=0x30000))
     assert "nftablesMarkMask" in lab.builder.problems[0]
     lab.apply()
-    services.expect(VIP, SERVICE, a=False)
+    services.reached(VIP, SERVICE, a=False)
     fresh(services, RulesetOptions(deny_action="Reject"))
     assert "nftablesFilterDenyAction" in lab.builder.problems[0]
     lab.pod("s", *policy(lab, "nobody", inbound=(DENY,)))
     lab.apply()
-    services.expect(VIP, SERVICE, a=False)
+    services.reached(VIP, SERVICE, a=False)

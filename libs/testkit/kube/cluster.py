@@ -118,7 +118,7 @@ class KubeCluster:
             if real_kubelets:
                 self.real = {
                     node.name: RealNode(
-                        node, self.control_plane, at.id, kube_proxy=kube_proxy.get(node.name, "nftables")
+                        node, self.control_plane, at.id, proxy_mode=kube_proxy.get(node.name, "nftables")
                     )
                     for node in at.nodes
                 }

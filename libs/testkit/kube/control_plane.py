@@ -62,6 +62,7 @@ class ControlPlane:
         extra_args: tuple[str, ...] = (),
         scheduler: bool = False,
         directory: str | Path | None = None,
+        ready_timeout_s: float = _START_TIMEOUT_S,
     ) -> None:
         self.address = str(ip_address(address))
         self._own_directory = directory is None
@@ -78,7 +79,7 @@ class ControlPlane:
         self.etcd = etcd or EtcdServer(address=address, netns=netns, directory=self.directory / "etcd")
         self.apiserver = KubeApiserver(
             address=address, netns=netns, binary=apiserver, directory=self.directory / "kube-apiserver",
-            ready_timeout_s=_START_TIMEOUT_S, extra_args=extra_args,
+            ready_timeout_s=ready_timeout_s, extra_args=extra_args,
         )  # fmt: skip
         self.apiserver.flags = self._apiserver_flags()
         self.apiserver.trusted = self.ca.cert
@@ -89,14 +90,14 @@ class ControlPlane:
         if manager is not None:
             self.manager = ControllerManager(
                 address=address, netns=netns, binary=manager, directory=self.directory / "kube-controller-manager",
-                ready_timeout_s=_START_TIMEOUT_S,
+                ready_timeout_s=ready_timeout_s,
             )  # fmt: skip
             self.manager.flags = self._manager_flags()
         self.scheduler: Scheduler | None = None
         if scheduling is not None:
             self.scheduler = Scheduler(
                 address=address, netns=netns, binary=scheduling, directory=self.directory / "kube-scheduler",
-                ready_timeout_s=_START_TIMEOUT_S,
+                ready_timeout_s=ready_timeout_s,
             )  # fmt: skip
             self.scheduler.flags = self._client_flags(self.scheduler, "system:kube-scheduler")
 

@@ -12,13 +12,14 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from libs.testkit.cluster import PROJECT, Node
+from libs.testkit.kube import kube_proxy
 from libs.testkit.kube.control_plane import ControlPlane
 from libs.testkit.kube.images.archive import PAUSE
 from libs.testkit.kube.programs import program
@@ -55,14 +56,14 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
 
 
 class RealNode:
-    """directory: of this node's files. kube_proxy: its mode. Not started before `open`, then `start`."""
+    """directory: of this node's files. proxy_mode: of kube-proxy. Not started before `open`, then `start`."""
 
-    def __init__(self, node: Node, cp: ControlPlane, cluster_id: str, *, kube_proxy: str = "nftables") -> None:
+    def __init__(self, node: Node, cp: ControlPlane, cluster_id: str, *, proxy_mode: str = "nftables") -> None:
         self.node, self.name = node, node.name
         self.directory = node.directory / "host"
         self._cp = cp
         self._group = f"cal-{cluster_id}-{node.name}"
-        self._kube_proxy = kube_proxy
+        self._proxy_mode = proxy_mode
         self._holder: subprocess.Popen[bytes] | None = None
         self._children: list[subprocess.Popen[bytes]] = []
         self._felix = list(node.felix.command)
@@ -261,18 +262,10 @@ class RealNode:
             "oomScoreAdj": 0,
         }
         (at / "kubelet.yaml").write_text(yaml.safe_dump(kubelet))
-        proxy: Mapping[str, Any] = {
-            "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
-            "kind": "KubeProxyConfiguration",
-            "mode": self._kube_proxy,
-            "hostnameOverride": self.name,
-            # Limits of the whole machine, which are not a node's to change.
-            "conntrack": {"maxPerCore": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
-            "clientConnection": {"kubeconfig": str(cp.user("system:kube-proxy"))},
-            "healthzBindAddress": f"{self.node.ipv4.ip}:10256",
-            "metricsBindAddress": f"{self.node.ipv4.ip}:10249",
-        }
-        (at / "kube-proxy.yaml").write_text(yaml.safe_dump(proxy))
+        proxy = kube_proxy.configuration(
+            self.name, str(self.node.ipv4.ip), self._proxy_mode, cp.user("system:kube-proxy")
+        )
+        (at / "kube-proxy.yaml").write_text(proxy)
 
 
 def missing() -> str:
