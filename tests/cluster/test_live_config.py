@@ -12,6 +12,7 @@ from ipaddress import ip_address
 import pytest
 import pytest_asyncio
 
+from libs.bus import Msg, subjects, wire
 from libs.netlink.netns import in_netns
 from libs.testkit.cluster import Pod
 from libs.testkit.reach import Flow, Verdict, open_flow
@@ -109,6 +110,46 @@ async def test_d10_n09_e07_p20_settings_change_under_traffic_without_loss(world:
         assert "limit rate" not in text
     assert load.result.lost_nothing, load.result
     assert load.result.tcp_opened > 50, load.result
+
+
+async def test_the_mode_ipvs_of_kube_proxy_comes_and_goes_under_traffic_without_loss(world: World, pods: Pods) -> None:
+    """Only its interface here; what it leads to is shown by tests/kernel/test_ipvs.py."""
+    flow, node = world.cluster.flow, world.cluster.node("node1")
+    good = [flow(a, pods.server, 8080, family=family) for a in (pods.near, pods.far) for family in FAMILIES]
+    host = to_host(world, pods.near)
+    await configure(world, nftablesFilterDenyAction="Reject")
+
+    async def stages(there: bool) -> None:
+        async def listed() -> bool:
+            found = [world.run("node1", "nft", "list", "table", family, "calico") for family in ("ip", "ip6")]
+            seen = {("hook-ipvs-from" in text, "hook input priority 110" in text) for text in found}
+            return seen == {(there, there)}
+
+        await until(listed, 10, f"stages behind IPVS: {there}")
+
+    warnings: list[str] = []
+
+    def heard(message: Msg) -> None:
+        warnings[:] = wire.decoder(wire.Applied).decode(message.data).warnings
+
+    async def is_told(wanted: bool) -> bool:
+        return any("nftablesFilterDenyAction: is Drop" in one for one in warnings) is wanted
+
+    subscription = world.bus.subscribe(subjects.applied("node1"), heard)
+    with Load(tcp=good, streams=good, tcp_per_s=100) as load:
+        await stages(False)
+        node.namespace.ip(["link add kube-ipvs0 type bridge", "addr add 10.96.0.1/32 dev kube-ipvs0"])
+        await stages(True)
+        assert await verdicts(host) == [DENY] * 2
+        await until(lambda: is_told(True), 10, "Reject is Drop now")
+        world.cluster.kill_felix("node1")
+        await world.cluster.start_felix("node1")
+        await stages(True)
+        node.namespace.ip(["link del kube-ipvs0"])
+        await stages(False)
+        await until(lambda: is_told(False), 10, "Reject is Reject again")
+    assert load.result.lost_nothing, load.result
+    subscription.unsubscribe()
 
 
 async def test_n19_packets_to_addresses_of_no_service_are_dropped_or_rejected(world: World, pods: Pods) -> None:
