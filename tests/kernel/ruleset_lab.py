@@ -134,12 +134,15 @@ class Lab:
         remove(list(self.spaces.values()))
         self._loop.close()
 
-    def fresh(self, options: RulesetOptions | None = None) -> RulesetBuilder:
-        """Start from nothing, as a new process: what the kernel still has from before must go at the next apply()."""
+    def fresh(self, options: RulesetOptions | None = None, *, ipvs: bool = False) -> RulesetBuilder:
+        """Start from nothing, as a new process: what the kernel still has from before must go at the next apply().
+        ipvs: as on a host where kube-proxy uses it.
+        """
         assert self._transport is not None
         with NetlinkSocket(NETLINK_NETFILTER, self.spaces["node"].path) as channel:
             channel.request(CT_DELETE, 0, b"\0\0\0\0", "all connections")  # else an old flow's ping is "established"
         self.builder = RulesetBuilder(options)
+        self.builder.set_ipvs(ipvs)
         table4, table6 = (TableReconciler(self._transport, table) for table in RulesetBuilder.tables())
         table4.in_sync = table6.in_sync = True
         self.tables = (table4, table6)

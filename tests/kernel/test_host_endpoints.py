@@ -32,8 +32,7 @@ HOST_TO_POD = ("node", "a", 80, "tcp")
 @pytest.fixture(params=[False, True], ids=["plain", "ipvs"])
 def lab(built: Lab, request: pytest.FixtureRequest) -> Lab:
     """ipvs: with the ruleset of a host where kube-proxy uses IPVS; what no service concerns is decided the same way."""
-    built.fresh(SOME_FAILSAFES)
-    built.builder.set_ipvs(request.param)
+    built.fresh(SOME_FAILSAFES, ipvs=request.param)
     built.pods()
     return built
 

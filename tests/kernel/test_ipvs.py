@@ -47,8 +47,7 @@ def services(made: Services) -> Services:
 
 
 def fresh(services: Services, options: RulesetOptions | None = None) -> None:
-    services.lab.fresh(options)
-    services.lab.builder.set_ipvs(True)
+    services.lab.fresh(options, ipvs=True)
     services.lab.builder.set_ipset("a", hosts_of("a"))
     services.lab.pods()
 

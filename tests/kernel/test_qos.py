@@ -16,9 +16,10 @@ pytestmark = pytest.mark.kernel
 IP_RECVTOS, IPV6_RECVTCLASS, IPV6_TCLASS = 13, 66, 67  # linux/in.h, linux/in6.h
 
 
-@pytest.fixture
-def lab(built: Lab) -> Lab:
-    built.fresh()
+@pytest.fixture(params=[False, True], ids=["plain", "ipvs"])
+def lab(built: Lab, request: pytest.FixtureRequest) -> Lab:
+    """ipvs: with the ruleset of a host where kube-proxy uses IPVS; what no service concerns is limited the same way."""
+    built.fresh(ipvs=request.param)
     built.pods()
     return built
 
@@ -66,8 +67,8 @@ def test_connection_beyond_the_limit_is_reset_and_the_others_go_on(lab, version,
     lab.pod("s" if inbound else "a", qos=Qos(ingress_max_connections=2) if inbound else Qos(egress_max_connections=2))
     lab.apply()
 
-    def connect() -> socket.socket:
-        with in_netns(lab.spaces["a"].path):
+    def connect(sender: str = "a") -> socket.socket:
+        with in_netns(lab.spaces[sender].path):
             sock = socket.socket(FAMILIES[version], socket.SOCK_STREAM)
         sock.settimeout(2)
         try:
@@ -82,6 +83,7 @@ def test_connection_beyond_the_limit_is_reset_and_the_others_go_on(lab, version,
         stack.enter_context(connect())
         with pytest.raises(ConnectionRefusedError):
             connect()
+        stack.enter_context(connect("node"))  # the host itself is never limited
         assert first.getpeername()[1] == 80
     lab.pod("s")
     lab.pod("a")
@@ -162,7 +164,7 @@ def test_hooks_of_limits_exist_only_while_a_workload_needs_them_and_a_restart_re
     lab.apply()
     with_limits = {family: lab.nft("-s", "list", "table", family, "calico") for family in ("ip", "ip6")}
     assert all("hook-qos-input" in text and "hook-dscp" in text for text in with_limits.values())
-    lab.fresh()
+    lab.fresh(ipvs=lab.builder.ipvs)
     lab.pods()
     lab.pod("a", qos=full)
     assert [(done.changed_rules, done.changed_elements) for done in lab.apply()] == [(0, 0), (0, 0)]
