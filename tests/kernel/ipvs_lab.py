@@ -81,8 +81,11 @@ class Services:
     def reached(self, to: dict[int, str], port: int, **wanted: bool) -> None:
         """wanted: whether it is reached from there, in both families."""
         for version in (4, 6):
-            got = {sender: self.lab.reach(sender, to[version], port) for sender in wanted}
-            assert got == wanted, f"IPv{version}"
+            got = {
+                sender: self.lab.reach(sender, to[version], port, timeout_s=5.0 if expected else 0.6)
+                for sender, expected in wanted.items()
+            }
+            assert got == wanted, f"IPv{version}: {got}"
 
     def _make(self) -> None:
         node = self.lab.spaces["node"]

@@ -193,10 +193,10 @@ class Lab:
         sock.bind((address(where, version), 0))
         return sock
 
-    def reach(self, sender: str, to: str, port: int) -> bool:
+    def reach(self, sender: str, to: str, port: int, *, timeout_s: float = 0.6) -> bool:
         """Whether TCP gets through to an address that is none of the lab's own."""
         flow = Flow(self.spaces[sender].path, ip_address(to), port, "tcp", None)
-        return check([flow], timeout_s=0.6, tries=2) == [Verdict.ALLOW]
+        return check([flow], timeout_s=timeout_s, tries=2) == [Verdict.ALLOW]
 
     def conntrack(self) -> str:
         """All entries of the node, in both families."""
