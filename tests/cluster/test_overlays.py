@@ -109,8 +109,8 @@ def _has_tunnel(node: Node, overlay: Overlay) -> bool:
     return bool(node.spec.ipv4_vxlan_tunnel_addr and node.spec.ipv6_vxlan_tunnel_addr)
 
 
-async def set_mode(world: World, mode: str = "Never", overlay: Overlay = VXLAN) -> None:
-    """natOutgoing stays: what pods send to pods must keep its source all the same. Pools of a family that the overlay
+async def set_mode(world: World, mode: str = "Never", overlay: Overlay = VXLAN, *, nat: bool = True) -> None:
+    """nat: natOutgoing; what pods send to pods must keep its source all the same. Pools of a family that the overlay
     does not carry are not encapsulated.
     """
     for family, (name, cidr, size) in POOLS.items():
@@ -119,7 +119,8 @@ async def set_mode(world: World, mode: str = "Never", overlay: Overlay = VXLAN) 
 kind: IPPool
 metadata: {{name: {name}}}
 spec:
-  {{cidr: "{cidr}", blockSize: {size}, vxlanMode: {modes["vxlan"]}, ipipMode: {modes["ipip"]}, natOutgoing: true}}
+  {{cidr: "{cidr}", blockSize: {size}, vxlanMode: {modes["vxlan"]}, ipipMode: {modes["ipip"]},
+    natOutgoing: {str(nat).lower()}}}
 """)
     await tunnel_addresses(world, overlay, there=mode != "Never")
 
@@ -657,8 +658,8 @@ async def test_o08_only_known_nodes_and_listed_networks_may_send(
 async def test_o08_what_pods_encapsulate_themselves_is_dropped_unless_they_may(
     world: World, pods: Pods, overlay: Overlay
 ) -> None:
-    """Even where the other end lets the pods' range send: VXLAN, which is not tracked, keeps its source."""
-    await set_mode(world, "Always", overlay)
+    """Even where the other end lets the pods' range send, and they keep their addresses."""
+    await set_mode(world, "Always", overlay, nat=False)
     await reachable(world, (pods.two, pods.one), families=overlay.families)
     field = "allowIPIPPacketsFromWorkloads" if overlay is IPIP else "allowVXLANPacketsFromWorkloads"
 

@@ -35,6 +35,7 @@ from libs.testkit.topology import Namespace, remove
 from services.felix.core.mtu import PATTERN
 from services.felix.core.route_settings import RouteSettings
 from services.felix.core.wireguard import FamilySettings, Wanted, Way, WireguardSettings
+from services.felix.drivers import wireguard_writer
 from services.felix.drivers.interfaces import InterfaceDriver
 from services.felix.drivers.wireguard import Devices, FirstOf, KernelDevices, WireguardError
 from services.felix.drivers.wireguard_userspace import UserspaceDevices
@@ -44,7 +45,6 @@ from services.felix.shell.wireguard import WireguardReconciler
 IN_KERNEL = kernel_makes("wireguard")
 pytestmark = [
     pytest.mark.kernel,
-    pytest.mark.stock_kernel,
     pytest.mark.skipif(not can_make_namespaces(), reason="needs root and network namespaces"),
     pytest.mark.skipif(
         not IN_KERNEL and (shutil.which("wireguard-go") is None or not Path("/dev/net/tun").exists()),
@@ -149,6 +149,7 @@ def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
         Path(f"/var/run/wireguard/{made.name}.sock").unlink(missing_ok=True)
 
 
+@pytest.mark.stock_kernel
 def test_device_peers_routes_and_rule_are_as_wanted_and_a_restart_writes_nothing(stage: Stage) -> None:
     key = stage.ensure()
     assert stage.apply(stage.wanted()) == {}
@@ -265,6 +266,7 @@ def changes(stage: Stage, routes_gone: int) -> Iterator[list[tuple[bool, str, in
     asyncio.run(listen())
 
 
+@pytest.mark.stock_kernel
 def test_a_device_that_somebody_removed_comes_back_with_another_key(stage: Stage) -> None:
     key = stage.ensure()
     stage.apply(stage.wanted())
@@ -286,6 +288,7 @@ def socket_gone(stage: Stage) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.stock_kernel
 def test_peers_change_hands_and_leave(stage: Stage) -> None:
     stage.ensure()
     wanted = stage.wanted()
@@ -301,6 +304,7 @@ def test_peers_change_hands_and_leave(stage: Stage) -> None:
     assert stage.routes() == {NETS[stage.version][1]: "throw"}
 
 
+@pytest.mark.stock_kernel
 def test_without_routes_there_is_no_rule_and_removal_leaves_nothing(stage: Stage) -> None:
     stage.ensure()
     stage.apply(stage.wanted())
@@ -338,6 +342,7 @@ def test_routes_that_shut_are_written_where_no_device_can_be(stage: Stage) -> No
     assert len(stage.rules()) == 1
 
 
+@pytest.mark.stock_kernel
 def test_a_port_that_is_taken_is_reported_and_nothing_leaves_in_clear_text(stage: Stage) -> None:
     stage.ensure()
     family = socket.AF_INET if stage.version == 4 else socket.AF_INET6
@@ -362,6 +367,19 @@ def test_threads_that_cannot_be_had_are_reported_and_stop_nothing(stage: Stage) 
     assert isinstance(failures, dict)
     assert list(failures) == [f"WireGuard threads of {stage.name}"]
     assert stage.routes()[NETS[stage.version][1]] == stage.name
+
+
+@pytest.mark.stock_kernel
+@pytest.mark.skipif(not IN_KERNEL, reason="this kernel has no WireGuard")
+def test_threads_are_switched_on(stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage.run("mount", "-t", "sysfs", "sysfs", str(tmp_path))
+    try:
+        monkeypatch.setattr(wireguard_writer, "NAPI_THREADS", tmp_path / "class/net")
+        stage.ensure()
+        assert stage.apply(replace(stage.wanted(), threading=True)) == {}
+        assert (tmp_path / "class/net" / stage.name / "threaded").read_text() == "1\n"
+    finally:
+        stage.run("umount", str(tmp_path))
 
 
 PORT = 51833
@@ -430,6 +448,7 @@ def pair(stage: Stage) -> Iterator[Pair]:
         Path(f"/var/run/wireguard/{other.name}.sock").unlink(missing_ok=True)
 
 
+@pytest.mark.stock_kernel
 def test_a_new_peer_is_greeted_without_any_traffic(pair: Pair) -> None:
     """Each of two is told of the other, one after the other; the first attempt of the first meets nobody."""
     pair.on()
@@ -442,6 +461,7 @@ def test_a_new_peer_is_greeted_without_any_traffic(pair: Pair) -> None:
         assert stage.devices.read(stage.name).peers[key].keepalive_s == 0
 
 
+@pytest.mark.stock_kernel
 def test_packets_are_encrypted_while_it_is_on_and_after_another_key_and_not_once_it_is_off(pair: Pair) -> None:
     one, two = pair.stages
 
@@ -650,6 +670,7 @@ def test_a_key_is_told_when_the_device_can_hear(stage: Stage) -> None:
     play(stage, story)
 
 
+@pytest.mark.stock_kernel
 def test_the_reconciler_compares_when_there_is_a_reason_and_not_with_every_pod(stage: Stage) -> None:
     """A key, then routes once it is told, then nothing until the device is taken away."""
     own, theirs, *_ = NETS[stage.version]

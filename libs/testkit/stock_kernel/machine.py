@@ -22,6 +22,8 @@ PACKAGES = packages.CACHE / "stock-kernel"
 _SCRIPTS = Path(__file__).resolve().parent
 _FOR_ROOT = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
 """Modules that a root made of the host's files takes."""
+_ITS_OWN = ("dev", "proc", "run", "sys", "tmp")
+"""What the machine has in place of the host's."""
 NAME = "stock-kernel"
 _SETUP_SECTS, _PAYLOAD = 0x1F1, 0x248  # in the header of a kernel's image: setup_sects, payload_offset
 _ARGUMENTS = "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable"
@@ -38,7 +40,11 @@ def missing() -> str:
     """What is not here, or nothing."""
     needed = ("usr/bin/qemu-system-x86_64", "bin/busybox", "bin/kmod")
     lacking = [Path(path).name for path in needed if not (PACKAGES / path).exists()]
-    return ", ".join(lacking + ([] if list((PACKAGES / "boot").glob("vmlinuz-*")) else ["a kernel"]))
+    if not list((PACKAGES / "boot").glob("vmlinuz-*")):
+        lacking.append("a kernel")
+    if (place := _SCRIPTS.parts[1]) in _ITS_OWN:
+        lacking.append(f"the project, which is below /{place} of this machine")
+    return ", ".join(lacking)
 
 
 def run(
