@@ -20,7 +20,9 @@ MODULES = {
     "kernel/virtio_pci.ko": "kernel/virtio_ring.ko",
     "kernel/9p/9pnet.ko": "",
     "kernel/9p/9pnet_virtio.ko": "kernel/9p/9pnet.ko kernel/virtio_ring.ko",
-    "kernel/9p/9p.ko": "kernel/9p/9pnet.ko",
+    "kernel/fscache.ko": "",
+    "kernel/netfs.ko": "kernel/fscache.ko",
+    "kernel/9p/9p.ko": "kernel/9p/9pnet.ko kernel/netfs.ko kernel/fscache.ko",
     "kernel/overlay.ko": "",
 }
 
@@ -88,6 +90,7 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     monkeypatch.setattr(machine, "PACKAGES", made)
+    monkeypatch.setattr(machine, "_ITS_OWN", ())  # wherever this project is
     return made
 
 
@@ -151,6 +154,14 @@ def test_what_is_not_here_is_named(packages: Path, tmp_path: Path) -> None:
     (packages / "boot/vmlinuz-6.1.0-amd64").unlink()
     with pytest.raises(MachineError, match="not here: qemu-system-x86_64, kmod, a kernel"):
         run(["true"], cwd=tmp_path, env={})
+
+
+def test_a_project_that_the_machine_would_not_see_is_told(packages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    qemu(packages, "exit 0")
+    assert machine.missing() == ""
+    place = Path(machine.__file__).parts[1]
+    monkeypatch.setattr(machine, "_ITS_OWN", (place,))
+    assert machine.missing() == f"the project, which is below /{place} of this machine"
 
 
 def test_the_environment_of_a_command_is_patient_and_has_no_more_than_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
