@@ -18,6 +18,7 @@ from libs.netlink.codec import (
     NLM_F_CREATE,
     NLM_F_EXCL,
     NetlinkError,
+    ObjectExists,
     ObjectNotFound,
     attr,
     attrs,
@@ -161,12 +162,18 @@ def put_tunnel(netlink: NetlinkSocket, control: socket.socket, device: TunnelDev
     found = get_tunnel(netlink, control, device.name)
     if found is not None and found[1].kind != device.kind:
         delete_link(netlink, found[0])
-        found = get_tunnel(netlink, control, device.name)  # some kernels keep a tunl0 of their own
+        found = get_tunnel(netlink, control, device.name)  # the tunl0 of the module cannot be removed
     if found is None:
-        _create(netlink, device)
+        refused: NetlinkError | None = None
+        try:
+            _create(netlink, device)
+        except ObjectExists as exists:  # ipip, loaded by the request, gives each namespace a tunl0 before ours is made
+            refused = exists
         found = get_tunnel(netlink, control, device.name)
+        if found is None and refused is not None and isinstance(device.kind, Ipip):
+            raise ObjectExists(errno.EEXIST, device.name, "a device of another name takes all IP-in-IP packets")
         if found is None:
-            raise NetlinkError(errno.ENODEV, f"{device.name} went while it was made")
+            raise refused or NetlinkError(errno.ENODEV, f"{device.name} went while it was made")
     index, have = found
     if have.kind != device.kind:
         raise NetlinkError(errno.EBUSY, f"{device.name} is there with other settings and cannot be removed")

@@ -38,6 +38,7 @@ from libs.runtime.compile_c import compile_c
 from libs.testkit import bootstrap
 from libs.testkit.http_probe import Answer, http_get
 from libs.testkit.netns_relay import NetnsRelay
+from libs.testkit.patience import patient
 from libs.testkit.pods import CniError, Pod, cni_environment, cni_stdin
 from libs.testkit.processes import Probe, Process, ProcessError, nsrun, probe_program
 from libs.testkit.reach import Flow, Protocol, Verdict, check
@@ -318,12 +319,13 @@ class Cluster:
         await asyncio.gather(*waits)
 
     async def _wait_ready(self, process: Process, host: str, port: int, timeout_s: float) -> None:
+        timeout_s = patient(timeout_s)
         deadline = asyncio.get_running_loop().time() + timeout_s
         said = "nothing"
         while True:
             process.require_running()
             with contextlib.suppress(OSError):
-                answer = await http_get(process.netns, host, port, "/readiness", timeout_s=2)
+                answer = await http_get(process.netns, host, port, "/readiness", timeout_s=patient(2))
                 if answer.status in (200, 204):
                     return
                 said = answer.text
@@ -590,7 +592,7 @@ class Cluster:
     ) -> None:
         """Ask again until the verdicts are the wanted ones. Raises AssertionError with what was seen last."""
         want = [wanted] * len(questions) if isinstance(wanted, Verdict) else list(wanted)
-        deadline = asyncio.get_running_loop().time() + timeout_s
+        deadline = asyncio.get_running_loop().time() + patient(timeout_s)
         while (seen := await self.reach(questions, family=family, timeout_s=0.6)) != want:
             if asyncio.get_running_loop().time() > deadline:
                 raise AssertionError(

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -46,6 +47,19 @@ def can_make_namespaces() -> bool:
         return False
     done = subprocess.run(["unshare", "--net", "true"], capture_output=True, check=False)
     return done.returncode == 0
+
+
+@cache
+def kernel_makes(kind: str) -> bool:
+    """Whether there can be links of this kind, as `ip link` names it."""
+    if not can_make_namespaces():
+        return False
+    with namespace("kind") as ns:
+        try:
+            ns.run("ip", "link", "add", "probe", "type", kind)
+        except CommandFailed as failure:  # others than this say that there is such a kind, and what it asks for
+            return "Unknown device type" not in str(failure)
+    return True
 
 
 def create(prefix: str = "t") -> Namespace:

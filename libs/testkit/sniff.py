@@ -37,17 +37,22 @@ class Seen:
         return self.protocol == UDP and self.target_port == port
 
     def inner(self) -> Seen | None:
-        """What a VXLAN packet carries."""
-        return parse(self.payload[8:])
+        """What a VXLAN or IP-in-IP packet carries."""
+        return parse_ip(self.payload) if self.protocol == IPIP else parse(self.payload[8:])
 
 
 def parse(frame: bytes) -> Seen | None:
     """An Ethernet frame; None when it carries neither IPv4 nor IPv6."""
-    kind, packet = frame[12:14], frame[_HEADER:]
-    if kind == b"\x08\x00" and len(packet) >= 20:
+    return parse_ip(frame[_HEADER:]) if frame[12:14] in (b"\x08\x00", b"\x86\xdd") else None
+
+
+def parse_ip(packet: bytes) -> Seen | None:
+    """A packet of either family, header first; None when it is none."""
+    version = packet[0] >> 4 if packet else 0
+    if version == 4 and len(packet) >= 20:
         body, protocol = packet[(packet[0] & 15) * 4 :], packet[9]
         source, target = ip_address(packet[12:16]), ip_address(packet[16:20])
-    elif kind == b"\x86\xdd" and len(packet) >= 40:
+    elif version == 6 and len(packet) >= 40:
         body, protocol = packet[40:], packet[6]
         source, target = ip_address(packet[8:24]), ip_address(packet[24:40])
     else:

@@ -21,6 +21,7 @@ from libs.resources import codec
 from libs.resources.client import ResourceClient
 from libs.store.etcd import EtcdStore
 from libs.testkit.cluster import Cluster, Pod
+from libs.testkit.patience import patient
 from libs.testkit.reach import Flow, Verdict, check
 from tests.marks import by_module
 
@@ -69,6 +70,7 @@ class World:
     async def apply(self, text: str, *, timeout_s: float = 20.0) -> int:
         """Apply YAML documents one after the other; returns when every node concerned enforces them."""
         revisions: list[int] = []
+        timeout_s = patient(timeout_s)
         await self.bus.wait_connected(timeout_s)  # ours may have been away with the server
         async with listening(self.bus, timeout_s) as waiter:
             for document in yaml.safe_load_all(text):
@@ -79,14 +81,14 @@ class World:
         return revisions[-1]
 
     async def delete(self, kind: str, name: str, namespace: str = "", *, timeout_s: float = 20.0) -> None:
-        async with listening(self.bus, timeout_s) as waiter:
+        async with listening(self.bus, patient(timeout_s)) as waiter:
             written = await self.resources.delete(kind, name, namespace)
             await waiter.until_applied([written.revision])
 
     async def clean(self) -> None:
         """Remove every policy, set and tier that a test left."""
         revisions: list[int] = []
-        async with listening(self.bus, 20.0) as waiter:
+        async with listening(self.bus, patient(20.0)) as waiter:
             for kind in (*POLICY_KINDS, "Tier"):
                 for resource in (await self.resources.list(kind)).items:
                     if kind == "Tier" and resource.metadata.name in BUILT_IN_TIERS:
@@ -129,6 +131,7 @@ class World:
 
 async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float, what: str) -> None:
     """Poll a condition of the outside world until it holds."""
+    timeout_s = patient(timeout_s)
     deadline = asyncio.get_running_loop().time() + timeout_s
     while not await condition():
         assert asyncio.get_running_loop().time() < deadline, f"not within {timeout_s:g} s: {what}"
@@ -151,7 +154,7 @@ async def open_world(stack: AsyncExitStack, cluster: Cluster) -> World:
     store = await stack.enter_async_context(cluster.store())
     env = {**os.environ, **cluster.outside_env()}
     bus = await stack.enter_async_context(NatsBus(BusConfig.from_env(env), name="test"))
-    await bus.wait_connected(10)
+    await bus.wait_connected(patient(10))
     return World(cluster, store, bus)
 
 

@@ -1,15 +1,18 @@
-"""Overlays with real packets: three nodes, of which node3 is in another subnet, behind a router that knows no pods."""
+"""Overlays with real packets: three nodes, of which node3 is in another subnet, behind a router that knows no pods.
+
+VXLAN and, where the kernel has it, IP in IP, which carries IPv4 alone.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import struct
-import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 import pytest
 import pytest_asyncio
@@ -19,8 +22,10 @@ from libs.bus.applied import WaitProblem
 from libs.model.node import Node
 from libs.netlink.ethtool import tx_checksum
 from libs.testkit.cluster import Cluster, Pod
-from libs.testkit.packets import UDP, Packet, frame, tag_of
+from libs.testkit.netns import kernel_makes
+from libs.testkit.packets import UDP, Packet, datagram, frame, tag_of
 from libs.testkit.reach import Flow, Verdict, check
+from libs.testkit.sniff import IPIP as IPPROTO_IPIP
 from libs.testkit.sniff import Seen, Sniffer
 from libs.testkit.topology import Namespace, remove
 from libs.testkit.traffic import Load
@@ -33,6 +38,37 @@ POOLS = {4: ("default-ipv4-ippool", "10.65.0.0/16", 26), 6: ("default-ipv6-ippoo
 DEVICES = {4: "vxlan.calico", 6: "vxlan-v6.calico"}
 RECOVER_S = 30.0  # what the feature table allows for a change of encapsulation
 HEAL_S = 10.0  # through events; the period of comparing is 90 s
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """kind: of its links, and what pools call it. devices: of each family that it carries."""
+
+    kind: str
+    devices: Mapping[int, str]
+
+    @property
+    def families(self) -> tuple[int, ...]:
+        return tuple(self.devices)
+
+    def carries(self, packet: Seen) -> bool:
+        return packet.is_vxlan() if self is VXLAN else packet.protocol == IPPROTO_IPIP
+
+
+VXLAN, IPIP = Overlay("vxlan", DEVICES), Overlay("ipip", {4: "tunl0"})
+ON_STOCK_KERNEL = pytest.param(IPIP, marks=pytest.mark.stock_kernel)
+each = pytest.mark.parametrize("overlay", [VXLAN, IPIP], indirect=True, ids=["vxlan", "ipip"])
+each_also_on_stock_kernel = pytest.mark.parametrize(
+    "overlay", [VXLAN, ON_STOCK_KERNEL], indirect=True, ids=["vxlan", "ipip"]
+)
+
+
+@pytest.fixture
+def overlay(request: pytest.FixtureRequest) -> Overlay:
+    found: Overlay = request.param
+    if not kernel_makes(found.kind):
+        pytest.skip("this kernel has no IP-in-IP tunnels")
+    return found
 
 
 @dataclass(frozen=True)
@@ -57,31 +93,42 @@ async def pods(world: World) -> Pods:
     return Pods(*[await add(f"node{i}", name, namespace="ns1") for i, name in ((1, "one"), (2, "two"), (3, "far"))])
 
 
-async def tunnel_addresses(world: World, *, there: bool) -> None:
+async def tunnel_addresses(world: World, overlay: Overlay, *, there: bool) -> None:
     """The node service gives and takes them as pools change."""
 
     async def as_wanted() -> bool:
         nodes = [node for node in (await world.resources.list("Node")).items if isinstance(node, Node)]
-        return all(
-            bool(node.spec.ipv4_vxlan_tunnel_addr and node.spec.ipv6_vxlan_tunnel_addr) == there for node in nodes
-        )
+        return all(_has_tunnel(node, overlay) == there for node in nodes)
 
     await until(as_wanted, RECOVER_S, f"tunnel addresses of all nodes: {there}")
 
 
-async def set_mode(world: World, vxlan: str = "Never") -> None:
-    """natOutgoing stays: what pods send to pods must keep its source all the same."""
-    for name, cidr, size in POOLS.values():
+def _has_tunnel(node: Node, overlay: Overlay) -> bool:
+    if overlay is IPIP:
+        return bool(node.spec.bgp and node.spec.bgp.ipv4_ipip_tunnel_addr)
+    return bool(node.spec.ipv4_vxlan_tunnel_addr and node.spec.ipv6_vxlan_tunnel_addr)
+
+
+async def set_mode(world: World, mode: str = "Never", overlay: Overlay = VXLAN, *, nat: bool = True) -> None:
+    """nat: natOutgoing; what pods send to pods must keep its source all the same. Pools of a family that the overlay
+    does not carry are not encapsulated.
+    """
+    for family, (name, cidr, size) in POOLS.items():
+        modes = {one.kind: mode if one is overlay and family in one.families else "Never" for one in (VXLAN, IPIP)}
         await world.apply(f"""
 kind: IPPool
 metadata: {{name: {name}}}
-spec: {{cidr: "{cidr}", blockSize: {size}, vxlanMode: {vxlan}, ipipMode: Never, natOutgoing: true}}
+spec:
+  {{cidr: "{cidr}", blockSize: {size}, vxlanMode: {modes["vxlan"]}, ipipMode: {modes["ipip"]},
+    natOutgoing: {str(nat).lower()}}}
 """)
-    await tunnel_addresses(world, there=vxlan != "Never")
+    await tunnel_addresses(world, overlay, there=mode != "Never")
 
 
-async def reachable(world: World, *pairs: tuple[Pod, Pod], timeout_s: float = RECOVER_S) -> None:
-    for family in FAMILIES:
+async def reachable(
+    world: World, *pairs: tuple[Pod, Pod], families: Sequence[int] = FAMILIES, timeout_s: float = RECOVER_S
+) -> None:
+    for family in families:
         for protocol in ("tcp", "udp"):
             questions = [(a, b, 8080, protocol) for a, b in pairs]
             await world.cluster.eventually(questions, ALLOW, family=family, timeout_s=timeout_s)  # type: ignore[arg-type]
@@ -92,17 +139,19 @@ def between(seen: list[Seen], a: Pod, b: Pod, family: int) -> list[Seen]:
     return [packet for packet in seen if {packet.source, packet.target} == ends]
 
 
-async def ways(world: World, a: Pod, b: Pod, family: int) -> tuple[int, int]:
-    """(packets of the pair seen without a tunnel, in a VXLAN packet) at the second one's node, of one exchange."""
+async def ways(world: World, a: Pod, b: Pod, family: int, overlay: Overlay = VXLAN) -> tuple[int, int]:
+    """(packets of the pair seen without a tunnel, in one) at the second one's node, of one exchange."""
     with Sniffer(world.cluster.fabric, b.node) as wire:
         await world.cluster.eventually([(a, b, 8080, "tcp")], ALLOW, family=family)
         seen = wire.packets()
-    inner = [packet.inner() for packet in seen if packet.is_vxlan()]
+    inner = [packet.inner() for packet in seen if overlay.carries(packet)]
     return len(between(seen, a, b, family)), len(between([one for one in inner if one is not None], a, b, family))
 
 
 def links(world: World, node: str) -> set[str]:
-    return {line.split()[0].split("@")[0] for line in world.run(node, "ip", "-br", "link").splitlines()}
+    """Those that are up: the kernel keeps an idle tunl0 in every namespace."""
+    words = [line.split() for line in world.run(node, "ip", "-br", "link").splitlines()]
+    return {one[0].split("@")[0] for one in words if "UP" in one[-1].strip("<>").split(",")}
 
 
 def route(world: World, node: str, pod: Pod, family: int) -> str:
@@ -124,59 +173,82 @@ async def test_o04_nodes_of_one_subnet_need_no_tunnel_and_no_routing_daemon(worl
     assert await world.cluster.reach(flows) == [Verdict.DENY], "the router between the subnets knows no pods"  # type: ignore[arg-type]
 
 
-async def test_o01_o02_vxlan_always_carries_everything_between_nodes(world: World, pods: Pods) -> None:
-    await set_mode(world, vxlan="Always")
+@each_also_on_stock_kernel
+async def test_o01_o02_o03_always_carries_everything_between_nodes(world: World, pods: Pods, overlay: Overlay) -> None:
+    await set_mode(world, "Always", overlay)
     pairs = [(a, b) for a in (pods.one, pods.two, pods.far) for b in (pods.one, pods.two, pods.far) if a is not b]
-    await reachable(world, *pairs)
-    for family in FAMILIES:
+    await reachable(world, *pairs, families=overlay.families)
+    for family, device in overlay.devices.items():
         for target in (pods.two, pods.far):
-            plain, tunnelled = await ways(world, pods.one, target, family)
+            plain, tunnelled = await ways(world, pods.one, target, family, overlay)
             assert tunnelled, (family, target.name)
             assert not plain, (family, target.name)
-    node1 = world.cluster.node("node1")
-    for family, device in DEVICES.items():
-        shown = world.run("node1", "ip", "-d", "-o", "link", "show", device)
+        node1 = world.cluster.node("node1")
         local = (node1.ipv4 if family == 4 else node1.ipv6).ip
-        assert "vxlan id 4096 " in shown
-        assert f"local {local} dev eth0" in shown
-        assert "dstport 4789 nolearning" in shown
-        assert f"mtu {1450 if family == 4 else 1430} " in shown
-        assert "link/ether 66:" in shown
-        assert world.run("node1", "bridge", "fdb", "show", "dev", device).count("self permanent") == 2
-    gotten = route(world, "node1", pods.two, 4)
-    assert "dev vxlan.calico" in gotten
-    assert "mtu 1450" in gotten
+        mtu = 1480 if overlay is IPIP else 1450 if family == 4 else 1430
+        vxlan = ("vxlan id 4096 ", f"local {local} dev eth0", "dstport 4789 nolearning", "link/ether 66:")
+        shown = world.run("node1", "ip", "-d", "-o", "link", "show", device)
+        for words in (f"mtu {mtu} ", *(vxlan if overlay is VXLAN else ("link/ipip 0.0.0.0 brd 0.0.0.0",))):
+            assert words in shown
+        if overlay is VXLAN:
+            assert world.run("node1", "bridge", "fdb", "show", "dev", device).count("self permanent") == 2
+        gotten = route(world, "node1", pods.two, family)
+        assert f"dev {device}" in gotten
+        assert f"mtu {mtu}" in gotten
 
 
-async def test_o01_crosssubnet_uses_the_tunnel_for_the_other_subnet_alone(world: World, pods: Pods) -> None:
-    await set_mode(world, vxlan="CrossSubnet")
-    await reachable(world, (pods.one, pods.two), (pods.one, pods.far), (pods.far, pods.two))
+@each_also_on_stock_kernel
+async def test_o01_o03_crosssubnet_uses_the_tunnel_for_the_other_subnet_alone(
+    world: World, pods: Pods, overlay: Overlay
+) -> None:
+    await set_mode(world, "CrossSubnet", overlay)
+    pairs = (pods.one, pods.two), (pods.one, pods.far), (pods.far, pods.two)
+    await reachable(world, *pairs, families=overlay.families)
 
     async def settled() -> bool:
-        return all("dev eth0" in route(world, node, pod, family) for family in FAMILIES
+        return all("dev eth0" in route(world, node, pod, family) for family in overlay.families
                    for node, pod in (("node1", pods.two), ("node2", pods.one)))  # fmt: skip
 
     await until(settled, RECOVER_S, "direct routes within the subnet")
-    for family in FAMILIES:
-        plain, tunnelled = await ways(world, pods.one, pods.two, family)
+    for family in overlay.families:
+        plain, tunnelled = await ways(world, pods.one, pods.two, family, overlay)
         assert plain, family
         assert not tunnelled, family
-        plain, tunnelled = await ways(world, pods.one, pods.far, family)
+        plain, tunnelled = await ways(world, pods.one, pods.far, family, overlay)
         assert tunnelled, family
         assert not plain, family
+
+
+@each_also_on_stock_kernel
+async def test_policy_decides_about_what_comes_through_the_tunnel(world: World, pods: Pods, overlay: Overlay) -> None:
+    await set_mode(world, "Always", overlay)
+    await reachable(world, (pods.one, pods.two), (pods.far, pods.two), families=overlay.families)
+    nets = [str(ip_network(pods.far.address(family))) for family in FAMILIES]
+    rules = [{"action": "Allow", "source": {"nets": [net]}} for net in nets]
+    await world.apply(f"""
+kind: NetworkPolicy
+metadata: {{name: only-far, namespace: ns1}}
+spec: {{selector: all(), types: [Ingress], ingress: {json.dumps(rules)}}}
+""")
+    try:
+        wanted = [(pods.far, pods.two, 8080, "tcp", ALLOW), (pods.one, pods.two, 8080, "tcp", Verdict.DENY)]
+        await world.check(wanted, families=overlay.families)
+    finally:
+        await world.delete("NetworkPolicy", "only-far", "ns1")
 
 
 # --- O07, and what a dead felix leaves --------------------------------------------------------------------------------
 
 
-def state(world: World, node: str) -> dict[str, str]:
+def state(world: World, node: str, overlay: Overlay = VXLAN) -> dict[str, str]:
     """All that an overlay is made of, without what counts or ages."""
     shown = {}
-    for device in DEVICES.values():
+    for device in overlay.devices.values():
         shown[f"{device} link"] = world.run(node, "ip", "-o", "-br", "link", "show", device).split(" <")[0]
         addresses = world.run(node, "ip", "-o", "addr", "show", device, "scope", "global").splitlines()
         shown[f"{device} address"] = "\n".join(line.split()[3] for line in addresses)
-        shown[f"{device} fdb"] = "\n".join(sorted(world.run(node, "bridge", "fdb", "show", "dev", device).splitlines()))
+        entries = world.run(node, "bridge", "fdb", "show", "dev", device) if overlay is VXLAN else ""
+        shown[f"{device} fdb"] = "\n".join(sorted(entries.splitlines()))
         neighbours = world.run(node, "ip", "neigh", "show", "dev", device, "nud", "permanent").splitlines()
         shown[f"{device} neighbours"] = "\n".join(sorted(neighbours))
         for family in FAMILIES:
@@ -192,12 +264,22 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("device", DEVICES.values())
-@pytest.mark.parametrize("what", ["forwarding entry", "neighbour", "route", "address", "mtu", "mac", "down", "device"])
-async def test_o07_what_somebody_takes_away_comes_back(world: World, pods: Pods, what: str, device: str) -> None:
-    await set_mode(world, vxlan="Always")
-    await reachable(world, (pods.one, pods.two), (pods.one, pods.far))
-    before = state(world, "node1")
+TAKEN = ["forwarding entry", "neighbour", "route", "address", "mtu", "mac", "down", "device"]
+TAKEN_OF_TUNL0 = ["route", "address", "mtu", "down"]  # the module's own cannot be removed
+TAKEN_OF = [
+    *[pytest.param(VXLAN, device, what, id=f"{device}-{what}") for device in DEVICES.values() for what in TAKEN],
+    *[pytest.param(IPIP, "tunl0", what, id=f"tunl0-{what}", marks=pytest.mark.stock_kernel) for what in TAKEN_OF_TUNL0],
+]
+
+
+@pytest.mark.parametrize(("overlay", "device", "what"), TAKEN_OF, indirect=["overlay"])
+async def test_o07_what_somebody_takes_away_comes_back(
+    world: World, pods: Pods, overlay: Overlay, device: str, what: str
+) -> None:
+    await set_mode(world, "Always", overlay)
+    families = overlay.families
+    await reachable(world, (pods.one, pods.two), (pods.one, pods.far), families=families)
+    before = state(world, "node1", overlay)
     family = 6 if "v6" in device else 4
     rows = {"forwarding entry": "fdb", "neighbour": "neighbours", "route": f"routes {family}"}
     if what in DAMAGE:
@@ -214,14 +296,14 @@ async def test_o07_what_somebody_takes_away_comes_back(world: World, pods: Pods,
         world.run("node1", *commands[what])
 
     async def back() -> bool:
-        return device in links(world, "node1") and state(world, "node1") == before
+        return device in links(world, "node1") and state(world, "node1", overlay) == before
 
     await until(back, HEAL_S, f"{what} of {device}")
-    await reachable(world, (pods.one, pods.two), (pods.one, pods.far))
+    await reachable(world, (pods.one, pods.two), (pods.one, pods.far), families=families)
 
 
 async def test_o07_what_somebody_adds_goes(world: World, pods: Pods) -> None:
-    await set_mode(world, vxlan="Always")
+    await set_mode(world, "Always")
     await reachable(world, (pods.one, pods.two))
     before = state(world, "node1")
     for command in (
@@ -238,14 +320,17 @@ async def test_o07_what_somebody_adds_goes(world: World, pods: Pods) -> None:
     await until(gone, HEAL_S, "strange entries")
 
 
-async def test_kill_9_of_felix_loses_nothing_that_goes_through_tunnels(world: World, pods: Pods) -> None:
-    await set_mode(world, vxlan="Always")
+@each
+async def test_kill_9_of_felix_loses_nothing_that_goes_through_tunnels(
+    world: World, pods: Pods, overlay: Overlay
+) -> None:
+    await set_mode(world, "Always", overlay)
     pairs = [(pods.one, pods.two), (pods.two, pods.one), (pods.far, pods.one)]
-    await reachable(world, *pairs)
-    before = state(world, "node1")
+    await reachable(world, *pairs, families=overlay.families)
+    before = state(world, "node1", overlay)
     flow = world.cluster.flow
-    udp = [flow(a, b, 8080, "udp", family=family) for a, b in pairs for family in FAMILIES]
-    tcp = [flow(a, b, 8080, family=family) for a, b in pairs for family in FAMILIES]
+    udp = [flow(a, b, 8080, "udp", family=family) for a, b in pairs for family in overlay.families]
+    tcp = [flow(a, b, 8080, family=family) for a, b in pairs for family in overlay.families]
     with Load(udp=udp, tcp=tcp, streams=tcp[:2], udp_per_s=500, tcp_per_s=50) as load:
         await another(load, 300)
         world.cluster.kill_felix("node1")
@@ -253,7 +338,7 @@ async def test_kill_9_of_felix_loses_nothing_that_goes_through_tunnels(world: Wo
         await world.cluster.start_felix("node1")
         await another(load, 600)
     assert load.result.lost_nothing, load.result
-    assert state(world, "node1") == before
+    assert state(world, "node1", overlay) == before
 
 
 async def another(load: Load, packets: int) -> None:
@@ -268,23 +353,29 @@ async def another(load: Load, packets: int) -> None:
 # --- O05, O06, O13 ----------------------------------------------------------------------------------------------------
 
 
-async def test_o05_encapsulation_changes_under_traffic_and_the_old_device_goes(world: World, pods: Pods) -> None:
-    await set_mode(world)
+@each
+async def test_o05_encapsulation_changes_under_traffic_and_the_old_device_goes(
+    world: World, pods: Pods, overlay: Overlay
+) -> None:
+    await set_mode(world, "Never", overlay)
+    devices = set(overlay.devices.values())
     near = [(pods.one, pods.two), (pods.two, pods.one)]
-    await reachable(world, *near)
+    await reachable(world, *near, families=overlay.families)
     flow = world.cluster.flow
-    udp = [flow(a, b, 8080, "udp", family=family) for a, b in near for family in FAMILIES]
-    streams = [flow(a, b, 8080, family=family) for a, b in near for family in FAMILIES]
+    udp = [flow(a, b, 8080, "udp", family=family) for a, b in near for family in overlay.families]
+    streams = [flow(a, b, 8080, family=family) for a, b in near for family in overlay.families]
     with Load(udp=udp, streams=streams, udp_per_s=400) as load:
         await another(load, 200)
         for mode in ("Always", "CrossSubnet", "Always", "Never"):
             lost_before = load.snapshot().udp_sent - load.snapshot().udp_received
-            await set_mode(world, vxlan=mode)
-            await reachable(world, *near)
+            await set_mode(world, mode, overlay)
+            await reachable(world, *near, families=overlay.families)
 
             async def as_wanted(mode: str = mode) -> bool:
-                there = set(DEVICES.values()) <= links(world, "node1")
-                tunnelled = all("vxlan" in route(world, "node1", pods.two, family) for family in FAMILIES)
+                there = devices <= links(world, "node1")
+                tunnelled = all(
+                    device in route(world, "node1", pods.two, family) for family, device in overlay.devices.items()
+                )
                 return there == (mode != "Never") and tunnelled == (mode == "Always")
 
             await until(as_wanted, RECOVER_S, f"routes and devices of {mode}")
@@ -295,30 +386,36 @@ async def test_o05_encapsulation_changes_under_traffic_and_the_old_device_goes(w
     assert result.streams_broken == 0, result
     assert result.longest_silence_s < RECOVER_S, result
     assert result.udp_received > 800, result
-    assert not links(world, "node2") & set(DEVICES.values())
+    assert not links(world, "node2") & devices
 
 
+@each
 async def test_o05_within_one_subnet_a_change_away_from_the_tunnel_and_back_loses_nothing(
-    world: World, pods: Pods
+    world: World, pods: Pods, overlay: Overlay
 ) -> None:
     """With devices that are there on both sides, every route is replaced in place; one that is not needed lingers."""
-    await set_mode(world, vxlan="Always")
+    await set_mode(world, "Always", overlay)
+    devices = set(overlay.devices.values())
     near = [(pods.one, pods.two), (pods.two, pods.one)]
-    await reachable(world, *near)
+    await reachable(world, *near, families=overlay.families)
     flow = world.cluster.flow
-    with Load(udp=[flow(a, b, 8080, "udp", family=f) for a, b in near for f in FAMILIES], udp_per_s=400) as load:
+    with Load(
+        udp=[flow(a, b, 8080, "udp", family=f) for a, b in near for f in overlay.families], udp_per_s=400
+    ) as load:
         for mode in ("CrossSubnet", "Always", "Never"):
             await another(load, 100)
-            await set_mode(world, vxlan=mode)
+            await set_mode(world, mode, overlay)
 
             async def switched(mode: str = mode) -> bool:
-                shown = [route(world, "node1", pods.two, 4), route(world, "node2", pods.one, 6)]
-                return all(("vxlan" in text) == (mode == "Always") for text in shown)
+                ends = [("node1", pods.two), ("node2", pods.one)]
+                shown = [(route(world, *end, family), device)
+                         for end in ends for family, device in overlay.devices.items()]  # fmt: skip
+                return all((device in text) == (mode == "Always") for text, device in shown)
 
             await until(switched, RECOVER_S, mode)
 
         async def gone() -> bool:
-            return not (links(world, "node1") | links(world, "node2")) & set(DEVICES.values())
+            return not (links(world, "node1") | links(world, "node2")) & devices
 
         await until(gone, RECOVER_S, "devices that nothing needs")
         await another(load, 100)
@@ -326,7 +423,7 @@ async def test_o05_within_one_subnet_a_change_away_from_the_tunnel_and_back_lose
 
 
 async def test_o06_tunnel_addresses_move_with_the_pools(world: World, pods: Pods) -> None:
-    await set_mode(world, vxlan="Always")
+    await set_mode(world, "Always")
     await reachable(world, (pods.one, pods.two))
     other = """
 kind: IPPool
@@ -359,7 +456,7 @@ spec: {{cidr: {cidr}, blockSize: {size}, vxlanMode: Always, natOutgoing: true, d
 
 
 async def test_o13_settings_of_the_device_and_the_mtu_file_follow(world: World, pods: Pods) -> None:
-    await set_mode(world, vxlan="Always")
+    await set_mode(world, "Always")
     await reachable(world, (pods.one, pods.two))
     config = """
 kind: FelixConfiguration
@@ -402,8 +499,28 @@ spec:
     await reachable(world, (pods.one, pods.two))
 
 
+@pytest.mark.parametrize("overlay", [ON_STOCK_KERNEL], indirect=True, ids=["ipip"])
+async def test_o13_ip_in_ips_mtu_and_the_mtu_file_follow(world: World, pods: Pods, overlay: Overlay) -> None:
+    await set_mode(world, "Always", overlay)
+    await reachable(world, (pods.one, pods.two), families=overlay.families)
+
+    async def has(mtu: int) -> bool:
+        shown = [world.run(node.name, "ip", "link", "show", "tunl0") for node in world.cluster.nodes]
+        same = all(f"mtu {mtu} " in text for text in shown) and f"mtu {mtu}" in route(world, "node1", pods.two, 4)
+        return same and mtu_file(world, "node1") == mtu
+
+    await until(lambda: has(1480), RECOVER_S, "what the host's leaves")
+    await world.apply("{kind: FelixConfiguration, metadata: {name: default}, spec: {ipipMTU: 1400}}")
+    try:
+        await until(lambda: has(1400), RECOVER_S, "what is set")
+        await reachable(world, (pods.one, pods.two), (pods.one, pods.far), families=overlay.families)
+    finally:
+        await world.delete("FelixConfiguration", "default")
+    await until(lambda: has(1480), RECOVER_S, "what is the default")
+
+
 async def test_o13_a_nodes_own_mac_is_used_and_known_to_the_others(world: World, pods: Pods) -> None:
-    await set_mode(world, vxlan="Always")
+    await set_mode(world, "Always")
     await reachable(world, (pods.one, pods.two))
     generated = world.run("node1", "cat", "/sys/class/net/vxlan.calico/address").strip()
     for mac in ("66:00:00:00:00:42", ""):
@@ -438,9 +555,9 @@ def offloads(world: World, node: str, device: str) -> bool:
 
 
 async def test_o03_a_node_without_ip_in_ip_says_so_and_goes_on(world: World, pods: Pods) -> None:
-    if "ipip" in kinds(world):
+    if kernel_makes("ipip"):
         pytest.skip("this kernel has IP-in-IP tunnels")
-    await set_mode(world, vxlan="Always")
+    await set_mode(world, "Always")
     await reachable(world, (pods.one, pods.two))
     spec = "{kind: IPPool, metadata: {name: ipip}, spec: {cidr: 10.71.0.0/24, blockSize: 26, ipipMode: Always}}"
     try:
@@ -458,15 +575,6 @@ async def test_o03_a_node_without_ip_in_ip_says_so_and_goes_on(world: World, pod
         assert log.count("overlay not in place") and log.count("this kernel has no IP-in-IP") <= 2, "said once"  # noqa: PT018
     finally:
         await world.delete("IPPool", "ipip")
-
-
-def kinds(world: World) -> str:
-    try:
-        world.run("node1", "ip", "link", "add", "ipip9", "type", "ipip", "local", "192.0.2.99")
-    except subprocess.CalledProcessError:
-        return ""
-    world.run("node1", "ip", "link", "del", "ipip9")
-    return "ipip"
 
 
 # --- O08 --------------------------------------------------------------------------------------------------------------
@@ -491,17 +599,24 @@ async def stranger(world: World) -> AsyncIterator[Namespace]:
         remove([space])
 
 
-async def arrives(world: World, pods: Pods, stranger: Namespace, family: int) -> bool:
-    """Whether the pod sees what the stranger sends it in VXLAN packets of an overlay's number."""
-    device = DEVICES[family]
-    node = world.cluster.node("node1")
-    mac = world.run("node1", "cat", f"/sys/class/net/{device}/address").strip()
-    target, source = pods.one.address(family), ip_address("10.65.200.7" if family == 4 else "fd00:65::c8:7")
-    inner = frame(Packet(source, target, UDP, 4000, 8080), tag_of(7), bytes.fromhex(mac.replace(":", "")), b"\x66" * 6)
-    packet = struct.pack("!II", 0x08000000, 4096 << 8) + inner
-    kind = socket.AF_INET if family == 4 else socket.AF_INET6
-    to = (str((node.ipv4 if family == 4 else node.ipv6).ip), 4789)
-    with Sniffer(pods.one.netns, "eth0") as wire, closing(stranger.socket(kind, socket.SOCK_DGRAM)) as sock:
+async def arrives(world: World, pods: Pods, overlay: Overlay, sender: Namespace, family: int) -> bool:
+    """Whether node1's pod sees what somebody sends it in packets as the overlay's."""
+    node, target = world.cluster.node("node1"), pods.one.address(family)
+    source = ip_address("10.65.200.7" if family == 4 else "fd00:65::c8:7")
+    inner = Packet(source, target, UDP, 4000, 8080)
+    kind, host = (socket.AF_INET, node.ipv4.ip) if family == 4 else (socket.AF_INET6, node.ipv6.ip)
+    if overlay is IPIP:
+        sock, to, packet = (
+            sender.socket(kind, socket.SOCK_RAW, IPPROTO_IPIP),
+            (str(host), 0),
+            datagram(inner, tag_of(7)),
+        )
+    else:
+        sock, to = sender.socket(kind, socket.SOCK_DGRAM), (str(host), 4789)
+        mac = world.run("node1", "cat", f"/sys/class/net/{overlay.devices[family]}/address").strip()
+        ends = bytes.fromhex(mac.replace(":", "")), b"\x66" * 6
+        packet = struct.pack("!II", 0x08000000, 4096 << 8) + frame(inner, tag_of(7), *ends)
+    with Sniffer(pods.one.netns, "eth0") as wire, closing(sock):
         for _ in range(20):
             sock.sendto(packet, to)
             await asyncio.sleep(0.02)
@@ -510,38 +625,71 @@ async def arrives(world: World, pods: Pods, stranger: Namespace, family: int) ->
     return False
 
 
-async def test_o08_only_known_nodes_and_listed_networks_may_send(world: World, pods: Pods, stranger: Namespace) -> None:
-    await set_mode(world, vxlan="Always")
-    await reachable(world, (pods.one, pods.two), (pods.one, pods.far))
-    for family in FAMILIES:
-        assert not await arrives(world, pods, stranger, family), family
+@each_also_on_stock_kernel
+async def test_o08_only_known_nodes_and_listed_networks_may_send(
+    world: World, pods: Pods, stranger: Namespace, overlay: Overlay
+) -> None:
+    await set_mode(world, "Always", overlay)
+    await reachable(world, (pods.one, pods.two), (pods.one, pods.far), families=overlay.families)
+    for family in overlay.families:
+        assert not await arrives(world, pods, overlay, stranger, family), family
     dropped = world.run("node1", "nft", "list", "chain", "ip", "calico", "tunnel-senders")
-    assert 'drop comment "VXLAN from a stranger"' in dropped
-    assert "packets 0 bytes 0 drop" not in dropped
+    word = "IP in IP" if overlay is IPIP else "VXLAN"
+    (rule,) = [line for line in dropped.splitlines() if f'drop comment "{word} from a stranger"' in line]
+    assert "packets 0 bytes 0 drop" not in rule
     listed = "{kind: FelixConfiguration, metadata: {name: default}, spec: {externalNodesList: [172.31.0.192/28]}}"
     await world.apply(listed)
 
     async def accepted() -> bool:
-        return await arrives(world, pods, stranger, 4)
+        return await arrives(world, pods, overlay, stranger, 4)
 
     await until(accepted, HEAL_S, "a listed network is let in")
-    assert not await arrives(world, pods, stranger, 6)
+    assert overlay is IPIP or not await arrives(world, pods, overlay, stranger, 6)
     await world.delete("FelixConfiguration", "default")
 
     async def refused() -> bool:
         return not await accepted()
 
     await until(refused, HEAL_S, "it is a stranger again")
-    await reachable(world, (pods.one, pods.two))
+    await reachable(world, (pods.one, pods.two), families=overlay.families)
 
 
-async def test_o08_policy_of_host_endpoints_does_not_meet_what_known_nodes_send(world: World, pods: Pods) -> None:
-    await set_mode(world, vxlan="Always")
-    await reachable(world, (pods.one, pods.two), (pods.far, pods.two))
+@each_also_on_stock_kernel
+async def test_o08_what_pods_encapsulate_themselves_is_dropped_unless_they_may(
+    world: World, pods: Pods, overlay: Overlay
+) -> None:
+    """Even where the other end lets the pods' range send, and they keep their addresses."""
+    await set_mode(world, "Always", overlay, nat=False)
+    await reachable(world, (pods.two, pods.one), families=overlay.families)
+    field = "allowIPIPPacketsFromWorkloads" if overlay is IPIP else "allowVXLANPacketsFromWorkloads"
+
+    async def configure(may: bool) -> None:
+        spec = f"{{externalNodesList: [10.65.0.0/16], {field}: {str(may).lower()}}}"
+        await world.apply(f"{{kind: FelixConfiguration, metadata: {{name: default}}, spec: {spec}}}")
+
+    async def let_through() -> bool:
+        return await arrives(world, pods, overlay, pods.two.netns, 4)
+
+    await configure(False)
+    try:
+        assert not await let_through()
+        await configure(True)
+        await until(let_through, HEAL_S, "what may be sent arrives")
+    finally:
+        await world.delete("FelixConfiguration", "default")
+
+
+@each
+async def test_o08_policy_of_host_endpoints_does_not_meet_what_known_nodes_send(
+    world: World, pods: Pods, overlay: Overlay
+) -> None:
+    await set_mode(world, "Always", overlay)
+    await reachable(world, (pods.one, pods.two), (pods.far, pods.two), families=overlay.families)
     await world.apply("{kind: HostEndpoint, metadata: {name: all2}, spec: {node: node2, interfaceName: '*'}}")
     try:
         assert "tunnel-senders" in world.run("node2", "nft", "list", "chain", "ip", "calico", "hook-fh")
-        await reachable(world, (pods.one, pods.two), (pods.two, pods.far), timeout_s=3)
+        pairs = (pods.one, pods.two), (pods.two, pods.far)
+        await reachable(world, *pairs, families=overlay.families, timeout_s=3)
     finally:
         await world.delete("HostEndpoint", "all2")
 
@@ -558,15 +706,18 @@ def strict(world: World) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("strict")
-async def test_hosts_reach_pods_through_the_tunnel_from_every_address_they_have(world: World, pods: Pods) -> None:
-    await set_mode(world, vxlan="Always")
-    await reachable(world, (pods.one, pods.two), (pods.far, pods.one))
+@each_also_on_stock_kernel
+async def test_hosts_reach_pods_through_the_tunnel_from_every_address_they_have(
+    world: World, pods: Pods, overlay: Overlay
+) -> None:
+    await set_mode(world, "Always", overlay)
+    await reachable(world, (pods.one, pods.two), (pods.far, pods.one), families=overlay.families)
     node = world.cluster.node("node1")
     flows = [
         Flow(node.namespace.path, target.address(family), 8080, "tcp", source)
         for target in (pods.two, pods.far)
-        for family, own in ((4, node.ipv4.ip), (6, node.ipv6.ip))
-        for source in (None, own)
+        for family in overlay.families
+        for source in (None, node.ipv4.ip if family == 4 else node.ipv6.ip)
     ]
 
     async def all_pass() -> bool:
@@ -578,11 +729,15 @@ async def test_hosts_reach_pods_through_the_tunnel_from_every_address_they_have(
 # --- I08 --------------------------------------------------------------------------------------------------------------
 
 
+@each
 @pytest.mark.parametrize("mode", ["Never", "CrossSubnet", "Always"])
-async def test_i08_borrowed_addresses_are_reached_across_nodes(world: World, pods: Pods, mode: str) -> None:
-    await set_mode(world, vxlan="Always")
+async def test_i08_borrowed_addresses_are_reached_across_nodes(
+    world: World, pods: Pods, mode: str, overlay: Overlay
+) -> None:
+    await set_mode(world, "Always", overlay)
     await world.apply(
-        f"{{kind: IPPool, metadata: {{name: small}}, spec: {{cidr: 10.70.0.0/29, blockSize: 29, vxlanMode: {mode}}}}}"
+        "{kind: IPPool, metadata: {name: small}, "
+        f"spec: {{cidr: 10.70.0.0/29, blockSize: 29, {overlay.kind}Mode: {mode}}}}}"
     )
     config = {"ipam": {"type": "calico-ipam", "assign_ipv4": "true", "ipv4_pools": ["10.70.0.0/29"]}}
     add = world.cluster.add_pod

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import AsyncIterator
-from contextlib import closing
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_interface
+from pathlib import Path
 
 import pytest
 
+from libs.netlink import tunnels
 from libs.netlink.fdb import FdbEntry, fdb_request
 from libs.netlink.links import VethEnd, create_veth, get_link, set_link
 from libs.netlink.neighbours import Neighbour, neighbour_request
@@ -58,14 +60,32 @@ class World:
             assert netlink.batch(requests) == {}
 
 
-@pytest.fixture(params=["fake", pytest.param("kernel", marks=pytest.mark.kernel)])
+KERNEL = [pytest.mark.kernel, pytest.mark.stock_kernel]
+
+
+@pytest.fixture(params=["fake", pytest.param("kernel", marks=KERNEL)])
 async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
     if request.param == "fake":
-        kernel = FakeTunnelKernel({2: 1500, 3: 1500}, {"vxlan"})
+        kernel = FakeTunnelKernel({2: 1500, 3: 1500})
         yield World(FakeTunnels(kernel, NAMES), FakeFdb(kernel), FakeNeighbours(kernel), 2, 3, kernel)
         return
     if not netns.can_make_namespaces():
         pytest.skip("needs root and network namespaces")
+    with kernel_world() as made:
+        yield made
+
+
+@pytest.fixture
+def real() -> Iterator[World]:
+    """For what the fake has nothing to say about."""
+    if not netns.can_make_namespaces():
+        pytest.skip("needs root and network namespaces")
+    with kernel_world() as made:
+        yield made
+
+
+@contextmanager
+def kernel_world() -> Iterator[World]:
     with netns.namespace("tu") as ns, NetlinkSocket(NETLINK_ROUTE, ns.path) as netlink:
         indexes = []
         for name in ("eth0", "eth1"):
@@ -158,8 +178,48 @@ async def test_a_refused_device_is_named_and_the_other_is_made(world: World, wha
     assert (await world.tunnels.read()).keys() >= {V6}
 
 
+async def test_a_device_that_is_gone_already_counts_as_removed(world: World) -> None:
+    assert await world.tunnels.apply(Diff({}, {V4})) == {}
+
+
+@pytest.mark.kernel
+@pytest.mark.stock_kernel
+@pytest.mark.parametrize("name", [V4, IPIP])
+async def test_a_device_that_appears_while_it_is_made_is_taken(
+    real: World, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asking for the first one loads ipip, and with it comes a tunl0 in every namespace."""
+    device = ip_in_ip(real) if name == IPIP else real.v4()
+    assert await real.tunnels.apply(Diff({name: replace(device, mtu_bytes=1400)}, set())) == {}
+    unseen = [None]
+
+    def get(netlink: NetlinkSocket, control: socket.socket, asked: str) -> tuple[int, TunnelDevice] | None:
+        return unseen.pop() if unseen else get_tunnel(netlink, control, asked)
+
+    monkeypatch.setattr(tunnels, "get_tunnel", get)
+    assert await real.tunnels.apply(Diff({name: device}, set())) == {}
+    assert unseen == []
+    assert await real.tunnels.read() == {name: device}
+
+
+# --- IP in IP ---------------------------------------------------------------------------------------------------------
+
+
+def needs_ip_in_ip() -> None:
+    if not netns.kernel_makes("ipip"):
+        pytest.skip("this kernel has no IP-in-IP tunnels")
+
+
+def ip_in_ip(world: World) -> TunnelDevice:
+    if world.ns is not None:
+        needs_ip_in_ip()
+    return TunnelDevice(IPIP, Ipip(), 1480, frozenset({ip_interface("10.66.1.1/32")}))
+
+
 async def test_a_kernel_without_ip_in_ip_says_so_in_plain_words(world: World) -> None:
     device = TunnelDevice(IPIP, Ipip(), 1480, frozenset({ip_interface("10.66.1.1/32")}))
+    if world.kernel is not None:
+        world.kernel.kinds.remove("ipip")
     failed = await world.tunnels.apply(Diff({IPIP: device}, set()))
     if not failed:
         pytest.skip("this kernel has IP-in-IP tunnels")
@@ -168,21 +228,92 @@ async def test_a_kernel_without_ip_in_ip_says_so_in_plain_words(world: World) ->
     assert await world.tunnels.apply(Diff({}, {IPIP})) == {}
 
 
-async def test_a_device_that_is_gone_already_counts_as_removed(world: World) -> None:
-    assert await world.tunnels.apply(Diff({}, {V4})) == {}
+async def test_ip_in_ip_is_made_changed_in_place_and_removed(world: World) -> None:
+    device = ip_in_ip(world)
+    assert await world.tunnels.read() == {}
+    assert await world.tunnels.apply(Diff({IPIP: device}, set())) == {}
+    indexes = dict(world.tunnels.indexes)
+    for wanted in (
+        replace(device, addresses=frozenset({ip_interface("10.66.1.2/32")}), mtu_bytes=1400),
+        replace(device, tx_checksum=False),
+        replace(device, up=False),
+        device,
+    ):
+        assert await world.tunnels.apply(Diff({IPIP: wanted}, set())) == {}
+        assert await world.tunnels.read() == {IPIP: wanted}
+        assert world.tunnels.indexes == indexes
+    if world.ns is not None:
+        shown = world.ns.run("ip", "addr", "show", "dev", IPIP)
+        assert "link/ipip 0.0.0.0 brd 0.0.0.0" in shown  # from and to whatever address
+        assert "inet 10.66.1.1/32 scope global tunl0" in shown
+        assert "<NOARP,UP,LOWER_UP> mtu 1480" in shown
+    again = reconciler(world)
+    again.desired = {}
+    assert await again.step() == {}
+    assert await world.tunnels.read() == {}
+    assert await world.tunnels.apply(Diff({IPIP: device}, set())) == {}
+    assert await world.tunnels.read() == {IPIP: device}
 
 
-async def test_ip_in_ip_where_the_kernel_has_it() -> None:
-    kernel = FakeTunnelKernel({2: 1500})
-    driver = FakeTunnels(kernel, NAMES)
-    device = TunnelDevice(IPIP, Ipip(), 1480, frozenset({ip_interface("10.66.1.1/32")}))
-    assert await driver.apply(Diff({IPIP: device}, set())) == {}
-    assert await driver.read() == {IPIP: device}
-    moved = replace(device, addresses=frozenset({ip_interface("10.66.1.2/32")}), mtu_bytes=1400)
-    assert await driver.apply(Diff({IPIP: moved}, set())) == {}
-    assert (await driver.read(), kernel.made) == ({IPIP: moved}, [IPIP])
-    assert await driver.apply(Diff({}, {IPIP})) == {}
-    assert await driver.read() == {}
+FALLBACK = Path("/proc/sys/net/core/fb_tunnels_only_for_init_net")
+
+
+@pytest.fixture
+def without_fallback() -> Iterator[World]:
+    """In a namespace that got no tunl0 from the module, as an administrator may have it."""
+    needs_ip_in_ip()
+    before = FALLBACK.read_text()
+    FALLBACK.write_text("1\n")
+    try:
+        with kernel_world() as made:
+            FALLBACK.write_text(before)
+            yield made
+    finally:
+        FALLBACK.write_text(before)
+
+
+@pytest.mark.kernel
+@pytest.mark.stock_kernel
+async def test_the_modules_own_tunl0_is_left_idle(real: World) -> None:
+    assert real.ns is not None
+    device = ip_in_ip(real)
+    assert "tunl0@NONE" in real.ns.run("ip", "-br", "link")
+    assert await real.tunnels.apply(Diff({IPIP: device}, set())) == {}
+    assert await real.tunnels.apply(Diff({}, {IPIP})) == {}
+    assert real.ns.run("ip", "-br", "addr", "show", "dev", IPIP).split() == ["tunl0@NONE", "DOWN"]
+
+
+@pytest.mark.kernel
+@pytest.mark.stock_kernel
+async def test_a_tunl0_of_ours_goes(without_fallback: World) -> None:
+    assert without_fallback.ns is not None
+    assert IPIP not in without_fallback.ns.run("ip", "-br", "link")
+    device = ip_in_ip(without_fallback)
+    assert await without_fallback.tunnels.apply(Diff({IPIP: device}, set())) == {}
+    assert await without_fallback.tunnels.read() == {IPIP: device}
+    assert await without_fallback.tunnels.apply(Diff({}, {IPIP})) == {}
+    assert IPIP not in without_fallback.ns.run("ip", "-br", "link")
+
+
+@pytest.mark.kernel
+@pytest.mark.stock_kernel
+async def test_a_tunnel_to_one_place_that_has_the_name_gives_way(without_fallback: World) -> None:
+    assert without_fallback.ns is not None
+    one_place = ("type", "ipip", "local", "192.0.2.1", "remote", "192.0.2.2")
+    without_fallback.ns.run("ip", "link", "add", IPIP, *one_place)
+    device = ip_in_ip(without_fallback)
+    assert await without_fallback.tunnels.apply(Diff({IPIP: device}, set())) == {}
+    assert await without_fallback.tunnels.read() == {IPIP: device}
+
+
+@pytest.mark.kernel
+@pytest.mark.stock_kernel
+async def test_a_device_of_another_name_that_takes_all_packets_is_told(real: World) -> None:
+    assert real.ns is not None
+    device = ip_in_ip(real)
+    real.ns.run("ip", "link", "set", IPIP, "name", "cilium_tunl")  # Cilium does so
+    failed = await real.tunnels.apply(Diff({IPIP: device}, set()))
+    assert "tunl0: a device of another name takes all IP-in-IP packets" in str(failed[IPIP])
 
 
 # --- forwarding entries -----------------------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
-"""What is asked of a WireGuard device: by the kernel's messages, answered by a fake that keeps the kernel's rules, and
-from a real wireguard-go over TUN.
+"""What is asked of a WireGuard device: by the kernel's messages, answered by a fake that keeps the kernel's rules and
+by the kernel itself, and from a real wireguard-go over TUN.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from libs.netlink.netns import in_netns
 from libs.netlink.wireguard import WgChange, WgPeer, format_key
 from libs.netlink.wireguard_fake import FakeWireguard
 from libs.netlink.wireguard_keys import clamp, public_key
-from libs.testkit.netns import can_make_namespaces
+from libs.testkit.netns import can_make_namespaces, kernel_makes
 from libs.testkit.topology import Namespace, remove
 from services.felix.drivers.wireguard import Devices, FirstOf, KernelDevices, Unsupported, WireguardError
 from services.felix.drivers.wireguard_userspace import UserspaceDevices
@@ -43,7 +43,8 @@ class Stage:
 
 @pytest.fixture(
     params=[
-        "kernel",
+        "fake",
+        pytest.param("kernel", marks=[pytest.mark.kernel, pytest.mark.stock_kernel]),
         pytest.param(
             "wireguard-go",
             marks=[
@@ -55,15 +56,18 @@ class Stage:
 )
 def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
     name = f"wg{uuid.uuid4().hex[:10]}"
-    if request.param == "kernel":
+    if request.param == "fake":
         fake = FakeWireguard()
         yield Stage(KernelDevices(make=fake.make, open_generic=lambda: fake), name)
         return
+    if request.param == "kernel" and not kernel_makes("wireguard"):
+        pytest.skip("this kernel has no WireGuard")
     space = Namespace(f"t-{name}")
     space.create()
     try:
         with in_netns(space.path):
-            made = Stage(UserspaceDevices("wireguard-go"), name)
+            made = Stage(KernelDevices() if request.param == "kernel" else UserspaceDevices("wireguard-go"), name)
+            made.peers()  # its channel to the kernel is one of this namespace for good
         yield made
     finally:
         remove([space])

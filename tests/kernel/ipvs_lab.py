@@ -23,6 +23,7 @@ from libs.testkit.kube import kube_proxy
 from libs.testkit.kube.control_plane import ControlPlane
 from libs.testkit.kube.programs import KubernetesMissing, program
 from libs.testkit.kube.runtimes import PACKAGES as RUNTIMES
+from libs.testkit.patience import patient
 from libs.testkit.processes import Process
 from libs.testkit.stock_kernel.machine import PACKAGES
 from services.felix.core import ipvs
@@ -31,7 +32,7 @@ from tests.kernel.ruleset_lab import NODE, OUT, Lab, address
 VIP = {4: "10.96.0.10", 6: "fd96::10"}
 SERVICE, BACKEND, OF_HOST, ON_HOST, OF_OUT, ON_OUT, NODE_PORT = 80, 8080, 81, 8000, 8005, 80, 30080
 RANGES = "10.96.0.0/16,fd96::/112"
-START_S = 300.0  # where each instruction is translated
+START_S = patient(60.0)
 
 JsonObject = dict[str, Any]
 
@@ -82,7 +83,7 @@ class Services:
         """wanted: whether it is reached from there, in both families."""
         for version in (4, 6):
             got = {
-                sender: self.lab.reach(sender, to[version], port, timeout_s=5.0 if expected else 0.6)
+                sender: self.lab.reach(sender, to[version], port, timeout_s=patient(0.6) if expected else 0.6)
                 for sender, expected in wanted.items()
             }
             assert got == wanted, f"IPv{version}: {got}"
@@ -129,7 +130,7 @@ class KubeProxy(Services):
         try:
             binary = program("kube-proxy")
             plane = ControlPlane(
-                address=NODE[4], netns=node.name, controllers=(), ready_timeout_s=START_S,
+                address=NODE[4], netns=node.name, controllers=(),
                 extra_args=(f"--service-cluster-ip-range={RANGES}",),
             )  # fmt: skip
         except KubernetesMissing as error:

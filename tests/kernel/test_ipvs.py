@@ -24,7 +24,7 @@ from tests.kernel.ipvs_lab import (
 )
 from tests.kernel.ruleset_lab import FAMILIES, NODE, Lab, gnp, hosts_of, running_lab, tcp
 
-pytestmark = [pytest.mark.kernel, pytest.mark.stock_kernel]
+pytestmark = [pytest.mark.kernel, pytest.mark.stock_kernel, pytest.mark.xdist_group("kernel-ipvs")]
 
 ALLOW, DENY = Rule(action=Action.ALLOW), Rule(action=Action.DENY)
 

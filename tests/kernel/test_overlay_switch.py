@@ -13,7 +13,7 @@ from libs.netlink.monitor import ROUTES, Changed, events
 from libs.netlink.netns import in_netns
 from libs.netlink.routes import Route
 from libs.policy.output import Block, NodeInfo, Pool
-from libs.testkit.netns import Namespace, namespace
+from libs.testkit.netns import Namespace, kernel_makes, namespace
 from services.felix.core.overlay import ClusterRoutes
 from services.felix.core.routing import Routing
 from services.felix.drivers import overlays as module
@@ -23,10 +23,15 @@ from services.felix.drivers.overlays import OverlayKeeper
 pytestmark = pytest.mark.kernel
 
 POOLS = ("10.0.0.0/16", "fd00::/48")
+DEVICES = {"vxlan": ("vxlan.calico", "vxlan-v6.calico"), "ipip": ("tunl0",)}  # the latter carries IPv4 alone
 BLOCKS = ("10.0.2.0/26", "fd00::80/122")  # of n2, with its tunnel addresses inside
 NODES = {
-    "n1": NodeInfo(ipv4="192.0.2.1/24", ipv6="2001:db8::1/64", vxlan_ipv4="10.0.1.0", vxlan_ipv6="fd00::40"),
-    "n2": NodeInfo(ipv4="192.0.2.2/24", ipv6="2001:db8::2/64", vxlan_ipv4="10.0.2.0", vxlan_ipv6="fd00::80"),
+    "n1": NodeInfo(
+        ipv4="192.0.2.1/24", ipv6="2001:db8::1/64", vxlan_ipv4="10.0.1.0", vxlan_ipv6="fd00::40", ipip_ipv4="10.0.1.1"
+    ),
+    "n2": NodeInfo(
+        ipv4="192.0.2.2/24", ipv6="2001:db8::2/64", vxlan_ipv4="10.0.2.0", vxlan_ipv6="fd00::80", ipip_ipv4="10.0.2.1"
+    ),
 }
 
 
@@ -56,9 +61,10 @@ class Felix:
         for cidr in BLOCKS:
             self.routing.put_block(cidr, Block(cidr=cidr, node="n2"))
 
-    async def step(self, mode: str) -> None:
-        for cidr in POOLS:
-            self.routing.put_pool(cidr, Pool(cidr=cidr, vxlan_mode=mode))
+    async def step(self, mode: str, kind: str = "vxlan") -> None:
+        for cidr, _ in zip(POOLS, DEVICES[kind], strict=False):
+            vxlan, ipip = (mode, "Never") if kind == "vxlan" else ("Never", mode)
+            self.routing.put_pool(cidr, Pool(cidr=cidr, vxlan_mode=vxlan, ipip_mode=ipip))
         overlays = self.routing.overlays
         new, failed = await self.keeper.prepare(overlays.wanted, overlays.settings)
         if new:
@@ -71,7 +77,10 @@ class Felix:
         await self.keeper.close()
 
 
-def test_routes_are_replaced_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["vxlan", pytest.param("ipip", marks=pytest.mark.stock_kernel)])
+def test_routes_are_replaced_in_place(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not kernel_makes(kind):
+        pytest.skip("this kernel has no IP-in-IP tunnels")
     monkeypatch.setattr(module, "LINGER_S", 0.0)
     modes = ("Never", "Always", "CrossSubnet", "Always", "Never", "CrossSubnet", "Never")
     with a_node() as space:
@@ -79,20 +88,19 @@ def test_routes_are_replaced_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
         async def scenario() -> None:
             felix = Felix()
             try:
-                await felix.step(modes[0])
+                await felix.step(modes[0], kind)
                 async with events(ROUTES) as stream:
                     for mode in modes[1:]:
-                        await felix.step(mode)
-                        for family, cidr in (("-4", BLOCKS[0]), ("-6", BLOCKS[1])):
+                        await felix.step(mode, kind)
+                        for family, cidr, device in zip(("-4", "-6"), BLOCKS, DEVICES[kind], strict=False):
                             shown = space.run("ip", family, "route", "show", cidr)
-                            assert ("vxlan" in shown) == (mode == "Always"), (mode, shown)
-                        devices = space.run("ip", "-br", "link")
-                        assert ("vxlan.calico" in devices) == ("vxlan-v6.calico" in devices) == (mode != "Never")
+                            assert (device in shown) == (mode == "Always"), (mode, shown)
+                            assert (device in space.run("ip", "-br", "link", "show", "up")) == (mode != "Never")
                     space.run("ip", "route", "add", "blackhole", "203.0.113.0/24")  # the last event
                     changes = [event async for event in until(stream, "203.0.113.0/24")]
             finally:
                 await felix.close()
-            for cidr in BLOCKS:
+            for cidr, _ in zip(BLOCKS, DEVICES[kind], strict=False):
                 mine = [change for change in changes if str(change.object.dst) == cidr]  # type: ignore[union-attr]
                 assert len(mine) == 4, "to and from the tunnel, twice"
                 assert not [change for change in mine if change.gone], cidr

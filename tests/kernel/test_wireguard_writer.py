@@ -1,4 +1,6 @@
-"""One family's WireGuard in a real kernel: routes, rule, addresses; the device is wireguard-go's."""
+"""One family's WireGuard in a real kernel: routes, rule, addresses; the device is the kernel's too where it has
+WireGuard, as felix chooses, else wireguard-go's.
+"""
 
 from __future__ import annotations
 
@@ -23,23 +25,30 @@ from libs.netlink.rules import RuleInto
 from libs.netlink.wireguard import WgChange, WgDevice, WgPeer, format_key, parse_key
 from libs.netlink.wireguard_keys import clamp, public_key
 from libs.policy.output import Block, NodeInfo
-from libs.testkit.netns import call_in, can_make_namespaces
+from libs.testkit.netns import call_in, can_make_namespaces, kernel_makes
 from libs.testkit.netns import run as run_in
+from libs.testkit.patience import patient
+from libs.testkit.processes import Probe
+from libs.testkit.reach import Flow, Verdict, check
+from libs.testkit.sniff import Sniffer
 from libs.testkit.topology import Namespace, remove
 from services.felix.core.mtu import PATTERN
 from services.felix.core.route_settings import RouteSettings
 from services.felix.core.wireguard import FamilySettings, Wanted, Way, WireguardSettings
+from services.felix.drivers import wireguard_writer
 from services.felix.drivers.interfaces import InterfaceDriver
-from services.felix.drivers.wireguard import FirstOf, WireguardError
+from services.felix.drivers.wireguard import Devices, FirstOf, KernelDevices, WireguardError
 from services.felix.drivers.wireguard_userspace import UserspaceDevices
 from services.felix.drivers.wireguard_writer import FamilyWriter
 from services.felix.shell.wireguard import WireguardReconciler
 
+IN_KERNEL = kernel_makes("wireguard")
 pytestmark = [
     pytest.mark.kernel,
     pytest.mark.skipif(not can_make_namespaces(), reason="needs root and network namespaces"),
     pytest.mark.skipif(
-        shutil.which("wireguard-go") is None or not Path("/dev/net/tun").exists(), reason="wireguard-go is not here"
+        not IN_KERNEL and (shutil.which("wireguard-go") is None or not Path("/dev/net/tun").exists()),
+        reason="wireguard-go is not here",
     ),
 ]
 
@@ -52,11 +61,16 @@ NETS = {
 }
 
 
-class Counting(UserspaceDevices):
-    """Notes what is written to devices, and what the routes were at that moment."""
+MAKER: type[KernelDevices] | type[UserspaceDevices] = KernelDevices if IN_KERNEL else UserspaceDevices
 
-    def __init__(self, program: str, routes: Callable[[], dict[str, str]]) -> None:
-        super().__init__(program)
+
+class Counting:
+    """Devices; notes what is written to them, and what the routes were at that moment."""
+
+    def __init__(self, routes: Callable[[], dict[str, str]]) -> None:
+        self._devices: Devices = KernelDevices() if IN_KERNEL else UserspaceDevices("wireguard-go")
+        self.kind = self._devices.kind
+        self.create, self.read = self._devices.create, self._devices.read
         self.changes = 0
         self.puts: list[dict[str, str]] = []
         self.drops: list[dict[str, str]] = []
@@ -67,14 +81,14 @@ class Counting(UserspaceDevices):
         for peers, noted in ((change.put, self.puts), (change.drop, self.drops)):
             if peers:
                 noted.append(self._routes())
-        super().change(name, change)
+        self._devices.change(name, change)
 
 
 class Stage:
     def __init__(self, space: Namespace, version: int) -> None:
         self.space, self.version, self.table = space, version, 1
         self.name = f"wg{uuid.uuid4().hex[:10]}"
-        self.devices = Counting("wireguard-go", self.routes)
+        self.devices = Counting(self.routes)
         self.restart()
 
     def restart(self) -> None:
@@ -135,6 +149,7 @@ def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
         Path(f"/var/run/wireguard/{made.name}.sock").unlink(missing_ok=True)
 
 
+@pytest.mark.stock_kernel
 def test_device_peers_routes_and_rule_are_as_wanted_and_a_restart_writes_nothing(stage: Stage) -> None:
     key = stage.ensure()
     assert stage.apply(stage.wanted()) == {}
@@ -251,6 +266,7 @@ def changes(stage: Stage, routes_gone: int) -> Iterator[list[tuple[bool, str, in
     asyncio.run(listen())
 
 
+@pytest.mark.stock_kernel
 def test_a_device_that_somebody_removed_comes_back_with_another_key(stage: Stage) -> None:
     key = stage.ensure()
     stage.apply(stage.wanted())
@@ -267,11 +283,12 @@ def test_a_device_that_somebody_removed_comes_back_with_another_key(stage: Stage
 def socket_gone(stage: Stage) -> None:
     """wireguard-go ends when it sees that its device has gone; only then can there be another of that name."""
     deadline = time.monotonic() + 20
-    while stage.space.processes():
+    while Path(f"/var/run/wireguard/{stage.name}.sock").exists():
         assert time.monotonic() < deadline, "wireguard-go does not end"
         time.sleep(0.01)
 
 
+@pytest.mark.stock_kernel
 def test_peers_change_hands_and_leave(stage: Stage) -> None:
     stage.ensure()
     wanted = stage.wanted()
@@ -287,6 +304,7 @@ def test_peers_change_hands_and_leave(stage: Stage) -> None:
     assert stage.routes() == {NETS[stage.version][1]: "throw"}
 
 
+@pytest.mark.stock_kernel
 def test_without_routes_there_is_no_rule_and_removal_leaves_nothing(stage: Stage) -> None:
     stage.ensure()
     stage.apply(stage.wanted())
@@ -324,6 +342,7 @@ def test_routes_that_shut_are_written_where_no_device_can_be(stage: Stage) -> No
     assert len(stage.rules()) == 1
 
 
+@pytest.mark.stock_kernel
 def test_a_port_that_is_taken_is_reported_and_nothing_leaves_in_clear_text(stage: Stage) -> None:
     stage.ensure()
     family = socket.AF_INET if stage.version == 4 else socket.AF_INET6
@@ -350,32 +369,131 @@ def test_threads_that_cannot_be_had_are_reported_and_stop_nothing(stage: Stage) 
     assert stage.routes()[NETS[stage.version][1]] == stage.name
 
 
-def test_a_new_peer_is_greeted_without_any_traffic(stage: Stage) -> None:
-    """Each of two is told of the other, one after the other; the first attempt of the first meets nobody."""
-    other_space = Namespace(f"t-wgw-{uuid.uuid4().hex[:8]}")
-    other_space.create()
-    other = Stage(other_space, stage.version)
-    addresses = ("192.0.2.1", "192.0.2.2") if stage.version == 4 else ("2001:db8::1", "2001:db8::2")
-    length = 24 if stage.version == 4 else 64
+@pytest.mark.stock_kernel
+@pytest.mark.skipif(not IN_KERNEL, reason="this kernel has no WireGuard")
+def test_threads_are_switched_on(stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage.run("mount", "-t", "sysfs", "sysfs", str(tmp_path))
     try:
-        stage.run("ip", "link", "add", "e0", "type", "veth", "peer", "name", "e0", "netns", other_space.name)
-        for one, address in ((stage, addresses[0]), (other, addresses[1])):
-            one.run("ip", "addr", "add", f"{address}/{length}", "dev", "e0", *(("nodad",) if one.version == 6 else ()))
-            one.run("ip", "link", "set", "e0", "up")
-        keys = {stage: stage.ensure(), other: other.ensure()}
-        for one, peer, address in ((stage, other, addresses[1]), (other, stage, addresses[0])):
-            where = (ip_address(address), 51833)
-            there = WgPeer(keys[peer], where, frozenset({ip_network(NETS[stage.version][1])}))
-            assert one.apply(replace(one.wanted(), peers={keys[peer]: there})) == {}
-        deadline = time.monotonic() + 60
-        for one, peer in ((stage, other), (other, stage)):
-            while not one.devices.read(one.name).stats[keys[peer]].handshake_s:
-                assert time.monotonic() < deadline, "no handshake"
-                time.sleep(0.02)
-            assert one.devices.read(one.name).peers[keys[peer]].keepalive_s == 0
+        monkeypatch.setattr(wireguard_writer, "NAPI_THREADS", tmp_path / "class/net")
+        stage.ensure()
+        assert stage.apply(replace(stage.wanted(), threading=True)) == {}
+        assert (tmp_path / "class/net" / stage.name / "threaded").read_text() == "1\n"
     finally:
-        remove([other_space])
+        stage.run("umount", str(tmp_path))
+
+
+PORT = 51833
+PODS = {4: ("10.65.1.5", "10.65.2.5"), 6: ("fd00:65:1::5", "fd00:65:2::5")}  # in the block of each
+
+
+class Pair:
+    """Two nodes on one link, each with a pod's address. Without WireGuard they reach each other in clear text."""
+
+    def __init__(self, one: Stage, two: Stage) -> None:
+        self.stages = one, two
+        self.pods = PODS[one.version]
+        self.blocks = NETS[one.version][:2]
+        self._hosts = ("192.0.2.1", "192.0.2.2") if one.version == 4 else ("2001:db8::1", "2001:db8::2")
+        one.run("ip", "link", "add", "e0", "type", "veth", "peer", "name", "e0", "netns", two.space.name)
+        full, length, nodad = (32, 24, ()) if one.version == 4 else (128, 64, ("nodad",))
+        for stage, host, pod in zip(self.stages, self._hosts, self.pods, strict=True):
+            stage.run("ip", "addr", "add", f"{host}/{length}", "dev", "e0", *nodad)
+            stage.run("ip", "addr", "add", f"{pod}/{full}", "dev", "lo", *nodad)
+            stage.run("ip", "link", "set", "e0", "up")
+        for stage, block, host in zip(self.stages, self.blocks[::-1], self._hosts[::-1], strict=True):
+            stage.run("ip", f"-{stage.version}", "route", "add", block, "via", host)
+
+    def wanted(self, number: int, key: bytes) -> Wanted:
+        """What the one or the other wants of a peer with this key: its block in the tunnel, our own thrown back."""
+        own, theirs = ip_network(self.blocks[number]), ip_network(self.blocks[1 - number])
+        there = WgPeer(key, (ip_address(self._hosts[1 - number]), PORT), frozenset({theirs}))
+        made = self.stages[number].wanted()
+        return replace(made, addresses=frozenset(), peers={key: there}, routes={own: THROW, theirs: TUNNEL})
+
+    def on(self) -> None:
+        keys = [stage.ensure() for stage in self.stages]
+        for number, stage in enumerate(self.stages):
+            assert stage.apply(self.wanted(number, keys[1 - number])) == {}
+
+    def passes(self) -> Verdict:
+        one = self.stages[0]
+        flow = Flow(one.space.path, ip_address(self.pods[1]), 8080, "tcp", ip_address(self.pods[0]))
+        return check([flow], timeout_s=patient(1))[0]
+
+    def seen(self) -> tuple[int, int]:
+        """Packets on the link while the pods connect, until they can: (in clear text, encrypted)."""
+        pods = {ip_address(pod) for pod in self.pods}
+        deadline = time.monotonic() + 60
+        with Sniffer(self.stages[0].space, "e0") as wire:
+            while self.passes() is not Verdict.ALLOW:
+                assert time.monotonic() < deadline, "no connection"
+            packets = wire.packets()
+        return sum(one.source in pods for one in packets), sum(one.target_port == PORT for one in packets)
+
+
+@pytest.fixture
+def pair(stage: Stage) -> Iterator[Pair]:
+    space = Namespace(f"t-wgw-{uuid.uuid4().hex[:8]}")
+    space.create()
+    other = Stage(space, stage.version)
+    probe = None
+    try:
+        made = Pair(stage, other)
+        probe = Probe("two", space, (8080,), ())
+        yield made
+    finally:
+        if probe is not None:
+            probe.stop()
+        remove([space])
         Path(f"/var/run/wireguard/{other.name}.sock").unlink(missing_ok=True)
+
+
+@pytest.mark.stock_kernel
+def test_a_new_peer_is_greeted_without_any_traffic(pair: Pair) -> None:
+    """Each of two is told of the other, one after the other; the first attempt of the first meets nobody."""
+    pair.on()
+    deadline = time.monotonic() + 60
+    for stage in pair.stages:
+        (key,) = stage.devices.read(stage.name).peers
+        while not stage.devices.read(stage.name).stats[key].handshake_s:
+            assert time.monotonic() < deadline, "no handshake"
+            time.sleep(0.02)
+        assert stage.devices.read(stage.name).peers[key].keepalive_s == 0
+
+
+@pytest.mark.stock_kernel
+def test_packets_are_encrypted_while_it_is_on_and_after_another_key_and_not_once_it_is_off(pair: Pair) -> None:
+    one, two = pair.stages
+
+    def encrypted() -> None:
+        in_clear, hidden = pair.seen()
+        assert hidden
+        assert not in_clear
+
+    in_clear, hidden = pair.seen()
+    assert in_clear
+    assert not hidden
+    pair.on()
+    encrypted()
+    before = two.devices.read(two.name).public_key
+    two.run("ip", "link", "del", two.name)
+    socket_gone(two)
+    after = two.ensure()
+    assert after != before
+    assert two.apply(pair.wanted(1, one.ensure())) == {}
+    assert pair.passes() is not Verdict.ALLOW, "who has the old key alone is not understood, and sends no clear text"
+    pair.on()
+    assert set(one.devices.read(one.name).peers) == {after}
+    encrypted()
+    for stage in pair.stages:
+        stage.call(lambda stage=stage: stage.writer.remove(stage.name))  # type: ignore[misc]
+    in_clear, hidden = pair.seen()
+    assert in_clear
+    assert not hidden
+    for stage in pair.stages:
+        socket_gone(stage)
+    pair.on()
+    encrypted()
 
 
 def info(version: int, number: int, key: bytes | None) -> NodeInfo:
@@ -438,11 +556,11 @@ def test_a_device_that_cannot_be_read_once_changes_nothing(
         node1.told.clear()
         node1.made.resync()
 
-        def fail(devices: UserspaceDevices, name: str) -> WgDevice:
+        def fail(devices: Devices, name: str) -> WgDevice:
             raise WireguardError("no answer")
 
         with monkeypatch.context() as patch:
-            patch.setattr(UserspaceDevices, "read", fail)
+            patch.setattr(MAKER, "read", fail)
             assert await node1.made.step() == {
                 f"WireGuard IPv{stage.version}": "not compared with the kernel: no answer"
             }
@@ -552,6 +670,7 @@ def test_a_key_is_told_when_the_device_can_hear(stage: Stage) -> None:
     play(stage, story)
 
 
+@pytest.mark.stock_kernel
 def test_the_reconciler_compares_when_there_is_a_reason_and_not_with_every_pod(stage: Stage) -> None:
     """A key, then routes once it is told, then nothing until the device is taken away."""
     own, theirs, *_ = NETS[stage.version]

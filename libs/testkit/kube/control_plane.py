@@ -30,6 +30,7 @@ from typing import Self
 from libs.testkit.kube.https_server import HttpsServer
 from libs.testkit.kube.kubectl import Kubectl, write_kubeconfig
 from libs.testkit.kube.programs import program
+from libs.testkit.patience import patient
 from libs.testkit.pki import Authority, KeyPair, signing_keys
 from libs.testkit.servers import EtcdServer, Server
 
@@ -41,7 +42,7 @@ CONTROLLERS = (
     "garbage-collector-controller", "root-ca-certificate-publisher-controller", "clusterrole-aggregation-controller",
 )  # fmt: skip
 """Those that an API needs; what runs pods is not among them."""
-_START_TIMEOUT_S = 120.0
+_START_TIMEOUT_S = patient(120.0)
 """Three seconds when nothing else runs; two cores that many share take their time."""
 _POLL_S = 0.1
 
@@ -62,7 +63,6 @@ class ControlPlane:
         extra_args: tuple[str, ...] = (),
         scheduler: bool = False,
         directory: str | Path | None = None,
-        ready_timeout_s: float = _START_TIMEOUT_S,
     ) -> None:
         self.address = str(ip_address(address))
         self._own_directory = directory is None
@@ -79,7 +79,7 @@ class ControlPlane:
         self.etcd = etcd or EtcdServer(address=address, netns=netns, directory=self.directory / "etcd")
         self.apiserver = KubeApiserver(
             address=address, netns=netns, binary=apiserver, directory=self.directory / "kube-apiserver",
-            ready_timeout_s=ready_timeout_s, extra_args=extra_args,
+            ready_timeout_s=_START_TIMEOUT_S, extra_args=extra_args,
         )  # fmt: skip
         self.apiserver.flags = self._apiserver_flags()
         self.apiserver.trusted = self.ca.cert
@@ -90,14 +90,14 @@ class ControlPlane:
         if manager is not None:
             self.manager = ControllerManager(
                 address=address, netns=netns, binary=manager, directory=self.directory / "kube-controller-manager",
-                ready_timeout_s=ready_timeout_s,
+                ready_timeout_s=_START_TIMEOUT_S,
             )  # fmt: skip
             self.manager.flags = self._manager_flags()
         self.scheduler: Scheduler | None = None
         if scheduling is not None:
             self.scheduler = Scheduler(
                 address=address, netns=netns, binary=scheduling, directory=self.directory / "kube-scheduler",
-                ready_timeout_s=ready_timeout_s,
+                ready_timeout_s=_START_TIMEOUT_S,
             )  # fmt: skip
             self.scheduler.flags = self._client_flags(self.scheduler, "system:kube-scheduler")
 

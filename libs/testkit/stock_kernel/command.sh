@@ -11,3 +11,4 @@ ln -sf "$PACKAGES/bin/kmod" /sbin/modprobe
 echo /sbin/modprobe >/proc/sys/kernel/modprobe
 hostname "$NAME"
 ip link set lo up
+modprobe tun # /dev/net/tun, which a started system makes when it is first opened
