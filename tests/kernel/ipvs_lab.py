@@ -3,6 +3,7 @@
 VIP:80, and NODE_PORT of the node   pod s, port 8080
 VIP:81                              the node itself, port 8000
 VIP:8005                            the host outside, port 80
+VIP:53, UDP                         pod s, port 53
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ from libs.testkit.kube.programs import KubernetesMissing, program
 from libs.testkit.kube.runtimes import PACKAGES as RUNTIMES
 from libs.testkit.patience import patient
 from libs.testkit.processes import Process
+from libs.testkit.reach import Protocol
 from libs.testkit.stock_kernel.machine import PACKAGES
 from services.felix.core import ipvs
 from tests.kernel.ruleset_lab import NODE, OUT, Lab, address
 
 VIP = {4: "10.96.0.10", 6: "fd96::10"}
 SERVICE, BACKEND, OF_HOST, ON_HOST, OF_OUT, ON_OUT, NODE_PORT = 80, 8080, 81, 8000, 8005, 80, 30080
+NAMES = 53
 RANGES = "10.96.0.0/16,fd96::/112"
 START_S = patient(60.0)
 
@@ -38,11 +41,12 @@ JsonObject = dict[str, Any]
 
 
 def ways(version: int) -> list[tuple[str, int, str, int]]:
-    """(address, port) of services, and (address, port) that they lead to."""
+    """(address, port) of services, and (address, port) that they lead to; UDP where both ports are those of names."""
     pod = (address("s", version), BACKEND)
     return [
         (VIP[version], SERVICE, *pod), (NODE[version], NODE_PORT, *pod),
         (VIP[version], OF_HOST, NODE[version], ON_HOST), (VIP[version], OF_OUT, OUT[version], ON_OUT),
+        (VIP[version], NAMES, address("s", version), NAMES),
     ]  # fmt: skip
 
 
@@ -52,6 +56,9 @@ def end(where: str, port: int) -> str:
 
 class Services:
     """By hand."""
+
+    masquerades = False
+    """What a pod sends to a service that leads back to it."""
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
@@ -79,11 +86,13 @@ class Services:
     def close(self) -> None:
         self._stack.close()
 
-    def reached(self, to: dict[int, str], port: int, **wanted: bool) -> None:
+    def reached(self, to: dict[int, str], port: int, *, protocol: Protocol = "tcp", **wanted: bool) -> None:
         """wanted: whether it is reached from there, in both families."""
         for version in (4, 6):
             got = {
-                sender: self.lab.reach(sender, to[version], port, timeout_s=patient(0.6) if expected else 0.6)
+                sender: self.lab.reach(
+                    sender, to[version], port, protocol=protocol, timeout_s=patient(0.6) if expected else 0.6
+                )
                 for sender, expected in wanted.items()
             }
             assert got == wanted, f"IPv{version}: {got}"
@@ -94,7 +103,7 @@ class Services:
         node.ip([f"link add {ipvs.LINK} type dummy", *(f"addr add {VIP[one]} dev {ipvs.LINK}" for one in (4, 6))])
         for version in (4, 6):
             for where, port, behind, target in ways(version):
-                service = ("-t", end(where, port))
+                service = ("-u" if port == NAMES else "-t", end(where, port))
                 for command in (("-A", *service, "-s", "rr"), ("-a", *service, "-r", end(behind, target), "-m")):
                     done = self.admin(*command)
                     assert done.returncode == 0, done.stderr
@@ -104,7 +113,7 @@ class Services:
         found, service = set(), ""
         for line in self.admin("-Ln").stdout.splitlines():
             words = line.split()
-            if words[:1] == ["TCP"]:
+            if words[:1] in (["TCP"], ["UDP"]):
                 service = words[1]
             elif words[:1] == ["->"] and service:
                 found.add((service, words[1]))
@@ -124,6 +133,7 @@ class KubeProxy(Services):
     """A real kube-proxy, of Services that a real kube-apiserver has."""
 
     log: Path
+    masquerades = True
 
     def _make(self) -> None:
         node = self.lab.spaces["node"]
@@ -164,25 +174,35 @@ def _addresses() -> str:
 
 def _service() -> JsonObject:
     ports = (("web", SERVICE, NODE_PORT), ("host", OF_HOST, NODE_PORT + 1), ("out", OF_OUT, NODE_PORT + 2))
+    ports += (("names", NAMES, NODE_PORT + 3),)
     return {
         "apiVersion": "v1", "kind": "Service", "metadata": {"name": "web", "namespace": "default"},
         "spec": {
             "type": "NodePort", "ipFamilyPolicy": "RequireDualStack", "ipFamilies": ["IPv4", "IPv6"],
             "clusterIP": VIP[4], "clusterIPs": [VIP[4], VIP[6]],
-            "ports": [{"name": name, "port": port, "nodePort": at} for name, port, at in ports],
+            "ports": [
+                {"name": name, "port": port, "nodePort": at, "protocol": "UDP" if port == NAMES else "TCP"}
+                for name, port, at in ports
+            ],
         },
     }  # fmt: skip
 
 
 def _slices(version: int) -> list[JsonObject]:
-    behind = (("web", BACKEND, address("s", version)), ("host", ON_HOST, NODE[version]), ("out", ON_OUT, OUT[version]))
+    pod = address("s", version)
+    behind = (
+        ("web", BACKEND, pod),
+        ("host", ON_HOST, NODE[version]),
+        ("out", ON_OUT, OUT[version]),
+        ("names", NAMES, pod),
+    )
     return [
         {
             "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": f"IPv{version}",
             "metadata": {
                 "name": f"{name}-{version}", "namespace": "default", "labels": {"kubernetes.io/service-name": "web"},
             },
-            "ports": [{"name": name, "port": port, "protocol": "TCP"}],
+            "ports": [{"name": name, "port": port, "protocol": "UDP" if port == NAMES else "TCP"}],
             "endpoints": [{"addresses": [where], "conditions": {"ready": True}}],
         }
         for name, port, where in behind

@@ -193,9 +193,9 @@ class Lab:
         sock.bind((address(where, version), 0))
         return sock
 
-    def reach(self, sender: str, to: str, port: int, *, timeout_s: float = 0.6) -> bool:
-        """Whether TCP gets through to an address that is none of the lab's own."""
-        flow = Flow(self.spaces[sender].path, ip_address(to), port, "tcp", None)
+    def reach(self, sender: str, to: str, port: int, *, protocol: Protocol = "tcp", timeout_s: float = 0.6) -> bool:
+        """Whether it gets through to an address that is none of the lab's own."""
+        flow = Flow(self.spaces[sender].path, ip_address(to), port, protocol, None)
         return check([flow], timeout_s=timeout_s, tries=2) == [Verdict.ALLOW]
 
     def conntrack(self) -> str:

@@ -12,6 +12,7 @@ from libs.policy.output import Action, Host, Policy, PolicyKey, Qos, Rule, Tier
 from services.felix.core.options import RulesetOptions
 from tests.kernel.ipvs_lab import (
     BACKEND,
+    NAMES,
     NODE_PORT,
     OF_HOST,
     OF_OUT,
@@ -63,6 +64,8 @@ def test_open_pods_reach_a_service_and_without_the_change_none_does(services: Se
     lab.apply()
     services.reached(VIP, SERVICE, a=True, b=True, out=True, node=True)
     services.reached(NODE, NODE_PORT, a=True, out=True)
+    if services.masquerades:
+        services.reached(VIP, SERVICE, s=True)
     lab.builder.set_ipvs(False)
     lab.apply()
     services.reached(VIP, SERVICE, a=False, out=True)
@@ -70,7 +73,8 @@ def test_open_pods_reach_a_service_and_without_the_change_none_does(services: Se
 
 def test_the_receivers_policy_sees_the_real_sender_and_its_own_port(services: Services) -> None:
     lab = services.lab
-    lab.pod("s", *policy(lab, "from-a", inbound=(tcp(BACKEND, src_sets=("a",)),)))
+    logged = Rule(action=Action.LOG)
+    lab.pod("s", *policy(lab, "from-a", inbound=(logged, tcp(BACKEND, src_sets=("a",)))))
     lab.apply()
     services.reached(VIP, SERVICE, a=True, b=False, out=False, node=True)
     services.reached(NODE, NODE_PORT, a=True, b=False, out=False)
@@ -153,8 +157,26 @@ def test_limits_of_connections_hold_at_both_ends(services: Services, version: in
         fresh(services)
         lab.pod(limited, qos=qos)
         lab.apply()
-        with _connected(lab, version), pytest.raises(OSError), _connected(lab, version):
+        with _connected(lab, version), pytest.raises(ConnectionRefusedError), _connected(lab, version):
             pass
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_limits_of_packets_hold_at_both_ends(services: Services, version: int) -> None:
+    lab = services.lab
+    for limited, qos in (
+        ("s", Qos(ingress_packet_rate=3, ingress_packet_burst=3)),
+        ("a", Qos(egress_packet_rate=3, egress_packet_burst=3)),
+    ):
+        fresh(services)
+        lab.apply()
+        services.reached(VIP, NAMES, a=True, protocol="udp")
+        lab.pod(limited, qos=qos)
+        lab.apply()
+        with lab.udp("a", version) as sender:
+            for _ in range(50):
+                sender.sendto(b"x", (VIP[version], NAMES))
+        assert lab.counted("more than 3 packets a second", "ip" if version == 4 else "ip6") > 20, limited
 
 
 @contextlib.contextmanager
@@ -194,10 +216,14 @@ def test_nothing_leaves_with_the_mark(services: Services) -> None:
 
 def test_a_mask_without_a_third_bit_and_reject_are_told(services: Services) -> None:
     lab = services.lab
-    fresh(services, RulesetOptions(mark_mask=0x30000))
-    assert "nftablesMarkMask" in lab.builder.problems[0]
-    lab.apply()
-    services.reached(VIP, SERVICE, a=False)
+    for options in (RulesetOptions(mark_mask=0x30000), RulesetOptions(mark_mask=0x70000, wireguard_bit=0x40000)):
+        fresh(services, options)
+        assert "nftablesMarkMask" in lab.builder.problems[0]
+        lab.builder.set_host("h", Host(name="eth0", profiles=("open",)))
+        lab.apply()
+        services.reached(VIP, SERVICE, a=False, out=False, node=True)
+        services.reached(VIP, OF_HOST, out=True)
+        services.reached(NODE, SERVICE, out=True)
     fresh(services, RulesetOptions(deny_action="Reject"))
     assert "nftablesFilterDenyAction" in lab.builder.problems[0]
     lab.pod("s", *policy(lab, "nobody", inbound=(DENY,)))

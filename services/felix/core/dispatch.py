@@ -7,7 +7,7 @@ no accept mark is needed (docs/adr/0007-nftables-layout.md):
     forward -1, input -1    from-wl-dispatch → fw-<interface>   the sender's egress policy
     forward  0              to-wl-dispatch   → tw-<interface>   the receiver's ingress policy
     input    0              DefaultEndpointToHostAction, for what the egress policy let through
-    (host → local workload passes the output hook, where we have no chain: never policed)
+    (host → local workload passes the output hook, where no chain is about workloads: never policed)
 
 With kube-proxy's mode IPVS there are two more ways (ipvs.py).
 

@@ -12,7 +12,7 @@
 As everywhere (docs/adr/0007), each stage is a base chain of its own, lets established packets out first, finds the
 endpoint by a verdict map and goes to its chain, whose verdicts are final for the stage. Only an allow by untracked or
 pre-DNAT policy must be known to later stages: it sets the accept mark (facts/felix.md section 4.5). A stage exists
-while some host endpoint needs it.
+while some host endpoint needs it. With kube-proxy's mode IPVS input comes later and forward has a second way (ipvs.py).
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def entries(stage: StageKind, options: RulesetOptions) -> tuple[StageKind, ...]:
     """Where packets come into a stage's chains."""
     if stage is OUTPUT and options.deny_action != "Reject":  # the kernel cannot reject after routing
         return OUTPUT, AFTER_DNAT
-    if stage in FORWARD and options.ipvs:
+    if stage in FORWARD and options.mark_ipvs and options.ipvs:
         return stage, IPVS[FORWARD.index(stage)]
     return (stage,)
 
@@ -223,7 +223,7 @@ def _before(stage: StageKind, options: RulesetOptions, *, marks: bool, tunnels: 
     rules: list[Rule] = []
     if stage in IPVS:
         rules.append(ipvs.skip_others(options))
-    elif options.ipvs and stage in (RAW_TO, OUTPUT):
+    elif options.ipvs and options.mark_ipvs and stage in (RAW_TO, OUTPUT, AFTER_DNAT):
         rules.append(ipvs.skip_sent_on(options))
     if stage in RAW:
         rules.append(Rule((nft.mark_and(~options.mark_accept),)))

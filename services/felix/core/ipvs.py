@@ -7,7 +7,7 @@ mark while it may be one of these, and is judged once its receiver is known:
     input 97              the mark
     input 98 and 99       IPVS (net/netfilter/ipvs/ip_vs_core.c, ip_vs_ops4): what it takes goes on with output
     input 100             without the mark: it was left, so it is for the host
-    input 107 to 110      the stages of input, which are -3 to 0 without IPVS
+    input 108 to 110      the stages of input, -2 to 0 without IPVS; those at -3 stay before it
     output -3             limits of the receiver
     postrouting -2 to 1   the stages of forward, for what has the mark: the kernel still knows where it came in (since
                           5.7)
@@ -29,30 +29,28 @@ from services.felix.core.options import RulesetOptions
 LINK = "kube-ipvs0"
 """The interface that has the services' addresses, in kube-proxy's mode IPVS alone."""
 BEFORE_IPVS, LEFT_BY_IPVS, AFTER_POLICY = 97, 100, 2
+RTN_LOCAL = 2  # linux/rtnetlink.h
 AFTER_IPVS = 110
 """How much later the stages of input come."""
 
 
 def adapted(options: RulesetOptions) -> RulesetOptions:
     """The same for a host with IPVS, as far as that goes; `problems` says what does not."""
-    if not options.mark_ipvs:
-        return options
     return replace(options, ipvs=True, deny_action="Drop")  # the kernel cannot reject after routing
 
 
 def problems(options: RulesetOptions) -> tuple[str, ...]:
     """options: as configured."""
+    found = []
     if not options.mark_ipvs:
-        return (
-            "nftablesMarkMask: has no bit left for kube-proxy's mode IPVS: packets to services meet the host's policy",
-        )
+        found.append("nftablesMarkMask: has no bit left for kube-proxy's mode IPVS: what is for services is dropped")
     if options.deny_action == "Reject":
-        return ("nftablesFilterDenyAction: is Drop while kube-proxy is in its mode IPVS",)
-    return ()
+        found.append("nftablesFilterDenyAction: is Drop while kube-proxy is in its mode IPVS")
+    return tuple(found)
 
 
 def priority(hook: Hook, usual: int, options: RulesetOptions) -> int:
-    """Of a stage's base chain."""
+    """Of the base chain of a stage that decides."""
     return usual + AFTER_IPVS if options.ipvs and hook is Hook.INPUT else usual
 
 
@@ -67,10 +65,17 @@ def skip_sent_on(options: RulesetOptions) -> Rule:
 
 
 def chains(options: RulesetOptions, sender: Sequence[Rule], receiver: Sequence[Rule]) -> Iterable[Chain]:
-    """sender, receiver: rules of the two stages that workloads have at forward. Nothing without IPVS."""
+    """sender, receiver: rules of the two stages that workloads have at forward. Nothing without IPVS; without a bit for
+    its mark, what it sends on is dropped.
+    """
     if not options.ipvs:
         return
     bit = options.mark_ipvs
+    if not bit:
+        foreign = nft.Fib("saddr", nft.FibResult.TYPE, RTN_LOCAL, negate=True)
+        closed = Rule((foreign, nft.COUNTER, nft.DROP), "sent on by IPVS, with no mark bit for policy")
+        yield Chain("hook-ipvs-closed", (sender[0], closed), Base(Hook.OUTPUT))
+        return
     gone = (Rule((nft.mark_has(bit), nft.mark_and(~bit))),)
     yield Chain("hook-ipvs-mark", (Rule((nft.mark_or(bit),)),), Base(Hook.INPUT, priority=BEFORE_IPVS))
     yield Chain("hook-ipvs-left", gone, Base(Hook.INPUT, priority=LEFT_BY_IPVS))

@@ -302,6 +302,7 @@ def _with_wireguard(options: RulesetOptions, wireguard: WireguardSettings) -> Ru
         wireguard_ports=ports,
         wireguard_devices={} if host else {version: wireguard.family(version).interface for version in ports},
         wireguard_mark=mark_of(options.mark_mask) if host else 0,
+        wireguard_bit=mark_of(options.mark_mask),
         failsafe_in=options.failsafe_in + opened,
         failsafe_out=options.failsafe_out + opened,
     )

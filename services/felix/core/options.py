@@ -98,11 +98,12 @@ class RulesetOptions:
     loop_prevention: str = "Drop"  # ServiceLoopPrevention: Drop | Reject | Disabled
     failsafe_in: tuple[FailsafePort, ...] = DEFAULT_IN  # FailsafeInboundHostPorts
     failsafe_out: tuple[FailsafePort, ...] = DEFAULT_OUT  # FailsafeOutboundHostPorts
-    mark_mask: int = MARK_MASK  # NftablesMarkMask: its lowest bits, as in Calico: two, or three
+    mark_mask: int = MARK_MASK  # NftablesMarkMask: its lowest bits, as in Calico: two, with IPVS three
     nat: NatOptions = field(default_factory=NatOptions)
     wireguard_ports: dict[int, int] = field(default_factory=dict)  # IP version -> where encrypted packets come in
     wireguard_devices: dict[int, str] = field(default_factory=dict)  # IP version -> device that hosts masquerade into
     wireguard_mark: int = 0  # set on these when hosts' own traffic is encrypted; 0: not
+    wireguard_bit: int = 0  # that its own packets leave with; 0: it is off
     ipvs: bool = False  # kube-proxy is in its mode IPVS (ipvs.py)
     skip_blocks: bool = True  # no setting of Calico's: without them the benchmarks and proofs have what to compare with
 
@@ -133,5 +134,5 @@ class RulesetOptions:
     @property
     def mark_ipvs(self) -> int:
         """Set means "IPVS may take this packet, or has done so"; 0 where the mask has no bit for it."""
-        rest = self.mark_mask & ~(self.mark_accept | self.mark_pass | self.wireguard_mark)
+        rest = self.mark_mask & ~(self.mark_accept | self.mark_pass | self.wireguard_bit)
         return rest & -rest

@@ -62,10 +62,11 @@ class QosRuleset:
                 elements: dict[str, Verdict] = {one: nft.jump(chain.name) for one, chain in found.items()}
                 maps.append(Map(name, (nft.DataType.IFNAME,), elements))
         looks = {one.name: Field.IIFNAME if one.name == FROM else Field.OIFNAME for one in maps}
+        # At input before IPVS too: it takes what the limit would have to count.
         ways: list[tuple[Hook, tuple[str, ...], tuple[nft.Expr, ...]]] = [
             (Hook.FORWARD, (FROM, TO), ()), (Hook.INPUT, (FROM,), ()),
         ]  # fmt: skip
-        if self._options.ipvs:
+        if self._options.ipvs and self._options.mark_ipvs:
             ways.append((Hook.OUTPUT, (TO,), (nft.mark_has(self._options.mark_ipvs),)))
         for hook, fields, match in ways:
             rules = tuple(Rule((*match, nft.Vmap((looks[name],), name))) for name in fields if name in looks)

@@ -183,6 +183,7 @@ class Dataplane:
         self._waiters: list[_Waiter] = []
         self._refused: dict[str, str] = {}
         self._tables_work = False
+        self._ipvs: bool | None = None  # whether kube-proxy uses it here; None: not known yet
         self._retry = 0
 
     # --- asked for by others ---
@@ -272,6 +273,7 @@ class Dataplane:
 
     async def _pass(self) -> None:
         started = time.monotonic()
+        problems = self.problems
         self.passing = True
         queue, self._queue = self._queue, []
         last = queue[-1][0] if queue else None
@@ -303,7 +305,7 @@ class Dataplane:
             self._later()
         else:
             self._retry = 0
-        if queue or failures != before.failures:
+        if queue or failures != before.failures or self.problems != problems:
             self._on_progress(self.progress)
         for waiter in self._waiters:
             if not waiter.future.done() and waiter.ready():
@@ -381,13 +383,17 @@ class Dataplane:
     async def _write_tables(self) -> dict[str, str]:
         unread: dict[str, str] = {}
         try:
-            if (ipvs := self._routes.ipvs()) != self._builder.ipvs:
-                log.info("kube-proxy's mode IPVS", extra={"present": ipvs})
+            if (ipvs := self._routes.ipvs()) != self._ipvs:
+                if ipvs or self._ipvs is not None:
+                    log.info("kube-proxy's mode IPVS", extra={"present": ipvs})
+                self._ipvs = ipvs
                 self._tables_work |= self._builder.set_ipvs(ipvs)
             if self._builder.expects_addresses:
                 self._tables_work |= self._builder.set_host_addresses(self._routes.host_addresses())
         except OSError as failed:  # what was known before stands, and it is tried again
-            unread["addresses of interfaces"] = str(failed)
+            unread["interfaces"] = str(failed)
+            if self._ipvs is None:  # a table without its stages would open what the one before us closes
+                return unread | self._not_compiled()
         if not self._tables_work:
             return unread | self._not_compiled()  # a pass for routes alone does not make these good
         self._tables_work = False

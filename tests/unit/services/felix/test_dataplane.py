@@ -28,6 +28,7 @@ class Kernel:
         self.limited: Mapping[WorkloadKey, Workload] = {}
         self.refuse: dict[str, str] = {}
         self.unlisted = ""  # why addresses cannot be listed
+        self.links_unlisted = ""
         self.ipvs = False
 
 
@@ -55,6 +56,8 @@ class Routes:
         self._kernel.did.append("resync interfaces")
 
     def ipvs(self) -> bool:
+        if self._kernel.links_unlisted:
+            raise OSError(self._kernel.links_unlisted)
         return self._kernel.ipvs
 
     def host_addresses(self) -> Mapping[str, frozenset[str]]:
@@ -195,6 +198,27 @@ async def test_the_mode_ipvs_of_kube_proxy_is_followed_while_running_and_what_it
     assert not plane.problems
 
 
+async def test_no_table_is_written_before_it_is_known_whether_kube_proxy_uses_ipvs() -> None:
+    kernel = Kernel()
+    plane = dataplane(kernel)
+    kernel.ipvs, kernel.links_unlisted = True, "interrupted"
+    plane.configure(RulesetOptions(), ())
+    plane.push(Apply(epoch=None, rev=7, seq=1, delta=Delta()))  # type: ignore[arg-type]
+    await plane._pass()
+    assert plane.progress.failures == {"interfaces": "interrupted"}
+    assert "table" not in kernel.did
+    assert "routes" in kernel.did
+    kernel.links_unlisted = ""
+    await plane._pass()
+    assert "table" in kernel.did
+    assert any("hook-ipvs-from" in table.desired.chains for table in plane._tables)
+    kernel.links_unlisted = "interrupted"
+    plane.configure(RulesetOptions(log_prefix="other"), ())
+    kernel.did.clear()
+    await plane._pass()
+    assert "table" in kernel.did, "as known before"
+
+
 async def test_addresses_that_cannot_be_listed_are_told_and_asked_for_again() -> None:
     kernel = Kernel()
     builder = RulesetBuilder()
@@ -202,7 +226,7 @@ async def test_addresses_that_cannot_be_listed_are_told_and_asked_for_again() ->
     kernel.unlisted = "interrupted"
     plane.push(Apply(epoch=None, rev=7, seq=1, delta=Delta(hosts={"h": Host(expected4=("192.0.2.1",))})))  # type: ignore[arg-type]
     await plane._pass()
-    assert plane.progress.failures == {"addresses of interfaces": "interrupted"}
+    assert plane.progress.failures == {"interfaces": "interrupted"}
     assert kernel.did[-3:] == ["tunnels made", "routes", "tunnels removed"], "all else goes on"
     kernel.unlisted = ""
     await plane._pass()
