@@ -173,16 +173,15 @@ def _addresses() -> str:
 
 
 def _service() -> JsonObject:
-    ports = (("web", SERVICE, NODE_PORT), ("host", OF_HOST, NODE_PORT + 1), ("out", OF_OUT, NODE_PORT + 2))
-    ports += (("names", NAMES, NODE_PORT + 3),)
+    ports = (("web", SERVICE), ("host", OF_HOST), ("out", OF_OUT), ("names", NAMES))
     return {
         "apiVersion": "v1", "kind": "Service", "metadata": {"name": "web", "namespace": "default"},
         "spec": {
             "type": "NodePort", "ipFamilyPolicy": "RequireDualStack", "ipFamilies": ["IPv4", "IPv6"],
             "clusterIP": VIP[4], "clusterIPs": [VIP[4], VIP[6]],
             "ports": [
-                {"name": name, "port": port, "nodePort": at, "protocol": "UDP" if port == NAMES else "TCP"}
-                for name, port, at in ports
+                {"name": name, "port": port, "nodePort": NODE_PORT + at, "protocol": _protocol(port)}
+                for at, (name, port) in enumerate(ports)
             ],
         },
     }  # fmt: skip
@@ -191,19 +190,21 @@ def _service() -> JsonObject:
 def _slices(version: int) -> list[JsonObject]:
     pod = address("s", version)
     behind = (
-        ("web", BACKEND, pod),
-        ("host", ON_HOST, NODE[version]),
-        ("out", ON_OUT, OUT[version]),
-        ("names", NAMES, pod),
-    )
+        ("web", BACKEND, pod, "node"), ("names", NAMES, pod, "node"), ("host", ON_HOST, NODE[version], "node"),
+        ("out", ON_OUT, OUT[version], "elsewhere"),
+    )  # fmt: skip
     return [
         {
             "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": f"IPv{version}",
             "metadata": {
                 "name": f"{name}-{version}", "namespace": "default", "labels": {"kubernetes.io/service-name": "web"},
             },
-            "ports": [{"name": name, "port": port, "protocol": "UDP" if port == NAMES else "TCP"}],
-            "endpoints": [{"addresses": [where], "conditions": {"ready": True}}],
+            "ports": [{"name": name, "port": port, "protocol": _protocol(port)}],
+            "endpoints": [{"addresses": [where], "nodeName": node, "conditions": {"ready": True}}],
         }
-        for name, port, where in behind
+        for name, port, where, node in behind
     ]  # fmt: skip
+
+
+def _protocol(port: int) -> str:
+    return "UDP" if port == NAMES else "TCP"
