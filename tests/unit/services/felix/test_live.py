@@ -12,6 +12,7 @@ import pytest
 
 from libs.model.metrics import MetricsPlace
 from libs.testkit.bootstrap import key
+from services.felix.core import ipvs
 from services.felix.core.configfile import file_settings
 from services.felix.core.failsafe import FailsafePort
 from services.felix.core.fields import OF_OTHER_DATAPLANES, SUPPORTED, seconds
@@ -413,6 +414,31 @@ def test_the_first_table_that_felix_may_use_is_wireguards(
 ) -> None:
     found = effective(stored(("default", spec)), "node1", {}, environment_settings(environment))
     assert (found.problems, found.wireguard.table) == ((), table)
+
+
+@pytest.mark.parametrize(
+    ("mask", "encryption", "bits"),
+    [
+        (0x30000, {}, (0x10000, 0x20000, 0, 0)),
+        (0x70000, {}, (0x10000, 0x20000, 0x40000, 0)),
+        (0x30000, {"wireguardEnabled": True}, (0x10000, 0x20000, 0, 0)),  # refused
+        (0x70000, {"wireguardEnabled": True}, (0x10000, 0x20000, 0, 0x40000)),
+        (0xF0000, {"wireguardEnabledV6": True}, (0x10000, 0x20000, 0x40000, 0x80000)),
+        (
+            0x80010600,
+            {"wireguardEnabled": True, "wireguardHostEncryptionEnabled": True},
+            (0x200, 0x400, 0x10000, 1 << 31),
+        ),
+        (0xFFFF0000, {"wireguardEnabled": True}, (0x10000, 0x20000, 0x40000, 0x200000)),
+    ],
+)
+def test_each_use_of_the_mark_has_a_bit_of_its_own(
+    mask: int, encryption: dict[str, Any], bits: tuple[int, ...]
+) -> None:
+    """Allowed early, Pass, IPVS, WireGuard."""
+    options = effective(stored(("default", {"nftablesMarkMask": mask, **encryption})), "node1", {}).options
+    assert (options.mark_accept, options.mark_pass, options.mark_ipvs, options.wireguard_bit) == bits
+    assert [one.partition(":")[0] for one in ipvs.problems(options)] == ([] if bits[2] else ["nftablesMarkMask"])
 
 
 def test_of_both_ways_to_say_which_tables_the_newer_counts() -> None:
