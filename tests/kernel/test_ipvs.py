@@ -193,7 +193,7 @@ def test_nothing_leaves_with_the_mark(services: Services) -> None:
     """It may mean something else to whoever looks next."""
     lab = services.lab
     lab.apply()
-    bit = RulesetOptions().mark_ipvs
+    bit = RulesetOptions(ipvs=True).mark_ipvs
     for family in ("ip", "ip6"):
         lab.nft("add", "table", family, "watch")
         for hook in ("input", "postrouting"):

@@ -185,7 +185,7 @@ def entries(stage: StageKind, options: RulesetOptions) -> tuple[StageKind, ...]:
     """Where packets come into a stage's chains."""
     if stage is OUTPUT and options.deny_action != "Reject":  # the kernel cannot reject after routing
         return OUTPUT, AFTER_DNAT
-    if stage in FORWARD and options.mark_ipvs and options.ipvs:
+    if stage in FORWARD and options.mark_ipvs:
         return stage, IPVS[FORWARD.index(stage)]
     return (stage,)
 
@@ -223,7 +223,7 @@ def _before(stage: StageKind, options: RulesetOptions, *, marks: bool, tunnels: 
     rules: list[Rule] = []
     if stage in IPVS:
         rules.append(ipvs.skip_others(options))
-    elif options.ipvs and options.mark_ipvs and stage in (RAW_TO, OUTPUT, AFTER_DNAT):
+    elif options.mark_ipvs and stage in (RAW_TO, OUTPUT, AFTER_DNAT):
         rules.append(ipvs.skip_sent_on(options))
     if stage in RAW:
         rules.append(Rule((nft.mark_and(~options.mark_accept),)))

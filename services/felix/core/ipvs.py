@@ -42,7 +42,7 @@ def adapted(options: RulesetOptions) -> RulesetOptions:
 def problems(options: RulesetOptions) -> tuple[str, ...]:
     """options: as configured."""
     found = []
-    if not options.mark_ipvs:
+    if not options.spare_bit:
         found.append("nftablesMarkMask: has no bit left for kube-proxy's mode IPVS: what is for services is dropped")
     if options.deny_action == "Reject":
         found.append("nftablesFilterDenyAction: is Drop while kube-proxy is in its mode IPVS")

@@ -133,6 +133,11 @@ class RulesetOptions:
 
     @property
     def mark_ipvs(self) -> int:
-        """Set means "IPVS may take this packet, or has done so"; 0 where the mask has no bit for it."""
+        """Set means "IPVS may take this packet, or has done so"; 0 without IPVS, or without a bit for it."""
+        return self.spare_bit if self.ipvs else 0
+
+    @property
+    def spare_bit(self) -> int:
+        """The lowest of the mask that nothing else uses; 0: there is none."""
         rest = self.mark_mask & ~(self.mark_accept | self.mark_pass | self.wireguard_bit)
         return rest & -rest

@@ -66,7 +66,7 @@ class QosRuleset:
         ways: list[tuple[Hook, tuple[str, ...], tuple[nft.Expr, ...]]] = [
             (Hook.FORWARD, (FROM, TO), ()), (Hook.INPUT, (FROM,), ()),
         ]  # fmt: skip
-        if self._options.ipvs and self._options.mark_ipvs:
+        if self._options.mark_ipvs:
             ways.append((Hook.OUTPUT, (TO,), (nft.mark_has(self._options.mark_ipvs),)))
         for hook, fields, match in ways:
             rules = tuple(Rule((*match, nft.Vmap((looks[name],), name))) for name in fields if name in looks)

@@ -437,7 +437,7 @@ def test_each_use_of_the_mark_has_a_bit_of_its_own(
 ) -> None:
     """Allowed early, Pass, IPVS, WireGuard."""
     options = effective(stored(("default", {"nftablesMarkMask": mask, **encryption})), "node1", {}).options
-    assert (options.mark_accept, options.mark_pass, options.mark_ipvs, options.wireguard_bit) == bits
+    assert (options.mark_accept, options.mark_pass, options.spare_bit, options.wireguard_bit) == bits
     assert [one.partition(":")[0] for one in ipvs.problems(options)] == ([] if bits[2] else ["nftablesMarkMask"])
 
 
