@@ -139,10 +139,13 @@ def inside(node: Node, *command: str, text: str = "") -> None:
 
 
 def children(pid: int) -> dict[str, int]:
-    """Name of the service -> pid, of a process's children."""
+    """Name of the service -> pid, of a process's children that run."""
     found = {}
     for one in subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False).stdout.split():
-        line = Path(f"/proc/{one}/cmdline").read_bytes().decode().split("\0")
+        try:
+            line = Path(f"/proc/{one}/cmdline").read_bytes().decode().split("\0")
+        except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+            continue
         found[next((part for part in line if part.startswith("services.")), line[0])] = int(one)
     return found
 
