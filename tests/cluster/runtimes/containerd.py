@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import subprocess
 from pathlib import Path
 
@@ -92,7 +93,7 @@ class Containerd:
         """Processes of containers and their shims in the node's namespace."""
         found = []
         for pid in processes_in([self.host.node.namespace]):
-            words = Path(f"/proc/{pid}/cmdline").read_bytes()
-            if b"containerd-shim" in words:
-                found.append(pid)
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it may end meanwhile
+                if b"containerd-shim" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    found.append(pid)
         return found
