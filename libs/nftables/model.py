@@ -332,7 +332,10 @@ CONTINUE = Verdict(VerdictKind.CONTINUE)
 COUNTER = Counter()
 RPF_FAILED = Fib("saddr", FibResult.OIF, 0, iif=True)
 RPF_FAILED_BY_MARK = Fib("saddr", FibResult.OIF, 0, mark=True, iif=True)
-TO_LOCAL_ADDRESS = Fib("daddr", FibResult.TYPE, 2)
+RTN_LOCAL = 2  # linux/rtnetlink.h
+TO_LOCAL_ADDRESS = Fib("daddr", FibResult.TYPE, RTN_LOCAL)
+FROM_LOCAL_ADDRESS = Fib("saddr", FibResult.TYPE, RTN_LOCAL)
+FROM_FOREIGN_ADDRESS = Fib("saddr", FibResult.TYPE, RTN_LOCAL, negate=True)
 
 
 def jump(chain: str) -> Verdict:

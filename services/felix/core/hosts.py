@@ -32,7 +32,6 @@ from services.felix.core.tunnel_rules import RECEIVERS, SENDERS
 ANY = "*"  # the host endpoint of every interface that has none of its own
 UNTRACKED = -299
 LOOPBACK = "lo"
-RTN_LOCAL = 2  # linux/rtnetlink.h
 NEIGHBOUR_TYPES = "host-icmpv6"
 # Multicast listeners, router and neighbour discovery: a host needs router advertisements too.
 NEIGHBOUR_DISCOVERY = frozenset({"130", "131", "132", "133", "134", "135", "136", "143"})
@@ -241,7 +240,7 @@ def _before(stage: StageKind, options: RulesetOptions, *, marks: bool, tunnels: 
         # It has no DNAT status that could be matched: the next rule would pass it by.
         rules.append(Rule((nft.ct_state(CtState.UNTRACKED), nft.ACCEPT), "not tracked, so not DNATed: see hook-th"))
         rules.append(Rule((nft.ct_status(nft.CT_STATUS_DNAT, negate=True), nft.ACCEPT), "not DNATed: see hook-th"))
-        rules.append(Rule((nft.Fib("saddr", nft.FibResult.TYPE, RTN_LOCAL, negate=True), nft.ACCEPT), "forwarded"))
+        rules.append(Rule((nft.FROM_FOREIGN_ADDRESS, nft.ACCEPT), "forwarded"))
     if stage not in (*FORWARD, *IPVS):
         rules += [
             Rule((nft.Match(stage.field, f"{prefix}*"), nft.ACCEPT), "workload interface")

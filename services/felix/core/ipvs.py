@@ -29,7 +29,6 @@ from services.felix.core.options import RulesetOptions
 LINK = "kube-ipvs0"
 """The interface that has the services' addresses, in kube-proxy's mode IPVS alone."""
 BEFORE_IPVS, LEFT_BY_IPVS, AFTER_POLICY = 97, 100, 2
-RTN_LOCAL = 2  # linux/rtnetlink.h
 AFTER_IPVS = 110
 """How much later the stages of input come."""
 
@@ -72,8 +71,7 @@ def chains(options: RulesetOptions, sender: Sequence[Rule], receiver: Sequence[R
         return
     bit = options.mark_ipvs
     if not bit:
-        foreign = nft.Fib("saddr", nft.FibResult.TYPE, RTN_LOCAL, negate=True)
-        closed = Rule((foreign, nft.COUNTER, nft.DROP), "sent on by IPVS, with no mark bit for policy")
+        closed = Rule((nft.FROM_FOREIGN_ADDRESS, nft.COUNTER, nft.DROP), "sent on by IPVS, with no mark bit for policy")
         yield Chain("hook-ipvs-closed", (sender[0], closed), Base(Hook.OUTPUT))
         return
     gone = (Rule((nft.mark_has(bit), nft.mark_and(~bit))),)

@@ -26,7 +26,6 @@ from services.felix.core.sink import Section, TableSink
 SENDERS, RECEIVERS = "tunnel-senders", "tunnel-receivers"  # chains, also entered from those of host endpoints
 ALL_HOSTS, ALL_VXLAN = "all-hosts-net", "all-vxlan-net"
 UDP, IPIP = 17, 4
-RTN_LOCAL = 2  # linux/rtnetlink.h
 BEFORE_HOSTS = -3
 _LOWEST_PORT, _HIGHEST_PORT = 1024, 65535
 
@@ -86,8 +85,9 @@ class TunnelRules:
                 Rule((*packet, from_known, nft.TO_LOCAL_ADDRESS, nft.COUNTER, nft.ACCEPT), f"{word} from a known node"),
                 Rule((*packet, nft.TO_LOCAL_ADDRESS, nft.COUNTER, nft.DROP), f"{word} from a stranger"),
             ]
-            from_here = nft.Fib("saddr", nft.FibResult.TYPE, RTN_LOCAL)
-            receivers.append(Rule((*packet, from_here, to_known, nft.COUNTER, nft.ACCEPT), f"{word} to a known node"))
+            receivers.append(
+                Rule((*packet, nft.FROM_LOCAL_ADDRESS, to_known, nft.COUNTER, nft.ACCEPT), f"{word} to a known node")
+            )
         yield Chain(SENDERS, tuple(senders))
         yield Chain(RECEIVERS, tuple(receivers))
         yield Chain("hook-tunnels", (Rule((nft.jump(SENDERS),)),), Base(Hook.INPUT, priority=BEFORE_HOSTS))
@@ -113,8 +113,8 @@ class TunnelRules:
         for name in (*sorted(self.devices), *((wireguard,) if wireguard else ())):
             foreign: tuple[Expr, ...] = (
                 nft.Match(Field.OIFNAME, name),
-                nft.Fib("saddr", nft.FibResult.TYPE, RTN_LOCAL, oif=True, negate=True),
-                nft.Fib("saddr", nft.FibResult.TYPE, RTN_LOCAL),
+                nft.Fib("saddr", nft.FibResult.TYPE, nft.RTN_LOCAL, oif=True, negate=True),
+                nft.FROM_LOCAL_ADDRESS,
                 nft.COUNTER,
             )
             if name == self._vxlan:
