@@ -273,15 +273,18 @@ class Cluster:
         # Frames that the bridge forwards are the underlay's business: they must not meet conntrack a second time.
         plain = {"bridge/bridge-nf-call-iptables": 0, "bridge/bridge-nf-call-ip6tables": 0}
         self.fabric.sysctl(quiet | plain)
+        # A bridge without an address of its own takes its lowest port's: a port that comes or goes may change it, and
+        # what neighbours still send to the old one is dropped, over IPv6 for up to 45 s.
+        bridge = "link add {} address 02:00:00:00:00:0{} type bridge mcast_snooping 0 forward_delay 0"
         commands = [
-            "link add br0 type bridge mcast_snooping 0 forward_delay 0",
+            bridge.format("br0", 1),
             f"addr add {self.ipv4} dev br0",
             f"addr add {self.ipv6} dev br0 nodad",
             "link set br0 up",
         ]
         if self._far:
             self.fabric.sysctl({"ipv4/ip_forward": 1, "ipv6/conf/all/forwarding": 1})
-            commands += ["link add br1 type bridge mcast_snooping 0 forward_delay 0", "link set br1 up"]
+            commands += [bridge.format("br1", 2), "link set br1 up"]
             commands += [f"addr add {gateway} dev br1" for gateway in self._far_gateways]
         for node in self.nodes:
             node.namespace.sysctl(

@@ -18,7 +18,7 @@ import pytest
 from aiohttp import web
 
 from libs.testkit.cluster import Cluster, CniError, Node, Pod, Question
-from libs.testkit.reach import Verdict
+from libs.testkit.reach import Flow, Verdict, check
 from libs.testkit.sweep import sweep_stale
 from libs.testkit.topology import Namespace, namespaces, processes_in
 from libs.testkit.traffic import Load
@@ -230,6 +230,21 @@ async def test_service_that_ends_early_fails_the_start_with_its_log_and_leaves_n
             raise AssertionError("it started")
     assert namespaces(f"cal-{cluster.id}-") == []
     assert not cluster.directory.exists()
+
+
+async def test_a_port_that_comes_to_the_fabric_cuts_no_node_off_its_router() -> None:
+    """A bridge without an address of its own takes the lowest of its ports' and is deaf to what it had before."""
+    async with Cluster.create(nodes=3, services=False, far=("node3",)) as cluster:
+        far = cluster.node("node3")
+        flows = [
+            Flow(cluster.node(name).namespace.path, address.ip, 9)
+            for name in ("node1", "node2")
+            for address in (far.ipv4, far.ipv6)
+        ]
+        assert await asyncio.to_thread(check, flows) == [Verdict.REFUSED] * 4, "nobody listens"
+        lowest = "link add low address 00:00:00:00:00:01 type veth peer name other"
+        cluster.fabric.ip([lowest, "link set other up", "link set low master br0 up"])
+        assert await asyncio.to_thread(check, flows) == [Verdict.REFUSED] * 4
 
 
 async def test_two_clusters_side_by_side_do_not_meet_and_stop_leaves_nothing() -> None:
