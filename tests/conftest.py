@@ -1,5 +1,5 @@
-"""What all tests share: Hypothesis profiles, the rule that a skip must stand in tests/skips.txt, and that workers
-keep to groups.
+"""What all tests share: Hypothesis profiles, the rule that a skip must stand in tests/skips.txt, that workers keep to
+groups, and that who looks for tests of the virtual machine finds them.
 """
 
 from __future__ import annotations
@@ -34,11 +34,16 @@ def allowed_skips() -> list[str]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Groups that xdist does not see are torn apart silently, and each worker starts what they share."""
+    """Groups that xdist does not see are torn apart silently, and each worker starts what they share. A file that does
+    not name the mark is not taken along into the virtual machine, where loading all of them takes too long.
+    """
     if getattr(config.option, "loadgroup", False):
         alone = [item.nodeid for item in items if item.get_closest_marker("xdist_group") and "@" not in item.nodeid]
         if alone:
             raise pytest.UsageError(f"xdist does not know the group of {len(alone)} tests, of {alone[0]} for one")
+    for path in {item.path for item in items if item.get_closest_marker("stock_kernel")}:
+        if "stock_kernel" not in path.read_text().lower():
+            raise pytest.UsageError(f"{path}: its tests are marked stock_kernel, a word that `./dev` looks for in it")
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from libs.testkit.topology import Namespace, remove
 from tests.kernel.ruleset_lab import Lab, running_lab
+from tests.kernel.wireguard_lab import Stage
 
 
 @pytest.fixture(scope="module")
@@ -14,3 +18,15 @@ def built() -> Iterator[Lab]:
     """A pretend node with its pods, for the tests of one module; `fresh()` makes it new for each."""
     with running_lab() as lab:
         yield lab
+
+
+@pytest.fixture(params=[4, 6], ids=["ipv4", "ipv6"])
+def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
+    space = Namespace(f"t-wgw-{uuid.uuid4().hex[:8]}")
+    space.create()
+    made = Stage(space, request.param)
+    try:
+        yield made
+    finally:
+        remove([space])
+        Path(f"/var/run/wireguard/{made.name}.sock").unlink(missing_ok=True)
