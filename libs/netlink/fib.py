@@ -8,7 +8,7 @@ work (7 microseconds a route) does not hold up the event loop.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -43,6 +43,9 @@ Destination = bytes
 
 Hops = tuple[NextHop, ...]
 """Where packets go; several share them (ECMP); none: they are thrown away (blackhole)."""
+
+Sending = Callable[[], object]
+"""Called in the thread that writes when all is encoded: what follows is the kernel's, and holds up no other thread."""
 
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
 _DST = 1
@@ -83,8 +86,9 @@ class FibWriter:
         return self.netlink.port
 
     def put(
-        self, af: int, routes: Sequence[tuple[Destination, Hops]], metric: int, *, exclusive: bool
-    ) -> dict[int, NetlinkError]:
+        self, af: int, routes: Sequence[tuple[Destination, Hops]], metric: int, *, exclusive: bool,
+        sending: Sending | None = None,
+    ) -> dict[int, NetlinkError]:  # fmt: skip
         """Create (exclusive: refused with ObjectExists where there is one already) or overwrite. Index → refusal."""
         flags = NLM_F_REQUEST | NLM_F_CREATE | (NLM_F_EXCL if exclusive else NLM_F_REPLACE)
         octets, protocol, pack = 4 if af == 2 else 16, self._protocol, _HEADER.pack
@@ -100,9 +104,11 @@ class FibWriter:
                 flags |= NLM_F_ACK
             messages.append(pack(size, RTM_NEWROUTE, flags, seq, 0) + head + key[1:].ljust(octets, b"\0") + tail)
             seq += 1
-        return self.netlink.exchange(b"".join(messages), first, last) if messages else {}
+        return self.netlink.exchange(b"".join(messages), first, last, sending) if messages else {}
 
-    def drop(self, af: int, keys: Sequence[Destination], metric: int) -> dict[int, NetlinkError]:
+    def drop(
+        self, af: int, keys: Sequence[Destination], metric: int, sending: Sending | None = None
+    ) -> dict[int, NetlinkError]:
         """Routes that are gone already count as dropped; those of another protocol are never touched."""
         flags = NLM_F_REQUEST
         octets, protocol, pack = 4 if af == 2 else 16, self._protocol, _HEADER.pack
@@ -114,7 +120,7 @@ class FibWriter:
                 flags |= NLM_F_ACK
             messages.append(pack(size, RTM_DELROUTE, flags, seq, 0) + head + key[1:].ljust(octets, b"\0") + tail)
             seq += 1
-        failed = self.netlink.exchange(b"".join(messages), first, last) if messages else {}
+        failed = self.netlink.exchange(b"".join(messages), first, last, sending) if messages else {}
         return {index: error for index, error in failed.items() if not isinstance(error, ObjectNotFound)}
 
     def close(self) -> None:

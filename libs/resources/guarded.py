@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from libs.resources import version_guard
-from libs.runtime.service import ServiceExit
+from libs.runtime.exits import ServiceExit
 from libs.store.api import Compare, Op, Store, StoreError, TxnResult
 from libs.store.through import ReadsThrough
 

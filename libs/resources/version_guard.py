@@ -21,7 +21,7 @@ from libs.resources import codec
 from libs.resources.rules import CLUSTER_INFORMATION
 from libs.runtime import contact, release
 from libs.runtime.backoff import Backoff
-from libs.runtime.service import ServiceExit
+from libs.runtime.exits import ServiceExit
 from libs.store.api import Store, StoreError
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from libs.runtime.service import ServiceExit
+from libs.runtime.exits import ServiceExit
 
 if TYPE_CHECKING:
     from libs.bus.nats import NatsBus

@@ -19,6 +19,7 @@ from typing import Any, Final, TypeVar
 
 from libs.runtime import logs, tracing
 from libs.runtime.config import ConfigError, RuntimeConfig, describe, load
+from libs.runtime.exits import ServiceExit
 from libs.runtime.health import Aggregator
 from libs.runtime.http import HttpServer, ServiceRegistry, new_registry
 
@@ -26,14 +27,6 @@ C = TypeVar("C", bound=RuntimeConfig)
 T = TypeVar("T")
 RESTART_STATUS: Final = 129  # Felix's status for "start me again with the new configuration"
 log = logging.getLogger(__name__)
-
-
-class ServiceExit(Exception):
-    """Raised by any task to end the service on purpose, with this status."""
-
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
 
 
 class Service:

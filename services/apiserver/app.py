@@ -29,9 +29,10 @@ from libs.resources.release import IpamRelease
 from libs.runtime import contact, release
 from libs.runtime.backends import open_bus, open_store
 from libs.runtime.config import ConfigError
+from libs.runtime.exits import ServiceExit
 from libs.runtime.health import Reporter
 from libs.runtime.http import bind_all
-from libs.runtime.service import Service, ServiceExit
+from libs.runtime.service import Service
 from libs.store.api import Store, StoreError
 from services.apiserver.config import LOOPBACK, ApiserverConfig, is_loopback
 from services.apiserver.core.bounded import Buckets

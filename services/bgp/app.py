@@ -14,8 +14,9 @@ from random import Random
 from libs.bus import bgp as told
 from libs.runtime import logs
 from libs.runtime.backends import open_bus
+from libs.runtime.exits import ServiceExit
 from libs.runtime.release import version
-from libs.runtime.service import Service, ServiceExit
+from libs.runtime.service import Service
 from services.bgp.config import BgpConfig
 from services.bgp.core.rib.fib import FibChange
 from services.bgp.core.settings import SpeakerSettings

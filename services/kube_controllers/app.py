@@ -13,9 +13,10 @@ from libs.kube.api import KubeApi, KubeError
 from libs.resources import version_guard
 from libs.runtime import contact, logs
 from libs.runtime.backends import open_store
+from libs.runtime.exits import ServiceExit
 from libs.runtime.health import Reporter
 from libs.runtime.metrics_server import MetricsServer
-from libs.runtime.service import Service, ServiceExit
+from libs.runtime.service import Service
 from libs.store.api import Compare, Store, StoreError
 from libs.store.election import Election
 from libs.store.fenced import FencedStore

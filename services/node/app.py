@@ -20,7 +20,8 @@ from libs.resources.client import ResourceClient
 from libs.resources.errors import ResourceError
 from libs.runtime import contact
 from libs.runtime.backends import open_bus, open_store
-from libs.runtime.service import Service, ServiceExit
+from libs.runtime.exits import ServiceExit
+from libs.runtime.service import Service
 from libs.store.api import Store, StoreError
 from libs.trust import own
 from services.node.config import NodeConfig

@@ -11,7 +11,7 @@ import click
 from libs.netlink.routes import IPNetwork
 from libs.resources.errors import ResourceError
 from libs.runtime.backends import open_store
-from libs.runtime.service import ServiceExit
+from libs.runtime.exits import ServiceExit
 from libs.store.api import StoreError
 from services.node.shell import probes
 from services.node.shell.takeover import Outcome, pools_of, take_over

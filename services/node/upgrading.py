@@ -9,8 +9,8 @@ import click
 
 from libs.resources.errors import ResourceError
 from libs.runtime.backends import open_store
+from libs.runtime.exits import ServiceExit
 from libs.runtime.nodename import NODENAME_FILE, node_name
-from libs.runtime.service import ServiceExit
 from libs.store.api import StoreError
 from services.node.shell.host_local import DIRECTORY, Busy, Outcome, move
 

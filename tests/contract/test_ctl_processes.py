@@ -111,6 +111,19 @@ async def on_etcd() -> AsyncIterator[World]:
         yield found
 
 
+async def test_commands_load_no_server_and_nothing_of_other_ways(on_etcd: World) -> None:
+    """Half of the time of a command was once the loading of an HTTP server and its metrics."""
+    ctl = Ctl(on_etcd.ctl.variables | {"PYTHONPROFILEIMPORTTIME": "1"}, on_etcd.ctl.running)
+    tier = TIER % ("lean", 7)
+    for arguments, stdin in ((["apply", "-f", "-"], tier), (["get", "tiers"], ""), (["delete", "tier", "lean"], "")):
+        status, _, err = await ctl(*arguments, stdin=stdin)
+        assert status == 0, err
+        loaded = {line.rpartition("|")[2].strip().split(".")[0] for line in err.splitlines() if "import time:" in line}
+        assert "grpc" in loaded
+        heavy = {"aiohttp", "prometheus_client", "nats", "opentelemetry", "uvloop", "pyroute2", "rich"}
+        assert not loaded & heavy, arguments
+
+
 async def test_the_same_commands_by_both_ways(world: World) -> None:
     ctl = world.ctl
     assert await ctl.good("apply", "-f", "-", stdin=TIER % ("sec", 5)) == "Successfully applied 1 'Tier' resource(s)\n"

@@ -133,11 +133,10 @@ async def test_cluster_goes_on_without_the_member_in_use() -> None:
                             if found.mod_revision != written[-1]:
                                 written.append(found.mod_revision)
                                 break
-                seen += await take(batches, lambda events: events and events[-1].revision >= written[-1])
+                # A put of before, answered by nobody, may happen as late as this: the look finds what has been seen.
+                if seen[-1].revision < written[-1]:
+                    seen += await take(batches, lambda events: events and events[-1].revision >= written[-1])
                 member.resume()
-            # a put that was answered by nobody may still have happened after the look: the watch must know it too
-            found = await store.get("/cluster/a")
-            assert found is not None
             revisions = [event.revision for event in seen]
             assert set(written) <= set(revisions)
             assert revisions == sorted(set(revisions))

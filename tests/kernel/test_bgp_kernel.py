@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -23,6 +24,7 @@ from services.bgp.core.rib.rib import Rib
 from services.bgp.core.session.negotiation import Restart
 from services.bgp.core.settings import Originated, PeerKind, PeerSettings, PoolExport, SecretRef, SpeakerSettings
 from services.bgp.core.wire.context import Context
+from services.bgp.shell import kernel
 from services.bgp.shell.kernel import Kernel
 from services.bgp.shell.secrets import NotYet
 from services.bgp.shell.speaker import Speaker
@@ -52,9 +54,6 @@ class Side:
 
     def wake(self) -> None:
         self.kernel.wake()
-
-    def telling(self) -> bool:
-        return False
 
     def tell(self, *texts: str, via: str = "10.9.0.2") -> None:
         attributes = Attributes(next_hop=ip_address(via).packed, local_pref=100)
@@ -323,6 +322,38 @@ async def test_whatever_goes_wrong_once_routes_are_written_again(space: netns.Na
         side.tell("10.65.3.0/26")
         await until(lambda: "10.65.3.0/26" in side.routes(), "written after the failure")
         assert not failures
+
+
+async def test_a_slice_is_worked_out_while_the_kernel_writes_the_one_before(
+    space: netns.Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one that fails in the midst of others is made up for; what changes meanwhile counts."""
+    monkeypatch.setattr(kernel, "SLICE", 4)
+    texts = [f"10.65.{number}.0/26" for number in range(2, 22)]
+    async with running(space) as side:
+        await until(lambda: side.routes() == {"10.65.1.0/26": "blackhole"}, "the own block")
+        put, may_go, calls = side.kernel.fib._writer.put, threading.Event(), 0
+
+        def slow(*arguments: Any, sending: Callable[[], object] | None, **named: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == 3:
+                raise RepliesLost(105, "receive buffer overflowed")
+            if sending is not None:  # none where all is compared anew
+                sending()
+            assert may_go.wait(20)
+            return put(*arguments, **named)
+
+        side.kernel.fib._writer.put = slow  # type: ignore[assignment]
+        side.tell(*texts)
+        await until(lambda: calls == 1 and side.rib.fib_waiting() == len(texts) - 2 * 4, "two slices are taken")
+        side.tell(*texts[:6], via="10.9.1.2")
+        side.withdraw(*texts[-6:])
+        may_go.set()
+        ways = ["10.9.1.2 vc"] * 6 + ["10.9.0.2 va"] * 8
+        expected = dict(zip(texts, ways, strict=False)) | {"10.65.1.0/26": "blackhole"}
+        await until(lambda: side.routes() == expected, "all, as it was told last")
+        assert calls > 3
 
 
 async def test_preference_beyond_all_metrics_is_the_best_one(space: netns.Namespace) -> None:

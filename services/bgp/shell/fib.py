@@ -12,6 +12,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -73,8 +74,17 @@ class KernelFib:
         """Next hops are reached in another way: what was worked out for routes does not hold any more."""
         self._shared.clear()
 
-    async def apply(self, changes: Iterable[FibChange]) -> None:
-        """One slice. What the kernel refuses stands in `blocked`."""
+    async def apply(self, changes: Iterable[FibChange], under_way: asyncio.Event | None = None) -> None:
+        """One slice. What the kernel refuses stands in `blocked`. under_way: set once the kernel is at it, so that this
+        thread may compute: before, the one that writes would wait for the interpreter's lock.
+        """
+        try:
+            await self._apply(changes, under_way)
+        finally:
+            if under_way is not None:  # there may have been nothing to write
+                under_way.set()
+
+    async def _apply(self, changes: Iterable[FibChange], under_way: asyncio.Event | None) -> None:
         fresh: dict[tuple[Family, int], list[tuple[Nlri, tuple[NextHop, ...]]]] = {}
         again: dict[tuple[Family, int], list[tuple[Nlri, tuple[NextHop, ...]]]] = {}
         gone: dict[tuple[Family, int], list[Nlri]] = {}
@@ -104,11 +114,11 @@ class KernelFib:
                 if wants is None:
                     del held[prefix]
         for (family, metric), routes in fresh.items():
-            await self._put(family, metric, routes, exclusive=True)
+            await self._put(family, metric, routes, exclusive=True, under_way=under_way)
         for (family, metric), routes in again.items():
-            await self._put(family, metric, routes, exclusive=False)
+            await self._put(family, metric, routes, exclusive=False, under_way=under_way)
         for (family, metric), prefixes in gone.items():
-            await self._drop(family, metric, prefixes)
+            await self._drop(family, metric, prefixes, under_way)
 
     async def sweep(self, family: Family, wanted: Mapping[Nlri, FibRoute]) -> int:
         """Take out what is ours and not wanted; how many."""
@@ -122,10 +132,14 @@ class KernelFib:
         return sum(map(len, left.values()))
 
     async def _put(
-        self, family: Family, metric: int, routes: list[tuple[Nlri, tuple[NextHop, ...]]], *, exclusive: bool
-    ) -> None:
+        self, family: Family, metric: int, routes: list[tuple[Nlri, tuple[NextHop, ...]]], *, exclusive: bool,
+        under_way: asyncio.Event | None,
+    ) -> None:  # fmt: skip
         self.writes += len(routes)
-        failed = await self._run(lambda: self._writer.put(AF[family], routes, metric, exclusive=exclusive))
+        tell = _teller(under_way)
+        failed = await self._run(
+            lambda: self._writer.put(AF[family], routes, metric, exclusive=exclusive, sending=tell)
+        )
         if exclusive and any(isinstance(error, ObjectExists) for error in failed.values()):
             failed = await self._inherit(family, metric, routes, failed)
         for index, error in failed.items():
@@ -168,9 +182,12 @@ class KernelFib:
         """Families in which the BIRD of an earlier Calico left routes: its peers kept theirs to us meanwhile."""
         return frozenset([family for family in Family if await self._left_by_bird(family)])
 
-    async def _drop(self, family: Family, metric: int, prefixes: list[Nlri]) -> None:
+    async def _drop(
+        self, family: Family, metric: int, prefixes: list[Nlri], under_way: asyncio.Event | None = None
+    ) -> None:
         self.writes += len(prefixes)
-        failed = await self._run(lambda: self._writer.drop(AF[family], prefixes, metric))
+        tell = _teller(under_way)
+        failed = await self._run(lambda: self._writer.drop(AF[family], prefixes, metric, tell))
         for index, error in failed.items():
             log.warning(
                 "route not removed", extra={"route": str(network(family, prefixes[index])), "error": str(error)}
@@ -190,6 +207,13 @@ class KernelFib:
     def close(self) -> None:
         self._worker.shutdown(wait=True)
         self._writer.close()
+
+
+def _teller(under_way: asyncio.Event | None) -> Callable[[], object] | None:
+    """Sets it from the thread that writes."""
+    if under_way is None:
+        return None
+    return partial(asyncio.get_running_loop().call_soon_threadsafe, under_way.set)
 
 
 def _reason(error: NetlinkError) -> str:

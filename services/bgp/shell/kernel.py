@@ -36,15 +36,10 @@ RETRY_S = 10.0
 AFTER_FAILURE_S = 1.0
 SWEEP_AFTER_S = 5.0  # from the moment when all routes should be known again to the removal of what nobody told
 BURST = 20_000  # routes in one go after which memory is given back
-PEERS_FIRST_S = 0.02  # between slices, while peers are being told things
 
 
 class Owner(Protocol):
     def wake(self) -> None: ...
-
-    def telling(self) -> bool:
-        """Peers are being told things just now: they come first."""
-        ...
 
 
 class Kernel:
@@ -129,17 +124,7 @@ class Kernel:
                 resync_at = clock() + RESYNC_S
                 self._resync = False
                 await self._compare()
-            taken = 0
-            while changes := self._rib.take_fib(SLICE):
-                taken += len(changes)
-                await self.fib.apply(changes)
-                if self.next_hops.by_gateway and any(one.prefix[1:] in self.next_hops.by_gateway for one in changes):
-                    self._look = True
-                    self._later()
-                for tell in self.on_routes:
-                    tell(changes)
-                if self._owner is not None and self._owner.telling():
-                    await asyncio.sleep(PEERS_FIRST_S)
+            taken = await self._write_waiting()
             for family in Family:
                 if family not in self._swept and self._may_sweep(family):
                     self._swept.add(family)
@@ -149,6 +134,35 @@ class Kernel:
             self._report()
             if taken > BURST:
                 give_back()
+
+    async def _write_waiting(self) -> int:
+        """What waits in the tables; how many. A slice is taken out while the kernel writes the one before."""
+        assert self._rib is not None
+        taken = 0
+        writing: asyncio.Task[None] | None = None
+        before: list[FibChange] = []
+        try:
+            while True:
+                changes = self._rib.take_fib(SLICE)
+                if writing is not None:
+                    await writing
+                    self._slice_written(before)
+                if not changes:
+                    return taken
+                taken += len(changes)
+                under_way = asyncio.Event()
+                writing, before = asyncio.create_task(self.fib.apply(changes, under_way)), changes
+                await under_way.wait()
+        finally:
+            if writing is not None and not writing.done():
+                writing.cancel()
+
+    def _slice_written(self, changes: list[FibChange]) -> None:
+        if self.next_hops.by_gateway and any(one.prefix[1:] in self.next_hops.by_gateway for one in changes):
+            self._look = True
+            self._later()
+        for tell in self.on_routes:
+            tell(changes)
 
     async def stop(self) -> None:
         if self._settle is not None:

@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 
 PIECE = 64 * 1024  # octets of UPDATEs handed to one peer at a time
 DEFERRAL_S = 120.0  # after a restart, how long peers may take to tell their routes again (RFC 4724 section 4.1)
-TELLING_S = 0.05
 SECRETS_EVERY_S = 2.0
 DYNAMIC_LOOK_S = 5.0
 DYNAMIC_LIMIT = 1000  # peers at a time that no settings name, only a range of addresses
@@ -58,7 +57,6 @@ class Speaker:
         self._pump: asyncio.Handle | None = None
         self._expiry: asyncio.TimerHandle | None = None
         self._expires_at = 0.0
-        self._told_at = 0.0
         self._tasks: list[asyncio.Task[None]] = []
         self._reading = asyncio.Lock()
 
@@ -299,8 +297,6 @@ class Speaker:
         for peer in self.all_peers():
             if peer.up and peer.writable:
                 more |= self._tell(peer)
-        if more:
-            self._told_at = time.monotonic()
         if self._restart.restarting and all(self.rib.sweep_allowed(family) for family in Family):
             self._restart = Restart()
             for peer in self.all_peers():
@@ -324,9 +320,6 @@ class Speaker:
         else:
             peer.told_everything()
         return bool(messages)
-
-    def telling(self) -> bool:
-        return time.monotonic() - self._told_at < TELLING_S
 
     def _arm(self) -> None:
         deadline = self.rib.deadline()

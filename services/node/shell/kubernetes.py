@@ -11,7 +11,7 @@ from pathlib import Path
 
 from libs.kube.api import STRATEGIC, KubeApi, KubeError
 from libs.model.storage import rfc3339
-from libs.runtime.service import ServiceExit
+from libs.runtime.exits import ServiceExit
 from services.node.core.autodetect import Network
 from services.node.core.kubeadm import pod_subnets
 

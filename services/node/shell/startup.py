@@ -30,9 +30,9 @@ from libs.resources import codec, version_guard
 from libs.resources.client import ResourceClient
 from libs.resources.errors import AlreadyExists, Identity, ResourceError
 from libs.runtime.backoff import Backoff
+from libs.runtime.exits import ServiceExit
 from libs.runtime.files import write_atomically
 from libs.runtime.release import version
-from libs.runtime.service import ServiceExit
 from libs.store.api import Conflict, KeyExists, Store, StoreAuthError, StoreError
 from services.node.core.addresses import AddressError
 from services.node.core.autodetect import Network

@@ -11,7 +11,7 @@ from libs.model.base import ObjectMeta
 from libs.model.cluster import ClusterInformation, ClusterInformationSpec
 from libs.resources import version_guard as guard
 from libs.resources.client import ResourceClient
-from libs.runtime.service import ServiceExit
+from libs.runtime.exits import ServiceExit
 from libs.store.api import StoreUnavailable
 from libs.store.memory import MemoryEtcd, MemoryStore
 

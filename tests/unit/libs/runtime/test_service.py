@@ -18,7 +18,8 @@ import pytest
 PREAMBLE = """
 import asyncio, os, sys
 from libs.runtime.config import RuntimeConfig
-from libs.runtime.service import ServiceExit, start
+from libs.runtime.exits import ServiceExit
+from libs.runtime.service import start
 
 async def forever(name):
     try:

@@ -14,8 +14,9 @@ from prometheus_client import CollectorRegistry
 from libs.model import keys
 from libs.resources.client import ResourceClient
 from libs.runtime.config import load
+from libs.runtime.exits import ServiceExit
 from libs.runtime.health import Aggregator
-from libs.runtime.service import Service, ServiceExit
+from libs.runtime.service import Service
 from libs.store.api import Compare, FenceLost
 from libs.store.memory import MemoryEtcd, MemoryStore
 from services.kube_controllers.app import ELECTION_KEY, KubeControllers, run
