@@ -156,16 +156,20 @@ async def take(batches: AsyncGenerator[WatchBatch, None], enough: Callable[[list
     """Events of a watch until `enough`, with a deadline; checks on the way that revisions only grow and are whole."""
     events: list[Event] = []
     last = 0
-    async with asyncio.timeout(DEADLINE_S):
-        while not enough(events):
-            batch = await anext(batches)
-            if not batch.resync:
-                revisions = [event.revision for event in batch.events]
-                assert revisions == sorted(revisions)
-                assert all(revision > last for revision in revisions), "a revision was told twice or torn"
-                assert not revisions or revisions[-1] == batch.revision
-            last = batch.revision
-            events += batch.events
+    deadline = asyncio.get_running_loop().time() + DEADLINE_S
+    while not enough(events):
+        try:
+            async with asyncio.timeout_at(deadline):
+                batch = await anext(batches)
+        except TimeoutError:
+            raise AssertionError(f"no more than {[(e.key, e.revision) for e in events]}, told to {last}") from None
+        if not batch.resync:
+            revisions = [event.revision for event in batch.events]
+            assert revisions == sorted(revisions)
+            assert all(revision > last for revision in revisions), "a revision was told twice or torn"
+            assert not revisions or revisions[-1] == batch.revision
+        last = batch.revision
+        events += batch.events
     return events
 
 
