@@ -31,8 +31,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, TypeVar, Union
 
-import yaml
-
 from libs.runtime.redact import Secret, is_secret_name, redact
 
 C = TypeVar("C")
@@ -244,6 +242,8 @@ def _find(
 
 
 def _read_file(path: Path, fields: Sequence[_Field], problems: list[str]) -> dict[str, Any]:
+    import yaml  # 2 MB of every service, most of which have no file
+
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -11,7 +11,6 @@ from typing import Any, NoReturn
 from urllib.parse import urlencode
 
 import click
-import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -161,6 +160,8 @@ def _raw(found: JSON, output: str) -> bool:
     if output == "json":
         click.echo(json.dumps(found, indent=2))
     elif output == "yaml":
+        import yaml
+
         click.echo(yaml.safe_dump(found, sort_keys=False), nl=False)
     return output != "table"
 
