@@ -47,7 +47,10 @@ class Place(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """before: the packet as it reaches the node, where the node translates its destination into that of `packet`."""
+
     packet: Packet
+    before: Packet | None = None
     sender: Place = Place()
     receiver: Place = Place()
 

@@ -30,6 +30,7 @@ from libs.nftables.model import (
 )
 from libs.nftables.types import FIELD_TYPES, TYPES, parse_part
 
+DSTNAT = -100  # netfilter_ipv4.h, NF_IP_PRI_NAT_DST
 JUMP_LIMIT = 16  # nf_tables.h, NFT_JUMP_STACK_SIZE
 
 
@@ -171,11 +172,15 @@ class Evaluator:
             if chain.base is not None:
                 self._base.setdefault(chain.base.hook, []).append(chain)
 
-    def run(self, hook: Hook, packet: Packet) -> Outcome:
-        """Through all base chains of the hook in order of priority; a drop ends it, an accept ends one base chain."""
+    def run(self, hook: Hook, packet: Packet, before: Packet | None = None) -> Outcome:
+        """Through all base chains of the hook in order of priority; a drop ends it, an accept ends one base chain.
+
+        before: the packet until its destination is translated, which chains of an earlier priority meet.
+        """
         walk = _Walk(packet, packet.mark)
         for chain in self._base.get(hook, []):
             assert chain.base is not None
+            walk.packet = before if before is not None and chain.base.priority < DSTNAT else packet
             verdict = self._chain(chain.name, walk, 0)
             if verdict is None:
                 verdict = chain.base.policy is nft.Policy.ACCEPT

@@ -10,8 +10,9 @@ to the outside may have a host endpoint, which has four kinds of policy (facts: 
     normal                for what the node itself sends or gets; failsafe ports first
 
 What the node sends to its own workloads is never policed. Every step is calculated even when an earlier one denies, so
-that one answer tells all that stands in a packet's way. Not looked at: addresses' translation (the caller asks with
-those that the node sees), limits, and whether a route leads there.
+that one answer tells all that stands in a packet's way. Where the node translates the destination, as kube-proxy does
+for services, doNotTrack and preDNAT policy meets the packet as it was `before`, all other the one that came of it. Not
+looked at: limits, and whether a route leads there.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ class Stage(StrEnum):
     PRE_DNAT = "preDNAT"
     TO_HOST = "endpointToHost"
     """What DefaultEndpointToHostAction makes of what a workload sends to its own node."""
+
+
+BEFORE_TRANSLATION = frozenset({Stage.UNTRACKED, Stage.PRE_DNAT})
 
 
 class Side(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -125,21 +129,37 @@ def allowed(steps: Iterable[Step], *, staged: bool = False) -> bool:
 
 
 def walk(
-    view: NodeView, packet: Packet, sender: Side, receiver: Side, rules: HostRules, *, staged: bool = False
+    view: NodeView,
+    packet: Packet,
+    sender: Side,
+    receiver: Side,
+    rules: HostRules,
+    *,
+    staged: bool = False,
+    before: Packet | None = None,
 ) -> list[Step]:
-    """The steps in order. staged: whose Allow ends what a host endpoint has to say: as things would be.
+    """The steps in order. staged: whose Allow ends what a host endpoint has to say: as things would be. before: the
+    packet as this node meets it, where the node itself translates its destination.
 
     Raises KeyError for an endpoint that the view lacks, ValueError for a packet that is none (an address, a protocol).
     """
-    return _Walk(view, packet, sender, receiver, rules, staged).run()
+    return _Walk(view, packet, before or packet, sender, receiver, rules, staged).run()
 
 
 class _Walk:
     def __init__(
-        self, view: NodeView, packet: Packet, sender: Side, receiver: Side, rules: HostRules, staged: bool
+        self,
+        view: NodeView,
+        packet: Packet,
+        before: Packet,
+        sender: Side,
+        receiver: Side,
+        rules: HostRules,
+        staged: bool,
     ) -> None:
         self._view = view
         self._packet = packet
+        self._before = before
         self._sender = sender
         self._receiver = receiver
         self._rules = rules
@@ -184,8 +204,8 @@ class _Walk:
         """What doNotTrack and preDNAT policy say; True when one of them lets the packet in. Failsafe ports are let
         through a stage, but not past the later ones.
         """
-        into = self._failsafe(Direction.INGRESS)
-        answer = _open(self._rules.failsafe_out, self._packet.protocol, self._packet.src_port, self._packet.src)
+        into = self._failsafe(Direction.INGRESS, self._before)
+        answer = _open(self._rules.failsafe_out, self._before.protocol, self._before.src_port, self._before.src)
         asked = into is None and answer is None and not self._sender.any_interface
         if asked and self._host(host, Direction.INGRESS, Stage.UNTRACKED, host.untracked_tiers) == Action.ALLOW:
             return True
@@ -194,21 +214,20 @@ class _Walk:
         return self._host(host, Direction.INGRESS, Stage.PRE_DNAT, host.pre_dnat_tiers) == Action.ALLOW
 
     def _node_sends(self, host: Host) -> None:
-        out = self._failsafe(Direction.EGRESS)
-        answer = _open(self._rules.failsafe_in, self._packet.protocol, self._packet.src_port, self._packet.dst)
+        out = self._failsafe(Direction.EGRESS, self._before)
+        answer = _open(self._rules.failsafe_in, self._before.protocol, self._before.src_port, self._before.dst)
         asked = out is None and answer is None and not self._receiver.any_interface
         if asked and self._host(host, Direction.EGRESS, Stage.UNTRACKED, host.untracked_tiers) == Action.ALLOW:
             return
         self._normal(host, self._receiver.guard, Direction.EGRESS)
 
-    def _failsafe(self, direction: Direction) -> Failsafe | None:
-        packet = self._packet
+    def _failsafe(self, direction: Direction, packet: Packet) -> Failsafe | None:
         if direction is Direction.INGRESS:
             return _open(self._rules.failsafe_in, packet.protocol, packet.dst_port, packet.src)
         return _open(self._rules.failsafe_out, packet.protocol, packet.dst_port, packet.dst)
 
     def _normal(self, host: Host, name: str, direction: Direction) -> None:
-        failsafe = self._failsafe(direction)
+        failsafe = self._failsafe(direction, self._packet)
         if failsafe is not None:
             decision = Decision(action=Action.ALLOW, reason="a failsafe port", failsafe=failsafe)
             self._add(name, True, direction, Stage.NORMAL, decision, None)
@@ -246,7 +265,8 @@ class _Walk:
         self, tiers: tuple[Tier, ...], profiles: tuple[str, ...], direction: Direction, stage: Stage, *, staged: bool
     ) -> Decision:
         visits: list[Visit] = []
-        verdict = decide_tiers(tiers, profiles, self._view, self._packet, direction, staged=staged, visits=visits)
+        packet = self._before if stage in BEFORE_TRANSLATION else self._packet
+        verdict = decide_tiers(tiers, profiles, self._view, packet, direction, staged=staged, visits=visits)
         action, reason = str(verdict.action), str(verdict.reason)
         if verdict.reason is Reason.NO_PROFILE_MATCHED:
             if stage is not Stage.NORMAL:

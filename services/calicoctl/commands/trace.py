@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 import click
 
-from libs.bus import BusConfigError, BusError
+from libs.bus import Bus, BusConfigError, BusError
 from libs.model.yamltext import dump_yaml
-from services.calicoctl.explain import cluster, trace, trace_text
-from services.calicoctl.explain.ends import EndProblem, resolve
-from services.calicoctl.explain.packet import PacketProblem, families, packet
+from libs.policy.trace import Packet
+from services.calicoctl.explain import backends, cluster, service_text, services, trace, trace_text
+from services.calicoctl.explain.backends import ServiceTrace
+from services.calicoctl.explain.ends import End, EndProblem, resolve
+from services.calicoctl.explain.packet import PacketProblem, families, number_of, packet
 from services.calicoctl.options import Duration, common, namespaced
 from services.calicoctl.session import Session, fail, run
+
+T = TypeVar("T")
 
 
 @click.command("trace")
@@ -40,40 +46,51 @@ def trace_(
     node, and whether the nodes' kernels agree.
 
     An end is a pod (`ns1/web`, `web` with -n), a node, an address in or outside the cluster, or, with a prefix,
-    `hep:NAME`, `netset:[NAMESPACE/]NAME`, `pod:…`, `node:…`. The nodes concerned are asked: each answers by its own
-    calculation at the revision its kernel holds, and by walking the packet through the ruleset that it reads back from
-    the kernel. Without a bus the datastore alone is asked.
+    `hep:NAME`, `netset:[NAMESPACE/]NAME`, `pod:…`, `node:…`. TO may be a Kubernetes service as well,
+    `service:[NAMESPACE/]NAME` or one of its addresses: each backend of the port is traced. The nodes concerned are
+    asked: each answers by its own calculation at the revision its kernel holds, and by walking the packet through the
+    ruleset that it reads back from the kernel. Without a bus the datastore alone is asked.
 
-    Exit status 0: traced, whatever the verdict. 1: a kernel disagrees, or the trace cannot be made. 2: wrong usage.
+    Exit status 0: traced, whatever the verdict. 1: a kernel disagrees, or the trace cannot be made, also for want of
+    ready endpoints of a service in one of the families. 2: wrong usage.
     """
+    wanted = None if family is None else int(family)
 
-    async def work() -> list[trace.Trace]:
-        async with session.client(guarded=False, purpose="trace") as client:
-            known = await cluster.read(client)
-        ends = resolve(source, known, namespace), resolve(target, known, namespace)
-        packets = [
-            packet(*ends, one, protocol=protocol, port=port, source_port=source_port or 0, icmp_type=icmp_type,
-                   icmp_code=icmp_code)
-            for one in families(*ends, None if family is None else int(family))
-        ]  # fmt: skip
-        traces = [trace.prepare(*ends, one, known, staged=staged) for one in packets]
+    def described(source: End, target: End, version: int, number: str) -> Packet:
+        return packet(source, target, version, protocol=protocol, port=number, source_port=source_port or 0,
+                      icmp_type=icmp_type, icmp_code=icmp_code)  # fmt: skip
+
+    async def asked(ask: Callable[[Bus, Sequence[T], float], Awaitable[list[T]]], traces: list[T]) -> list[T]:
         if alone:
             return traces
         try:
             async with session.bus() as bus:
-                return await trace.ask(bus, traces, timeout_s)
+                return await ask(bus, traces, timeout_s)
         except (BusError, BusConfigError) as error:
             click.echo(f"The nodes were not asked: bus: {error or type(error).__name__}", err=True)
             return traces
 
+    async def work() -> tuple[list[trace.Trace], list[ServiceTrace]]:
+        async with session.client(guarded=False, purpose="trace") as client:
+            known = await cluster.read(client)
+        sender, receiver = resolve(source, known, namespace), services.target(target, known, namespace, port)
+        if isinstance(receiver, End):
+            packets = [described(sender, receiver, one, port) for one in families(sender, receiver, wanted)]
+            plain = [trace.prepare(sender, receiver, one, known, staged=staged) for one in packets]
+            return await asked(trace.ask, plain), []
+        question = backends.Question(number_of(protocol, icmp_type), port, described, wanted, staged)
+        found = await asked(backends.ask, backends.prepare(sender, receiver, question, known))
+        return [one for service in found for one in service.traces], found
+
     try:
-        traces = run(work())
+        traces, through = run(work())
     except (EndProblem, PacketProblem) as problem:
         fail(str(problem))
     if output == "text":
-        click.echo("\n".join(trace_text.text(one, staged=staged) for one in traces), nl=False)
+        texts = map(service_text.text, through) if through else (trace_text.text(one, staged=staged) for one in traces)
+        click.echo("\n".join(texts), nl=False)
     else:
-        told = trace_text.document(traces)
+        told = service_text.document(through) if through else trace_text.document(traces)
         click.echo(json.dumps(told, indent=2) + "\n" if output == "json" else dump_yaml(told), nl=False)
-    if any(one.contradicted for one in traces):
+    if any(one.contradicted for one in traces) or any(one.problem for one in through):
         raise SystemExit(1)

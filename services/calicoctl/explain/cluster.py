@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TypeVar
 
 from libs import model
@@ -11,24 +12,33 @@ from libs.model import keys
 from libs.model.base import Resource
 from libs.policy import nets
 from libs.policy.calculator import Calculator
+from libs.policy.changes import NodeView
 from libs.policy.output import Workload, WorkloadKey
 from libs.policy.path import Failsafe, HostRules
 from libs.resources.client import ResourceClient
 from libs.store.api import KeyValue, Listing
 
 R = TypeVar("R", bound=Resource)
+Found = tuple[str, WorkloadKey, Workload]
+"""A workload with its node."""
 
 
 @dataclass
 class Cluster:
     """resources: by their keys. revision: of the reading. bad: keys whose value nobody can read, with the reason; they
-    count as absent, as everywhere.
+    count as absent, as everywhere. Nothing changes here after reading, so what is looked up often is kept.
     """
 
     resources: dict[str, Resource] = field(default_factory=dict)
     revision: int = 0
     bad: dict[str, str] = field(default_factory=dict)
     calculator: Calculator = field(default_factory=Calculator)
+    _views: dict[str, NodeView] = field(default_factory=dict)
+
+    def view(self, node: str) -> NodeView:
+        if node not in self._views:
+            self._views[node] = self.calculator.view(node)
+        return self._views[node]
 
     def of(self, kind: type[R]) -> Iterator[R]:
         """All resources of a kind, by key."""
@@ -36,8 +46,45 @@ class Cluster:
             if type(resource) is kind:
                 yield resource
 
-    def workloads(self) -> Iterable[tuple[str, WorkloadKey, Workload]]:
+    def workloads(self) -> Iterable[Found]:
         return self.calculator.workloads()
+
+    def workload_at(self, address: str) -> Found | None:
+        """Whose a canonical address is."""
+        asked = nets.parse(address)
+        return self._single.get(address) or next((one for net, one in self._wide if net.contains(asked)), None)
+
+    @cached_property
+    def floating(self) -> dict[str, tuple[str, Found]]:
+        """Floating address → where what it gets goes to."""
+        return {
+            nat.external: (nat.internal, found)
+            for found in reversed([*self.workloads()])
+            for nat in (*found[2].nat4, *found[2].nat6)
+        }
+
+    @cached_property
+    def by_interface(self) -> dict[str, list[model.WorkloadEndpoint]]:
+        found: dict[str, list[model.WorkloadEndpoint]] = {}
+        for one in self.of(model.WorkloadEndpoint):
+            found.setdefault(one.spec.interface_name, []).append(one)
+        return found
+
+    @cached_property
+    def _nets(self) -> list[tuple[nets.Net, str, Found]]:
+        return [
+            (nets.parse(net), nets.address(net), found)
+            for found in self.workloads()
+            for net in (*found[2].nets4, *found[2].nets6)
+        ]
+
+    @cached_property
+    def _single(self) -> dict[str, Found]:
+        return {address: found for net, address, found in reversed(self._nets) if net.is_host}
+
+    @cached_property
+    def _wide(self) -> list[tuple[nets.Net, Found]]:
+        return [(net, found) for net, _, found in self._nets if not net.is_host]
 
     def node_addresses(self, node: str) -> dict[int, str]:
         """By family; empty for a node that is not known, or has none."""

@@ -4,6 +4,8 @@ ns1/web, web                 a pod, or a workload endpoint by its own name; `ns1
 node1                        a node itself
 10.65.0.1, fd00::1           an address: of a workload, of a node, or somewhere outside
 pod:…, node:…, hep:…, netset:ns1/name, netset:name (of the whole cluster)      when a name alone is not enough
+
+Services, which a trace can go to, are not here (`services.py`): each of their backends is such an end.
 """
 
 from __future__ import annotations
@@ -14,11 +16,13 @@ from difflib import get_close_matches
 from ipaddress import ip_address
 
 from libs import model
+from libs.model.kubernetes import KubernetesService
 from libs.policy import nets
 from libs.policy.output import Workload, WorkloadKey
 from services.calicoctl.explain.cluster import Cluster
 
 NEAREST = 3
+SERVICE_PREFIXES = ("service", "svc")
 
 
 class EndProblem(Exception):
@@ -71,6 +75,8 @@ class _Resolver:
             if found is None:
                 raise EndProblem(self._unknown(prefix, rest))
             return found
+        if colon and prefix in SERVICE_PREFIXES:
+            raise EndProblem(f"{text}: a service sends nothing; only what a trace goes TO can be one")
         candidates = {
             kind: end for kind in ("pod", "node", "hep", "netset") if (end := self._prefixes[kind](text)) is not None
         }
@@ -139,10 +145,8 @@ class _Resolver:
         )
 
     def _named_ports(self, workload: Workload) -> dict[tuple[str, str], int]:
-        for one in self._cluster.of(model.WorkloadEndpoint):
-            if one.spec.interface_name == workload.name and set(map(nets.canonical, one.spec.ip_networks)) == {
-                *workload.nets4, *workload.nets6,
-            }:  # fmt: skip
+        for one in self._cluster.by_interface.get(workload.name, ()):
+            if set(map(nets.canonical, one.spec.ip_networks)) == {*workload.nets4, *workload.nets6}:
                 return {(str(port.protocol).lower(), port.name): port.port for port in one.spec.ports if port.name}
         return {}
 
@@ -187,17 +191,16 @@ class _Resolver:
         except ValueError:
             return None
         version = nets.version_of(address)
-        asked = nets.parse(address)
-        for node, key, workload in self._cluster.workloads():
-            own = workload.nets4 if version == 4 else workload.nets6
-            if any(nets.parse(net).contains(asked) for net in own):
-                end = self._workload(node, key, workload, shown=f"{address} of pod {key.workload}")
-                return End(end.shown, node, key, False, {version: address}, end.ports)
-            for nat in workload.nat4 if version == 4 else workload.nat6:
-                if nat.external == address:
-                    note = f"{address} is a floating address: what it gets goes to {nat.internal}"
-                    end = self._workload(node, key, workload)
-                    return End(end.shown, node, key, False, {version: nat.internal}, end.ports, (note,))
+        found = self._cluster.workload_at(address)
+        if found is not None:
+            node, key, workload = found
+            end = self._workload(node, key, workload, shown=f"{address} of pod {key.workload}")
+            return End(end.shown, node, key, False, {version: address}, end.ports)
+        if address in self._cluster.floating:
+            internal, (node, key, workload) = self._cluster.floating[address]
+            note = f"{address} is a floating address: what it gets goes to {internal}"
+            end = self._workload(node, key, workload)
+            return End(end.shown, node, key, False, {version: internal}, end.ports, (note,))
         for name, info in self._cluster.calculator.node_infos.items():
             texts = (info.ipv4, info.ipv6, info.vxlan_ipv4, info.vxlan_ipv6, info.ipip_ipv4, info.wireguard_ipv4,
                      info.wireguard_ipv6)  # fmt: skip
@@ -219,6 +222,11 @@ class _Resolver:
                 known = [key.workload for _, key, _ in self._cluster.workloads()]
                 known += list(self._cluster.calculator.node_infos)
                 text = text if "/" in text else f"{self._namespace}/{text}"
+                prefix, slash, rest = text.partition("/")
+                service = rest if slash and prefix in SERVICE_PREFIXES else text
+                if any(f"{one.metadata.namespace}/{one.metadata.name}" == service
+                       for one in self._cluster.of(KubernetesService)):  # fmt: skip
+                    return f"no pod or node {text!r}; the service is written service:{service}"
         near = get_close_matches(text, sorted(set(known)), NEAREST, 0.5)
         names = {"pod": "pod, node, network set or address", "wep": "workload endpoint", "hep": "host endpoint"}
         hint = f"; did you mean {' or '.join(near)}?" if near else ""

@@ -25,8 +25,14 @@ class Hop:
     question: Question
 
 
-def hops(source: End, target: End, packet: Packet, cluster: Cluster) -> tuple[list[Hop], list[str]]:
-    """In the packet's order, and what is worth knowing about its way. Raises EndProblem."""
+def hops(
+    source: End, target: End, packet: Packet, cluster: Cluster, before: Packet | None = None
+) -> tuple[list[Hop], list[str]]:
+    """In the packet's order, and what is worth knowing about its way. before: as it was sent, where the first node
+    translates its destination; of no account to workloads' packets, since only host endpoints' policy meets it.
+
+    Raises EndProblem.
+    """
     notes: list[str] = []
     if not source.node and not target.node:
         raise EndProblem("neither end is in the cluster: no node meets this packet")
@@ -39,14 +45,16 @@ def hops(source: End, target: End, packet: Packet, cluster: Cluster) -> tuple[li
         return [Hop(source.node, "both ends", question)], notes
     found = []
     if source.node:
-        question = Question(packet=packet, sender=_place(source), receiver=Place())
+        sent = before if source.host else None
+        question = Question(packet=packet, before=sent, sender=_place(source), receiver=Place())
         found.append(Hop(source.node, "sender's node", question))
         translated = _translated(source, target, packet, cluster)
         if translated:
             notes.append(f"natOutgoing: beyond {source.node} the source is the node's address {translated}")
             packet = msgspec.structs.replace(packet, src=translated)
     if target.node:
-        question = Question(packet=packet, sender=Place(), receiver=_place(target))
+        sent = None if source.node else before
+        question = Question(packet=packet, before=sent, sender=Place(), receiver=_place(target))
         found.append(Hop(target.node, "receiver's node", question))
     return found, notes
 
@@ -77,7 +85,7 @@ def _within(address: str, cidr: str) -> bool:
 
 def calculate(hop: Hop, cluster: Cluster, *, staged: bool) -> tuple[list[Step], list[str]]:
     """The steps by the datastore alone, and what had to be assumed of the node."""
-    view, notes = cluster.calculator.view(hop.node), []
+    view, notes = cluster.view(hop.node), []
     guard, any_interface, assumed = _guard(view, hop.node, cluster)
     if assumed:
         notes.append(assumed)
@@ -89,8 +97,8 @@ def calculate(hop: Hop, cluster: Cluster, *, staged: bool) -> tuple[list[Step], 
         return Side(here=True) if place.here else outside
 
     question, rules = hop.question, cluster.host_rules(hop.node)
-    steps = walk(view, question.packet, side(question.sender), side(question.receiver), rules, staged=staged)
-    return steps, notes
+    ends = side(question.sender), side(question.receiver)
+    return walk(view, question.packet, *ends, rules, staged=staged, before=question.before), notes
 
 
 def _guard(view: NodeView, node: str, cluster: Cluster) -> tuple[str, bool, str]:

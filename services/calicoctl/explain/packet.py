@@ -40,13 +40,7 @@ def packet(
     """protocol: name in any case, or number; "" is TCP, or ICMP when a type is given. port: number, or name of one of
     the target's ports. Raises PacketProblem.
     """
-    asked = protocol.lower() or ("icmp" if icmp_type is not None else "tcp")
-    try:
-        number = protocol_number(int(asked) if asked.isdecimal() else asked)
-    except ValueError:
-        raise PacketProblem(f"--protocol: {protocol!r} is neither a number nor one of {', '.join(NAMES)}") from None
-    if not 0 <= number <= 255:
-        raise PacketProblem(f"--protocol: {number} is not within 0 to 255")
+    number = number_of(protocol, icmp_type)
     if number in (ICMP, ICMPV6):
         number = ICMP if family == 4 else ICMPV6  # each family has its own
     name: str | int = NUMBERS.get(number, number)
@@ -75,11 +69,28 @@ def packet(
     )
 
 
+def number_of(protocol: str, icmp_type: int | None = None) -> int:
+    """Of the protocol, as `packet` takes it. Raises PacketProblem."""
+    asked = protocol.lower() or ("icmp" if icmp_type is not None else "tcp")
+    try:
+        number = protocol_number(int(asked) if asked.isdecimal() else asked)
+    except ValueError:
+        raise PacketProblem(f"--protocol: {protocol!r} is neither a number nor one of {', '.join(NAMES)}") from None
+    if not 0 <= number <= 255:
+        raise PacketProblem(f"--protocol: {number} is not within 0 to 255")
+    return number
+
+
+def port_number(text: str) -> int:
+    """Raises PacketProblem."""
+    if not 0 < int(text) <= 65535:
+        raise PacketProblem(f"--port: {text} is not within 1 to 65535")
+    return int(text)
+
+
 def _port(text: str, protocol: str, target: End) -> int:
     if text.isdecimal():
-        if not 0 < int(text) <= 65535:
-            raise PacketProblem(f"--port: {text} is not within 1 to 65535")
-        return int(text)
+        return port_number(text)
     found = target.ports.get((protocol, text))
     if found is None:
         known = ", ".join(sorted(f"{name} ({of} {number})" for (of, name), number in target.ports.items()))

@@ -22,6 +22,10 @@ from services.calicoctl.explain.cluster import Cluster
 from services.calicoctl.explain.ends import End
 from services.calicoctl.explain.hops import Hop
 
+AT_ONCE = 100
+"""Packets of one question, below PACKETS_LIMIT: each time the node reads its ruleset, and the answer must fit the bus,
+which leaves 10 kB for each."""
+
 
 @dataclass(frozen=True, slots=True)
 class HopTrace:
@@ -82,9 +86,11 @@ class Trace:
         return any(hop.agrees is False for hop in self.hops)
 
 
-def prepare(source: End, target: End, packet: Packet, cluster: Cluster, *, staged: bool) -> Trace:
-    """By the datastore alone. Raises EndProblem."""
-    found, notes = way.hops(source, target, packet, cluster)
+def prepare(
+    source: End, target: End, packet: Packet, cluster: Cluster, *, staged: bool, before: Packet | None = None
+) -> Trace:
+    """By the datastore alone. before: as `hops` takes it. Raises EndProblem."""
+    found, notes = way.hops(source, target, packet, cluster, before)
     traced = []
     for hop in found:
         steps, assumed = way.calculate(hop, cluster, staged=staged)
@@ -94,7 +100,7 @@ def prepare(source: End, target: End, packet: Packet, cluster: Cluster, *, stage
 
 
 async def ask(bus: Bus, traces: Sequence[Trace], timeout_s: float, *, kernel: bool = True) -> list[Trace]:
-    """The same with the nodes' answers. Each node is asked once for every PACKETS_LIMIT packets; nodes at once."""
+    """The same with the nodes' answers. Each node is asked once for every AT_ONCE packets; nodes at once."""
     places: dict[str, list[tuple[int, int]]] = {}
     for number, trace in enumerate(traces):
         for place, hop in enumerate(trace.hops):
@@ -102,8 +108,8 @@ async def ask(bus: Bus, traces: Sequence[Trace], timeout_s: float, *, kernel: bo
     answered: dict[tuple[int, int], HopTrace] = {}
 
     async def of_node(node: str, wanted: list[tuple[int, int]]) -> None:
-        for start in range(0, len(wanted), asked.PACKETS_LIMIT):
-            part = wanted[start : start + asked.PACKETS_LIMIT]
+        for start in range(0, len(wanted), AT_ONCE):
+            part = wanted[start : start + AT_ONCE]
             chosen = [traces[number].hops[place] for number, place in part]
             request = asked.TraceRequest(
                 questions=tuple(one.hop.question for one in chosen),

@@ -100,6 +100,17 @@ def _counted(rule: KernelRule) -> str:
     return f": {rule.packets} packet{'' if rule.packets == 1 else 's'} so far"
 
 
+def counted(trace: Trace) -> str:
+    """What the rule that decided last in the kernel has counted; "" where none is known."""
+    deciders = [rule for hop in trace.hops for place in range(len(hop.steps)) if (rule := _decider(hop, place))]
+    return _counted(deciders[-1]).removeprefix(": ") if deciders else ""
+
+
+def kernel_words(trace: Trace, *, staged: bool = False) -> str:
+    """What is said of the kernels on the way."""
+    return "; ".join(_kernel(hop, staged) for hop in trace.hops)
+
+
 def _differs(hop: HopTrace, trace: Trace) -> Iterator[str]:
     yield f"    the datastore is further, at revision {trace.revision}:"
     for step in hop.stored:
@@ -126,10 +137,10 @@ def _kernel(hop: HopTrace, staged: bool) -> str:
 
 
 def document(traces: Sequence[Trace]) -> Json:
-    return [_document(one) for one in traces]
+    return [entry(one) for one in traces]
 
 
-def _document(trace: Trace) -> Json:
+def entry(trace: Trace) -> dict[str, Json]:
     return {
         "from": trace.source.shown,
         "to": trace.target.shown,

@@ -60,10 +60,19 @@ def side(place: Place, interface: str, guards: Mapping[str, str]) -> Side:
 
 
 def judge(
-    table: ReadBack, packet: trace.Packet, sender: Place, ways: Ways, steps: Sequence[Step], *, here: bool
+    table: ReadBack,
+    packet: trace.Packet,
+    sender: Place,
+    ways: Ways,
+    steps: Sequence[Step],
+    *,
+    here: bool,
+    before: trace.Packet | None = None,
 ) -> tuple[KernelVerdict, list[Fired]]:
-    """What the kernel's ruleset does with the packet; counters are yet to be looked up. here: it is for the node."""
-    found = _packet(packet, ways)
+    """What the kernel's ruleset does with the packet; counters are yet to be looked up. here: it is for the node.
+    before: as `Question` has it.
+    """
+    found, dialled = _packet(packet, ways), _packet(before or packet, ways)
     if sender.here:
         hooks: tuple[Hook, ...] = (Hook.OUTPUT,)
     else:
@@ -72,9 +81,9 @@ def judge(
     accepted = True
     for hook in hooks:
         # Before routing nobody knows where the packet leaves by, and what is for the node itself leaves by nothing.
-        seen = found if hook in (Hook.FORWARD, Hook.OUTPUT) else replace(found, oif="")
+        oif = ways.outgoing if hook in (Hook.FORWARD, Hook.OUTPUT) else ""
         try:
-            outcome = table.evaluator.run(hook, seen)
+            outcome = table.evaluator.run(hook, replace(found, oif=oif), replace(dialled, oif=oif))
         except (evaluate.ForeignRule, KeyError) as error:
             return KernelVerdict(accepted=None, unknown=f"{error.args[0]} is not Calico's"), []
         except ValueError as error:

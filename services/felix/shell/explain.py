@@ -289,12 +289,12 @@ def _answer(
             _interface(receiver, packet.dst, held.view, netlink, names),
         )
         here = explain.side(sender, ways.incoming, held.guards), explain.side(receiver, ways.outgoing, held.guards)
-        steps = walk(held.view, packet, *here, held.rules, staged=request.staged)
+        steps = walk(held.view, packet, *here, held.rules, staged=request.staged, before=question.before)
     except (ValueError, OSError) as error:
         return asked.Answer(error=str(error))
     verdict = None
     if kernel is not None:
-        verdict = kernel.judge(packet, sender, receiver, ways, steps)
+        verdict = kernel.judge(question, ways, steps)
     return asked.Answer(
         steps=tuple(steps),
         allowed=allowed(steps, staged=request.staged),
@@ -329,10 +329,8 @@ class _Kernel:
     def close(self) -> None:
         self._ruleset.close()
 
-    def judge(
-        self, packet: Packet, sender: asked.Place, receiver: asked.Place, ways: Ways, steps: Sequence[Step]
-    ) -> asked.KernelVerdict:
-        version = ip_address(packet.src).version
+    def judge(self, question: asked.Question, ways: Ways, steps: Sequence[Step]) -> asked.KernelVerdict:
+        version = ip_address(question.packet.src).version
         table = TABLES[version]
         try:
             if version not in self._tables:
@@ -340,7 +338,9 @@ class _Kernel:
             read = self._tables[version]
             if not read.exists:
                 return asked.KernelVerdict(accepted=True, unknown=f"there is no table {table}")
-            verdict, fired = explain.judge(read, packet, sender, ways, steps, here=receiver.here)
+            verdict, fired = explain.judge(
+                read, question.packet, question.sender, ways, steps, here=question.receiver.here, before=question.before
+            )
             rules = tuple(self._counted(table, one, rule) for one, rule in zip(fired, verdict.rules, strict=True))
         except OSError as error:
             return asked.KernelVerdict(accepted=None, unknown=f"the ruleset could not be read: {error}")

@@ -77,6 +77,16 @@ def test_matches(expr, matches):
     assert run(base(Rule((expr, nft.DROP))), sets=sets).accepted is not matches
 
 
+@pytest.mark.parametrize(("priority", "meets_it_as_sent"), [(-300, True), (-150, True), (-100, False), (0, False)])
+def test_chains_before_translation_meet_the_packet_as_it_was_sent(priority: int, meets_it_as_sent: bool) -> None:
+    sent = replace(PACKET, dst=ip_address("10.96.0.10"), dport=80)
+    drop = base(Rule((nft.Match(Field.IP_DADDR, "10.96.0.10"), nft.DROP)), priority=priority)
+    table = Evaluator(Ruleset(Table(Family.IP, "t"), (drop,)))
+    assert table.run(Hook.FORWARD, PACKET, sent).accepted is not meets_it_as_sent
+    assert table.run(Hook.FORWARD, PACKET).accepted
+    assert not table.run(Hook.FORWARD, sent).accepted
+
+
 def test_verdict_map_leads_on_or_to_the_next_rule():
     verdicts = Map("by-name", (DataType.IFNAME,), {"calia": nft.goto("a")})
     chains = base(Rule((nft.Vmap((Field.IIFNAME,), "by-name"),)), Rule((nft.DROP,))), Chain("a", (Rule((nft.ACCEPT,)),))

@@ -125,3 +125,45 @@ def test_untracked_policy_of_any_interface_does_not_count() -> None:
     packet, here = Packet(src="192.0.2.9", dst="10.0.0.9", dst_port=80), Side(here=True)
     assert not allowed(walk(view, packet, Side(guard="e"), here, rules()))
     assert allowed(walk(view, packet, Side(guard="e", any_interface=True), here, rules()))
+
+
+def test_untracked_and_pre_dnat_policy_meets_the_packet_before_translation_all_other_behind_it() -> None:
+    guard = build.hep("e", "n1", interface="eth0")
+
+    def only(address: str, port: int) -> list:
+        return [build.rule("Deny", "TCP", destination={"nets": [address], "ports": [port]}), build.rule("Pass")]
+
+    sent, packet = (
+        Packet(src="192.0.2.9", dst="10.96.0.10", dst_port=80),
+        Packet(src="192.0.2.9", dst="10.0.0.1", dst_port=8080),
+    )
+    outside, here = Side(guard="e"), Side(here=True)
+    for stage, where, place in (
+        ({"do_not_track": True, "apply_on_forward": True}, sent, outside),
+        ({"pre_dnat": True, "apply_on_forward": True}, sent, outside),
+        ({"apply_on_forward": True}, packet, outside),
+        ({}, packet, outside),
+    ):
+        for denied in (sent, packet):
+            deny = build.gnp("deny", types=["Ingress"], ingress=only(f"{denied.dst}/32", denied.dst_port), **stage)
+            view = build.view_of(guard, deny, build.wep("a", profiles=("p",)), node="n1")
+            receiver = here if not stage else Side(guard="e")
+            steps = walk(view, packet, place, receiver, rules(), before=sent)
+            by_policy = [
+                step for step in steps if step.decision.policy == "gnp/deny" and step.decision.action == "deny"
+            ]
+            assert bool(by_policy) is (denied is where), (stage, denied)
+            assert [step.decision.action for step in walk(view, sent, place, receiver, rules())] == [
+                step.decision.action for step in walk(view, sent, place, receiver, rules(), before=sent)
+            ]
+
+
+def test_failsafe_ports_of_the_early_stages_are_those_of_the_packet_as_sent() -> None:
+    guard = build.hep("e", "n1", interface="eth0")
+    deny = build.gnp("deny", pre_dnat=True, apply_on_forward=True, types=["Ingress"], ingress=[build.rule("Deny")])
+    view = build.view_of(guard, deny, node="n1")
+    only, here = HostRules(failsafe_in=(Failsafe("tcp", 22),)), Side(here=True)
+    sent = Packet(src="192.0.2.9", dst="10.96.0.10", dst_port=22)
+    packet = Packet(src="192.0.2.9", dst="10.0.0.1", dst_port=2222)
+    assert [one.stage for one in walk(view, packet, Side(guard="e"), here, only, before=sent)] == [Stage.NORMAL]
+    assert Stage.PRE_DNAT in [one.stage for one in walk(view, sent, Side(guard="e"), here, only, before=packet)]
