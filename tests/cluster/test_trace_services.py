@@ -1,0 +1,231 @@
+"""`calicoctl trace` to Kubernetes' services against real packets, IPv4 and IPv6, on two nodes: straight to
+backends, and to the service's addresses, which a rule of nftables translates as kube-proxy would.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from libs.model import keys
+from libs.testkit.cluster import Pod
+from libs.testkit.reach import Flow
+from tests.cluster.conftest import ALLOW, World, verdicts
+from tests.cluster.test_explain import ctl, name, traced
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+CLUSTER_IPS = {4: "10.96.0.10", 6: "fd00:96::10"}
+BALANCED = {4: "203.0.113.9", 6: "2001:db8:9::9"}
+PORTS = [{"name": "http", "protocol": "TCP", "port": 8080}, {"name": "metrics", "protocol": "TCP", "port": 9090}]
+ONLY_HTTP = PORTS[:1]
+POLICIES = """
+kind: NetworkPolicy
+metadata: {name: backends, namespace: ns1}
+spec:
+  order: 10
+  selector: app == 'web'
+  types: [Ingress]
+  ingress:
+  - {action: Deny, protocol: TCP, destination: {selector: odd == 'yes', ports: [8080]}}
+  - {action: Allow, protocol: TCP, source: {selector: app == 'client'}, destination: {ports: [8080]}}
+  - {action: Allow, protocol: TCP, destination: {selector: odd == 'yes', ports: [9090]}}
+---
+kind: NetworkPolicy
+metadata: {name: senders, namespace: ns1}
+spec:
+  order: 10
+  selector: app == 'stranger'
+  types: [Egress]
+  egress:
+  - {action: Deny, destination: {selector: odd == 'yes'}}
+  - {action: Allow}
+"""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def pods(world: World) -> dict[str, Pod]:
+    """near and odd on node1; far on node2, with client and stranger."""
+    await world.cluster.add_namespace("ns1")
+    labels = {
+        "near": {"app": "web"}, "odd": {"app": "web", "odd": "yes"}, "far": {"app": "web"}, "idle": {"app": "web"},
+        "client": {"app": "client"}, "stranger": {"app": "stranger"},
+    }  # fmt: skip
+    return {
+        one: await world.cluster.add_pod(
+            "node1" if one in ("near", "odd") else "node2", one, namespace="ns1", labels=of
+        )
+        for one, of in labels.items()
+    }
+
+
+@pytest_asyncio.fixture(autouse=True, loop_scope="module")
+async def clean(world: World, pods: dict[str, Pod]) -> AsyncIterator[None]:
+    yield
+    await world.clean()
+
+
+async def store(world: World, backends: list[Pod], *, idle: Pod | None = None, ports: Any = PORTS) -> None:
+    """The service `shop` and its slices, as kube_controllers writes them."""
+    spec = {"type": "LoadBalancer", "clusterIP": CLUSTER_IPS[4], "clusterIPs": list(CLUSTER_IPS.values())}
+    ingress = [{"ip": one} for one in BALANCED.values()]
+    value: dict[str, Any] = {
+        "kind": "Service", "metadata": {"name": "shop", "namespace": "ns1"}, "spec": spec,
+        "status": {"loadBalancer": {"ingress": ingress}},
+    }  # fmt: skip
+    await world.store.put(keys.resource_key("KubernetesService", "shop", "ns1"), json.dumps(value).encode())
+    for family in (4, 6):
+        ends = [(pod, True) for pod in backends] + ([(idle, False)] if idle else [])
+        value = {
+            "kind": "EndpointSlice",
+            "metadata": {
+                "name": f"shop-{family}", "namespace": "ns1", "labels": {"kubernetes.io/service-name": "shop"},
+            },
+            "addressType": f"IPv{family}",
+            "endpoints": [
+                {"addresses": [str(pod.address(family))], "conditions": {"ready": ready}, "nodeName": pod.node}
+                for pod, ready in ends
+            ],
+            "ports": ports,
+        }  # fmt: skip
+        await world.store.put(keys.resource_key("KubernetesEndpointSlice", f"shop-{family}", "ns1"),
+                              json.dumps(value).encode())  # fmt: skip
+
+
+@contextmanager
+def proxy(world: World, node: str, addresses: dict[int, str], pod: Pod, ports: dict[int, int]) -> Iterator[None]:
+    """kube-proxy's part on a node: the service's addresses lead to this backend. ports: the service's → the pod's."""
+    try:
+        for family, table in ((4, "ip"), (6, "ip6")):
+            backend = str(pod.address(family)) if family == 4 else f"[{pod.address(family)}]"
+            rules = "".join(
+                f"add rule {table} services pre {table} daddr {addresses[family]} tcp dport {port}"
+                f" dnat to {backend}:{to};"
+                for port, to in ports.items()
+            )
+            chain = f"add chain {table} services pre {{ type nat hook prerouting priority dstnat; }};"
+            world.run(node, "nft", f"add table {table} services; {chain} {rules}")
+        yield
+    finally:
+        for table in ("ip", "ip6"):
+            world.run(node, "nft", f"add table {table} services; delete table {table} services")
+
+
+async def test_each_backends_verdict_is_that_of_packets_straight_to_it_and_through_the_service(
+    world: World, pods: dict[str, Pod]
+) -> None:
+    await world.apply(POLICIES)
+    backends = [pods["near"], pods["odd"], pods["far"]]
+    await store(world, backends, idle=pods["idle"])
+    seen = set()
+    for source in (pods["client"], pods["stranger"]):
+        for port, number, service_port in (("http", 8080, 80), ("metrics", 9090, 9100)):
+            told = await traced(world, name(source), "service:ns1/shop", "--port", port)
+            assert len(told) == 2 * len(backends)
+            by_address = {ip_address(one["packet"]["dst"]): one for one in told}
+            assert all(one["service"]["idle"] == 1 for one in told)
+            for backend in backends:
+                with proxy(world, source.node, CLUSTER_IPS, backend, {service_port: number}):
+                    for family in (4, 6):
+                        one = by_address[backend.address(family)]
+                        straight = world.cluster.flow(source, backend, number, family=family)
+                        through = world.cluster.flow(source, CLUSTER_IPS[family], service_port)
+                        really = [verdict == ALLOW for verdict in await verdicts([straight, through])]
+                        seen.add(really[0])
+                        assert [one["verdict"] == "allow"] * 2 == really, one
+                        assert all(hop["kernel"]["agrees"] for hop in one["hops"]), one
+                        assert all(hop["kernel"]["accepted"] for hop in one["hops"]) is really[0], one
+    assert seen == {True, False}
+
+
+async def test_each_backend_has_the_counters_of_its_own_node(world: World, pods: dict[str, Pod]) -> None:
+    await world.apply(POLICIES)
+    await store(world, [pods["near"], pods["far"]], ports=ONLY_HTTP)
+
+    async def counted(family: int) -> dict[str, int]:
+        told = await traced(world, name(pods["client"]), CLUSTER_IPS[family], "--port", "80")
+        return {one["hops"][-1]["node"]: _last(one["hops"][-1]["kernel"]) for one in told}
+
+    for family in (4, 6):
+        before = await counted(family)
+        assert before.keys() == {"node1", "node2"}
+        flows = [world.cluster.flow(pods["client"], pods[one], 8080, family=family) for one in ("near", "near", "far")]
+        assert await verdicts(flows) == [ALLOW] * 3
+        assert await counted(family) == {"node1": before["node1"] + 2, "node2": before["node2"] + 1}
+        done = await ctl(world, "trace", name(pods["client"]), CLUSTER_IPS[family], "--port", "http")
+        assert done.exit_code == 0, done.output
+        assert "one of 2 backends: 2 ALLOWED" in done.stdout
+        assert done.stdout.count("kernel: agrees") == 3  # two hops to the one, one to the other on the sender's node
+
+
+def _last(kernel: dict[str, Any]) -> int:
+    rule = kernel["rules"][kernel["deciders"][-1]]
+    assert rule["comment"].startswith("np/ns1/backends/1 allow"), rule
+    packets: int = rule["packets"]
+    return packets
+
+
+async def test_pre_dnat_policy_meets_the_services_address_and_pods_policy_the_backend(
+    world: World, pods: dict[str, Pod]
+) -> None:
+    """From outside, by the node that has the backend, with a host endpoint on its interface."""
+    near, fabric = pods["near"], world.cluster.fabric
+    outside = {4: str(world.cluster.ipv4.ip), 6: str(world.cluster.ipv6.ip)}
+    node = world.cluster.node("node1")
+    gateways = {4: str(node.ipv4.ip), 6: str(node.ipv6.ip)}
+    closed = [
+        {"action": "Deny", "protocol": "TCP", "destination": {"nets": [str(ip_network(one))], "ports": [81]}}
+        for one in BALANCED.values()
+    ]
+    await store(world, [near], ports=ONLY_HTTP)
+    await world.apply(
+        f"""
+kind: GlobalNetworkPolicy
+metadata: {{name: early}}
+spec:
+  selector: guard == 'yes'
+  preDNAT: true
+  applyOnForward: true
+  types: [Ingress]
+  ingress: {[*closed, {"action": "Deny", "protocol": "TCP", "destination": {"ports": [8080]}}, {"action": "Allow"}]}
+---
+kind: NetworkPolicy
+metadata: {{name: backends, namespace: ns1}}
+spec:
+  selector: app == 'web'
+  types: [Ingress]
+  ingress: [{{action: Allow, protocol: TCP, destination: {{ports: [8080]}}}}]
+"""
+    )
+    guard = "kind: HostEndpoint\nmetadata: {name: node1-eth0, labels: {guard: 'yes'}}\n"
+    guard += "spec: {node: node1, interfaceName: eth0}\n"
+    for family, gateway in gateways.items():
+        fabric.ip([f"route add {BALANCED[family]} via {gateway}"])
+    try:
+        await world.apply(guard)
+        with proxy(world, "node1", BALANCED, near, {80: 8080, 81: 8080}):
+            for family in (4, 6):
+                for port, early in ((80, "allow"), (81, "deny")):
+                    flow = Flow(fabric.path, ip_address(BALANCED[family]), port, "tcp")
+                    (really,) = await verdicts([flow])
+                    (one,) = await traced(world, outside[family], BALANCED[family], "--port", str(port))
+                    (hop,) = one["hops"]
+                    said = [(step["stage"], step["decision"]["action"]) for step in hop["steps"]]
+                    assert said == [("preDNAT", early), ("normal", "allow")]
+                    assert (one["verdict"] == "allow") is (really == ALLOW) is (early == "allow"), one
+                    assert hop["kernel"]["agrees"], one
+                    assert hop["kernel"]["accepted"] is (really == ALLOW)
+                # Straight to the backend the same policy says another thing.
+                straight = Flow(fabric.path, near.address(family), 8080, "tcp")
+                (one,) = await traced(world, outside[family], str(near.address(family)), "--port", "8080")
+                assert (one["verdict"] == "allow") is ((await verdicts([straight]))[0] == ALLOW) is False, one
+    finally:
+        await world.delete("HostEndpoint", "node1-eth0")
+        for address in BALANCED.values():
+            fabric.ip([f"route del {address}"])
