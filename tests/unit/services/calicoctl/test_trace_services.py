@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
@@ -113,10 +114,12 @@ def test_endpoints_that_are_not_ready_are_left_out_and_counted() -> None:
 
 def test_an_endpoint_in_two_slices_is_one_backend_and_ready_when_one_says_so() -> None:
     found = chosen(
-        piece("a", [endpoint("10.0.0.1", False), endpoint("10.0.0.2", node=None)]),
-        piece("b", [endpoint("10.0.0.1"), endpoint("10.0.0.2", node="n2")]),
+        piece("a", [endpoint("10.0.0.1", False), endpoint("10.0.0.2", node=None), endpoint("10.0.0.3", node="n3")]),
+        piece("b", [endpoint("10.0.0.1"), endpoint("10.0.0.2", node="n2"), endpoint("10.0.0.3", node=None)]),
     )
-    assert found.backends == (Backend("10.0.0.1", 8080, "n1"), Backend("10.0.0.2", 8080, "n2"))
+    assert found.backends == (
+        Backend("10.0.0.1", 8080, "n1"), Backend("10.0.0.2", 8080, "n2"), Backend("10.0.0.3", 8080, "n3"),
+    )  # fmt: skip
     assert found.idle == 0
 
 
@@ -249,6 +252,7 @@ def test_a_service_by_its_name_is_its_cluster_ips() -> None:
 def test_a_service_by_any_of_its_addresses() -> None:
     assert fronts("10.96.0.10") == fronts("ip:10.96.0.10") == [("ns1/web", "cluster IP", {4: "10.96.0.10"}, False)]
     assert fronts("FD00:96:0::10") == [("ns1/web", "cluster IP", {6: "fd00:96::10"}, False)]
+    assert fronts("10.96.0.11") == [("ns1/shop", "cluster IP", {4: "10.96.0.11"}, False)]
     assert fronts("198.51.100.7") == [("ns1/shop", "external IP", {4: "198.51.100.7"}, True)]
     assert fronts("2001:db8::9") == [("ns1/shop", "load balancer's address", {6: "2001:db8::9"}, True)]
     assert [one[0] for one in fronts("203.0.113.9")] == ["ns1/shared", "ns1/shop"]
@@ -428,6 +432,28 @@ def test_the_text_says_once_what_is_alike_and_loses_no_verdict(ctl: Ctl) -> None
     assert "    10.0.0.13:8080, 10.0.0.13 of pod ns1/web-13 on n2" in rest
 
 
+def test_the_same_verdict_by_another_rule_is_told_apart(ctl: Ctl) -> None:
+    few(ctl, 1, 3, 5)
+    text = ctl.good("trace", "ns1/client", "10.96.0.10", "--protocol", "udp", "--port", "dns", "--datastore-only")
+    assert "one of 3 backends: 3 DENIED" in text
+    assert "denied by tier default, policy np/ns1/odd, rule 0" in text
+    assert "denied at the end of tier default" in text
+    assert "the same for 1 other backend of service ns1/web:\n    10.0.0.5:5353" in text
+
+
+def test_the_senders_own_node_is_told_apart_from_an_address_outside(ctl: Ctl) -> None:
+    """Both meet the sender's egress policy and no other."""
+    ctl.apply(
+        "{apiVersion: projectcalico.org/v3, kind: FelixConfiguration, metadata: {name: default},"
+        " spec: {defaultEndpointToHostAction: Accept}}"
+    )
+    put(ctl, piece("web-4", [endpoint("192.0.2.2", node="n2"), endpoint("198.51.100.9", node=None)]))
+    text = ctl.good("trace", "ns1/client", "10.96.0.10", "--port", "http", "--datastore-only")
+    assert "n2 (both ends)" in text
+    assert "n2 (sender's node)" in text
+    assert "the same for" not in text
+
+
 def test_of_many_alike_some_are_named_and_the_rest_counted(ctl: Ctl) -> None:
     few(ctl, *range(0, WEBS, 2))
     ends = [endpoint(f"10.0.0.{number}", node="n1") for number in range(0, WEBS, 2)]
@@ -502,6 +528,14 @@ def test_pre_dnat_policy_meets_the_packet_as_it_was_sent(ctl: Ctl) -> None:
     assert any("the service's own number of the port" in note for note in named["notes"])
 
 
+def test_what_a_pod_sends_reaches_the_other_node_translated(ctl: Ctl) -> None:
+    ctl.apply(GUARD)
+    few(ctl, 0)
+    (told,) = traced(ctl, "ns1/client", "203.0.113.9", "--port", "80")
+    early = told["hops"][1]["steps"][0]
+    assert (early["stage"], early["decision"]["action"], early["decision"]["rule"]) == ("preDNAT", "deny", 2)
+
+
 def test_traffic_policies_of_what_comes_from_outside(ctl: Ctl) -> None:
     few(ctl, 0, 1)
     found = traced(ctl, "198.51.100.1", "203.0.113.9", "--port", "http")
@@ -548,6 +582,10 @@ def test_an_address_of_a_node_or_a_pod_stays_what_it_is_and_says_that_it_is_a_se
     assert not any("node port" in note for note in found[0]["notes"])
 
 
+def last_octet(address: str) -> int:
+    return ip_address(address).packed[-1]
+
+
 class Nodes:
     """Answer by the datastore; their kernels do so as well, but for backends in `wrong`."""
 
@@ -576,7 +614,7 @@ class Nodes:
         ]
         steps = walk(view, packet, ends[0], ends[1], HostRules())
         accepted = allowed(steps) is not (packet.dst in self._wrong and bool(question.receiver.workload))
-        rules = tuple(KernelRule(chain="c", comment="r", packets=int(packet.dst.rpartition(".")[2])) for _ in steps)
+        rules = tuple(KernelRule(chain="c", comment="r", packets=last_octet(packet.dst)) for _ in steps)
         verdict = KernelVerdict(accepted=accepted, rules=rules, deciders=tuple(range(len(steps))))
         return Answer(steps=tuple(steps), kernel=verdict)
 
@@ -586,8 +624,12 @@ def test_nodes_are_asked_about_every_backend_and_each_has_its_counters(ctl: Ctl)
     text = ctl.good("trace", "ns1/client", "10.96.0.10", "--port", "http")
     assert sorted(nodes.asked) == ["n1", "n2"]
     assert "    10.0.0.4:8080, 10.0.0.4 of pod ns1/web-4 on n1: 4 packets so far" in text.splitlines()
-    found = traced(ctl, "ns1/client", "10.96.0.10", "--port", "http")
-    assert all(hop["kernel"]["agrees"] for one in found for hop in one["hops"])
+    found = traced(ctl, "ns1/client", "service:ns1/web", "--port", "http")
+    assert len(found) == 2 * WEBS
+    for one in found:
+        assert all(hop["kernel"]["agrees"] for hop in one["hops"])
+        kernel = one["hops"][-1]["kernel"]
+        assert kernel["rules"][kernel["deciders"][-1]]["packets"] == last_octet(one["packet"]["dst"])
 
 
 def test_one_kernel_that_disagrees_is_not_lost_among_those_that_agree(ctl: Ctl) -> None:
