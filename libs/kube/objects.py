@@ -124,13 +124,6 @@ class NetworkPolicy(KubeObject):
     spec: StagedKubernetesNetworkPolicySpec = field(default_factory=StagedKubernetesNetworkPolicySpec)
 
 
-class ServicePort(V3Struct):
-    name: str = ""
-    protocol: str = ""
-    port: int = 0
-    node_port: int = 0
-
-
 class FullServiceSpec(ServiceSpec):
     """What is stored of a service, and what decides on its load balancer's addresses. load_balancer_class: None when it
     is not given.
@@ -140,7 +133,6 @@ class FullServiceSpec(ServiceSpec):
     load_balancer_ip: str = ""
     ip_families: list[str] = field(default_factory=list)
     ip_family_policy: str = ""
-    ports: list[ServicePort] = field(default_factory=list)
 
 
 class Service(KubeObject):

@@ -21,9 +21,13 @@ SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 
 
 class SliceConditions(V3Struct):
-    """ready: None counts as true."""
+    """None counts as true of ready and serving, as false of terminating. Slices that an older release stored tell of
+    ready alone.
+    """
 
     ready: bool | None = None
+    serving: bool | None = None
+    terminating: bool | None = None
 
 
 class SliceEndpoint(V3Struct):
@@ -51,14 +55,28 @@ class KubernetesEndpointSlice(Resource):
     ports: list[SlicePort] = field(default_factory=list)
 
 
+class ServicePort(V3Struct):
+    """name: that of the slices' port as well; "" for the only port of a service. node_port: 0 where there is none."""
+
+    name: str = ""
+    protocol: str = ""
+    port: int = 0
+    target_port: int | str | None = None
+    node_port: int = 0
+
+
 class ServiceSpec(V3Struct):
-    """cluster_ips: one of each family, the first also as `cluster_ip`; "None" for a headless service."""
+    """cluster_ips: one of each family, the first also as `cluster_ip`; "None" for a headless service. ports: a service
+    with a cluster IP has some, so none at all means that an older release stored it.
+    """
 
     type: str = ""
     cluster_ip: str = ""
     cluster_ips: list[str] = field(default_factory=list)
     external_ips: list[str] = field(default_factory=list)
     external_traffic_policy: str = ""
+    internal_traffic_policy: str = ""
+    ports: list[ServicePort] = field(default_factory=list)
 
 
 class LoadBalancerIngress(V3Struct):

@@ -177,16 +177,22 @@ async def test_k02_labels_of_pods_reach_endpoints_that_there_are_and_no_others(
 async def test_services_and_slices_are_stored_for_rules_and_bgp(stage: KubeStage, running: Replica) -> None:
     ns = await stage.namespace()
     spec = {
-        "type": "LoadBalancer", "ports": [{"name": "http", "port": 80}], "externalTrafficPolicy": "Local",
-        "externalIPs": ["198.51.100.7"], "selector": {"app": "web"},
+        "type": "LoadBalancer", "ports": [{"name": "http", "port": 80, "targetPort": "web"}, {"name": "dns", "port": 53,
+        "protocol": "UDP", "appProtocol": "dns"}], "externalTrafficPolicy": "Local", "internalTrafficPolicy": "Local",
+        "externalIPs": ["198.51.100.7"], "selector": {"app": "web"}, "sessionAffinity": "ClientIP",
     }  # fmt: skip
     path = f"/api/v1/namespaces/{ns}/services"
     made = await stage.make(path, "v1", "Service", "web", {"spec": spec})
+    node_ports = [one["nodePort"] for one in made["spec"]["ports"]]
     stored = await stage.until_stored("KubernetesService", "web", ns)
     assert stored["spec"] == {
         "type": "LoadBalancer", "clusterIP": made["spec"]["clusterIP"], "clusterIPs": made["spec"]["clusterIPs"],
-        "externalIPs": ["198.51.100.7"], "externalTrafficPolicy": "Local",
-    }  # fmt: skip
+        "externalIPs": ["198.51.100.7"], "externalTrafficPolicy": "Local", "internalTrafficPolicy": "Local",
+        "ports": [
+            {"name": "http", "protocol": "TCP", "port": 80, "targetPort": "web", "nodePort": node_ports[0]},
+            {"name": "dns", "protocol": "UDP", "port": 53, "targetPort": 53, "nodePort": node_ports[1]},
+        ],
+    }, "what rules, BGP and calicoctl's trace use, and no more: the rest changes without need"  # fmt: skip
     ingress = {"status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.9"}]}}}
     await stage.api.patch(f"{path}/web/status", ingress)
     await stage.until_stored(
@@ -198,6 +204,7 @@ async def test_services_and_slices_are_stored_for_rules_and_bgp(stage: KubeStage
         "endpoints": [
             {"addresses": ["2001:db8::7"], "conditions": {"ready": True}, "nodeName": "n1"},
             {"addresses": ["2001:db8::8"], "conditions": {"ready": False}},
+            {"addresses": ["2001:db8::9"], "conditions": {"ready": False, "serving": True, "terminating": True}},
         ],
         "ports": [{"name": "http", "protocol": "TCP", "port": 8080}],
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import msgspec
 import pytest
 
@@ -361,3 +363,44 @@ def test_global_network_set_has_only_its_own_labels() -> None:
     )
     (ipset,) = calculator.view("n1").ipsets.values()
     assert ipset.members == {"198.51.100.0/24"}
+
+
+def test_what_only_a_trace_reads_of_services_and_slices_changes_nothing() -> None:
+    """A node port, a traffic policy inside, an endpoint that stops to serve: no node and no speaker hears of it."""
+    meta = {"name": "web", "namespace": "ns1"}
+    spec = {"type": "NodePort", "clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1"], "externalTrafficPolicy": "Local"}
+    labels = {"kubernetes.io/service-name": "web"}
+
+    def service(port: int, node_port: int, inside: str) -> dict[str, object]:
+        ports = [{"name": "http", "protocol": "TCP", "port": port, "targetPort": "web", "nodePort": node_port}]
+        return {"kind": "Service", "metadata": meta, "spec": spec | {"internalTrafficPolicy": inside, "ports": ports}}
+
+    def piece(**conditions: bool) -> dict[str, object]:
+        return {
+            "kind": "EndpointSlice", "metadata": meta | {"labels": labels}, "addressType": "IPv4",
+            "endpoints": [
+                {"addresses": ["10.0.0.1"], "conditions": {"ready": False, **conditions}, "nodeName": "n1"},
+                {"addresses": ["10.0.0.2"], "conditions": {"ready": True}, "nodeName": "n2"},
+            ],
+            "ports": [{"name": "http", "protocol": "TCP", "port": 8080}],
+        }  # fmt: skip
+
+    to_service = rule(destination={"services": model.ServiceMatch(name="web", namespace="ns1")})
+    announced = model.BGPConfiguration(
+        metadata=model.ObjectMeta(name="default"),
+        spec=model.BGPConfigurationSpec(service_cluster_ips=[model.ServiceClusterIPBlock(cidr="10.96.0.0/12")]),
+    )
+    calculator = calculate(node("n1", "192.0.2.1/24"), wep("x"), np("p", "ns1", egress=[to_service]), announced)
+
+    def stored(kind: str, value: dict[str, object]) -> bool:
+        key = model.keys.resource_key(kind, "web", "ns1")
+        calculator.update(key, model.from_storage(key, json.dumps(value).encode(), 1))
+        return calculator.flush().empty()
+
+    assert not stored("KubernetesEndpointSlice", piece(serving=True, terminating=True))
+    assert not stored("KubernetesService", service(80, 30080, "Cluster")), "speakers announce it"
+    for port, node_port, inside in ((81, 30080, "Cluster"), (81, 30081, "Cluster"), (81, 30081, "Local")):
+        assert stored("KubernetesService", service(port, node_port, inside))
+    for conditions in ({"serving": False, "terminating": True}, {"serving": True}, {}):
+        assert stored("KubernetesEndpointSlice", piece(**conditions))
+    assert not stored("KubernetesEndpointSlice", piece() | {"endpoints": []})
