@@ -362,8 +362,13 @@ def _policy(resource: model.Resource, spec: PolicySpec) -> PolicyInput:
 
 def _node_input(resource: model.Node) -> NodeInput:
     name, bgp = _name(resource), resource.spec.bgp or model.NodeBGPSpec()
-    known_as = next((ref.node_name for ref in resource.spec.orch_refs if ref.orchestrator == "k8s"), "")
+    known_as = kubernetes_name(resource)
     return NodeInput(name, _node(resource), bgp.route_reflector_cluster_id, known_as if known_as != name else "")
+
+
+def kubernetes_name(resource: model.Node) -> str:
+    """ "" when it does not say."""
+    return next((ref.node_name for ref in resource.spec.orch_refs if ref.orchestrator == "k8s"), "")
 
 
 def _node(resource: model.Node) -> NodeInfo:

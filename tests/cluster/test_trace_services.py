@@ -71,9 +71,28 @@ async def clean(world: World, pods: dict[str, Pod]) -> AsyncIterator[None]:
     await world.clean()
 
 
-async def store(world: World, backends: list[Pod], *, idle: Pod | None = None, ports: Any = PORTS) -> None:
-    """The service `shop` and its slices, as kube_controllers writes them."""
-    spec = {"type": "LoadBalancer", "clusterIP": CLUSTER_IPS[4], "clusterIPs": list(CLUSTER_IPS.values())}
+NUMBERS = {"http": 80, "metrics": 9100}
+NODE_PORTS = {"http": 30080, "metrics": 30900}
+
+
+async def store(
+    world: World, backends: list[Pod], *, idle: Pod | None = None, ports: Any = PORTS, numbered: bool = True,
+    **more: str,
+) -> None:  # fmt: skip
+    """The service `shop` and its slices, as kube_controllers writes them. numbered: not as an older one does, without
+    the service's own ports. more: of the service's spec.
+    """
+    spec: dict[str, Any] = {
+        "type": "LoadBalancer",
+        "clusterIP": CLUSTER_IPS[4],
+        "clusterIPs": list(CLUSTER_IPS.values()),
+    }
+    spec |= more
+    if numbered:
+        spec["ports"] = [
+            {"name": name, "protocol": "TCP", "port": NUMBERS[name], "nodePort": NODE_PORTS[name]}
+            for name in (one["name"] for one in ports)
+        ]
     ingress = [{"ip": one} for one in BALANCED.values()]
     value: dict[str, Any] = {
         "kind": "Service", "metadata": {"name": "shop", "namespace": "ns1"}, "spec": spec,
@@ -100,7 +119,9 @@ async def store(world: World, backends: list[Pod], *, idle: Pod | None = None, p
 
 @contextmanager
 def proxy(world: World, node: str, addresses: dict[int, str], pod: Pod, ports: dict[int, int]) -> Iterator[None]:
-    """kube-proxy's part on a node: the service's addresses lead to this backend. ports: the service's → the pod's."""
+    """kube-proxy's part on a node: the service's addresses lead to this backend. ports: the service's → the pod's. What
+    goes on to another node has this node's address as its source.
+    """
     try:
         for family, table in ((4, "ip"), (6, "ip6")):
             backend = str(pod.address(family)) if family == 4 else f"[{pod.address(family)}]"
@@ -110,7 +131,9 @@ def proxy(world: World, node: str, addresses: dict[int, str], pod: Pod, ports: d
                 for port, to in ports.items()
             )
             chain = f"add chain {table} services pre {{ type nat hook prerouting priority dstnat; }};"
-            world.run(node, "nft", f"add table {table} services; {chain} {rules}")
+            chain += f"add chain {table} services post {{ type nat hook postrouting priority srcnat; }};"
+            masked = f'add rule {table} services post iifname "eth0" oifname != "cali*" ct status dnat masquerade;'
+            world.run(node, "nft", f"add table {table} services; {chain} {rules} {masked}")
         yield
     finally:
         for table in ("ip", "ip6"):
@@ -125,8 +148,9 @@ async def test_each_backends_verdict_is_that_of_packets_straight_to_it_and_throu
     await store(world, backends, idle=pods["idle"])
     seen = set()
     for source in (pods["client"], pods["stranger"]):
-        for port, number, service_port in (("http", 8080, 80), ("metrics", 9090, 9100)):
-            told = await traced(world, name(source), "service:ns1/shop", "--port", port)
+        for port, number in (("http", 8080), ("metrics", 9090)):
+            service_port = NUMBERS[port]
+            told = await traced(world, name(source), "service:ns1/shop", "--port", str(service_port))
             assert len(told) == 2 * len(backends)
             by_address = {ip_address(one["packet"]["dst"]): one for one in told}
             assert all(one["service"]["idle"] == 1 for one in told)
@@ -183,7 +207,7 @@ async def test_pre_dnat_policy_meets_the_services_address_and_pods_policy_the_ba
         {"action": "Deny", "protocol": "TCP", "destination": {"nets": [str(ip_network(one))], "ports": [81]}}
         for one in BALANCED.values()
     ]
-    await store(world, [near], ports=ONLY_HTTP)
+    await store(world, [near], ports=ONLY_HTTP, numbered=False)  # any number is then that of its only port
     await world.apply(
         f"""
 kind: GlobalNetworkPolicy
@@ -229,3 +253,67 @@ spec:
         await world.delete("HostEndpoint", "node1-eth0")
         for address in BALANCED.values():
             fabric.ip([f"route del {address}"])
+
+
+async def test_node_ports_from_outside_and_from_a_pod_elsewhere(world: World, pods: dict[str, Pod]) -> None:
+    """node1 leads to a backend of its own, and to one on node2, which sees the packet as from node1."""
+    near, far, client, fabric = pods["near"], pods["far"], pods["client"], world.cluster.fabric
+    node = world.cluster.node("node1")
+    gateways = {4: str(node.ipv4.ip), 6: str(node.ipv6.ip)}
+    outside = {4: str(world.cluster.ipv4.ip), 6: str(world.cluster.ipv6.ip)}
+    await store(world, [near, far], ports=ONLY_HTTP)
+    seen = set()
+    for senders, sent_to in ((outside, 30080), (gateways, 30080), (None, 30080), (gateways, 8080)):
+        sources: list[dict[str, Any]] = [{"nets": [str(ip_network(one))]} for one in (senders or {}).values()]
+        allow = {"action": "Allow", "protocol": "TCP", "destination": {"ports": [8080]}}
+        rules = [{**allow, "source": one} for one in sources or [{"selector": "app == 'client'"}]]
+        await world.apply(
+            f"""
+kind: NetworkPolicy
+metadata: {{name: backends, namespace: ns1}}
+spec:
+  selector: app == 'web'
+  types: [Ingress]
+  ingress: {json.dumps(rules)}
+---
+kind: NetworkPolicy
+metadata: {{name: senders, namespace: ns1}}
+spec:
+  selector: app == 'client'
+  types: [Egress]
+  egress: [{{action: Allow, protocol: TCP, destination: {{ports: [{sent_to}]}}}}]
+"""
+        )
+        for backend in (near, far):
+            with proxy(world, "node1", gateways, backend, {30080: 8080}):
+                for family in (4, 6):
+                    flows = {
+                        outside[family]: Flow(fabric.path, ip_address(gateways[family]), 30080, "tcp"),
+                        name(client): world.cluster.flow(client, gateways[family], 30080),
+                    }
+                    for sender, flow in flows.items():
+                        told = await traced(world, sender, gateways[family], "--port", "30080")
+                        (one,) = [one for one in told if ip_address(one["packet"]["dst"]) == backend.address(family)]
+                        (really,) = await verdicts([flow])
+                        assert (one["verdict"] == "allow") is (really == ALLOW), (sender, backend.name, one)
+                        assert all(hop["kernel"]["agrees"] for hop in one["hops"]), one
+                        seen.add((sender, backend.name, really))
+    assert len(seen) == 3 * 2 * 2, seen  # either verdict for every sender and backend
+
+
+async def test_a_node_port_of_local_policy_and_an_internal_one_leave_only_the_nodes_own(
+    world: World, pods: dict[str, Pod]
+) -> None:
+    node = world.cluster.node("node1")
+    outside = {4: str(world.cluster.ipv4.ip), 6: str(world.cluster.ipv6.ip)}
+    await store(world, [pods["near"], pods["far"]], ports=ONLY_HTTP, externalTrafficPolicy="Local",
+                internalTrafficPolicy="Local")  # fmt: skip
+    for family, gateway in ((4, node.ipv4.ip), (6, node.ipv6.ip)):
+        (one,) = await traced(world, outside[family], str(gateway), "--port", "30080")
+        assert ip_address(one["packet"]["dst"]) == pods["near"].address(family)
+        (one,) = await traced(world, name(pods["client"]), CLUSTER_IPS[family], "--port", "80")
+        assert ip_address(one["packet"]["dst"]) == pods["far"].address(family)
+    await store(world, [pods["near"]], ports=ONLY_HTTP, internalTrafficPolicy="Local")
+    done = await ctl(world, "trace", name(pods["client"]), "service:ns1/shop", "--port", "80")
+    assert done.exit_code == 1
+    assert "internalTrafficPolicy is Local: kube-proxy there drops" in done.output

@@ -47,9 +47,9 @@ def trace_(
 
     An end is a pod (`ns1/web`, `web` with -n), a node, an address in or outside the cluster, or, with a prefix,
     `hep:NAME`, `netset:[NAMESPACE/]NAME`, `pod:…`, `node:…`. TO may be a Kubernetes service as well,
-    `service:[NAMESPACE/]NAME` or one of its addresses: each backend of the port is traced. The nodes concerned are
-    asked: each answers by its own calculation at the revision its kernel holds, and by walking the packet through the
-    ruleset that it reads back from the kernel. Without a bus the datastore alone is asked.
+    `service:[NAMESPACE/]NAME`, one of its addresses, or a node with its node port: each backend of the port is traced.
+    The nodes concerned are asked: each answers by its own calculation at the revision its kernel holds, and by walking
+    the packet through the ruleset that it reads back from the kernel. Without a bus the datastore alone is asked.
 
     Exit status 0: traced, whatever the verdict. 1: a kernel disagrees, or the trace cannot be made, also for want of
     ready endpoints of a service in one of the families. 2: wrong usage.
@@ -73,12 +73,13 @@ def trace_(
     async def work() -> tuple[list[trace.Trace], list[ServiceTrace]]:
         async with session.client(guarded=False, purpose="trace") as client:
             known = await cluster.read(client)
-        sender, receiver = resolve(source, known, namespace), services.target(target, known, namespace, port)
+        sender, number = resolve(source, known, namespace), number_of(protocol, icmp_type)
+        receiver = services.target(target, known, namespace, port, number)
         if isinstance(receiver, End):
             packets = [described(sender, receiver, one, port) for one in families(sender, receiver, wanted)]
             plain = [trace.prepare(sender, receiver, one, known, staged=staged) for one in packets]
             return await asked(trace.ask, plain), []
-        question = backends.Question(number_of(protocol, icmp_type), port, described, wanted, staged)
+        question = backends.Question(number, port, described, wanted, staged)
         found = await asked(backends.ask, backends.prepare(sender, receiver, question, known))
         return [one for service in found for one in service.traces], found
 

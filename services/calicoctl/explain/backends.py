@@ -1,5 +1,6 @@
 """A trace to each backend of a service: policy meets the packet as kube-proxy has translated it, so that is what is
-traced. Only doNotTrack and preDNAT policy of host endpoints meets it before, as it was sent.
+traced. Only doNotTrack and preDNAT policy of host endpoints meets it before, as it was sent; and, where it goes to a
+node port of another node, the policy of the sender.
 
 Flows in: the sender, the service's addresses, what kind of packet. Flows out: `ServiceTrace`, one for each family.
 Not followed: kube-proxy's own translation of sources.
@@ -17,9 +18,10 @@ from libs.policy.path import BEFORE_TRANSLATION
 from libs.policy.trace import Packet
 from services.calicoctl.explain import trace
 from services.calicoctl.explain.cluster import Cluster
+from services.calicoctl.explain.endpoints import Backend, Chosen, NoBackends, choose
 from services.calicoctl.explain.ends import End, EndProblem, resolve
 from services.calicoctl.explain.packet import PacketProblem, families
-from services.calicoctl.explain.services import Backend, Chosen, Front, NoBackends, choose
+from services.calicoctl.explain.services import CLUSTER_IP, Front
 from services.calicoctl.explain.trace import Trace
 
 Describe = Callable[[End, End, int, str], Packet]
@@ -68,7 +70,7 @@ def prepare(source: End, fronts: Sequence[Front], asked: Question, cluster: Clus
     found = []
     for family in families(source, meant, asked.family):
         try:
-            front, chosen = _one_of(fronts, family, asked, cluster)
+            front, chosen = _one_of(fronts, family, asked, cluster, source.node)
         except NoBackends as problem:
             found.append(ServiceTrace(fronts[0], family, asked, source, problem=str(problem)))
         else:
@@ -79,15 +81,18 @@ def prepare(source: End, fronts: Sequence[Front], asked: Question, cluster: Clus
     return found
 
 
-def _one_of(fronts: Sequence[Front], family: int, asked: Question, cluster: Cluster) -> tuple[Front, Chosen]:
-    """Services may share an address when their ports differ."""
+def _one_of(
+    fronts: Sequence[Front], family: int, asked: Question, cluster: Cluster, sender: str
+) -> tuple[Front, Chosen]:
+    """Services may share an address when their ports differ. One whose ports are known goes before others."""
     found: list[tuple[Front, Chosen]] = []
     problems: list[EndProblem | PacketProblem] = []
     for front in fronts:
         try:
-            found.append((front, choose(front, family, asked.protocol, asked.port, cluster)))
+            found.append((front, choose(front, family, asked.protocol, asked.port, cluster, sender)))
         except (NoBackends, PacketProblem) as problem:
             problems.append(problem)
+    found = [one for one in found if one[0].ports] or found
     if len(found) == 1:
         return found[0]
     if found:
@@ -104,41 +109,54 @@ def _to_backends(
     untraced: dict[Backend, str] = {}
     for backend in chosen.backends:
         if front.local and not source.node and not backend.node:
-            untraced[backend] = (
-                "its slice names no node, and with externalTrafficPolicy Local only its own would serve it"
-            )
+            untraced[backend] = f"its slice names no node, and with {front.policy} Local only its own would serve it"
             continue
         end = resolve(backend.address, cluster)
         packet = asked.describe(source, end, family, str(backend.port))
-        number = int(asked.port) if asked.port.isdecimal() else packet.dst_port
+        number = int(asked.port) if asked.port.isdecimal() else chosen.port.number or packet.dst_port
         sent = msgspec.structs.replace(packet, dst=front.addresses[family], dst_port=number)
         try:
-            traces.append(trace.prepare(source, end, packet, cluster, staged=asked.staged, before=sent))
+            entry = front.enters(source.node)
+            one = trace.prepare(source, end, packet, cluster, staged=asked.staged, before=sent, entry=entry)
+            traces.append(one)
         except EndProblem as problem:
             untraced[backend] = str(problem)
-    notes = [*chosen.notes, *_about_sender(source, front), *_about_number(asked, traces)]
+    notes = [*front.notes, *chosen.notes, *_about_sender(source, front), *_about_number(asked, chosen, traces)]
     return ServiceTrace(front, family, asked, source, chosen, traces, untraced, notes)
 
 
 def _about_sender(source: End, front: Front) -> list[str]:
+    if front.enters(source.node):
+        return _about_entry(source, front)
     if source.node:
         inside = "externalTrafficPolicy Local counts for what comes from outside: inside, every backend is one"
-        return [inside] if front.local else []
+        return [inside] if front.local and front.kind != CLUSTER_IP else []
     if front.local:
-        return ["externalTrafficPolicy Local: a backend gets what comes in by its own node, which is what is traced"]
+        return [f"{front.policy} Local: a backend gets what comes in by its own node, which is what is traced"]
     return [
         "traced is what comes in by the backend's own node; by another one it gets that node's address as its source"
         " (kube-proxy): trace from that node too"
     ]
 
 
-def _about_number(asked: Question, traces: Sequence[Trace]) -> list[str]:
+def _about_entry(source: End, front: Front) -> list[str]:
+    if not front.local:
+        return []
+    other = "" if source.workload is None else (
+        "; of pods' own addresses also by others, where its kube-proxy takes all of the cluster's pods for its own"
+        " (--detect-local-mode ClusterCIDR)"
+    )  # fmt: skip
+    return [f"externalTrafficPolicy Local: {front.entry} serves its node port by its own backends{other}"]
+
+
+def _about_number(asked: Question, chosen: Chosen, traces: Sequence[Trace]) -> list[str]:
     steps = [step for one in traces for hop in one.hops for step in hop.stored]
-    if asked.port.isdecimal() or not any(step.stage in BEFORE_TRANSLATION for step in steps):
+    known = asked.port.isdecimal() or chosen.port.number
+    if known or not any(step.stage in BEFORE_TRANSLATION for step in steps):
         return []
     return [
-        "doNotTrack and preDNAT policy meets the service's own number of the port, which the datastore does not keep:"
-        " asked is with the backend's"
+        "doNotTrack and preDNAT policy meets the service's own number of the port, which is not in the datastore (an"
+        " older kube_controllers stored the service): asked is with the backend's"
     ]
 
 

@@ -13,6 +13,7 @@ from libs.model.base import Resource
 from libs.policy import nets
 from libs.policy.calculator import Calculator
 from libs.policy.changes import NodeView
+from libs.policy.inputs import kubernetes_name
 from libs.policy.output import Workload, WorkloadKey
 from libs.policy.path import Failsafe, HostRules
 from libs.resources.client import ResourceClient
@@ -91,6 +92,11 @@ class Cluster:
         info = self.calculator.node_infos.get(node)
         texts = (info.ipv4, info.ipv6) if info is not None else ()
         return {nets.version_of(text): nets.address(text) for text in texts if text}
+
+    def kubernetes_name(self, node: str) -> str:
+        """What endpoint slices call it."""
+        found = self.resources.get(keys.resource_key("Node", node))
+        return (kubernetes_name(found) if isinstance(found, model.Node) else "") or node
 
     def host_rules(self, node: str) -> HostRules:
         """By FelixConfiguration; what a node has in its environment is not known here."""

@@ -26,13 +26,16 @@ class Hop:
 
 
 def hops(
-    source: End, target: End, packet: Packet, cluster: Cluster, before: Packet | None = None
+    source: End, target: End, packet: Packet, cluster: Cluster, before: Packet | None = None, entry: str = ""
 ) -> tuple[list[Hop], list[str]]:
     """In the packet's order, and what is worth knowing about its way. before: as it was sent, where the first node
-    translates its destination; of no account to workloads' packets, since only host endpoints' policy meets it.
+    translates its destination; of no account to workloads' packets, since only host endpoints' policy meets it. entry:
+    the node that does it instead, which the sender is not on.
 
     Raises EndProblem.
     """
+    if entry:
+        return _by_entry(source, target, packet, cluster, before or packet, entry)
     notes: list[str] = []
     if not source.node and not target.node:
         raise EndProblem("neither end is in the cluster: no node meets this packet")
@@ -48,7 +51,7 @@ def hops(
         sent = before if source.host else None
         question = Question(packet=packet, before=sent, sender=_place(source), receiver=Place())
         found.append(Hop(source.node, "sender's node", question))
-        translated = _translated(source, target, packet, cluster)
+        translated = _translated(source, packet, cluster)
         if translated:
             notes.append(f"natOutgoing: beyond {source.node} the source is the node's address {translated}")
             packet = msgspec.structs.replace(packet, src=translated)
@@ -59,11 +62,37 @@ def hops(
     return found, notes
 
 
+def _by_entry(
+    source: End, target: End, packet: Packet, cluster: Cluster, sent: Packet, entry: str
+) -> tuple[list[Hop], list[str]]:
+    """By a node port of a node: policy of the sender's own meets the packet as it was `sent`. What goes on to another
+    node has the address of `entry` as its source, as kube-proxy masquerades it.
+    """
+    notes, found = [], []
+    if source.node:
+        found.append(Hop(source.node, "sender's node", Question(packet=sent, sender=_place(source), receiver=Place())))
+        translated = _translated(source, sent, cluster)
+        if translated:
+            notes.append(f"natOutgoing: beyond {source.node} the source is the node's address {translated}")
+            packet, sent = (msgspec.structs.replace(one, src=translated) for one in (packet, sent))
+    ends = target.node == entry
+    question = Question(packet=packet, before=sent, sender=Place(), receiver=_place(target) if ends else Place())
+    found.append(Hop(entry, "receiver's node" if ends else "node port's node", question))
+    if target.node and not ends:
+        masked = cluster.node_addresses(entry).get(nets.version_of(packet.src), packet.src)
+        notes.append(f"beyond {entry} the source is its address {masked}, or that of its tunnel (kube-proxy)")
+        packet = msgspec.structs.replace(packet, src=masked)
+        found.append(
+            Hop(target.node, "receiver's node", Question(packet=packet, sender=Place(), receiver=_place(target)))
+        )
+    return found, notes
+
+
 def _place(end: End) -> Place:
     return Place(workload="" if end.workload is None else str(end.workload), here=end.host)
 
 
-def _translated(source: End, target: End, packet: Packet, cluster: Cluster) -> str:
+def _translated(source: End, packet: Packet, cluster: Cluster) -> str:
     """The address that takes the place of a workload's when it leaves the pools; "" when none does."""
     if source.workload is None:
         return ""

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from services.calicoctl.documents import Json
 from services.calicoctl.explain import trace_text
 from services.calicoctl.explain.backends import ServiceTrace, groups
+from services.calicoctl.explain.endpoints import Backend
 from services.calicoctl.explain.packet import NUMBERS
-from services.calicoctl.explain.services import Backend
+from services.calicoctl.explain.services import NODE_PORT
 from services.calicoctl.explain.trace import Trace
 
 LISTED = 20  # backends of a group that are named beside the one that is shown
@@ -43,7 +44,10 @@ def _lines(service: ServiceTrace) -> Iterator[str]:
 def _front(service: ServiceTrace) -> str:
     front = service.front
     port = "" if service.chosen is None else f", port {service.chosen.port.shown}"
-    return f"{front.shown}, {front.kind} {front.addresses[service.family]}{port}"
+    address = front.addresses[service.family]
+    if front.kind == NODE_PORT:
+        address = f"{Backend(address, front.ports[0].node_port).shown} of {front.entry}"
+    return f"{front.shown}, {front.kind} {address}{port}"
 
 
 def _many(service: ServiceTrace) -> str:
@@ -88,7 +92,7 @@ def document(found: Sequence[ServiceTrace]) -> Json:
 
 
 def _about(service: ServiceTrace) -> Json:
-    """port: its name. idle: endpoints that are not ready."""
+    """port: its name. number: the service's, where it is known. idle: endpoints that are not ready and get nothing."""
     front, chosen = service.front, service.chosen
     told: dict[str, Json] = {
         "namespace": front.namespace,
@@ -100,5 +104,10 @@ def _about(service: ServiceTrace) -> Json:
     }
     if chosen is not None:
         told["port"] = chosen.port.name
+        if chosen.port.number:
+            told["number"] = chosen.port.number
         told["idle"] = chosen.idle
+    if front.kind == NODE_PORT:
+        told["nodePort"] = front.ports[0].node_port
+        told["node"] = front.entry
     return told

@@ -87,10 +87,11 @@ class Trace:
 
 
 def prepare(
-    source: End, target: End, packet: Packet, cluster: Cluster, *, staged: bool, before: Packet | None = None
-) -> Trace:
-    """By the datastore alone. before: as `hops` takes it. Raises EndProblem."""
-    found, notes = way.hops(source, target, packet, cluster, before)
+    source: End, target: End, packet: Packet, cluster: Cluster, *, staged: bool, before: Packet | None = None,
+    entry: str = "",
+) -> Trace:  # fmt: skip
+    """By the datastore alone. before, entry: as `hops` takes them. Raises EndProblem."""
+    found, notes = way.hops(source, target, packet, cluster, before, entry)
     traced = []
     for hop in found:
         steps, assumed = way.calculate(hop, cluster, staged=staged)

@@ -22,11 +22,12 @@ from libs.resources import codec
 from libs.store.api import KeyValue
 from libs.store.memory import MemoryStore
 from services.calicoctl.explain import cluster as reading
-from services.calicoctl.explain import ends, services
+from services.calicoctl.explain import endpoints, ends, services
 from services.calicoctl.explain.cluster import Cluster
+from services.calicoctl.explain.endpoints import Backend, Chosen, NoBackends
 from services.calicoctl.explain.ends import End, EndProblem
 from services.calicoctl.explain.packet import PacketProblem
-from services.calicoctl.explain.services import Backend, Chosen, Front, NoBackends
+from services.calicoctl.explain.services import Front
 from tests.unit.libs.policy import build
 from tests.unit.services.calicoctl.ctl import Ctl
 
@@ -50,8 +51,9 @@ def service(name: str = "web", *addresses: str, namespace: str = "ns1", **spec: 
     return keys.resource_key("KubernetesService", name, namespace), value
 
 
-def endpoint(address: str, ready: bool | None = True, node: str | None = "n1") -> dict[str, Any]:
-    conditions = {} if ready is None else {"ready": ready}
+def endpoint(address: str, ready: bool | dict[str, bool] | None = True, node: str | None = "n1") -> dict[str, Any]:
+    """ready: or all conditions."""
+    conditions = ready if isinstance(ready, dict) else {} if ready is None else {"ready": ready}
     return {"addresses": [address], "conditions": conditions, **({"nodeName": node} if node else {})}
 
 
@@ -74,6 +76,12 @@ def piece(
     return keys.resource_key("KubernetesEndpointSlice", name, namespace), value
 
 
+def port(name: str, number: int, protocol: str = "TCP", node: int = 0, to: int | str = 0) -> dict[str, Any]:
+    """Of a service, as Kubernetes has it."""
+    made: dict[str, Any] = {"protocol": protocol, "port": number, "targetPort": to or number}
+    return made | ({"name": name} if name else {}) | ({"nodePort": node} if node else {})
+
+
 def cluster(*stored: Stored) -> Cluster:
     return reading.of_listing((KeyValue(key, json.dumps(value).encode(), 1, 1, 1) for key, value in stored), 1)
 
@@ -82,7 +90,7 @@ FRONT = Front("ns1", "web", services.CLUSTER_IP, {4: "10.96.0.10", 6: "fd00:96::
 
 
 def chosen(*stored: Stored, port: str = "http", protocol: int = TCP, family: int = 4) -> Chosen:
-    return services.choose(FRONT, family, protocol, port, cluster(*stored))
+    return endpoints.choose(FRONT, family, protocol, port, cluster(*stored))
 
 
 def places(found: Chosen) -> list[str]:
@@ -139,7 +147,7 @@ def test_a_port_may_have_another_number_on_other_pods() -> None:
         piece("c", [endpoint("10.0.0.3")], [METRICS]),
     )
     assert places(found) == ["10.0.0.1:8080", "10.0.0.2:8081"]
-    assert found.port.numbers == (8080, 8081)
+    assert found.port.targets == (8080, 8081)
 
 
 def test_ipv6_has_its_own_slices() -> None:
@@ -180,8 +188,8 @@ def test_the_port_that_is_meant(ports: Any, protocol: int, port: str, expected: 
             "--port: service ns1/web has no tcp port 'https'; it has http (tcp, 8080 at its endpoints), metr",
         ),
         (TCP, "dns", "has no tcp port 'dns'; it has http (tcp, 8080 at its endpoints), metrics (tcp, 9090 at"),
-        (TCP, "80", "it does not tell which of service ns1/web's is 80: give its name; it has http (tcp"),
-        (TCP, "8080", "it does not tell which of service ns1/web's is 8080"),
+        (TCP, "80", "so it does not tell which of them is 80: give its name; it has http (tcp"),
+        (TCP, "8080", "--port: the numbers of service ns1/web's ports are not in the datastore (an older"),
         (SCTP, "80", "--port: service ns1/web has no sctp port; it has"),
         (TCP, "", "--port: which port of service ns1/web? it has http (tcp, 8080 at its endpoints)"),
         (UDP, "0", "--port: 0 is not within 1 to 65535"),
@@ -217,6 +225,153 @@ def test_a_slice_that_nobody_can_read_is_told_as_perhaps_missing() -> None:
     far = keys.resource_key("KubernetesEndpointSlice", "broken", "ns2"), {"kind": "EndpointSlice", "endpoints": 3}
     found = chosen(piece("a", [endpoint("10.0.0.1")]), broken, far)
     assert list(found.notes) == ["slice broken cannot be read, and may be this service's"]
+
+
+# --- with what kube_controllers stores of ports and conditions --------------------------------------------------------
+
+PORTS = [port("http", 80, node=30080, to=8080), port("metrics", 9100, to=9090), port("dns", 53, "UDP", to="dns"),
+         port("http", 80, "SCTP")]  # fmt: skip
+SLICE_PORTS = [HTTP, METRICS, DNS, ("http", "SCTP", 7)]
+
+
+def through(
+    text: str, *stored: Stored, port: str = "80", protocol: int = TCP, family: int = 4, sender: str = ""
+) -> Chosen:
+    known = cluster(*stored)
+    found = services.target(text, known, "ns1", port, protocol)
+    assert not isinstance(found, End), found
+    (front,) = found
+    return endpoints.choose(front, family, protocol, port, known, sender)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "port_", "expected"),
+    [
+        (TCP, "80", 8080), (TCP, "http", 8080), (TCP, "9100", 9090), (TCP, "metrics", 9090), (UDP, "53", 5353),
+        (UDP, "dns", 5353), (SCTP, "80", 7), (SCTP, "http", 7),
+    ],
+)  # fmt: skip
+def test_a_port_of_the_service_is_the_slices_port_of_its_name(protocol: int, port_: str, expected: int) -> None:
+    stored = service("web", ports=PORTS), piece("a", [endpoint("10.0.0.1")], SLICE_PORTS)
+    found = through("10.96.0.10", *stored, protocol=protocol, port=port_)
+    assert (places(found), found.notes) == ([f"10.0.0.1:{expected}"], ())
+
+
+@pytest.mark.parametrize("name", [None, ""])
+def test_a_port_without_name_is_the_slices_port_without_name(name: str | None) -> None:
+    stored = service("web", ports=[port("", 80)]), piece("a", [endpoint("10.0.0.1")], [HTTP, (name, "TCP", 81)])
+    found = through("service:web", *stored)
+    assert (places(found), found.port.shown) == (["10.0.0.1:81"], "80/tcp (81 at its endpoints)")
+
+
+def test_a_port_that_the_service_does_not_have_is_refused_with_those_it_has() -> None:
+    """Also where slices know one of that number or name, and where there is no endpoint at all."""
+    of = service("web", type="NodePort", ports=PORTS)
+    stored = of, piece("a", [endpoint("10.0.0.1")], [*SLICE_PORTS, ("old", "TCP", 82)])
+    has = "; it has 80/tcp (http), 9100/tcp (metrics), 53/udp (dns), 80/sctp (http)"
+    for text, shown in (("8080", "8080"), ("53", "53"), ("old", "'old'"), ("dns", "'dns'")):
+        for there in (stored, (of,)):
+            with pytest.raises(PacketProblem) as problem:
+                through("10.96.0.10", *there, port=text)
+            assert str(problem.value) == f"--port: service ns1/web has no tcp port {shown}{has}"
+    with pytest.raises(PacketProblem, match=r"30080 is the node port of 80/tcp \(http\): trace to a node with it"):
+        through("10.96.0.10", *stored, port="30080")
+    with pytest.raises(PacketProblem, match=r"which port of service ns1/web\? it has 80/tcp \(http\), 9100"):
+        through("10.96.0.10", *stored, port="")
+    with pytest.raises(PacketProblem, match="70000 is not within"):
+        through("10.96.0.10", *stored, port="70000")
+
+
+def test_a_port_behind_which_nothing_is_has_no_endpoints() -> None:
+    of, others = service("web", ports=PORTS), piece("a", [endpoint("10.0.0.1")], [HTTP])
+    with pytest.raises(NoBackends) as problem:
+        through("service:web", of, others, port="dns", protocol=UDP)
+    assert str(problem.value) == (
+        "service ns1/web has no endpoints on IPv4 for 53/udp (dns), whose targetPort 'dns' none of its pods has:"
+        " kube-proxy refuses connections to it"
+    )
+    with pytest.raises(NoBackends, match=r"no endpoints on IPv4 for 80/tcp \(http\): kube-proxy refuses"):
+        through("service:web", of)
+
+
+READY = {"ready": True, "serving": True, "terminating": False}
+DOWN = {"ready": False, "serving": False, "terminating": False}
+LEAVING = {"ready": False, "serving": True, "terminating": True}
+LEFT = {"ready": False, "serving": False, "terminating": True}
+TERMINATE = "those that terminate and still serve get its connections"
+
+
+@pytest.mark.parametrize(
+    ("conditions", "expected", "idle", "noted"),
+    [
+        ([READY, LEAVING, DOWN], [1], 2, False),
+        ([DOWN, LEAVING, LEFT, LEAVING], [2, 4], 2, True),
+        ([{"ready": False, "terminating": True}, DOWN], [1], 1, True),  # serving: when not said it does
+        ([{"terminating": True}], [1], 0, False),  # ready: when not said it is
+    ],
+)
+def test_terminating_endpoints_that_serve_count_when_none_is_ready(
+    conditions: list[dict[str, bool]], expected: list[int], idle: int, noted: bool
+) -> None:
+    ends = [endpoint(f"10.0.0.{at}", one) for at, one in enumerate(conditions, 1)]
+    found = through("service:web", service("web", ports=PORTS), piece("a", ends))
+    assert ([one.address for one in found.backends], found.idle) == ([f"10.0.0.{at}" for at in expected], idle)
+    assert list(found.notes) == ([f"no endpoint is ready: {TERMINATE}"] if noted else [])
+
+
+@pytest.mark.parametrize("conditions", [[DOWN], [LEFT], [DOWN, LEFT], [{"ready": False, "serving": True, "terminating":
+                                                                      False}]])  # fmt: skip
+def test_endpoints_that_do_not_serve_or_do_not_terminate_are_no_backends(conditions: list[dict[str, bool]]) -> None:
+    ends = [endpoint(f"10.0.0.{at}", one) for at, one in enumerate(conditions, 1)]
+    with pytest.raises(NoBackends) as problem:
+        through("service:web", service("web", ports=PORTS), piece("a", ends))
+    assert str(problem.value).endswith(f"{len(ends)} not ready. kube-proxy refuses connections to it")
+
+
+LOCAL = service("web", type="LoadBalancer", ports=PORTS, internalTrafficPolicy="Local", lb=["203.0.113.9"])
+BOTH = service("web", type="LoadBalancer", ports=PORTS, externalTrafficPolicy="Local", lb=["203.0.113.9"])
+SPREAD = piece("a", [endpoint("10.0.0.1"), endpoint("10.0.0.2", node="n2"), endpoint("10.0.0.3", LEAVING, "n2"),
+                     endpoint("10.0.0.4", LEAVING, "n3"), endpoint("10.0.0.5", False, "n4"),
+                     endpoint("10.0.0.6", node=None)])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("of", "text", "sender", "expected"),
+    [
+        (LOCAL, "service:web", "n1", [1]), (LOCAL, "service:web", "n2", [2]), (LOCAL, "10.96.0.10", "n3", [4]),
+        (LOCAL, "service:web", "", [1, 2, 4, 6]),  # each node by itself
+        (LOCAL, "203.0.113.9", "n1", [1, 2, 6]), (LOCAL, "203.0.113.9", "", [1, 2, 6]),
+        (BOTH, "service:web", "n1", [1, 2, 6]), (BOTH, "203.0.113.9", "n3", [1, 2, 6]),
+        (BOTH, "203.0.113.9", "", [1, 2, 4, 6]),
+    ],
+)  # fmt: skip
+def test_a_policy_local_leaves_each_node_its_own_endpoints(
+    of: Stored, text: str, sender: str, expected: list[int]
+) -> None:
+    found = through(text, of, SPREAD, sender=sender)
+    assert [one.address for one in found.backends] == [f"10.0.0.{at}" for at in expected]
+    on = f" on {sender or 'n3'}"
+    assert (f"no endpoint is ready{on}: {TERMINATE}" in found.notes) is (4 in expected)
+
+
+def test_a_policy_local_without_own_endpoints_is_said() -> None:
+    for node in ("n4", "n5"):
+        with pytest.raises(NoBackends) as problem:
+            through("service:web", LOCAL, SPREAD, sender=node)
+        assert str(problem.value) == (
+            f"service ns1/web has no ready endpoint on {node} on IPv4 for 80/tcp (http; 8080 at its endpoints), and"
+            " internalTrafficPolicy is Local: kube-proxy there drops what is sent to it, whatever the 5 on other nodes"
+        )
+    with pytest.raises(NoBackends, match=r"1 not ready\. kube-proxy refuses"):
+        through("service:web", LOCAL, piece("a", [endpoint("10.0.0.1", DOWN, "n2")]), sender="n1")
+
+
+def test_slices_call_nodes_as_kubernetes_does() -> None:
+    spec = {"orchRefs": [{"nodeName": "n1", "orchestrator": "k8s"}], "bgp": {"ipv4Address": "192.0.2.1/24"}}
+    node = keys.resource_key("Node", "calico-n1"), {"kind": "Node", "metadata": {"name": "calico-n1"}, "spec": spec}
+    found = through("service:web", LOCAL, SPREAD, node, sender="calico-n1")
+    assert places(found) == ["10.0.0.1:8080"]
+    assert list(found.notes) == ["internalTrafficPolicy Local: 4 on other nodes than calico-n1 get nothing of it"]
 
 
 # --- which service ----------------------------------------------------------------------------------------------------
@@ -577,9 +732,192 @@ def test_an_address_of_a_node_or_a_pod_stays_what_it_is_and_says_that_it_is_a_se
     assert pod["to"] == "10.0.0.0 of pod ns1/web-0"
     assert any("trace to service:ns1/web for its ports" in note for note in pod["notes"])
     found = traced(ctl, "ns1/client", "n1", "--port", "30080", "--family", "4")
-    assert any("30080 may be a service's node port" in note for note in found[0]["notes"])
+    assert any("30080 may be the node port of a service that an older" in note for note in found[0]["notes"])
     found = traced(ctl, "ns1/client", "n1", "--port", "8080", "--family", "4")
     assert not any("node port" in note for note in found[0]["notes"])
+
+
+# --- node ports -------------------------------------------------------------------------------------------------------
+
+
+def with_ports(ctl: Ctl, *addresses: str, **spec: Any) -> None:
+    put(
+        ctl,
+        service("web", *(addresses or ("10.96.0.10", "fd00:96::10")), **{"type": "NodePort", "ports": PORTS, **spec}),
+    )
+
+
+def hops_of(told: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(hop["node"], hop["role"]) for hop in told["hops"]]
+
+
+def test_a_node_port_is_its_service_entered_by_that_node(ctl: Ctl) -> None:
+    with_ports(ctl)
+    few(ctl, 0, 1)
+    for to in ("192.0.2.1", "node:n1", "n1", "hep:n1-eth0"):
+        near, far = traced(ctl, "198.51.100.1", to, "--port", "30080", "--family", "4")
+        assert near["service"] == {
+            "namespace": "ns1", "name": "web", "address": "192.0.2.1", "kind": "node port", "protocol": "tcp",
+            "backends": 2, "port": "http", "number": 80, "idle": 0, "nodePort": 30080, "node": "n1",
+        }  # fmt: skip
+        assert (near["packet"]["dst"], near["packet"]["dst_port"]) == ("10.0.0.0", 8080)
+        assert hops_of(near) == [("n1", "receiver's node")]
+        assert hops_of(far) == [("n1", "node port's node"), ("n2", "receiver's node")]
+        assert "beyond n1 the source is its address 192.0.2.1, or that of its tunnel (kube-proxy)" in far["notes"]
+        assert not any("trace from that node too" in note for note in (*near["notes"], *far["notes"]))
+    (six,) = traced(ctl, "2001:db8::99", "2001:db8::1", "--port", "30080")[:1]
+    assert six["service"]["address"] == "2001:db8::1"
+    text = ctl.good("trace", "198.51.100.1", "192.0.2.1", "--port", "30080", "--datastore-only")
+    assert text.startswith(
+        "service ns1/web, node port 192.0.2.1:30080 of n1, port 80/tcp (http; 8080 at its endpoints): one of 2 backends"
+    )
+    text = ctl.good("trace", "2001:db8::99", "2001:db8::1", "--port", "30080", "--datastore-only")
+    assert "node port [2001:db8::1]:30080 of n1, port 80/tcp" in text
+
+
+def test_a_backend_on_another_node_sees_the_address_of_the_node_port_s(ctl: Ctl) -> None:
+    """So a policy that lets the client's address in does not count there, but does on the node itself."""
+    source = "{nets: [198.51.100.0/24]}"
+    ctl.apply(POLICY.replace("{selector: app == 'client'}", source, 1))
+    with_ports(ctl)
+    few(ctl, 0, 1)
+    near, far = traced(ctl, "198.51.100.1", "n1", "--port", "30080", "--family", "4")
+    assert (near["verdict"], far["verdict"]) == ("allow", "deny")
+    ctl.apply(POLICY.replace("{selector: app == 'client'}", "{nets: [192.0.2.1/32]}", 1))
+    near, far = traced(ctl, "198.51.100.1", "n1", "--port", "30080", "--family", "4")
+    assert (near["verdict"], far["verdict"]) == ("deny", "allow")
+
+
+def test_pre_dnat_policy_of_the_node_port_s_node_alone_meets_the_node_port(ctl: Ctl) -> None:
+    store(ctl, build.hep("n2-eth0", "n2", {"guard": "yes"}))
+    ctl.apply(GUARD.replace("203.0.113.9/32", "192.0.2.1/32").replace("[81]", "[30080]"))
+    with_ports(ctl)
+    few(ctl, 0, 1)
+    near, far = traced(ctl, "198.51.100.1", "n1", "--port", "30080", "--family", "4")
+    assert [step["decision"]["rule"] for step in near["hops"][0]["steps"] if step["stage"] == "preDNAT"] == [0]
+    assert [step["decision"]["rule"] for step in far["hops"][0]["steps"] if step["stage"] == "preDNAT"] == [0]
+    assert [step["decision"]["rule"] for step in far["hops"][1]["steps"] if step["stage"] == "preDNAT"] == [2]
+
+
+EGRESS = """
+apiVersion: projectcalico.org/v3
+kind: NetworkPolicy
+metadata: {name: out, namespace: ns1}
+spec:
+  selector: app == 'client'
+  types: [Egress]
+  egress: [{action: Allow, protocol: TCP, destination: {%s}}]
+"""
+
+
+def test_a_pods_own_policy_meets_the_node_port_of_another_node_and_the_backend_behind_its_own(ctl: Ctl) -> None:
+    with_ports(ctl)
+    few(ctl, 0, 1)
+    ctl.apply(EGRESS % "nets: [192.0.2.0/24], ports: [30080]")
+    near, far = traced(ctl, "ns1/client", "n1", "--port", "30080", "--family", "4")
+    assert hops_of(near) == [("n2", "sender's node"), ("n1", "receiver's node")]
+    assert hops_of(far) == [("n2", "sender's node"), ("n1", "node port's node"), ("n2", "receiver's node")]
+    assert near["verdict"] == "allow"
+    assert [hop["allowed"] for hop in far["hops"]] == [True, True, False]  # it comes back as from n1
+    own = traced(ctl, "ns1/client", "n2", "--port", "30080", "--family", "4")
+    assert [hops_of(one) for one in own] == [
+        [("n2", "sender's node"), ("n1", "receiver's node")], [("n2", "both ends")],
+    ]  # fmt: skip
+    assert {one["verdict"] for one in own} == {"deny"}
+    ctl.apply(EGRESS % "nets: [10.0.0.0/24], ports: [8080]")
+    assert traced(ctl, "ns1/client", "n1", "--port", "30080", "--family", "4")[0]["verdict"] == "deny"
+    own = traced(ctl, "ns1/client", "n2", "--port", "30080", "--family", "4")
+    assert {one["verdict"] for one in own} == {"allow"}
+
+
+def test_nat_outgoing_on_the_way_to_a_node_port(ctl: Ctl) -> None:
+    """The backend on the node of the node port sees the address of the sender's node."""
+    with_ports(ctl)
+    few(ctl, 0)
+    store(ctl, build.pool("pods", "10.0.0.0/16", nat_outgoing=True))
+    (told,) = traced(ctl, "ns1/client", "n1", "--port", "30080", "--family", "4")
+    assert "natOutgoing: beyond n2 the source is the node's address 192.0.2.2" in told["notes"]
+    assert told["verdict"] == "deny"
+    ctl.apply(POLICY.replace("{selector: app == 'client'}", "{nets: [192.0.2.2/32]}", 1))
+    (told,) = traced(ctl, "ns1/client", "n1", "--port", "30080", "--family", "4")
+    assert told["verdict"] == "allow"
+
+
+def test_an_external_traffic_policy_local_leaves_a_node_port_the_nodes_own_backends(ctl: Ctl) -> None:
+    with_ports(ctl, externalTrafficPolicy="Local")
+    few(ctl, 0, 1)
+    (outside,) = traced(ctl, "198.51.100.1", "n1", "--port", "30080", "--family", "4")
+    assert outside["packet"]["dst"] == "10.0.0.0"
+    assert "externalTrafficPolicy Local: n1 serves its node port by its own backends" in outside["notes"]
+    (pod,) = traced(ctl, "ns1/client", "n1", "--port", "30080", "--family", "4")
+    assert any("own backends; of pods' own addresses also by others" in note for note in pod["notes"])
+    inside = traced(ctl, "ns1/client", "n2", "--port", "30080", "--family", "4")
+    assert [one["packet"]["dst"] for one in inside] == ["10.0.0.0", "10.0.0.1"]
+    assert any("inside, every backend is one" in note for note in inside[0]["notes"])
+    few(ctl, 0)
+    said = ctl.bad("trace", "198.51.100.1", "192.0.2.2", "--port", "30080", "--datastore-only")
+    assert "no ready endpoint on n2 on IPv4" in said
+    assert "and externalTrafficPolicy is Local: kube-proxy there drops what is sent to it" in said
+
+
+@pytest.mark.parametrize(
+    ("spec", "arguments"),
+    [
+        ({"type": "ClusterIP"}, ()), ({"type": "ExternalName"}, ()), ({}, ("--protocol", "udp")),
+        ({"clusterIPs": ["None"]}, ()), ({"clusterIPs": ["fd00:96::10"], "clusterIP": "fd00:96::10"}, ()),
+    ],
+)  # fmt: skip
+def test_what_is_no_node_port_is_the_node_itself(ctl: Ctl, spec: dict[str, Any], arguments: tuple[str, ...]) -> None:
+    with_ports(ctl, **spec)
+    (told,) = traced(ctl, "ns1/client", "192.0.2.1", "--port", "30080", *arguments)
+    assert "service" not in told
+    assert told["packet"]["dst"] == "192.0.2.1"
+    assert not any("node port" in note for note in told["notes"])
+
+
+def test_a_node_port_is_any_number_and_of_the_services_families_only(ctl: Ctl) -> None:
+    with_ports(ctl, "10.96.0.10", ports=[port("http", 80, node=8080)])
+    few(ctl, 0)
+    (told,) = traced(ctl, "ns1/client", "n1", "--port", "8080")
+    assert told["service"]["nodePort"] == 8080
+    assert "service ns1/web has no IPv6: there 8080 is no node port" in told["notes"]
+
+
+def test_the_senders_node_alone_counts_for_an_internal_traffic_policy_local(ctl: Ctl) -> None:
+    with_ports(ctl, internalTrafficPolicy="Local")
+    few(ctl, 0, 1)
+    (told,) = traced(ctl, "ns1/client", "service:ns1/web", "--port", "80", "--family", "4")
+    assert told["packet"]["dst"] == "10.0.0.1"
+    assert "internalTrafficPolicy Local: 1 on other nodes than n2 get nothing of it" in told["notes"]
+    few(ctl, 0)
+    few(ctl, 1, family=6)
+    lacking, told = traced(ctl, "ns1/client", "service:ns1/web", "--port", "80", status=1)
+    assert "internalTrafficPolicy is Local: kube-proxy there drops" in lacking["error"]
+    assert told["packet"]["dst"] == "fd00::1"
+    assert "kube-proxy there drops" in ctl.bad("trace", "ns1/client", "10.96.0.10", "--port", "80", "--datastore-only")
+    outside = traced(ctl, "198.51.100.1", "10.96.0.10", "--port", "80")
+    assert any("internalTrafficPolicy Local: a backend gets what comes in by its own" in n for n in outside[0]["notes"])
+
+
+def test_pre_dnat_policy_meets_the_services_number_also_of_a_port_by_name(ctl: Ctl) -> None:
+    ctl.apply(GUARD)
+    with_ports(ctl, type="LoadBalancer", lb=["203.0.113.9"], ports=[port("http", 81)])
+    few(ctl, 0)
+    (told,) = traced(ctl, "198.51.100.1", "203.0.113.9", "--port", "http")
+    assert told["hops"][0]["steps"][0]["decision"]["rule"] == 0
+    assert not any("number" in note for note in told["notes"])
+
+
+def test_an_address_of_several_services_is_that_of_the_one_whose_port_it_is(ctl: Ctl) -> None:
+    with_ports(ctl, type="LoadBalancer", lb=["203.0.113.9"])
+    few(ctl, 0)
+    put(ctl, service("api", "10.96.0.11", type="LoadBalancer", lb=["203.0.113.9"], ports=[port("http", 81)]))
+    put(ctl, piece("api-4", [endpoint("10.0.0.2")], of="api"))
+    for number, name in (("80", "web"), ("81", "api")):
+        assert [one["service"]["name"] for one in traced(ctl, "ns1/client", "203.0.113.9", "--port", number)] == [name]
+    put(ctl, service("api", "10.96.0.11", type="LoadBalancer", lb=["203.0.113.9"]))  # as it was before an upgrade
+    (told,) = traced(ctl, "ns1/client", "203.0.113.9", "--port", "80")
+    assert told["service"]["name"] == "web"
 
 
 def last_octet(address: str) -> int:
