@@ -22,7 +22,7 @@ def value(resource: Resource) -> dict[str, Any]:
 
 
 def test_of_a_service_is_stored_what_rules_bgp_and_traces_read() -> None:
-    read = {
+    read: dict[str, Any] = {
         "type": "NodePort", "clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1"], "externalTrafficPolicy": "Local",
         "internalTrafficPolicy": "Cluster",
         "ports": [
