@@ -76,6 +76,7 @@ class Lab:
             space.create()
         node = self.spaces["node"]
         node.sysctl({"ipv4.ip_forward": 1, "ipv6.conf.all.forwarding": 1, "ipv6.conf.default.accept_dad": 0})
+        self.spaces["out"].sysctl({"ipv6.conf.default.accept_dad": 0})
         for name in PODS:
             self._plug(name)
         out = self.spaces["out"]
