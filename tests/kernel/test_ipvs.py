@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from libs.policy.output import Action, Host, Policy, Qos, Rule, Tier
+from libs.policy.output import Action, Host, Policy, Pool, Qos, Rule, Tier
+from libs.testkit.patience import patient
 from services.felix.core.options import RulesetOptions
 from tests.kernel.ipvs_lab import (
     ALLOW,
@@ -26,7 +27,7 @@ from tests.kernel.ipvs_lab import (
     policy,
     unmarked,
 )
-from tests.kernel.ruleset_lab import FAMILIES, NODE, Lab, gnp, hosts_of, tcp
+from tests.kernel.ruleset_lab import FAMILIES, NODE, Lab, gnp, hosts_of, received_tos, tcp, tell_tos
 
 pytestmark = [pytest.mark.kernel, pytest.mark.stock_kernel, pytest.mark.xdist_group("kernel-ipvs")]
 
@@ -149,6 +150,21 @@ def test_limits_of_packets_hold_at_both_ends(services: Services, version: int) -
             for _ in range(50):
                 sender.sendto(b"x", (VIP[version], NAMES))
         assert lab.counted("more than 3 packets a second", "ip" if version == 4 else "ip6") > 20, limited
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_what_a_pod_answers_by_a_service_has_its_dscp(services: Services, version: int) -> None:
+    lab = services.lab
+    for cidr in ("10.77.0.0/24", "fd77::/64"):
+        lab.builder.set_pool(cidr, Pool(cidr=cidr))
+    lab.pod("s", qos=Qos(dscp=46))
+    lab.apply()
+    for asks, value in (("out", 46), ("a", 0)):
+        with lab.udp(asks, version) as sock:
+            tell_tos(sock, version)
+            sock.settimeout(patient(3))
+            sock.sendto(b"x", (VIP[version], NAMES))
+            assert received_tos(sock) == value << 2, asks
 
 
 @contextlib.contextmanager
