@@ -45,6 +45,7 @@ TCP, UDP = (80, 81, 8000, 8005, 8010, 8080, 9000), (53, 8080)
 OUT = {4: "192.0.2.2", 6: "2001:db8::2"}
 NODE = {4: "192.0.2.1", 6: "2001:db8::1"}
 ALLOW_ALL = Profile(inbound=(Rule(action=Action.ALLOW),), outbound=(Rule(action=Action.ALLOW),))
+IP_TOS, IP_RECVTOS, IPV6_RECVTCLASS, IPV6_TCLASS = 1, 13, 66, 67  # linux/in.h, linux/in6.h
 NETLINK_NETFILTER, CT_DELETE = 12, 0x0102  # linux/netfilter/nfnetlink_conntrack.h; with no attributes: flush
 Question = tuple[str, str, int, Protocol]  # from, to, port, protocol
 
@@ -76,6 +77,7 @@ class Lab:
             space.create()
         node = self.spaces["node"]
         node.sysctl({"ipv4.ip_forward": 1, "ipv6.conf.all.forwarding": 1, "ipv6.conf.default.accept_dad": 0})
+        self.spaces["out"].sysctl({"ipv6.conf.default.accept_dad": 0})
         for name in PODS:
             self._plug(name)
         out = self.spaces["out"]
@@ -220,6 +222,19 @@ class Lab:
             if f'comment "{comment}"' in line:
                 total += int(line.partition("counter packets ")[2].split()[0])
         return total
+
+
+def tell_tos(sock: socket.socket, version: int) -> None:
+    """From now on the datagrams of a socket come with their TOS or traffic class."""
+    level, option = (socket.SOL_IP, IP_RECVTOS) if version == 4 else (socket.IPPROTO_IPV6, IPV6_RECVTCLASS)
+    sock.setsockopt(level, option, 1)
+
+
+def received_tos(sock: socket.socket) -> int:
+    """Of the next datagram."""
+    _, ancillary, _, _ = sock.recvmsg(64, 64)
+    (data,) = [data for _, kind, data in ancillary if kind in (IP_TOS, IPV6_TCLASS)]
+    return data[0]
 
 
 def hosts_of(*names: str) -> IPSet:

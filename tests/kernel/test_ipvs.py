@@ -8,10 +8,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from libs.policy.output import Action, Host, Policy, PolicyKey, Qos, Rule, Tier
+from libs.policy.output import Action, Host, Policy, Pool, Qos, Rule, Tier
+from libs.testkit.patience import patient
 from services.felix.core.options import RulesetOptions
 from tests.kernel.ipvs_lab import (
+    ALLOW,
     BACKEND,
+    DENY,
     NAMES,
     NODE_PORT,
     OF_HOST,
@@ -20,43 +23,13 @@ from tests.kernel.ipvs_lab import (
     ON_OUT,
     SERVICE,
     VIP,
-    KubeProxy,
     Services,
+    policy,
+    unmarked,
 )
-from tests.kernel.ruleset_lab import FAMILIES, NODE, Lab, gnp, hosts_of, running_lab, tcp
+from tests.kernel.ruleset_lab import FAMILIES, NODE, Lab, gnp, hosts_of, received_tos, tcp, tell_tos
 
 pytestmark = [pytest.mark.kernel, pytest.mark.stock_kernel, pytest.mark.xdist_group("kernel-ipvs")]
-
-ALLOW, DENY = Rule(action=Action.ALLOW), Rule(action=Action.DENY)
-
-
-@pytest.fixture(scope="module", params=[Services, KubeProxy], ids=["by-hand", "kube-proxy"])
-def made(request: pytest.FixtureRequest) -> Iterator[Services]:
-    with running_lab() as lab:
-        services = request.param(lab)
-        try:
-            services.start()
-            yield services
-        finally:
-            services.close()
-
-
-@pytest.fixture
-def services(made: Services) -> Services:
-    fresh(made)
-    return made
-
-
-def fresh(services: Services, options: RulesetOptions | None = None) -> None:
-    services.lab.fresh(options, ipvs=True)
-    services.lab.builder.set_ipset("a", hosts_of("a"))
-    services.lab.pods()
-
-
-def policy(lab: Lab, name: str, inbound: tuple[Rule, ...] = (), outbound: tuple[Rule, ...] = ()) -> tuple[Tier, ...]:
-    key: PolicyKey = gnp(name)
-    lab.builder.set_policy(key, Policy(tier="default", inbound=inbound, outbound=outbound))
-    return (Tier(name="default", ingress=(key,) if inbound else (), egress=(key,) if outbound else ()),)
 
 
 def test_open_pods_reach_a_service_and_without_the_change_none_does(services: Services) -> None:
@@ -105,7 +78,7 @@ def test_what_ipvs_leaves_is_for_the_host(services: Services) -> None:
     lab.apply()
     services.reached(NODE, SERVICE, a=False, out=True)
     services.reached(VIP, OF_HOST, a=False, out=True, node=True)
-    fresh(services, RulesetOptions(endpoint_to_host="Accept"))
+    services.fresh(RulesetOptions(endpoint_to_host="Accept"))
     lab.pod("b", *policy(lab, "host", outbound=(tcp(ON_HOST),)))
     lab.apply()
     services.reached(VIP, OF_HOST, a=True, b=True)
@@ -154,7 +127,7 @@ def test_what_leaves_by_an_interface_with_a_host_endpoint(services: Services) ->
 def test_limits_of_connections_hold_at_both_ends(services: Services, version: int) -> None:
     lab = services.lab
     for limited, qos in (("s", Qos(ingress_max_connections=1)), ("a", Qos(egress_max_connections=1))):
-        fresh(services)
+        services.fresh()
         lab.pod(limited, qos=qos)
         lab.apply()
         with _connected(lab, version), pytest.raises(ConnectionRefusedError), _connected(lab, version):
@@ -168,7 +141,7 @@ def test_limits_of_packets_hold_at_both_ends(services: Services, version: int) -
         ("s", Qos(ingress_packet_rate=3, ingress_packet_burst=3)),
         ("a", Qos(egress_packet_rate=3, egress_packet_burst=3)),
     ):
-        fresh(services)
+        services.fresh()
         lab.apply()
         services.reached(VIP, NAMES, a=True, protocol="udp")
         lab.pod(limited, qos=qos)
@@ -177,6 +150,21 @@ def test_limits_of_packets_hold_at_both_ends(services: Services, version: int) -
             for _ in range(50):
                 sender.sendto(b"x", (VIP[version], NAMES))
         assert lab.counted("more than 3 packets a second", "ip" if version == 4 else "ip6") > 20, limited
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_what_a_pod_answers_by_a_service_has_its_dscp(services: Services, version: int) -> None:
+    lab = services.lab
+    for cidr in ("10.77.0.0/24", "fd77::/64"):
+        lab.builder.set_pool(cidr, Pool(cidr=cidr))
+    lab.pod("s", qos=Qos(dscp=46))
+    lab.apply()
+    for asks, value in (("out", 46), ("a", 0)):
+        with lab.udp(asks, version) as sock:
+            tell_tos(sock, version)
+            sock.settimeout(patient(3))
+            sock.sendto(b"x", (VIP[version], NAMES))
+            assert received_tos(sock) == value << 2, asks
 
 
 @contextlib.contextmanager
@@ -193,38 +181,22 @@ def test_nothing_leaves_with_the_mark(services: Services) -> None:
     """It may mean something else to whoever looks next."""
     lab = services.lab
     lab.apply()
-    bit = RulesetOptions(ipvs=True).mark_ipvs
-    for family in ("ip", "ip6"):
-        lab.nft("add", "table", family, "watch")
-        for hook in ("input", "postrouting"):
-            chain = f"{{ type filter hook {hook} priority 150; }}"
-            lab.nft("add", "chain", family, "watch", hook, chain)
-            lab.nft("add", "rule", family, "watch", hook, "counter", "comment", '"all"')
-            marked = ("meta", "mark", "and", hex(bit), "!=", "0", "counter", "comment", '"marked"')
-            lab.nft("add", "rule", family, "watch", hook, *marked)
-    try:
+    with unmarked(lab, "input", "postrouting"):
         services.reached(VIP, SERVICE, a=True, out=True)
         services.reached(VIP, OF_HOST, out=True)
-        for family in ("ip", "ip6"):
-            listed = lab.nft("list", "table", family, "watch")
-            assert 'packets 0 bytes 0 comment "all"' not in listed
-            assert listed.count('packets 0 bytes 0 comment "marked"') == 2, listed
-    finally:
-        for family in ("ip", "ip6"):
-            lab.nft("delete", "table", family, "watch")
 
 
 def test_a_mask_without_a_third_bit_and_reject_are_told(services: Services) -> None:
     lab = services.lab
     for options in (RulesetOptions(mark_mask=0x30000), RulesetOptions(mark_mask=0x70000, wireguard_bit=0x40000)):
-        fresh(services, options)
+        services.fresh(options)
         assert "nftablesMarkMask" in lab.builder.problems[0]
         lab.builder.set_host("h", Host(name="eth0", profiles=("open",)))
         lab.apply()
         services.reached(VIP, SERVICE, a=False, out=False, node=True)
         services.reached(VIP, OF_HOST, out=True)
         services.reached(NODE, SERVICE, out=True)
-    fresh(services, RulesetOptions(deny_action="Reject"))
+    services.fresh(RulesetOptions(deny_action="Reject"))
     assert "nftablesFilterDenyAction" in lab.builder.problems[0]
     lab.pod("s", *policy(lab, "nobody", inbound=(DENY,)))
     lab.apply()

@@ -10,10 +10,9 @@ import pytest
 
 from libs.netlink.netns import in_netns
 from libs.policy.output import Host, NodeInfo, Pool, Qos
-from tests.kernel.ruleset_lab import FAMILIES, NODE, OUT, Lab, address
+from tests.kernel.ruleset_lab import FAMILIES, NODE, OUT, Lab, address, received_tos, tell_tos
 
 pytestmark = pytest.mark.kernel
-IP_RECVTOS, IPV6_RECVTCLASS, IPV6_TCLASS = 13, 66, 67  # linux/in.h, linux/in6.h
 
 
 @pytest.fixture(params=[False, True], ids=["plain", "ipvs"])
@@ -99,14 +98,11 @@ def tos(lab: Lab, source: str, where: str, version: int) -> int:
     with in_netns(lab.spaces[where].path):
         server = socket.socket(FAMILIES[version], socket.SOCK_DGRAM)
     with server, lab.udp(source, version) as sender:
-        level, option = (socket.SOL_IP, IP_RECVTOS) if version == 4 else (socket.IPPROTO_IPV6, IPV6_RECVTCLASS)
-        server.setsockopt(level, option, 1)
+        tell_tos(server, version)
         server.bind((OUT[version] if where == "out" else address(where, version), 0))
         server.settimeout(3)
         sender.sendto(b"x", server.getsockname())
-        _, ancillary, _, _ = server.recvmsg(64, 64)
-    (data,) = [data for _, kind, data in ancillary if kind in (1, IPV6_TCLASS)]
-    return data[0]
+        return received_tos(server)
 
 
 @pytest.mark.parametrize("version", [4, 6])

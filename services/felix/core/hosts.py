@@ -237,8 +237,10 @@ def _before(stage: StageKind, options: RulesetOptions, *, marks: bool, tunnels: 
     if stage is OUTPUT and options.deny_action != "Reject":
         rules.append(Rule((nft.ct_status(nft.CT_STATUS_DNAT), nft.ACCEPT), "DNATed: see hook-th-dnat"))
     if stage is AFTER_DNAT:
-        # It has no DNAT status that could be matched: the next rule would pass it by.
-        rules.append(Rule((nft.ct_state(CtState.UNTRACKED), nft.ACCEPT), "not tracked, so not DNATed: see hook-th"))
+        # It has no DNAT status that could be matched: the next rule would pass it by. Nor is the one after that enough:
+        # IPVS gives the address of a service, which is the host's, to what pods answer.
+        no_flow = nft.ct_state(CtState.UNTRACKED, CtState.INVALID)
+        rules.append(Rule((no_flow, nft.ACCEPT), "of no flow, so not DNATed: see hook-th"))
         rules.append(Rule((nft.ct_status(nft.CT_STATUS_DNAT, negate=True), nft.ACCEPT), "not DNATed: see hook-th"))
         rules.append(Rule((nft.FROM_FOREIGN_ADDRESS, nft.ACCEPT), "forwarded"))
     if stage not in (*FORWARD, *IPVS):

@@ -8,6 +8,7 @@ mark while it may be one of these, and is judged once its receiver is known:
     input 98 and 99       IPVS (net/netfilter/ipvs/ip_vs_core.c, ip_vs_ops4): what it takes goes on with output
     input 100             without the mark: it was left, so it is for the host
     input 108 to 110      the stages of input, -2 to 0 without IPVS; those at -3 stay before it
+    forward -150          marks of what pods answer: at 100 IPVS gives it the service's address
     output -3             limits of the receiver
     postrouting -2 to 1   the stages of forward, for what has the mark: the kernel still knows where it came in (since
                           5.7)

@@ -4,6 +4,7 @@ sent by a workload or by the host itself.
     hook-qos-forward, hook-qos-input  (-3, before all policy)  qos-from-<interface>, qos-to-<interface>: limits
     hook-qos-output                   (-3)                     qos-to-<interface>, for what IPVS sends on (ipvs.py)
     hook-dscp                         (postrouting, -150)      one rule for each mark, on a set of source addresses
+    hook-dscp-forward                 (-150)                   the same, before IPVS gives answers a service's address
 
 A packet rate holds for every packet, so it must be met before established ones leave; both ends of a packet inside one
 node may have a limit, hence jumps. Of connections only the first packet is asked: what is open stays open (section
@@ -98,7 +99,10 @@ class QosRuleset:
             sets.append(Set(name, (self._family.address,), frozenset(addresses)))
             mark = nft.SetDscp(self._family.table.family, value)
             rules.append(Rule((nft.InSet((self._family.saddr,), name), nft.COUNTER, mark), f"DSCP {value}"))
-        return [Chain("hook-dscp", tuple(rules), Base(Hook.POSTROUTING, priority=MANGLE))], sets
+        chains = [Chain("hook-dscp", tuple(rules), Base(Hook.POSTROUTING, priority=MANGLE))]
+        if self._options.ipvs:
+            chains.append(Chain("hook-dscp-forward", tuple(rules), Base(Hook.FORWARD, priority=MANGLE)))
+        return chains, sets
 
 
 def interface_chains(interface: str) -> tuple[str, str]:
@@ -106,7 +110,7 @@ def interface_chains(interface: str) -> tuple[str, str]:
 
 
 def is_of_marks(name: str) -> bool:
-    return name == "hook-dscp" or name.startswith("dscp-")
+    return name.startswith(("hook-dscp", "dscp-"))
 
 
 def users(name: str, workloads: Mapping[str, Workload]) -> set[str]:

@@ -120,7 +120,7 @@ def test_host_endpoints_leave_the_packets_of_overlays_alone() -> None:
         assert rules.index(f"jump {chain}") < len(rules) - 1
         assert rules[-1].startswith("goto ")
     after_dnat = made.chain("hook-th-dnat")
-    assert after_dnat.index("ct state & 0x40 != 0x0 accept") < after_dnat.index("fib accept")
+    assert after_dnat.index("ct state & 0x41 != 0x0 accept") < after_dnat.index("fib accept")
     assert not [rule for rule in made.chain("hook-fh", 6) if "tunnel" in rule], "there is no overlay for IPv6"
 
 
