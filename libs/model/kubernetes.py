@@ -76,11 +76,15 @@ class ServiceSpec(V3Struct):
     external_ips: list[str] = field(default_factory=list)
     external_traffic_policy: str = ""
     internal_traffic_policy: str = ""
+    load_balancer_source_ranges: list[str] = field(default_factory=list)
     ports: list[ServicePort] = field(default_factory=list)
 
 
 class LoadBalancerIngress(V3Struct):
+    """ip_mode: "Proxy" where packets go by the load balancer itself, and kube-proxy leaves the address alone."""
+
     ip: str = ""
+    ip_mode: str = ""
 
 
 class LoadBalancerStatus(V3Struct):

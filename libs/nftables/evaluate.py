@@ -175,12 +175,14 @@ class Evaluator:
     def run(self, hook: Hook, packet: Packet, before: Packet | None = None) -> Outcome:
         """Through all base chains of the hook in order of priority; a drop ends it, an accept ends one base chain.
 
-        before: the packet until its destination is translated, which chains of an earlier priority meet.
+        before: the packet until its destination is translated, which chains of an earlier priority meet where that is
+        done.
         """
         walk = _Walk(packet, packet.mark)
         for chain in self._base.get(hook, []):
             assert chain.base is not None
-            walk.packet = before if before is not None and chain.base.priority < DSTNAT else packet
+            early = hook in (Hook.PREROUTING, Hook.OUTPUT) and chain.base.priority < DSTNAT
+            walk.packet = before if before is not None and early else packet
             verdict = self._chain(chain.name, walk, 0)
             if verdict is None:
                 verdict = chain.base.policy is nft.Policy.ACCEPT

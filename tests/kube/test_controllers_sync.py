@@ -180,6 +180,7 @@ async def test_services_and_slices_are_stored_for_rules_and_bgp(stage: KubeStage
         "type": "LoadBalancer", "ports": [{"name": "http", "port": 80, "targetPort": "web"}, {"name": "dns", "port": 53,
         "protocol": "UDP", "appProtocol": "dns"}], "externalTrafficPolicy": "Local", "internalTrafficPolicy": "Local",
         "externalIPs": ["198.51.100.7"], "selector": {"app": "web"}, "sessionAffinity": "ClientIP",
+        "loadBalancerSourceRanges": ["192.0.2.0/24"],
     }  # fmt: skip
     path = f"/api/v1/namespaces/{ns}/services"
     made = await stage.make(path, "v1", "Service", "web", {"spec": spec})
@@ -188,12 +189,13 @@ async def test_services_and_slices_are_stored_for_rules_and_bgp(stage: KubeStage
     assert stored["spec"] == {
         "type": "LoadBalancer", "clusterIP": made["spec"]["clusterIP"], "clusterIPs": made["spec"]["clusterIPs"],
         "externalIPs": ["198.51.100.7"], "externalTrafficPolicy": "Local", "internalTrafficPolicy": "Local",
+        "loadBalancerSourceRanges": ["192.0.2.0/24"],
         "ports": [
             {"name": "http", "protocol": "TCP", "port": 80, "targetPort": "web", "nodePort": node_ports[0]},
             {"name": "dns", "protocol": "UDP", "port": 53, "targetPort": 53, "nodePort": node_ports[1]},
         ],
     }, "what rules, BGP and calicoctl's trace use, and no more: the rest changes without need"  # fmt: skip
-    ingress = {"status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.9"}]}}}
+    ingress = {"status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.9", "ipMode": "Proxy"}]}}}
     await stage.api.patch(f"{path}/web/status", ingress)
     await stage.until_stored(
         "KubernetesService", "web", ns,

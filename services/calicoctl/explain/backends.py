@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from libs.bus import Bus
+from libs.policy import nets
 from libs.policy.path import BEFORE_TRANSLATION
 from libs.policy.trace import Packet
 from services.calicoctl.explain import trace
@@ -71,6 +72,7 @@ def prepare(source: End, fronts: Sequence[Front], asked: Question, cluster: Clus
     for family in families(source, meant, asked.family):
         try:
             front, chosen = _one_of(fronts, family, asked, cluster, source.node)
+            _check_ranges(source, front, family)
         except NoBackends as problem:
             found.append(ServiceTrace(fronts[0], family, asked, source, problem=str(problem)))
         else:
@@ -102,6 +104,17 @@ def _one_of(
     raise type(lacking)("\n".join(map(str, problems)))
 
 
+def _check_ranges(source: End, front: Front, family: int) -> None:
+    """Raises NoBackends for a sender that loadBalancerSourceRanges leaves out."""
+    address = source.addresses[family]
+    ranges = [nets.parse(one) for one in map(str.strip, front.ranges) if nets.valid_address(one, family)]
+    if ranges and not any(one.contains(nets.parse(address)) for one in ranges):
+        raise NoBackends(
+            f"{front.shown}'s loadBalancerSourceRanges do not have {address}: kube-proxy drops what it sends to"
+            f" {front.addresses[family]}"
+        )
+
+
 def _to_backends(
     source: End, front: Front, family: int, chosen: Chosen, asked: Question, cluster: Cluster
 ) -> ServiceTrace:
@@ -116,12 +129,20 @@ def _to_backends(
         number = int(asked.port) if asked.port.isdecimal() else chosen.port.number or packet.dst_port
         sent = msgspec.structs.replace(packet, dst=front.addresses[family], dst_port=number)
         try:
-            entry = front.enters(source.node)
-            one = trace.prepare(source, end, packet, cluster, staged=asked.staged, before=sent, entry=entry)
-            traces.append(one)
+            entry, masked = front.enters(source.node), front.masked
+            traces.append(
+                trace.prepare(
+                    source, end, packet, cluster, staged=asked.staged, before=sent, entry=entry, masked=masked
+                )
+            )
         except EndProblem as problem:
             untraced[backend] = str(problem)
     notes = [*front.notes, *chosen.notes, *_about_sender(source, front), *_about_number(asked, chosen, traces)]
+    if front.local:
+        notes.append(
+            f"kube-proxy's mode IPVS takes {front.policy} Local otherwise: on each node its own endpoints, whoever"
+            " sends, or all where it has none"
+        )
     return ServiceTrace(front, family, asked, source, chosen, traces, untraced, notes)
 
 

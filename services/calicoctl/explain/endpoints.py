@@ -1,8 +1,9 @@
-"""Which endpoints are behind a service's port, as kube-proxy chooses among them in every one of its modes. Pure.
+"""Which endpoints are behind a service's port, as kube-proxy chooses among them. Pure.
 
 Flows in: `Front`, whose node the packet is from, endpoint slices. Flows out: `Chosen`, what kube-proxy may make of the
 packet's destination. The rules are those of Kubernetes' pkg/proxy/topology.go (CategorizeEndpoints) but for topology
-hints: ready endpoints, else those that terminate and still serve; of a traffic policy Local those of one node alone.
+hints: ready endpoints, else those that terminate and still serve; of a traffic policy Local those of one node alone
+(in its mode IPVS it takes all where that node has none).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from libs.model.kubernetes import KubernetesEndpointSlice, SliceConditions
 from libs.policy import nets
 from services.calicoctl.explain.cluster import Cluster
 from services.calicoctl.explain.ends import EndProblem
-from services.calicoctl.explain.packet import NUMBERS, PacketProblem, port_number
+from services.calicoctl.explain.packet import NUMBERS, PacketProblem, is_number, port_number
 from services.calicoctl.explain.services import CLUSTER_IP, NODE_PORT, Front, Port, slices
 
 PROTOCOLS = frozenset({"tcp", "udp", "sctp"})  # of services (core/v1, ServicePort)
@@ -92,7 +93,7 @@ def choose(front: Front, family: int, protocol: int, port: str, cluster: Cluster
             where = f" on {node or place}" if node or place else ""
             notes.append(f"no endpoint is ready{where}: those that terminate and still serve get its connections")
     if not taken:
-        raise NoBackends(_none(front, family, wanted, endpoints, node))
+        raise NoBackends(_none(front, family, wanted, endpoints, node, any(one.endpoints for one in found)))
     elsewhere = _usable(endpoints) - _usable(near)
     if elsewhere:
         notes.append(f"{front.policy} Local: {elsewhere} on other nodes than {node} get nothing of it")
@@ -167,16 +168,20 @@ def _order(one: Backend) -> tuple[int, int]:
     return int(ip_address(one.address)), one.port
 
 
-def _none(front: Front, family: int, port: Port, endpoints: Sequence[_Endpoint], node: str) -> str:
+def _none(
+    front: Front, family: int, port: Port, endpoints: Sequence[_Endpoint], node: str, pods: bool
+) -> str:  # fmt: skip
+    """pods: there are some, with this port or without."""
     usable = _usable(endpoints)
     of = f"on IPv{family} for {port.shown}"
     if usable:
         return (
             f"{front.shown} has no ready endpoint on {node} {of}, and {front.policy} is Local: kube-proxy there drops"
-            f" what is sent to it, whatever the {usable} on other nodes"
+            f" what is sent to it, whatever the {usable} on other nodes (in its mode IPVS it takes these)"
         )
     if not endpoints:
-        name = f", whose targetPort {port.wanted!r} none of its pods has" if isinstance(port.wanted, str) else ""
+        lacking = pods and isinstance(port.wanted, str)
+        name = f", whose targetPort {port.wanted!r} none of its pods has" if lacking else ""
         return f"{front.shown} has no endpoints {of}{name}: kube-proxy refuses connections to it"
     unless = "" if all(one.told for one in endpoints) else (
         ", unless some of these are terminating and still serve, which an older kube_controllers did not store"
@@ -217,7 +222,8 @@ def _port(front: Front, protocol: str, text: str, behind: Sequence[Port], family
         raise PacketProblem(f"--port: which port of {front.shown}? {has}")
     if text.isdecimal() and not front.ports:
         return _only_one(front, port_number(text), protocol, alike, has)
-    named = next((one for one in alike if _asked(front, one, text)), None)
+    named = next((one for one in alike if _numbered(front, one, text)), None)
+    named = named or next((one for one in alike if text == one.name), None)  # which may be of digits alone
     if named is None:
         written = str(port_number(text)) if text.isdecimal() else repr(text)
         served = next((one for one in alike if text == str(one.node_port)), None)
@@ -228,10 +234,8 @@ def _port(front: Front, protocol: str, text: str, behind: Sequence[Port], family
     return named if there is None else replace(named, targets=there.targets), []
 
 
-def _asked(front: Front, port: Port, text: str) -> bool:
-    if not text.isdecimal():
-        return port.name == text
-    return int(text) == (port.node_port if front.kind == NODE_PORT else port.number)
+def _numbered(front: Front, port: Port, text: str) -> bool:
+    return is_number(text) and int(text) == (port.node_port if front.kind == NODE_PORT else port.number)
 
 
 def _only_one(front: Front, number: int, protocol: str, alike: Sequence[Port], has: str) -> tuple[Port, list[str]]:

@@ -26,11 +26,13 @@ class Hop:
 
 
 def hops(
-    source: End, target: End, packet: Packet, cluster: Cluster, before: Packet | None = None, entry: str = ""
-) -> tuple[list[Hop], list[str]]:
+    source: End, target: End, packet: Packet, cluster: Cluster, before: Packet | None = None, entry: str = "",
+    *, masked: bool = False,
+) -> tuple[list[Hop], list[str]]:  # fmt: skip
     """In the packet's order, and what is worth knowing about its way. before: as it was sent, where the first node
     translates its destination; of no account to workloads' packets, since only host endpoints' policy meets it. entry:
-    the node that does it instead, which the sender is not on.
+    the node that does it instead, which the sender is not on. masked: kube-proxy on the sender's node gives what goes
+    on to another node its own address.
 
     Raises EndProblem.
     """
@@ -51,8 +53,9 @@ def hops(
         sent = before if source.host else None
         question = Question(packet=packet, before=sent, sender=_place(source), receiver=Place())
         found.append(Hop(source.node, "sender's node", question))
-        translated = _translated(source, packet, cluster)
-        if translated:
+        if masked:
+            packet = _masked(packet, source.node, cluster, notes)
+        elif translated := _translated(source, packet, cluster):
             notes.append(f"natOutgoing: beyond {source.node} the source is the node's address {translated}")
             packet = msgspec.structs.replace(packet, src=translated)
     if target.node:
@@ -68,7 +71,8 @@ def _by_entry(
     """By a node port of a node: policy of the sender's own meets the packet as it was `sent`. What goes on to another
     node has the address of `entry` as its source, as kube-proxy masquerades it.
     """
-    notes, found = [], []
+    notes: list[str] = []
+    found: list[Hop] = []
     if source.node:
         found.append(Hop(source.node, "sender's node", Question(packet=sent, sender=_place(source), receiver=Place())))
         translated = _translated(source, sent, cluster)
@@ -79,13 +83,18 @@ def _by_entry(
     question = Question(packet=packet, before=sent, sender=Place(), receiver=_place(target) if ends else Place())
     found.append(Hop(entry, "receiver's node" if ends else "node port's node", question))
     if target.node and not ends:
-        masked = cluster.node_addresses(entry).get(nets.version_of(packet.src), packet.src)
-        notes.append(f"beyond {entry} the source is its address {masked}, or that of its tunnel (kube-proxy)")
-        packet = msgspec.structs.replace(packet, src=masked)
+        packet = _masked(packet, entry, cluster, notes)
         found.append(
             Hop(target.node, "receiver's node", Question(packet=packet, sender=Place(), receiver=_place(target)))
         )
     return found, notes
+
+
+def _masked(packet: Packet, node: str, cluster: Cluster, notes: list[str]) -> Packet:
+    """With the node's address as its source."""
+    address = cluster.node_addresses(node).get(nets.version_of(packet.src), packet.src)
+    notes.append(f"beyond {node} the source is its address {address}, or that of its tunnel (kube-proxy)")
+    return msgspec.structs.replace(packet, src=address)
 
 
 def _place(end: End) -> Place:

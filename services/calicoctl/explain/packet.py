@@ -81,9 +81,14 @@ def number_of(protocol: str, icmp_type: int | None = None) -> int:
     return number
 
 
+def is_number(text: str) -> bool:
+    """Whether it can be the number of a port."""
+    return text.isascii() and text.isdecimal() and len(text) <= 5
+
+
 def port_number(text: str) -> int:
-    """Raises PacketProblem."""
-    if not 0 < int(text) <= 65535:
+    """Of digits. Raises PacketProblem."""
+    if not is_number(text) or not 0 < int(text) <= 65535:
         raise PacketProblem(f"--port: {text} is not within 1 to 65535")
     return int(text)
 

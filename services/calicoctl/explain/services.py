@@ -20,7 +20,7 @@ from libs.model.kubernetes import SERVICE_NAME_LABEL, KubernetesEndpointSlice, K
 from libs.policy import nets
 from services.calicoctl.explain.cluster import Cluster
 from services.calicoctl.explain.ends import NEAREST, SERVICE_PREFIXES, End, EndProblem, resolve
-from services.calicoctl.explain.packet import NUMBERS
+from services.calicoctl.explain.packet import NUMBERS, is_number
 
 NODE_PORTS = range(30000, 32768)  # kube-apiserver, --service-node-port-range when not given
 CLUSTER_IP, EXTERNAL_IP, BALANCER = "cluster IP", "external IP", "load balancer's address"
@@ -62,7 +62,8 @@ class Port:
 class Front:
     """A service by those of its addresses that packets are sent to, or by a node port. kind: what they are to it.
     addresses: by family. local: each node serves only its own endpoints, by the traffic policy that counts for the
-    kind. ports: none where they are not known, the one of a node port. entry: the node of a node port.
+    kind. ports: none where they are not known, the one of a node port. entry: the node of a node port. ranges: CIDRs
+    that alone may send to a load balancer's address; none: everybody may.
     """
 
     namespace: str
@@ -73,6 +74,7 @@ class Front:
     ports: tuple[Port, ...] = ()
     entry: str = ""
     notes: tuple[str, ...] = ()
+    ranges: tuple[str, ...] = ()
 
     @property
     def shown(self) -> str:
@@ -81,6 +83,11 @@ class Front:
     @property
     def policy(self) -> str:
         return "internalTrafficPolicy" if self.kind == CLUSTER_IP else "externalTrafficPolicy"
+
+    @property
+    def masked(self) -> bool:
+        """kube-proxy gives what it sends on to another node the node's address, whoever inside the cluster sent it."""
+        return self.kind != CLUSTER_IP and not self.local
 
     def enters(self, sender: str) -> str:
         """The node, other than the sender's, that makes a backend's packet of it; "" where the sender's own does, or
@@ -109,19 +116,23 @@ def target(
         address = str(ip_address(addressed))
     except ValueError:
         address = ""
-    if end.host and port.isdecimal():
+    if end.host and is_number(port):
         by_node_port = _by_node_port(end, NUMBERS.get(protocol, ""), int(port), cluster)
         if by_node_port is not None:
             return (by_node_port,)
     fronts = tuple(_at(address, cluster)) if address else ()
     if fronts and not end.node:
-        return fronts
+        meant = tuple(one for one in fronts if _takes(one, NUMBERS.get(protocol, ""), port))
+        if meant:
+            return meant
+        left = [f"{address} is {one.shown}'s {one.kind}, but kube-proxy leaves such packets alone" for one in fronts]
+        return replace(end, notes=(*end.notes, *left))
     notes = [
         f"{address} is {one.shown}'s {one.kind} as well: trace to service:{one.namespace}/{one.name} for its ports"
         for one in fronts
     ]
     unknown = (one for one in _services(cluster) if _has_node_ports(one) and not one.spec.ports)
-    if end.host and port.isdecimal() and int(port) in NODE_PORTS and any(unknown):
+    if end.host and is_number(port) and int(port) in NODE_PORTS and any(unknown):
         notes.append(
             f"{port} may be the node port of a service that an older kube_controllers stored without its ports: this is"
             " the packet to the node itself; trace to service:NAMESPACE/NAME for what a service makes of it"
@@ -157,17 +168,26 @@ def _named(text: str, cluster: Cluster, namespace: str) -> Front:
 
 
 def _at(address: str, cluster: Cluster) -> Iterator[Front]:
-    """The services that kube-proxy serves at the address."""
+    """The services that kube-proxy serves at the address: none of another family than their cluster IPs'."""
+    version = nets.version_of(address)
     for one in _services(cluster):
         spec, (namespace, name) = one.spec, _name(one)
-        if not _served(one):
+        if not _served(one) or version not in _by_family(_cluster_ips(one)):
             continue
-        balanced = [entry.ip for entry in one.status.load_balancer.ingress]
+        balanced = [entry.ip for entry in one.status.load_balancer.ingress if entry.ip_mode != "Proxy"]
         for kind, given in ((CLUSTER_IP, _cluster_ips(one)), (EXTERNAL_IP, spec.external_ips), (BALANCER, balanced)):
             if address in _canonical(given):
-                addresses = {nets.version_of(address): address}
-                yield Front(namespace, name, kind, addresses, _local(one, kind), _ports(one))
+                ranges = tuple(spec.load_balancer_source_ranges) if kind == BALANCER else ()
+                yield Front(namespace, name, kind, {version: address}, _local(one, kind), _ports(one), ranges=ranges)
                 break
+
+
+def _takes(front: Front, protocol: str, port: str) -> bool:
+    """Whether kube-proxy has a say: at a cluster IP always, at other addresses about the service's ports alone."""
+    if front.kind == CLUSTER_IP or not front.ports:
+        return True
+    alike = [one for one in front.ports if one.protocol == protocol]
+    return any(not port or port in (one.name, str(one.number)) for one in alike)
 
 
 def _by_node_port(end: End, protocol: str, number: int, cluster: Cluster) -> Front | None:

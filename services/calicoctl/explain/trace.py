@@ -88,10 +88,10 @@ class Trace:
 
 def prepare(
     source: End, target: End, packet: Packet, cluster: Cluster, *, staged: bool, before: Packet | None = None,
-    entry: str = "",
+    entry: str = "", masked: bool = False,
 ) -> Trace:  # fmt: skip
-    """By the datastore alone. before, entry: as `hops` takes them. Raises EndProblem."""
-    found, notes = way.hops(source, target, packet, cluster, before, entry)
+    """By the datastore alone. before, entry, masked: as `hops` takes them. Raises EndProblem."""
+    found, notes = way.hops(source, target, packet, cluster, before, entry, masked=masked)
     traced = []
     for hop in found:
         steps, assumed = way.calculate(hop, cluster, staged=staged)

@@ -290,11 +290,9 @@ def _answer(
         )
         here = explain.side(sender, ways.incoming, held.guards), explain.side(receiver, ways.outgoing, held.guards)
         steps = walk(held.view, packet, *here, held.rules, staged=request.staged, before=question.before)
+        verdict = None if kernel is None else kernel.judge(question, ways, steps)
     except (ValueError, OSError) as error:
         return asked.Answer(error=str(error))
-    verdict = None
-    if kernel is not None:
-        verdict = kernel.judge(question, ways, steps)
     return asked.Answer(
         steps=tuple(steps),
         allowed=allowed(steps, staged=request.staged),

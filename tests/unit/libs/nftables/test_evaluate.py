@@ -19,8 +19,11 @@ def run(*chains: Chain, sets: tuple[Set, ...] = (), maps: tuple[Map, ...] = (), 
     return Evaluator(Ruleset(TABLE, chains, sets, maps)).run(Hook.FORWARD, packet)
 
 
-def base(*rules: Rule, priority: int = 0, name: str = "base", policy: nft.Policy = nft.Policy.ACCEPT) -> Chain:
-    return Chain(name, rules, Base(Hook.FORWARD, priority=priority, policy=policy))
+def base(
+    *rules: Rule, priority: int = 0, name: str = "base", policy: nft.Policy = nft.Policy.ACCEPT,
+    hook: Hook = Hook.FORWARD,
+) -> Chain:  # fmt: skip
+    return Chain(name, rules, Base(hook, priority=priority, policy=policy))
 
 
 def test_accept_ends_one_base_chain_and_drop_all():
@@ -77,14 +80,22 @@ def test_matches(expr, matches):
     assert run(base(Rule((expr, nft.DROP))), sets=sets).accepted is not matches
 
 
-@pytest.mark.parametrize(("priority", "meets_it_as_sent"), [(-300, True), (-150, True), (-100, False), (0, False)])
-def test_chains_before_translation_meet_the_packet_as_it_was_sent(priority: int, meets_it_as_sent: bool) -> None:
+@pytest.mark.parametrize(
+    ("hook", "priority", "meets_it_as_sent"),
+    [
+        (Hook.PREROUTING, -300, True), (Hook.PREROUTING, -150, True), (Hook.PREROUTING, -100, False),
+        (Hook.OUTPUT, -300, True), (Hook.OUTPUT, 0, False), (Hook.FORWARD, -150, False), (Hook.INPUT, -150, False),
+    ],
+)  # fmt: skip
+def test_chains_before_translation_meet_the_packet_as_it_was_sent(
+    hook: Hook, priority: int, meets_it_as_sent: bool
+) -> None:
     sent = replace(PACKET, dst=ip_address("10.96.0.10"), dport=80)
-    drop = base(Rule((nft.Match(Field.IP_DADDR, "10.96.0.10"), nft.DROP)), priority=priority)
+    drop = base(Rule((nft.Match(Field.IP_DADDR, "10.96.0.10"), nft.DROP)), priority=priority, hook=hook)
     table = Evaluator(Ruleset(Table(Family.IP, "t"), (drop,)))
-    assert table.run(Hook.FORWARD, PACKET, sent).accepted is not meets_it_as_sent
-    assert table.run(Hook.FORWARD, PACKET).accepted
-    assert not table.run(Hook.FORWARD, sent).accepted
+    assert table.run(hook, PACKET, sent).accepted is not meets_it_as_sent
+    assert table.run(hook, PACKET).accepted
+    assert not table.run(hook, sent).accepted
 
 
 def test_verdict_map_leads_on_or_to_the_next_rule():

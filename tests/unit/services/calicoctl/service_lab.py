@@ -59,8 +59,8 @@ WEBS = 30
 
 
 def service(name: str = "web", *addresses: str, namespace: str = "ns1", **spec: Any) -> Stored:
-    """lb: of the load balancer."""
-    ingress = [{"ip": one} for one in spec.pop("lb", ())]
+    """lb: addresses of the load balancer, or its entries as they are."""
+    ingress = [{"ip": one} if isinstance(one, str) else one for one in spec.pop("lb", ())]
     own = list(addresses or ("10.96.0.10",))
     value = {
         "kind": "Service",

@@ -300,6 +300,7 @@ def test_a_policy_local_without_own_endpoints_is_said() -> None:
         assert str(problem.value) == (
             f"service ns1/web has no ready endpoint on {node} on IPv4 for 80/tcp (http; 8080 at its endpoints), and"
             " internalTrafficPolicy is Local: kube-proxy there drops what is sent to it, whatever the 5 on other nodes"
+            " (in its mode IPVS it takes these)"
         )
     with pytest.raises(NoBackends, match=r"1 not ready\. kube-proxy refuses"):
         through("service:web", LOCAL, piece("a", [endpoint("10.0.0.1", DOWN, "n2")]), sender="n1")
@@ -317,9 +318,10 @@ def test_slices_call_nodes_as_kubernetes_does() -> None:
 
 MANY = (
     service("web", "10.96.0.10", "fd00:96::10"),
-    service("shop", "10.96.0.11", type="LoadBalancer", externalTrafficPolicy="Local", externalIPs=["198.51.100.7"],
-            lb=["203.0.113.9", "2001:DB8::9"]),
-    service("shared", "10.96.0.12", type="LoadBalancer", lb=["203.0.113.9"]),
+    service("shop", "10.96.0.11", "fd00:96::11", type="LoadBalancer", externalTrafficPolicy="Local",
+            externalIPs=["198.51.100.7"], lb=["203.0.113.9", "2001:DB8::9"]),
+    service("shared", "10.96.0.12", type="LoadBalancer", lb=["203.0.113.9", "2001:db8::10"]),
+    service("proxied", "10.96.0.13", type="LoadBalancer", lb=[{"ip": "203.0.113.10", "ipMode": "Proxy"}]),
     service("db", "None"),
     service("outside", "", type="ExternalName", externalIPs=["198.51.100.8"]),
     service("pending", ""),
@@ -352,7 +354,7 @@ def test_a_service_by_any_of_its_addresses() -> None:
     assert [one[0] for one in fronts("203.0.113.9")] == ["ns1/shared", "ns1/shop"]
 
 
-@pytest.mark.parametrize("address", ["198.51.100.8", "198.51.100.9", "198.51.100.10"])
+@pytest.mark.parametrize("address", ["198.51.100.8", "198.51.100.9", "198.51.100.10", "2001:db8::10", "203.0.113.10"])
 def test_addresses_that_kube_proxy_does_not_serve_stay_outside_addresses(address: str) -> None:
     assert services.target(address, cluster(*MANY)) == ends.resolve(address, cluster())
 

@@ -116,7 +116,58 @@ def test_a_pods_own_policy_meets_the_node_port_of_another_node_and_the_backend_b
     ctl.apply(EGRESS % "nets: [10.0.0.0/24], ports: [8080]")
     assert traced(ctl, "ns1/client", "n1", "--port", "30080", "--family", "4")[0]["verdict"] == "deny"
     own = traced(ctl, "ns1/client", "n2", "--port", "30080", "--family", "4")
-    assert {one["verdict"] for one in own} == {"allow"}
+    assert [one["verdict"] for one in own] == ["deny", "allow"]  # beyond its node it comes as from n2
+
+
+@pytest.mark.parametrize("policy", ["Cluster", "Local"])
+@pytest.mark.parametrize("kind", ["lb", "externalIPs"])
+def test_what_pods_send_to_addresses_for_outside_comes_to_other_nodes_as_from_their_own(
+    ctl: Ctl, kind: str, policy: str
+) -> None:
+    """kube-proxy masquerades it, but for a policy Local."""
+    with_ports(ctl, type="LoadBalancer", externalTrafficPolicy=policy, **{kind: ["203.0.113.9"]})
+    few(ctl, 0, 1)
+    far, near = traced(ctl, "ns1/client", "203.0.113.9", "--port", "80")
+    assert (far["verdict"], near["verdict"]) == ("allow" if policy == "Local" else "deny", "allow")
+    masked = "beyond n2 the source is its address 192.0.2.2, or that of its tunnel (kube-proxy)"
+    assert (masked in far["notes"]) is (policy == "Cluster")
+    assert masked not in near["notes"]
+    by_cluster_ip = traced(ctl, "ns1/client", "service:ns1/web", "--port", "80", "--family", "4")
+    assert [one["verdict"] for one in by_cluster_ip] == ["allow", "allow"]
+
+
+def test_a_load_balancers_source_ranges_keep_others_out(ctl: Ctl) -> None:
+    ranges = ["198.51.100.0/24", "2001:db8::/32"]
+    with_ports(ctl, type="LoadBalancer", lb=["203.0.113.9"], loadBalancerSourceRanges=ranges)
+    few(ctl, 1)
+    said = ctl("trace", "ns1/client", "203.0.113.9", "--port", "80", "--datastore-only")
+    assert said.exit_code == 1
+    assert "loadBalancerSourceRanges do not have 10.0.1.1: kube-proxy drops what it sends to 203.0.113.9" in said.output
+    assert traced(ctl, "198.51.100.1", "203.0.113.9", "--port", "80")
+    assert traced(ctl, "ns1/client", "service:ns1/web", "--port", "80", "--family", "4"), "its cluster IP is another"
+    with_ports(ctl, type="LoadBalancer", lb=["203.0.113.9"], loadBalancerSourceRanges=ranges[1:])
+    assert traced(ctl, "ns1/client", "203.0.113.9", "--port", "80"), "none of this family: everybody may"
+
+
+@pytest.mark.parametrize("arguments", [("--port", "22"), ("--icmp-type", "8"), ("--port", "80", "--protocol", "udp")])
+def test_other_ports_at_addresses_for_outside_are_not_the_services(ctl: Ctl, arguments: tuple[str, ...]) -> None:
+    with_ports(ctl, type="LoadBalancer", lb=["203.0.113.9"], ports=[port("http", 80)])
+    (told,) = traced(ctl, "ns1/client", "203.0.113.9", *arguments)
+    assert "service" not in told
+    note = "203.0.113.9 is service ns1/web's load balancer's address, but kube-proxy leaves such packets alone"
+    assert note in told["notes"]
+
+
+def test_a_port_may_be_called_by_digits(ctl: Ctl) -> None:
+    with_ports(ctl, ports=[port("443", 80), port("80", 443)])
+    put(ctl, piece("web-4", [endpoint("10.0.0.1")], [("443", "TCP", 8080), ("80", "TCP", 8081)]))
+    for asked, reached in (("80", 8080), ("443", 8081)):
+        (told,) = traced(ctl, "ns1/client", "service:ns1/web", "--port", asked, "--family", "4")
+        assert told["packet"]["dst_port"] == reached, "the number goes before the name"
+    with_ports(ctl, ports=[port("8443", 80)])
+    put(ctl, piece("web-4", [endpoint("10.0.0.1")], [("8443", "TCP", 8080)]))
+    assert traced(ctl, "ns1/client", "service:ns1/web", "--port", "8443", "--family", "4")
+    assert "is not within 1 to 65535" in ctl("trace", "ns1/client", "10.0.0.1", "--port", "9" * 5000).output
 
 
 def test_nat_outgoing_on_the_way_to_a_node_port(ctl: Ctl) -> None:

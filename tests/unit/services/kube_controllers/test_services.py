@@ -24,7 +24,7 @@ def value(resource: Resource) -> dict[str, Any]:
 def test_of_a_service_is_stored_what_rules_bgp_and_traces_read() -> None:
     read: dict[str, Any] = {
         "type": "NodePort", "clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1"], "externalTrafficPolicy": "Local",
-        "internalTrafficPolicy": "Cluster",
+        "internalTrafficPolicy": "Cluster", "loadBalancerSourceRanges": ["192.0.2.0/24"],
         "ports": [
             {"name": "http", "protocol": "TCP", "port": 80, "targetPort": "web", "nodePort": 30080},
             {"name": "dns", "protocol": "UDP", "port": 53, "targetPort": 5353},
