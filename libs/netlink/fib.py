@@ -104,7 +104,7 @@ class FibWriter:
                 flags |= NLM_F_ACK
             messages.append(pack(size, RTM_NEWROUTE, flags, seq, 0) + head + key[1:].ljust(octets, b"\0") + tail)
             seq += 1
-        return self.netlink.exchange(b"".join(messages), first, last, sending) if messages else {}
+        return self._exchange(messages, first, last, sending)
 
     def drop(
         self, af: int, keys: Sequence[Destination], metric: int, sending: Sending | None = None
@@ -120,8 +120,18 @@ class FibWriter:
                 flags |= NLM_F_ACK
             messages.append(pack(size, RTM_DELROUTE, flags, seq, 0) + head + key[1:].ljust(octets, b"\0") + tail)
             seq += 1
-        failed = self.netlink.exchange(b"".join(messages), first, last, sending) if messages else {}
+        failed = self._exchange(messages, first, last, sending)
         return {index: error for index, error in failed.items() if not isinstance(error, ObjectNotFound)}
+
+    def _exchange(
+        self, messages: Sequence[bytes], first: int, last: int, sending: Sending | None
+    ) -> dict[int, NetlinkError]:
+        if not messages:
+            return {}
+        data = b"".join(messages)
+        if sending is not None:
+            sending()
+        return self.netlink.exchange(data, first, last)
 
     def close(self) -> None:
         self.netlink.close()

@@ -208,14 +208,8 @@ class NetlinkSocket:
         self._seq = count(first + max(number, 1))
         return first
 
-    def exchange(
-        self, data: bytes, first: int, last: int, sending: Callable[[], object] | None = None
-    ) -> dict[int, NetlinkError]:
-        """Send requests numbered first to last, of which the last one asks for an acknowledgement; as `batch`. sending:
-        called just before the kernel begins with them.
-        """
-        if sending is not None:
-            sending()
+    def exchange(self, data: bytes, first: int, last: int) -> dict[int, NetlinkError]:
+        """Send requests numbered first to last, of which the last one asks for an acknowledgement; as `batch`."""
         self.send(data)
         failed: dict[int, NetlinkError] = {}
         while True:

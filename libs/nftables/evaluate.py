@@ -30,7 +30,6 @@ from libs.nftables.model import (
 )
 from libs.nftables.types import FIELD_TYPES, TYPES, parse_part
 
-DSTNAT = -100  # netfilter_ipv4.h, NF_IP_PRI_NAT_DST
 JUMP_LIMIT = 16  # nf_tables.h, NFT_JUMP_STACK_SIZE
 
 
@@ -181,7 +180,7 @@ class Evaluator:
         walk = _Walk(packet, packet.mark)
         for chain in self._base.get(hook, []):
             assert chain.base is not None
-            early = hook in (Hook.PREROUTING, Hook.OUTPUT) and chain.base.priority < DSTNAT
+            early = hook in (Hook.PREROUTING, Hook.OUTPUT) and chain.base.priority < nft.DSTNAT
             walk.packet = before if before is not None and early else packet
             verdict = self._chain(chain.name, walk, 0)
             if verdict is None:

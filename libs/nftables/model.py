@@ -83,6 +83,10 @@ class Policy(StrEnum):
     DROP = "drop"
 
 
+DSTNAT = -100
+"""Priority at which destinations are translated (linux/netfilter_ipv4.h, NF_IP_PRI_NAT_DST)."""
+
+
 class Base(msgspec.Struct, frozen=True):
     """Where a base chain hangs. priority: smaller is earlier (raw -300, mangle -150, dstnat -100, filter 0, srcnat
     100).

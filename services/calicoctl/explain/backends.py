@@ -21,7 +21,7 @@ from services.calicoctl.explain import trace
 from services.calicoctl.explain.cluster import Cluster
 from services.calicoctl.explain.endpoints import Backend, Chosen, NoBackends, choose
 from services.calicoctl.explain.ends import End, EndProblem, resolve
-from services.calicoctl.explain.packet import PacketProblem, families
+from services.calicoctl.explain.packet import PacketProblem, families, is_number
 from services.calicoctl.explain.services import CLUSTER_IP, Front
 from services.calicoctl.explain.trace import Trace
 
@@ -126,7 +126,7 @@ def _to_backends(
             continue
         end = resolve(backend.address, cluster)
         packet = asked.describe(source, end, family, str(backend.port))
-        number = int(asked.port) if asked.port.isdecimal() else chosen.port.number or packet.dst_port
+        number = _sent_to(asked, front, chosen) or packet.dst_port
         sent = msgspec.structs.replace(packet, dst=front.addresses[family], dst_port=number)
         try:
             entry, masked = front.enters(source.node), front.masked
@@ -137,13 +137,18 @@ def _to_backends(
             )
         except EndProblem as problem:
             untraced[backend] = str(problem)
-    notes = [*front.notes, *chosen.notes, *_about_sender(source, front), *_about_number(asked, chosen, traces)]
+    notes = [*front.notes, *chosen.notes, *_about_sender(source, front), *_about_number(asked, front, chosen, traces)]
     if front.local:
         notes.append(
             f"kube-proxy's mode IPVS takes {front.policy} Local otherwise: on each node its own endpoints, whoever"
             " sends, or all where it has none"
         )
     return ServiceTrace(front, family, asked, source, chosen, traces, untraced, notes)
+
+
+def _sent_to(asked: Question, front: Front, chosen: Chosen) -> int:
+    """The number of the port before translation; 0 where neither the datastore nor the question has it."""
+    return front.number(chosen.port) or (int(asked.port) if is_number(asked.port) else 0)
 
 
 def _about_sender(source: End, front: Front) -> list[str]:
@@ -170,10 +175,9 @@ def _about_entry(source: End, front: Front) -> list[str]:
     return [f"externalTrafficPolicy Local: {front.entry} serves its node port by its own backends{other}"]
 
 
-def _about_number(asked: Question, chosen: Chosen, traces: Sequence[Trace]) -> list[str]:
+def _about_number(asked: Question, front: Front, chosen: Chosen, traces: Sequence[Trace]) -> list[str]:
     steps = [step for one in traces for hop in one.hops for step in hop.stored]
-    known = asked.port.isdecimal() or chosen.port.number
-    if known or not any(step.stage in BEFORE_TRANSLATION for step in steps):
+    if _sent_to(asked, front, chosen) or not any(step.stage in BEFORE_TRANSLATION for step in steps):
         return []
     return [
         "doNotTrack and preDNAT policy meets the service's own number of the port, which is not in the datastore (an"

@@ -20,7 +20,7 @@ from libs.policy import nets
 from services.calicoctl.explain.cluster import Cluster
 from services.calicoctl.explain.ends import EndProblem
 from services.calicoctl.explain.packet import NUMBERS, PacketProblem, is_number, port_number
-from services.calicoctl.explain.services import CLUSTER_IP, NODE_PORT, Front, Port, slices
+from services.calicoctl.explain.services import CLUSTER_IP, Front, Port, slices
 
 PROTOCOLS = frozenset({"tcp", "udp", "sctp"})  # of services (core/v1, ServicePort)
 
@@ -222,7 +222,8 @@ def _port(front: Front, protocol: str, text: str, behind: Sequence[Port], family
         raise PacketProblem(f"--port: which port of {front.shown}? {has}")
     if text.isdecimal() and not front.ports:
         return _only_one(front, port_number(text), protocol, alike, has)
-    named = next((one for one in alike if _numbered(front, one, text)), None)
+    number = int(text) if is_number(text) else 0
+    named = next((one for one in alike if number and front.number(one) == number), None)
     named = named or next((one for one in alike if text == one.name), None)  # which may be of digits alone
     if named is None:
         written = str(port_number(text)) if text.isdecimal() else repr(text)
@@ -232,10 +233,6 @@ def _port(front: Front, protocol: str, text: str, behind: Sequence[Port], family
     targets: Mapping[tuple[str, str], Port] = {(one.protocol, one.name): one for one in behind}
     there = targets.get((protocol, named.name))
     return named if there is None else replace(named, targets=there.targets), []
-
-
-def _numbered(front: Front, port: Port, text: str) -> bool:
-    return is_number(text) and int(text) == (port.node_port if front.kind == NODE_PORT else port.number)
 
 
 def _only_one(front: Front, number: int, protocol: str, alike: Sequence[Port], has: str) -> tuple[Port, list[str]]:

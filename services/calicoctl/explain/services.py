@@ -89,6 +89,10 @@ class Front:
         """kube-proxy gives what it sends on to another node the node's address, whoever inside the cluster sent it."""
         return self.kind != CLUSTER_IP and not self.local
 
+    def number(self, port: Port) -> int:
+        """By which packets are sent to the port; 0 where it is not known."""
+        return port.node_port if self.kind == NODE_PORT else port.number
+
     def enters(self, sender: str) -> str:
         """The node, other than the sender's, that makes a backend's packet of it; "" where the sender's own does, or
         from outside any. sender: its node, "" outside.
@@ -187,7 +191,7 @@ def _takes(front: Front, protocol: str, port: str) -> bool:
     if front.kind == CLUSTER_IP or not front.ports:
         return True
     alike = [one for one in front.ports if one.protocol == protocol]
-    return any(not port or port in (one.name, str(one.number)) for one in alike)
+    return any(not port or port in (one.name, str(front.number(one))) for one in alike)
 
 
 def _by_node_port(end: End, protocol: str, number: int, cluster: Cluster) -> Front | None:

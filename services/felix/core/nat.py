@@ -17,7 +17,7 @@ from services.felix.core.tunnel_rules import ALL_HOSTS
 ALL_POOLS = "network-ip-pools"
 NAT_POOLS = "masq-ipam-pools"
 FLOATING_DNAT, FLOATING_SNAT, OUTGOING = "fip-dnat", "fip-snat", "nat-outgoing"
-DSTNAT, SRCNAT_AFTER_SERVICES = -100, 110
+SRCNAT_AFTER_SERVICES = 110
 
 
 def chains(
@@ -42,7 +42,7 @@ def chains(
         ]
         out += [Chain(FLOATING_DNAT, tuple(dnat)), Chain(FLOATING_SNAT, tuple(snat))]
         for name, hook in (("hook-nat-prerouting", Hook.PREROUTING), ("hook-nat-output", Hook.OUTPUT)):
-            out.append(Chain(name, (Rule((nft.jump(FLOATING_DNAT),)),), Base(hook, ChainType.NAT, DSTNAT)))
+            out.append(Chain(name, (Rule((nft.jump(FLOATING_DNAT),)),), Base(hook, ChainType.NAT, nft.DSTNAT)))
         post.append(Rule((nft.jump(FLOATING_SNAT),)))
     if any_nat_pool:
         out.append(Chain(OUTGOING, tuple(_outgoing(family, options))))

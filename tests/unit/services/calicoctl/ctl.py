@@ -7,12 +7,16 @@ import json
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from click.testing import CliRunner, Result
 
+from libs import model
 from libs.bus import Bus, BusConfig, BusUnavailable
 from libs.bus.memory import MemoryBroker
+from libs.model.base import Resource
+from libs.resources import codec
 from libs.resources.client import ResourceClient
 from libs.store import Store, StoreConfig
 from libs.store.memory import MemoryEtcd, MemoryStore
@@ -74,6 +78,11 @@ class Ctl:
     def names(self, kind: str, *options: str) -> list[str]:
         lines = self.good("get", kind, "-o", "name", *options).splitlines()
         return [line.split("/", 1)[1] for line in lines]
+
+    def store(self, resource: Resource) -> None:
+        """Past all commands, as somebody else's write."""
+        value = model.to_storage(resource, now=datetime(2026, 1, 1, tzinfo=UTC), uid="x")
+        self.run(MemoryStore(self.server).put(codec.key(codec.identity(resource)), value))
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run(work)

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from typing import Any
 
-from libs import model
 from libs.model import keys
-from libs.model.base import Resource
-from libs.resources import codec
 from libs.store.api import KeyValue
 from libs.store.memory import MemoryStore
 from services.calicoctl.explain import cluster as reading
@@ -129,7 +125,7 @@ def filled() -> Ctl:
         build.hep("n1-eth0", "n1", {"guard": "yes"}),
     ]
     for resource in (*pods, *others):
-        store(made, resource)
+        made.store(resource)
     addresses = (4, "10.0.0.", "IPv4"), (6, "fd00::", "IPv6")
     for family, base, kind in addresses:
         put(made, piece(f"web-{family}", [endpoint(f"{base}{number}", node=f"n{number % 2 + 1}")
@@ -137,11 +133,6 @@ def filled() -> Ctl:
     put(made, service("web", "10.96.0.10", "fd00:96::10", type="LoadBalancer", lb=["203.0.113.9"]))
     made.apply(POLICY)
     return made
-
-
-def store(ctl: Ctl, resource: Resource) -> None:
-    value = model.to_storage(resource, now=datetime(2026, 1, 1, tzinfo=UTC), uid="x")
-    ctl.run(MemoryStore(ctl.server).put(codec.key(codec.identity(resource)), value))
 
 
 def put(ctl: Ctl, stored: Stored) -> None:

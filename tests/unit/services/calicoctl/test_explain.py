@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from libs import model
 from libs.bus import wire
 from libs.bus.apiserver import ApiserverBeat
 from libs.bus.bgp import State as BgpState
 from libs.bus.explain import Setting, State, Verb, subject
 from libs.bus.memory import MemoryBroker
-from libs.resources import codec
-from libs.store.memory import MemoryStore
 from services.calicoctl.explain import system
 from tests.unit.libs.policy import build
 from tests.unit.services.calicoctl.ctl import Ctl
@@ -51,9 +47,7 @@ def ctl() -> Ctl:
         build.hep("web", "n1", interface="eth0"),
     ]
     for resource in (*nodes, *pods, *profiles, *extra):
-        key = codec.key(codec.identity(resource))
-        value = model.to_storage(resource, now=datetime(2026, 1, 1, tzinfo=UTC), uid="x")
-        made.run(MemoryStore(made.server).put(key, value))
+        made.store(resource)
     return made
 
 

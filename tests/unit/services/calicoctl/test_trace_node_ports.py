@@ -19,7 +19,6 @@ from tests.unit.services.calicoctl.service_lab import (
     port,
     put,
     service,
-    store,
     traced,
 )
 
@@ -78,7 +77,7 @@ def test_a_backend_on_another_node_sees_the_address_of_the_node_port_s(ctl: Ctl)
 
 
 def test_pre_dnat_policy_of_the_node_port_s_node_alone_meets_the_node_port(ctl: Ctl) -> None:
-    store(ctl, build.hep("n2-eth0", "n2", {"guard": "yes"}))
+    ctl.store(build.hep("n2-eth0", "n2", {"guard": "yes"}))
     ctl.apply(GUARD.replace("203.0.113.9/32", "192.0.2.1/32").replace("[81]", "[30080]"))
     with_ports(ctl)
     few(ctl, 0, 1)
@@ -170,11 +169,19 @@ def test_a_port_may_be_called_by_digits(ctl: Ctl) -> None:
     assert "is not within 1 to 65535" in ctl("trace", "ns1/client", "10.0.0.1", "--port", "9" * 5000).output
 
 
+def test_pre_dnat_policy_meets_the_number_of_a_port_that_is_called_by_other_digits(ctl: Ctl) -> None:
+    ctl.apply(GUARD)
+    with_ports(ctl, type="LoadBalancer", lb=["203.0.113.9"], ports=[port("8443", 81)])
+    put(ctl, piece("web-4", [endpoint("10.0.0.0", node="n1")], [("8443", "TCP", 8080)]))
+    (told,) = traced(ctl, "198.51.100.1", "203.0.113.9", "--port", "8443")
+    assert told["hops"][0]["steps"][0]["decision"]["rule"] == 0, "that denies port 81"
+
+
 def test_nat_outgoing_on_the_way_to_a_node_port(ctl: Ctl) -> None:
     """The backend on the node of the node port sees the address of the sender's node."""
     with_ports(ctl)
     few(ctl, 0)
-    store(ctl, build.pool("pods", "10.0.0.0/16", nat_outgoing=True))
+    ctl.store(build.pool("pods", "10.0.0.0/16", nat_outgoing=True))
     (told,) = traced(ctl, "ns1/client", "n1", "--port", "30080", "--family", "4")
     assert "natOutgoing: beyond n2 the source is the node's address 192.0.2.2" in told["notes"]
     assert told["verdict"] == "deny"

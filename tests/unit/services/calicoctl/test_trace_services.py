@@ -27,7 +27,6 @@ from tests.unit.services.calicoctl.service_lab import (
     piece,
     put,
     service,
-    store,
     traced,
 )
 
@@ -108,7 +107,7 @@ def test_of_many_alike_some_are_named_and_the_rest_counted(ctl: Ctl) -> None:
     ends = [endpoint(f"10.0.0.{number}", node="n1") for number in range(0, WEBS, 2)]
     for number in range(100, 112):
         pod = build.wep(f"web-{number}", "n1", labels={"app": "web"}, nets=(f"10.0.0.{number}/32",))
-        store(ctl, pod)
+        ctl.store(pod)
         ends.append(endpoint(f"10.0.0.{number}"))
     put(ctl, piece("web-4", ends))
     text = ctl.good("trace", "ns1/client", "service:ns1/web", "--port", "http", "--family", "4", "--datastore-only")
