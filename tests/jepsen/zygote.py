@@ -27,7 +27,7 @@ class Zygote:
     def __init__(self, log: Path) -> None:
         self._log = log
         self._process: asyncio.subprocess.Process | None = None
-        self._born: asyncio.Queue[int] = asyncio.Queue()
+        self._born: asyncio.Queue[tuple[int, asyncio.Future[int]]] = asyncio.Queue()
         self._ended: dict[int, asyncio.Future[int]] = {}
         self._reader: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()
@@ -56,8 +56,7 @@ class Zygote:
         async with self._turn:
             self._process.stdin.write(json.dumps({"spawn": spec}).encode() + b"\n")
             await self._process.stdin.drain()
-            pid = await self._born.get()
-        return pid, self._ended[pid]
+            return await self._born.get()
 
     async def _read(self) -> None:
         assert self._process
@@ -65,8 +64,8 @@ class Zygote:
         while line := await self._process.stdout.readline():
             told = json.loads(line)
             if "pid" in told:
-                self._ended[told["pid"]] = asyncio.get_running_loop().create_future()
-                self._born.put_nowait(told["pid"])
+                ended = self._ended[told["pid"]] = asyncio.get_running_loop().create_future()
+                self._born.put_nowait((told["pid"], ended))  # both: the child may have ended before anybody looks
             else:
                 self._ended.pop(told["ended"]).set_result(told["status"])
 
