@@ -44,8 +44,8 @@ class Exabgp(Peer):
         return self.router.own("ipv6" if ":" in n.address else "ipv4")
 
     def start(self) -> None:
-        (self.directory / "api.sock").unlink(missing_ok=True)
-        (self.directory / "heard.jsonl").unlink(missing_ok=True)
+        for name in ("api.sock", "api.sock.new", "heard.jsonl"):
+            (self.directory / name).unlink(missing_ok=True)
         super().start()
         self._told = {}
         self._tell()

@@ -28,11 +28,10 @@ def main() -> None:
     ear = threading.Thread(target=hear, args=(directory, answers, answered), daemon=True)
     ear.start()
     path = os.path.join(directory, "api.sock")
-    if os.path.exists(path):
-        os.unlink(path)
     server = socket.socket(socket.AF_UNIX)
-    server.bind(path)
+    server.bind(path + ".new")
     server.listen()
+    os.rename(path + ".new", path)  # whoever sees it can connect
     while True:
         channel, _ = server.accept()
         with channel, channel.makefile("rw", encoding="utf-8") as lines:
