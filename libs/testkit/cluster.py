@@ -565,10 +565,17 @@ class Cluster:
             address = ip_address(target) if isinstance(target, str) else target
         return Flow(source.netns.path, address, port, protocol)
 
-    async def reach(self, questions: Sequence[Question], *, family: int = 4, timeout_s: float = 1.0) -> list[Verdict]:
-        """All at once; a verdict for each (source, target, port, protocol)."""
+    async def reach(
+        self,
+        questions: Sequence[Question],
+        *,
+        family: int = 4,
+        timeout_s: float = 1.0,
+        wanted: Sequence[Verdict] | None = None,
+    ) -> list[Verdict]:
+        """All at once; a verdict for each (source, target, port, protocol). wanted: as of `check`."""
         flows = [self.flow(s, t, port, protocol, family=family) for s, t, port, protocol in questions]
-        return await asyncio.to_thread(check, flows, timeout_s=timeout_s)
+        return await asyncio.to_thread(check, flows, timeout_s=timeout_s, wanted=wanted)
 
     async def matrix(
         self,

@@ -21,6 +21,10 @@ from pathlib import Path
 from typing import Literal
 
 from libs.netlink.netns import in_netns
+from libs.testkit.patience import patient
+
+LATE_S = 5.0
+_TCP_INFO_RETRANSMITTED = slice(100, 104)  # tcpi_total_retrans of struct tcp_info, linux/tcp.h
 
 Protocol = Literal["tcp", "udp", "icmp"]
 
@@ -120,6 +124,13 @@ class _Try:
                 return None
         return Verdict.ALLOW if self.token in data else None
 
+    def sent_again(self) -> bool:
+        """Whether the kernel repeated the SYN."""
+        if self.flow.protocol != "tcp":
+            return False
+        told = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_RETRANSMITTED.stop)
+        return any(told[_TCP_INFO_RETRANSMITTED])
+
     def _datagram(self) -> bytes:
         if self.flow.protocol == "udp":
             return self.token
@@ -132,10 +143,14 @@ class _Try:
         return packet[:2] + struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF) + packet[4:]
 
 
-def check(flows: Sequence[Flow], *, timeout_s: float = 1.0, tries: int = 3) -> list[Verdict]:
+def check(
+    flows: Sequence[Flow], *, timeout_s: float = 1.0, tries: int = 3, wanted: Sequence[Verdict] | None = None
+) -> list[Verdict]:
     """A verdict for each flow, in order; blocks for at most about timeout_s, less when nothing is denied.
 
     tries: how often a silent flow is asked in that time, so that one lost packet does not look like a policy.
+    wanted: what the caller expects. For an answer that has one and has not come, LATE_S more are waited, since a busy
+    machine is no policy; only answers to packets of the first timeout_s count.
     Raises OSError for anything that is not a verdict (a namespace that is gone, no more files).
     """
     verdicts: dict[int, Verdict] = {}
@@ -152,16 +167,30 @@ def check(flows: Sequence[Flow], *, timeout_s: float = 1.0, tries: int = 3) -> l
                     continue
                 events = selectors.EVENT_WRITE if flow.protocol == "tcp" else selectors.EVENT_READ
                 selector.register(attempt.socket, events, attempt)
-            _collect(selector, verdicts, len(flows), started + timeout_s * (number + 1) / tries)
+            _collect(selector, verdicts, range(len(flows)), started + timeout_s * (number + 1) / tries)
             if len(verdicts) == len(flows):
                 break
+        if wanted is not None:
+            answered = [index for index, verdict in enumerate(wanted) if verdict is not Verdict.DENY]
+            _collect(selector, verdicts, answered, started + timeout_s + patient(LATE_S), late=True)
     return [verdicts.get(index, Verdict.DENY) for index in range(len(flows))]
 
 
-def _collect(selector: selectors.BaseSelector, verdicts: dict[int, Verdict], wanted: int, until: float) -> None:
-    while len(verdicts) < wanted and (left_s := until - time.monotonic()) > 0:
+def _collect(
+    selector: selectors.BaseSelector,
+    verdicts: dict[int, Verdict],
+    wanted: Sequence[int],
+    until: float,
+    *,
+    late: bool = False,
+) -> None:
+    """Until each of the wanted flows has a verdict. late: the answer to a repeated SYN is none."""
+    while any(index not in verdicts for index in wanted) and (left_s := until - time.monotonic()) > 0:
         for key, events in selector.select(left_s):
             attempt: _Try = key.data
+            if late and attempt.sent_again():
+                selector.unregister(attempt.socket)
+                continue
             verdict = verdicts.get(attempt.index)
             if verdict is None:
                 verdict = attempt.writable() if events & selectors.EVENT_WRITE else attempt.readable()

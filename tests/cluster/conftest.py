@@ -105,7 +105,8 @@ class World:
         wrong: list[str] = []
         for family in families:
             questions: Any = [(a, b, port, protocol) for a, b, port, protocol, _ in wanted]
-            verdicts = await self.cluster.reach(questions, family=family, timeout_s=0.5)
+            expected = [verdict for *_, verdict in wanted]
+            verdicts = await self.cluster.reach(questions, family=family, timeout_s=0.5, wanted=expected)
             wrong += [
                 f"IPv{family} {a.name} -> {b.name} {protocol}/{port}: {got}, wanted {want}"
                 for (a, b, port, protocol, want), got in zip(wanted, verdicts, strict=True)

@@ -179,14 +179,16 @@ class Lab:
         to = ip_address(address(target, version))
         return Flow(self.spaces[sender].path, to, port, protocol, ip_address(source) if source else None)
 
-    def ask(self, questions: Sequence[Question], version: int = 4) -> list[Verdict]:
-        return check([self.flow(question, version) for question in questions], timeout_s=0.6, tries=2)
+    def ask(
+        self, questions: Sequence[Question], version: int = 4, wanted: Sequence[Verdict] | None = None
+    ) -> list[Verdict]:
+        return check([self.flow(question, version) for question in questions], timeout_s=0.6, tries=2, wanted=wanted)
 
     def expect(self, wanted: Mapping[Question, bool], versions: Sequence[int] = (4, 6)) -> None:
         """Every flow gets through, or meets silence, in both families."""
         for version in versions:
-            got = dict(zip(wanted, self.ask(list(wanted), version), strict=True))
             want = {question: Verdict.ALLOW if allowed else Verdict.DENY for question, allowed in wanted.items()}
+            got = dict(zip(want, self.ask(list(want), version, list(want.values())), strict=True))
             assert got == want, f"IPv{version}: {[(q, str(v)) for q, v in got.items() if v != want[q]]}"
 
     def udp(self, where: str, version: int) -> socket.socket:
