@@ -23,6 +23,7 @@ from typing import Literal
 from libs.netlink.netns import in_netns
 
 Protocol = Literal["tcp", "udp", "icmp"]
+_STEP_S = 0.02
 
 
 class Verdict(enum.StrEnum):
@@ -135,13 +136,13 @@ class _Try:
 def check(flows: Sequence[Flow], *, timeout_s: float = 1.0, tries: int = 3) -> list[Verdict]:
     """A verdict for each flow, in order; blocks for at most about timeout_s, less when nothing is denied.
 
-    tries: how often a silent flow is asked in that time, so that one lost packet does not look like a policy.
+    tries: how often a silent flow is asked in that time, so that one lost packet does not look like a policy. Time in
+    which this thread was held up does not count, as a machine that stands still looks like a policy too.
     Raises OSError for anything that is not a verdict (a namespace that is gone, no more files).
     """
     verdicts: dict[int, Verdict] = {}
     with contextlib.ExitStack() as sockets, selectors.DefaultSelector() as selector:
-        started = time.monotonic()
-        for number in range(tries):
+        for _ in range(tries):
             for index, flow in enumerate(flows):
                 if index in verdicts:
                     continue
@@ -152,15 +153,17 @@ def check(flows: Sequence[Flow], *, timeout_s: float = 1.0, tries: int = 3) -> l
                     continue
                 events = selectors.EVENT_WRITE if flow.protocol == "tcp" else selectors.EVENT_READ
                 selector.register(attempt.socket, events, attempt)
-            _collect(selector, verdicts, len(flows), started + timeout_s * (number + 1) / tries)
+            _collect(selector, verdicts, len(flows), timeout_s / tries)
             if len(verdicts) == len(flows):
                 break
     return [verdicts.get(index, Verdict.DENY) for index in range(len(flows))]
 
 
-def _collect(selector: selectors.BaseSelector, verdicts: dict[int, Verdict], wanted: int, until: float) -> None:
-    while len(verdicts) < wanted and (left_s := until - time.monotonic()) > 0:
-        for key, events in selector.select(left_s):
+def _collect(selector: selectors.BaseSelector, verdicts: dict[int, Verdict], wanted: int, left_s: float) -> None:
+    """Until all have a verdict or the time is up. What had arrived by then counts."""
+    seen_at = time.monotonic()
+    while len(verdicts) < wanted and left_s > 0:
+        for key, events in selector.select(min(left_s, _STEP_S)):
             attempt: _Try = key.data
             verdict = verdicts.get(attempt.index)
             if verdict is None:
@@ -171,3 +174,6 @@ def _collect(selector: selectors.BaseSelector, verdicts: dict[int, Verdict], wan
                 selector.unregister(attempt.socket)
             elif events & selectors.EVENT_WRITE:
                 selector.modify(attempt.socket, selectors.EVENT_READ, attempt)
+        now = time.monotonic()
+        left_s -= min(now - seen_at, _STEP_S)
+        seen_at = now
