@@ -92,7 +92,7 @@ class Lab:
         async def more() -> bool:
             return self.lives() > lives
 
-        await until(more, 25, "felix ends")
+        await until(more, 60, "felix ends")
 
     # --- the pod ---
 
@@ -122,7 +122,7 @@ class Lab:
             pod.result = answer
         return None
 
-    async def insist(self, command: str, pod: Pod, timeout_s: float = 30.0) -> None:
+    async def insist(self, command: str, pod: Pod, timeout_s: float = 60.0) -> None:
         """As a runtime does: again while it is told to try again."""
 
         async def done() -> bool:
@@ -152,7 +152,7 @@ class Lab:
         async def empty() -> bool:
             return not journal(self.node)
 
-        await until(empty, 20, f"the journal of {self.node.name} is empty")
+        await until(empty, 60, f"the journal of {self.node.name} is empty")
 
     async def traces(self, *pods: Pod) -> list[str]:
         return await traces(self.world, self.node, *pods)
@@ -160,7 +160,7 @@ class Lab:
     async def assert_gone(self, *pods: Pod) -> None:
         """At once or, for what follows the datastore (nftables, status files), soon."""
         with contextlib.suppress(AssertionError):
-            await until(lambda: self.is_gone(*pods), 15, "gone")
+            await until(lambda: self.is_gone(*pods), 60, "gone")
         assert await self.traces(*pods) == self.untouched
 
     async def is_gone(self, *pods: Pod) -> bool:
@@ -196,10 +196,10 @@ class Lab:
         await self.insist("CHECK", pod)
         probe = Probe(pod.name, pod.netns, (OPEN, CLOSED), ())
         try:
-            flows = [
-                self.world.cluster.flow(self.client, pod, port, family=f) for port in (OPEN, CLOSED) for f in (4, 6)
-            ]
-            assert await asyncio.to_thread(check, flows, timeout_s=0.25) == [ALLOW, ALLOW, DENY, DENY]
+            await self.world.known(self.client.node)  # the way to a block that is new
+            for port, timeout_s, verdict in ((OPEN, 5.0, ALLOW), (CLOSED, 0.25, DENY)):
+                flows = [self.world.cluster.flow(self.client, pod, port, family=family) for family in (4, 6)]
+                assert await asyncio.to_thread(check, flows, timeout_s=timeout_s) == [verdict] * 2, port
         finally:
             probe.stop()
 
