@@ -159,9 +159,11 @@ class Lab:
 
     async def assert_gone(self, *pods: Pod) -> None:
         """At once or, for what follows the datastore (nftables, status files), soon."""
-        with contextlib.suppress(AssertionError):
+        try:
             await until(lambda: self.is_gone(*pods), 60, "gone")
-        assert await self.traces(*pods) == self.untouched
+        except AssertionError:
+            assert await self.traces(*pods) == self.untouched  # tells what is left
+            raise
 
     async def is_gone(self, *pods: Pod) -> bool:
         return await self.traces(*pods) == self.untouched
@@ -170,11 +172,15 @@ class Lab:
         """Has the pod an endpoint? Then `assert_there` tells whether everything else is."""
         return bool((await self.world.store.list(f"{WEPS}ns1/{self.node.name}-")).kvs)
 
+    async def is_told(self) -> bool:
+        return any(line.startswith("status ") for line in await self.traces())
+
     async def assert_there(self, pod: Pod, *others: Pod) -> None:
         """Everything of `pod` and nothing of the others; CHECK agrees; packets pass as policy says, and no others."""
         blocks = await IpamClient(self.world.store).ips_by_handle(f"{NETWORK}.{pod.container_id}")
         held = sorted(str(one.address) for one in blocks)
         if not pod.result:  # the answer got lost; ADD gives it again and changes nothing
+            await until(self.is_told, 60, f"the status of {pod.name}")  # it follows the last step
             before = await self.traces(pod)
             await self.insist("ADD", pod)
             assert await self.traces(pod) == before
