@@ -157,6 +157,7 @@ class Cluster:
         self._fill = fill or bootstrap.defaults
         self.tcp_ports, self.udp_ports = tcp_ports, udp_ports
         self._plugged: dict[Namespace, Pod] = {}
+        self.on_plugged: Callable[[], Awaitable[None]] | None = None  # awaited after each pod that is there
         self._relay: NetnsRelay | None = None
         self._namespaces: list[Namespace] = [self.fabric]
         # Without a routing daemon plain routes to other nodes are felix's, unless a test says otherwise.
@@ -328,7 +329,7 @@ class Cluster:
         while True:
             process.require_running()
             with contextlib.suppress(OSError):
-                answer = await http_get(process.netns, host, port, "/readiness", timeout_s=patient(2))
+                answer = await http_get(process.netns, host, port, "/readiness", timeout_s=patient(5))
                 if answer.status in (200, 204):
                     return
                 said = answer.text
@@ -503,6 +504,8 @@ class Cluster:
         except BaseException:
             self._forget(pod)
             raise
+        if self.on_plugged is not None:
+            await self.on_plugged()
 
     def adopt(self, pod: Pod) -> None:
         """Take over a pod that somebody else plugged: it serves, and its namespace goes with the cluster. Raises
@@ -598,7 +601,7 @@ class Cluster:
         wanted: Sequence[Verdict] | Verdict,
         *,
         family: int = 4,
-        timeout_s: float = 10.0,
+        timeout_s: float = 30.0,
     ) -> None:
         """Ask again until the verdicts are the wanted ones. Raises AssertionError with what was seen last."""
         want = [wanted] * len(questions) if isinstance(wanted, Verdict) else list(wanted)

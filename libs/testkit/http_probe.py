@@ -15,7 +15,7 @@ class Answer:
     text: str
 
 
-async def http_get(netns: Namespace, host: str, port: int, path: str, *, timeout_s: float = 5.0) -> Answer:
+async def http_get(netns: Namespace, host: str, port: int, path: str, *, timeout_s: float = 20.0) -> Answer:
     """Raises OSError (TimeoutError included) when there is no answer or half of one."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     loop = asyncio.get_running_loop()

@@ -27,6 +27,7 @@ LATE_S = 5.0
 _TCP_INFO_RETRANSMITTED = slice(100, 104)  # tcpi_total_retrans of struct tcp_info, linux/tcp.h
 
 Protocol = Literal["tcp", "udp", "icmp"]
+_STEP_S = 0.02
 
 
 class Verdict(enum.StrEnum):
@@ -148,15 +149,15 @@ def check(
 ) -> list[Verdict]:
     """A verdict for each flow, in order; blocks for at most about timeout_s, less when nothing is denied.
 
-    tries: how often a silent flow is asked in that time, so that one lost packet does not look like a policy.
+    tries: how often a silent flow is asked in that time, so that one lost packet does not look like a policy. Time in
+    which this thread was held up does not count, as a machine that stands still looks like a policy too.
     wanted: what the caller expects. For an answer that has one and has not come, LATE_S more are waited, since a busy
-    machine is no policy; only answers to packets of the first timeout_s count.
+    server is no policy; only answers to packets of the first timeout_s count.
     Raises OSError for anything that is not a verdict (a namespace that is gone, no more files).
     """
     verdicts: dict[int, Verdict] = {}
     with contextlib.ExitStack() as sockets, selectors.DefaultSelector() as selector:
-        started = time.monotonic()
-        for number in range(tries):
+        for _ in range(tries):
             for index, flow in enumerate(flows):
                 if index in verdicts:
                     continue
@@ -167,12 +168,12 @@ def check(
                     continue
                 events = selectors.EVENT_WRITE if flow.protocol == "tcp" else selectors.EVENT_READ
                 selector.register(attempt.socket, events, attempt)
-            _collect(selector, verdicts, range(len(flows)), started + timeout_s * (number + 1) / tries)
+            _collect(selector, verdicts, range(len(flows)), timeout_s / tries)
             if len(verdicts) == len(flows):
                 break
         if wanted is not None:
             answered = [index for index, verdict in enumerate(wanted) if verdict is not Verdict.DENY]
-            _collect(selector, verdicts, answered, started + timeout_s + patient(LATE_S), late=True)
+            _collect(selector, verdicts, answered, patient(LATE_S), late=True)
     return [verdicts.get(index, Verdict.DENY) for index in range(len(flows))]
 
 
@@ -180,13 +181,17 @@ def _collect(
     selector: selectors.BaseSelector,
     verdicts: dict[int, Verdict],
     wanted: Sequence[int],
-    until: float,
+    left_s: float,
     *,
     late: bool = False,
 ) -> None:
-    """Until each of the wanted flows has a verdict. late: the answer to a repeated SYN is none."""
-    while any(index not in verdicts for index in wanted) and (left_s := until - time.monotonic()) > 0:
-        for key, events in selector.select(left_s):
+    """Until each of the wanted flows has a verdict or the time is up. What had arrived by then counts.
+
+    late: the answer to a repeated SYN is none.
+    """
+    seen_at = time.monotonic()
+    while left_s > 0 and any(index not in verdicts for index in wanted):
+        for key, events in selector.select(min(left_s, _STEP_S)):
             attempt: _Try = key.data
             if late and attempt.sent_again():
                 selector.unregister(attempt.socket)
@@ -200,3 +205,6 @@ def _collect(
                 selector.unregister(attempt.socket)
             elif events & selectors.EVENT_WRITE:
                 selector.modify(attempt.socket, selectors.EVENT_READ, attempt)
+        now = time.monotonic()
+        left_s -= min(now - seen_at, _STEP_S)
+        seen_at = now

@@ -103,7 +103,7 @@ class Server(ABC):
         binary: str | Path | None = None,
         directory: str | Path | None = None,
         extra_args: tuple[str, ...] = (),
-        ready_timeout_s: float = 20.0,
+        ready_timeout_s: float = 60.0,
     ) -> None:
         self.address = str(ip_address(address))
         self.netns = netns
@@ -296,7 +296,7 @@ class EtcdServer(Server):
         binary: str | Path | None = None,
         directory: str | Path | None = None,
         extra_args: tuple[str, ...] = (),
-        ready_timeout_s: float = 20.0,
+        ready_timeout_s: float = 60.0,
         fsync: bool = False,
         name: str = "default",
         peers: dict[str, str] | None = None,
@@ -364,7 +364,7 @@ def etcd_cluster(
     directory: Path | None = None,
     fsync: bool = False,
     extra_args: tuple[str, ...] = (),
-    ready_timeout_s: float = 20.0,
+    ready_timeout_s: float = 60.0,
     tls: Path | None = None,
 ) -> list[EtcdServer]:
     """Members of one cluster, all started. The caller closes each; none is left running when one fails to start.
@@ -421,7 +421,7 @@ class NatsServer(Server):
         binary: str | Path | None = None,
         directory: str | Path | None = None,
         extra_args: tuple[str, ...] = (),
-        ready_timeout_s: float = 20.0,
+        ready_timeout_s: float = 60.0,
         config: str = "",
         jetstream: bool = False,
     ) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import pytest
 import pytest_asyncio
 import yaml
 
-from libs.bus.applied import listening
+from libs.bus import BusError
+from libs.bus.applied import WaitProblem, listening
 from libs.bus.config import BusConfig
 from libs.bus.nats import NatsBus
 from libs.resources import codec
@@ -67,7 +68,7 @@ class World:
         self.bus = bus
         self.resources = ResourceClient(store)
 
-    async def apply(self, text: str, *, timeout_s: float = 20.0) -> int:
+    async def apply(self, text: str, *, timeout_s: float = 60.0) -> int:
         """Apply YAML documents one after the other; returns when every node concerned enforces them."""
         revisions: list[int] = []
         timeout_s = patient(timeout_s)
@@ -80,15 +81,25 @@ class World:
             await waiter.until_applied(revisions)
         return revisions[-1]
 
-    async def delete(self, kind: str, name: str, namespace: str = "", *, timeout_s: float = 20.0) -> None:
+    async def delete(self, kind: str, name: str, namespace: str = "", *, timeout_s: float = 60.0) -> None:
         async with listening(self.bus, patient(timeout_s)) as waiter:
             written = await self.resources.delete(kind, name, namespace)
             await waiter.until_applied([written.revision])
 
+    async def known(self, *nodes: str, timeout_s: float = 30.0) -> None:
+        """Until the kernels of these nodes, or of all whose felix runs, hold what etcd has now. CNI ADD waits for its
+        own node alone: others hear of the pod, and of its block, at about the same time. Raises WaitProblem, BusError.
+        """
+        names = nodes or [node.name for node in self.cluster.nodes if node.felix.running]
+        newest = max(kv.mod_revision for kv in (await self.store.list("/calico/", keys_only=True)).kvs)
+        async with listening(self.bus, patient(timeout_s)) as waiter:
+            waiter.progress.concern(names, newest)
+            await waiter.until_reached([])
+
     async def clean(self) -> None:
         """Remove every policy, set and tier that a test left."""
         revisions: list[int] = []
-        async with listening(self.bus, patient(20.0)) as waiter:
+        async with listening(self.bus, patient(60.0)) as waiter:
             for kind in (*POLICY_KINDS, "Tier"):
                 for resource in (await self.resources.list(kind)).items:
                     if kind == "Tier" and resource.metadata.name in BUILT_IN_TIERS:
@@ -119,7 +130,7 @@ class World:
         spaces = {node.name: node.namespace.name for node in self.cluster.nodes}
         spaces |= {pod.name: pod.netns.name for pod in self.cluster.pods()}
         argv = ["ip", "netns", "exec", spaces[where], *command]
-        return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=30).stdout
+        return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60).stdout
 
     async def metric(self, node: str, name: str) -> float:
         """A sample of a node's felix, labels included in the name where it has any."""
@@ -155,8 +166,15 @@ async def open_world(stack: AsyncExitStack, cluster: Cluster) -> World:
     store = await stack.enter_async_context(cluster.store())
     env = {**os.environ, **cluster.outside_env()}
     bus = await stack.enter_async_context(NatsBus(BusConfig.from_env(env), name="test"))
-    await bus.wait_connected(patient(10))
-    return World(cluster, store, bus)
+    await bus.wait_connected(patient(30))
+    world = World(cluster, store, bus)
+
+    async def known() -> None:
+        with suppress(WaitProblem, BusError):  # of a node that was stopped on purpose, the test knows
+            await world.known()
+
+    cluster.on_plugged = known
+    return world
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

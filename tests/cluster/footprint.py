@@ -70,6 +70,6 @@ async def leaves_nothing(world: World, node: Node, before: Footprint, data_dir: 
         return not more
 
     try:
-        await until(same, 5, "")
+        await until(same, 30, "")
     except AssertionError:
         raise AssertionError(f"left behind: {more}") from None

@@ -62,16 +62,18 @@ class Transactions:
 
     async def mark(self) -> int:
         """Write markers until one is listed; returns how many transactions other than markers were listed before."""
-        seen = self._listing.read_text().count(_MARKER)
+        text = self._listing.read_text()
+        seen = text.count(_MARKER)
 
         async def listed() -> bool:  # a marker from before the monitor listened is not
+            nonlocal text
             self._world.run(self._node, "nft", f"add {_MARKER}")
             self._world.run(self._node, "nft", f"delete {_MARKER}")
             text = self._listing.read_text()
             return text.count(_MARKER) >= seen + 2 and text.rstrip().splitlines()[-1].startswith("# new gen")
 
-        await until(listed, 5, "nft monitor lists the marker")
-        text = self._listing.read_text()
+        await until(listed, 30, "nft monitor lists the marker")
+        # As it was then: it may be about to tell of a further marker, whose transaction ends on a line of its own.
         return text.count("# new generation") - text.count(_MARKER)
 
 

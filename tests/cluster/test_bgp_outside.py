@@ -160,7 +160,7 @@ def proxy(world: World, node: str, vip: str, pod: Pod) -> None:
 async def test_pods_are_reached_from_outside(world: World, pods: dict[str, Pod]) -> None:
     """G02, G11: blocks whole, at an eBGP peer that the nodes know by a global BGPPeer."""
     for pod in pods.values():
-        assert (await http_get(world.cluster.fabric, str(pod.address(4)), 8080, "/", timeout_s=5)).status
+        assert (await http_get(world.cluster.fabric, str(pod.address(4)), 8080, "/")).status
     have = await blocks(world)
     for node, cidrs in have.items():
         for cidr in cidrs:
@@ -183,7 +183,7 @@ async def test_local_traffic_policy_follows_the_endpoints_and_packets_arrive(
     for vip in ("192.0.2.9", "198.51.100.9"):
         await route(world, vip, address(world, "node2"))
     proxy(world, "node2", "198.51.100.9", pods["p2"])
-    assert (await http_get(world.cluster.fabric, "198.51.100.9", 80, "/", timeout_s=5)).status
+    assert (await http_get(world.cluster.fabric, "198.51.100.9", 80, "/")).status
     await endpoints(world, "web", pods["p1"], pods["p2"])
     await route(world, "198.51.100.9", address(world, "node1", "node2"))
     await endpoints(world, "web", pods["p1"])

@@ -58,7 +58,7 @@ async def test_m15_our_services_leave_a_real_calicos_data_as_they_are() -> None:
         async def released() -> bool:
             return not [key for key in await contents(world.store) if pod.container_id in key]
 
-        await until(released, 20, "the pod's handle is gone")
+        await until(released, 30, "the pod's handle is gone")
         after = await contents(world.store)
     changed = {key for key, value in before.items() if after.get(key) != value}
     blocks = {key for key in before if "/assignment/" in key and "10.66." not in key}

@@ -50,7 +50,7 @@ class Done:
         return self.out + self.err
 
 
-async def ctl(world: World, *arguments: str, stdin: str = "", timeout_s: float = 40.0) -> Done:
+async def ctl(world: World, *arguments: str, stdin: str = "", timeout_s: float = 80.0) -> Done:
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("ETCD", "NATS", "CALICO"))}
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "services.calicoctl", *arguments,
@@ -180,7 +180,7 @@ async def test_apply_wait_names_the_node_that_does_not_answer(world: World, pods
     felix.signal(signal.SIGSTOP)
     try:
         policy = (DENY_ALL % ("front", "Deny")).replace("role == 'server'", "has(role)")
-        done = await ctl(world, "apply", "--wait", "--timeout", "2s", "-f", "-", stdin=policy)
+        done = await ctl(world, "apply", "--wait", "--timeout", "5s", "-f", "-", stdin=policy)
     finally:
         felix.signal(signal.SIGCONT)
     assert done.status == 1
@@ -252,14 +252,14 @@ async def test_i01_overlapping_pools_are_refused_in_each_family(world: World, po
 
 
 async def test_tap_shows_readable_lines(world: World, pods: Pods) -> None:
-    tapping = asyncio.create_task(ctl(world, "tap", "--count", "3", timeout_s=30))
+    tapping = asyncio.create_task(ctl(world, "tap", "--count", "3", timeout_s=80))
 
     async def enough() -> bool:
         await world.apply(DENY_ALL % ("front", "Deny"))
         await world.apply(DENY_ALL % ("front", "Allow"))
         return tapping.done()
 
-    await until(enough, 25, "tap has seen three messages")
+    await until(enough, 60, "tap has seen three messages")
     done = await tapping
     assert done.status == 0, done
     lines = done.out.splitlines()
@@ -270,14 +270,14 @@ async def test_tap_shows_readable_lines(world: World, pods: Pods) -> None:
 
 
 async def test_tap_of_events_names_the_resource(world: World, pods: Pods) -> None:
-    tapping = asyncio.create_task(ctl(world, "tap", "calico.typha.*.event.>", "--count", "1", timeout_s=30))
+    tapping = asyncio.create_task(ctl(world, "tap", "calico.typha.*.event.>", "--count", "1", timeout_s=80))
 
     async def enough() -> bool:
         await world.apply(NETWORK_SET % ("one", "ns1"))
         await world.delete("NetworkSet", "one", "ns1")
         return tapping.done()
 
-    await until(enough, 25, "tap has seen an event")
+    await until(enough, 60, "tap has seen an event")
     assert "NetworkSet" in (await tapping).out or "networkset" in (await tapping).out
 
 

@@ -79,7 +79,7 @@ class Stormy:
         result = await self.world.store.txn([], [Put(key, value) for key, value in entries])
         return result.revision
 
-    async def reached(self, revision: int, *names: str, timeout_s: float = 20.0) -> None:
+    async def reached(self, revision: int, *names: str, timeout_s: float = 60.0) -> None:
         """Until the nodes have reported that revision; marks are asked for again and again."""
         wanted = list(names or self.proxies)
         deadline, next_mark = time.monotonic() + timeout_s, 0.0
@@ -124,7 +124,7 @@ class Stormy:
         lines += [line for line in told if "monitor-" not in line]
 
     def _marked(self, node: str, log: Path, table: str) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while table not in log.read_text():
             assert time.monotonic() < deadline, f"nft monitor does not tell of {table}"
             self.world.run(node, "nft", f"add table ip {table}; delete table ip {table}")
@@ -247,7 +247,7 @@ async def test_pure_reconnect_writes_nothing(stormy: Stormy) -> None:
                     snapshots[name] = await stormy.world.metric(name, "felix_resyncs_started")
                 return all(snapshots[name] > before[name] for name in before)
 
-            await until(again, 10, "every node took a snapshot")
+            await until(again, 30, "every node took a snapshot")
         await stormy.world.check([(stormy.pods["good"], stormy.pods["web"], 8080, "tcp", ALLOW)])
     assert first == second == []
     with stormy.monitor("node1") as first:
@@ -268,7 +268,7 @@ async def test_new_typha_with_equal_content_writes_nothing(stormy: Stormy) -> No
         async def moved() -> bool:
             return all(reports[-1].epoch not in epochs for reports in stormy.reports.values())
 
-        await until(moved, 15, "both nodes follow a new instance")
+        await until(moved, 30, "both nodes follow a new instance")
     assert first == second == []
     assert {name: stormy.ruleset(name) for name in stormy.proxies} == before
 
@@ -308,7 +308,7 @@ async def test_change_of_policy_and_sets_is_never_half_applied(stormy: Stormy) -
     good, bad = flows(stormy, "good"), flows(stormy, "bad")
     began, turn = time.monotonic(), 0
     with Load(tcp=good, streams=good, denied=bad, tcp_per_s=200, denied_per_s=100) as load:
-        while time.monotonic() - began < 6:
+        while time.monotonic() - began < 6 or turn < 60:
             turn += 1
             revision = await stormy.put(*swapped(stormy, turn))
             await asyncio.sleep(0.03)
@@ -345,7 +345,7 @@ async def test_nodes_move_between_replicas_and_never_backwards(stormy: Stormy) -
             for _ in range(10):
                 turn += 1
                 revision = await stormy.put(*swapped(stormy, turn))
-            await stormy.reached(revision, timeout_s=15)
+            await stormy.reached(revision)
             await stormy.cluster.start_typha(number)
     for node, reports in stormy.reports.items():
         revisions = [report.rev for report in reports]
@@ -380,25 +380,25 @@ async def test_felix_that_stands_still_holds_up_nobody(stormy: Stormy) -> None:
     await stormy.reached(await stormy.put(*opened("Allow")))
     felix = stormy.cluster.node("node2").felix
 
-    async def median(count: int) -> float:
+    async def quickest(count: int) -> float:  # a machine that is busy for a moment does not slow down every one
         took = []
         for turn in range(count):
             started = time.monotonic()
             revision = await stormy.put(*opened("Deny" if turn % 2 else "Allow"))
             await stormy.reached(revision, "node1")
             took.append(time.monotonic() - started)
-        return sorted(took)[count // 2]
+        return min(took)
 
-    before = await median(8)
+    before = await quickest(8)
     await stormy.reached(await stormy.put(*opened("Allow")))
     felix.signal(signal.SIGSTOP)
     try:
-        during = await median(8)
+        during = await quickest(8)
         await stormy.world.check([(stormy.pods["web"], stormy.pods["good"], 8080, "tcp", ALLOW)])  # as it was
         revision = await stormy.put(*opened("Deny"))
     finally:
         felix.signal(signal.SIGCONT)
-    print(f"median {before:.3f} s before, {during:.3f} s during")
+    print(f"at least {before:.3f} s before, {during:.3f} s during")
     assert during < 4 * before
     await stormy.reached(revision)
     await stormy.world.check([(stormy.pods["web"], stormy.pods["good"], 8080, "tcp", DENY)])

@@ -39,7 +39,7 @@ NODES = "/calico/resources/v3/projectcalico.org/nodes/"
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def world() -> AsyncIterator[World]:
     async with AsyncExitStack() as stack:
-        cluster = Cluster.create(nodes=1, tcp_ports=(8080,), env={"FELIX_POLICY_SETUP_TIMEOUT_S": "8"})
+        cluster = Cluster.create(nodes=1, tcp_ports=(8080,), env={"FELIX_POLICY_SETUP_TIMEOUT_S": "20"})
         made = await open_world(stack, cluster)
         await cluster.add_namespace("ns1")
         first = await cluster.add_pod("node1", "first", namespace="ns1", probe=False)
@@ -108,7 +108,7 @@ async def pool(world: World, name: str, cidr: str, **spec: Any) -> AsyncIterator
         return True
 
     try:
-        await until(known, 10, f"pool {name} is known")
+        await until(known, 30, f"pool {name} is known")
         yield
     finally:
         await world.resources.delete("IPPool", name)
@@ -223,8 +223,8 @@ async def test_c10_addresses_past_ipam(world: World) -> None:
     assert (error.code, "feature_control.ip_addrs_no_ipam" in error.text) == (7, True)
     pod = await pod_with(world, annotations=annotations, feature_control={"ip_addrs_no_ipam": True})
     assert [str(one) for one in pod.addresses] == ["10.99.0.7", "fd00:99::7"]
-    world.run("node1", "ping", "-c1", "-W2", "10.99.0.7")
-    world.run("node1", "ping", "-c1", "-W2", "fd00:99::7")
+    world.run("node1", "ping", "-c1", "-W10", "10.99.0.7")
+    world.run("node1", "ping", "-c1", "-W10", "fd00:99::7")
     await world.cluster.cni("CHECK", pod)
 
 
@@ -343,8 +343,8 @@ async def test_i22_host_local_with_the_nodes_pod_cidrs(
         assert one.address(6) in ip_network("fd00:90:1::/64")
         assert await world.cluster.cni("CHECK", one) == {}
     assert pod.address(4) != other.address(4)
-    world.run(pod.name, "ping", "-c1", "-W2", str(other.address(4)))
-    world.run(pod.name, "ping", "-c1", "-W2", str(other.address(6)))
+    world.run(pod.name, "ping", "-c1", "-W10", str(other.address(4)))
+    world.run(pod.name, "ping", "-c1", "-W10", str(other.address(6)))
     assert await world.cluster.cni("ADD", pod) == pod.result
     assert len((await footprint(world, world.cluster.node("node1"), tmp_path)).files) == 4
     await world.cluster.cni("DEL", pod)
@@ -397,7 +397,7 @@ async def test_static_addresses_with_dns(world: World) -> None:
     pod = await pod_with(world, ipam=ipam)
     assert pod.result["ips"] == [{"address": "10.91.0.4/32", "interface": 1}]
     assert pod.result["dns"] == {"nameservers": ["10.91.0.2"]}
-    world.run("node1", "ping", "-c1", "-W2", "10.91.0.4")
+    world.run("node1", "ping", "-c1", "-W10", "10.91.0.4")
 
 
 # --- calico-ipam ---

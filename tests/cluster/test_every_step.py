@@ -105,7 +105,7 @@ async def killed_in_add(lab: Lab, step: str, again: str, signal: int = SIGKILL) 
     pod, lives = lab.new_pod(), lab.lives()
     lab.arm(step, signal=signal)
     await lab.ask("ADD", pod)
-    if reached := await lab.all_reached(step, timeout_s=1):
+    if reached := await lab.all_reached(step, timeout_s=5):
         await lab.ended(lives)
     await go_on(lab, pod, again)
     lab.discard(pod)
@@ -121,7 +121,7 @@ async def killed_in_del(lab: Lab, step: str, again: str) -> bool:
         expected_gone = True
     else:
         expected_gone = False
-    reached = await lab.all_reached(step, timeout_s=1)
+    reached = await lab.all_reached(step, timeout_s=5)
     if expected_gone:
         await lab.ready()
         await lab.assert_gone(pod)
@@ -146,7 +146,7 @@ async def killed_in_undo(lab: Lab, command: str, first: str, step: str, again: s
     assert await lab.ask(command, pod) is not None
     if again != "nothing":  # at once: it meets the second life, or the third
         await lab.ask("ADD" if again == "add" else "DEL", pod)
-    reached = await lab.all_reached(first, step, timeout_s=5)
+    reached = await lab.all_reached(first, step, timeout_s=10)
     await go_on(lab, pod, again)
     lab.discard(pod)
     return reached
@@ -162,7 +162,7 @@ async def hung_up(lab: Lab, step: str, again: str) -> bool:
     output, _ = await asking.communicate(json.dumps(cni_stdin("ADD", pod)).encode())
     if asking.returncode == 0:
         pod.result = json.loads(output)
-    reached = await lab.all_reached(step, timeout_s=1)
+    reached = await lab.all_reached(step, timeout_s=5)
     await go_on(lab, pod, again)
     lab.discard(pod)
     return reached

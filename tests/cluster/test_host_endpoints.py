@@ -98,7 +98,7 @@ class Hosts:
         ]
         assert not wrong, "\n".join(wrong)
 
-    async def eventually(self, wanted: dict[Where, Verdict], timeout_s: float = 15.0) -> None:
+    async def eventually(self, wanted: dict[Where, Verdict], timeout_s: float = 30.0) -> None:
         """For what no revision tells the end of."""
 
         async def holds() -> bool:
@@ -391,7 +391,7 @@ async def reconcile(hosts: Hosts, **config: Any) -> set[str]:
     nodes = [one for one in (await resources.list("Node")).items if isinstance(one, model.Node)]
     stored = [one for one in (await resources.list("HostEndpoint")).items if isinstance(one, model.HostEndpoint)]
     todo = autohep.changes(stored, autohep.desired(nodes, settings).endpoints)
-    async with listening(world.bus, 20.0) as waiter:
+    async with listening(world.bus, 60.0) as waiter:
         revisions = [(await resources.create(one)).revision for one in todo.create]
         revisions += [(await resources.update(one)).revision for one in todo.update]
         revisions += [(await resources.delete("HostEndpoint", name)).revision for name in todo.delete]
@@ -435,7 +435,7 @@ def controllers(hosts: Hosts) -> Iterator[Process]:
     process = Process(
         "kube_controllers", (sys.executable, "-m", "services.kube_controllers"), netns=cluster.fabric,
         log_path=cluster.directory / "kube-controllers.log", env=cluster.env | {
-            "KUBE_CONTROLLERS_LEASE_S": "2", "KUBE_CONTROLLERS_PROMETHEUSMETRICSPORT": "0",
+            "KUBE_CONTROLLERS_LEASE_S": "10", "KUBE_CONTROLLERS_PROMETHEUSMETRICSPORT": "0",
         },
         cwd=PROJECT,
     )  # fmt: skip
@@ -456,11 +456,11 @@ async def switch(hosts: Hosts, auto_create: str, *names: str) -> None:
         found = (await world.resources.list("HostEndpoint")).items
         return {one.metadata.name for one in found} == set(names)
 
-    async with listening(world.bus, 20.0) as waiter:
+    async with listening(world.bus, 60.0) as waiter:
         spec = {"controllers": {"node": {"hostEndpoint": {"autoCreate": auto_create}}}}
         document = API | {"kind": "KubeControllersConfiguration", "metadata": {"name": "default"}, "spec": spec}
         await world.resources.apply(codec.from_json(document))
-        await until(written, 30.0, f"host endpoints {names}")
+        await until(written, 50.0, f"host endpoints {names}")
         await waiter.until_applied([int(one.metadata.resource_version) for one in found])
 
 
@@ -496,7 +496,7 @@ def tos_at_fabric(hosts: Hosts, source: str, family: int) -> int:
     ):
         server.setsockopt(level, option, 1)
         server.bind((str(hosts.address("fabric", family)), 0))
-        server.settimeout(3)
+        server.settimeout(20)
         sender.sendto(b"x", server.getsockname())
         _, ancillary, _, _ = server.recvmsg(64, 64)
     (data,) = [data for of, what, data in ancillary if (of, what) == (level, told)]

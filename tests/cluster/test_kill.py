@@ -116,7 +116,7 @@ async def test_kill_9_under_load_loses_nothing_and_flaps_nothing(world: World, p
         await start(world, part)
         await world.cluster.wait_ready()
         # The system works again: a change arrives everywhere, under the same load.
-        await world.apply(POLICY.replace("front", f"after-{part}").replace("'server'", "'nobody'"), timeout_s=40)
+        await world.apply(POLICY.replace("front", f"after-{part}").replace("'server'", "'nobody'"))
         await another(500)
     result = load.result
     assert result.lost_nothing, result
@@ -138,4 +138,4 @@ async def test_a_pod_comes_and_goes_after_all_that(world: World, pods: dict[str,
     async def gone() -> bool:
         return all(str(late.address(4)) not in text for text in handles(world))
 
-    await until(gone, 10, "the pod's address leaves every set")
+    await until(gone, 30, "the pod's address leaves every set")

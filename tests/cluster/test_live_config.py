@@ -125,7 +125,7 @@ async def test_the_mode_ipvs_of_kube_proxy_comes_and_goes_under_traffic_without_
             seen = {("hook-ipvs-from" in text, "hook input priority 110" in text) for text in found}
             return seen == {(there, there)}
 
-        await until(listed, 10, f"stages behind IPVS: {there}")
+        await until(listed, 30, f"stages behind IPVS: {there}")
 
     warnings: list[str] = []
 
@@ -141,13 +141,13 @@ async def test_the_mode_ipvs_of_kube_proxy_comes_and_goes_under_traffic_without_
         node.namespace.ip(["link add kube-ipvs0 type bridge", "addr add 10.96.0.1/32 dev kube-ipvs0"])
         await stages(True)
         assert await verdicts(host) == [DENY] * 2
-        await until(lambda: is_told(True), 10, "Reject is Drop now")
+        await until(lambda: is_told(True), 30, "Reject is Drop now")
         world.cluster.kill_felix("node1")
         await world.cluster.start_felix("node1")
         await stages(True)
         node.namespace.ip(["link del kube-ipvs0"])
         await stages(False)
-        await until(lambda: is_told(False), 10, "Reject is Reject again")
+        await until(lambda: is_told(False), 30, "Reject is Reject again")
     assert load.result.lost_nothing, load.result
     subscription.unsubscribe()
 
@@ -181,7 +181,7 @@ async def test_n19_packets_to_addresses_of_no_service_are_dropped_or_rejected(wo
             world.run("node1", "ip", *(["-6"] if "db8" in route else []), "route", "del", *route.split(), "dev", "eth0")
 
 
-def answered(connected: socket.socket, timeout_s: float = 0.5) -> bool:
+def answered(connected: socket.socket, timeout_s: float = 20.0) -> bool:
     connected.send(b"ping")
     if not select.select([connected], [], [], timeout_s)[0]:
         return False
@@ -212,9 +212,9 @@ async def test_n22_the_next_pod_with_an_address_does_not_inherit_its_connections
             annotations={"cni.projectcalico.org/ipAddrs": json.dumps(addresses)},
         )  # fmt: skip
         assert [str(world.cluster.flow(pods.near, second, 8080, family=f).address) for f in FAMILIES] == addresses
-        assert [answered(made) for made in sockets] == [False, False]
+        assert [answered(made, 0.5) for made in sockets] == [False, False]
         await world.delete("GlobalNetworkPolicy", "shut")  # the control: it is there and answers
-        assert [answered(made, 3.0) for made in sockets] == [True, True]
+        assert [answered(made) for made in sockets] == [True, True]
     finally:
         for made in sockets:
             made.close()
@@ -240,11 +240,10 @@ async def test_n23_settings_of_interfaces_are_repaired_and_route_sync_can_be_swi
     async def repaired() -> bool:
         return values() == ["1", "1", "1"]
 
-    await until(repaired, 5, "settings are there")
+    await until(repaired, 30, "settings are there")
     await configure(world, routeRefreshInterval="1s")
-    node.namespace.sysctl(dict.fromkeys(paths, 0))
-    assert values() == ["0", "0", "0"]
-    await until(repaired, 10, "settings are put right")
+    node.namespace.sysctl(dict.fromkeys(paths, 0))  # not looked at: felix may look at them at this very moment
+    await until(repaired, 30, "settings are put right")
 
     await configure(world, routeRefreshInterval="1s", routeSyncDisabled=True)
     address = world.cluster.flow(pods.near, pods.server, 8080).address
@@ -260,14 +259,14 @@ async def test_n23_settings_of_interfaces_are_repaired_and_route_sync_can_be_swi
     async def looked() -> bool:
         return await world.metric("node1", "felix_int_dataplane_apply_time_seconds_count") >= passes + 3
 
-    await until(looked, 10, "felix looks at routes and leaves them alone")
+    await until(looked, 30, "felix looks at routes and leaves them alone")
     assert route() == ""
     await configure(world, routeRefreshInterval="1s")
 
     async def back() -> bool:
         return route() == before
 
-    await until(back, 10, "the route is written again")
+    await until(back, 30, "the route is written again")
 
 
 async def test_routes_to_pods_get_another_protocol_and_metric_and_strangers_go_without_loss(
@@ -299,7 +298,7 @@ async def test_routes_to_pods_get_another_protocol_and_metric_and_strangers_go_w
             wanted = [[f"dev {name} proto 90 metric {metric}"] for metric in (300, 600)]
             return [shown(family) for family in FAMILIES] == wanted
 
-        await until(changed, 10, "protocol and metric are others")
+        await until(changed, 30, "protocol and metric are others")
         for family, net in others.items():
             world.run("node1", "ip", f"-{family}", "route", "add", net, "dev", near)
         world.cluster.kill_felix("node1")
@@ -313,7 +312,7 @@ async def test_routes_to_pods_get_another_protocol_and_metric_and_strangers_go_w
         async def back() -> bool:
             return [shown(family) for family in FAMILIES] == [before, before] and not any(strangers())
 
-        await until(back, 10, "all is as it was, and what is not ours is gone")
+        await until(back, 30, "all is as it was, and what is not ours is gone")
     assert load.result.lost_nothing, load.result
 
 
@@ -323,17 +322,17 @@ async def test_n21_the_mtu_file_follows_the_pools_and_pods_get_it(world: World, 
     async def says(value: int) -> bool:
         return file.exists() and file.read_text() == f"{value}\n"
 
-    await until(lambda: says(1500), 5, "the MTU of the host")
+    await until(lambda: says(1500), 30, "the MTU of the host")
     world.run("node1", "ip", "link", "set", "eth0", "mtu", "1480")
     try:
-        await until(lambda: says(1480), 5, "the MTU of the host, changed")
+        await until(lambda: says(1480), 30, "the MTU of the host, changed")
         pod = await world.cluster.add_pod("node1", "small", namespace="ns1")
         try:
             assert " mtu 1480 " in world.run("small", "ip", "link", "show", "eth0")
         finally:
             await world.cluster.remove_pod(pod)
         await configure(world, mtuIfacePattern="^nothing$")
-        await until(lambda: says(1460), 5, "no interface tells")
+        await until(lambda: says(1460), 30, "no interface tells")
     finally:
         world.run("node1", "ip", "link", "set", "eth0", "mtu", "1500")
 
@@ -344,11 +343,11 @@ async def test_an_interface_that_is_excluded_is_no_underlay(world: World, pods: 
     async def says(value: int) -> bool:
         return file.exists() and file.read_text() == f"{value}\n"
 
-    await until(lambda: says(1500), 5, "the MTU of the host")
+    await until(lambda: says(1500), 30, "the MTU of the host")
     await configure(world, interfaceExclude="kube-ipvs0,/^eth[0-9]+$/")
-    await until(lambda: says(1460), 5, "no interface tells")
+    await until(lambda: says(1460), 30, "no interface tells")
     await configure(world, interfaceExclude="kube-ipvs0")
-    await until(lambda: says(1500), 5, "it counts again")
+    await until(lambda: says(1500), 30, "it counts again")
     await world.check([(pods.far, pods.server, 8080, "tcp", ALLOW)])
 
 
@@ -389,14 +388,14 @@ async def test_intervals_of_interfaces_and_sets_count_without_those_of_routes_an
         return world.run("node1", "sysctl", "-n", setting).strip() == "1"
 
     await configure(world, **never, interfaceRefreshInterval="1s")
-    await until(repaired, 10, "settings of interfaces are put right")
+    await until(repaired, 30, "settings of interfaces are put right")
     await configure(world, **never, interfaceRefreshInterval="0s", ipsetsRefreshInterval="1s")
     passes = await world.metric("node1", "felix_int_dataplane_apply_time_seconds_count")
 
     async def looked() -> bool:
         return await world.metric("node1", "felix_int_dataplane_apply_time_seconds_count") >= passes + 3
 
-    await until(looked, 10, "felix looks at the tables")
+    await until(looked, 30, "felix looks at the tables")
 
 
 async def test_what_is_shown_of_felix_itself_and_how_long_it_may_be_silent(world: World, pods: Pods) -> None:
@@ -416,10 +415,10 @@ async def test_what_is_shown_of_felix_itself_and_how_long_it_may_be_silent(world
         healthTimeoutOverrides=[{"name": "Bus", "timeout": "1ms"}],
     )  # fmt: skip
     assert await shown() == (False, True)
-    await until(times_out, 5, "a reporter that reports each second")
+    await until(times_out, 30, "a reporter that reports each second")
     await configure(world, prometheusProcessMetricsEnabled=False)
     assert await shown() == (True, False)
-    await until(well, 5, "it may take its time again")
+    await until(well, 30, "it may take its time again")
 
 
 async def test_unsupported_fields_are_named_once_in_the_log(world: World, pods: Pods) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import selectors
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -179,6 +181,35 @@ async def test_load_counts_losses_exactly_while_a_path_is_cut() -> None:
         assert seen.longest_silence_s > 0.28
         assert seen.tcp_slow + seen.tcp_failed > 0
         assert seen.denied_passed > 0
+
+
+async def test_a_machine_that_stands_still_is_neither_a_policy_nor_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with plugged() as (cluster, _):
+        a, b = await cluster.add_pod("node1", "a"), await cluster.add_pod("node2", "b")
+        questions: list[Question] = [(a, b, 8080, "tcp"), (a, b, 8080, "udp")]
+        await cluster.eventually(questions, Verdict.ALLOW)
+        assert b.probe is not None
+        server = b.probe._child.pid
+        select, pauses = selectors.EpollSelector.select, [1.0]
+
+        def held_up(self: selectors.EpollSelector, timeout: float | None = None) -> object:
+            if pauses and threading.current_thread() is not threading.main_thread():
+                time.sleep(pauses.pop())
+                os.kill(server, signal.SIGCONT)
+            return select(self, timeout)
+
+        monkeypatch.setattr(selectors.EpollSelector, "select", held_up)
+        os.kill(server, signal.SIGSTOP)
+        assert await cluster.reach(questions, timeout_s=0.5) == [Verdict.ALLOW] * 2
+        assert not pauses
+        flows = [cluster.flow(a, b, 8080, protocol) for protocol in ("tcp", "udp")]
+        with Load(tcp=flows[:1], udp=flows[1:], streams=flows[:1]) as load:
+            await asyncio.sleep(0.2)
+            os.kill(server, signal.SIGSTOP)
+            await asyncio.sleep(1.5)
+            os.kill(server, signal.SIGCONT)
+        assert load.result.longest_silence_s > 1, load.result
+        assert load.result.lost_nothing, load.result
 
 
 async def test_etcd_and_nats_answer_from_outside_and_come_back_after_a_kill() -> None:

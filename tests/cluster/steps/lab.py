@@ -92,7 +92,7 @@ class Lab:
         async def more() -> bool:
             return self.lives() > lives
 
-        await until(more, 25, "felix ends")
+        await until(more, 60, "felix ends")
 
     # --- the pod ---
 
@@ -122,7 +122,7 @@ class Lab:
             pod.result = answer
         return None
 
-    async def insist(self, command: str, pod: Pod, timeout_s: float = 30.0) -> None:
+    async def insist(self, command: str, pod: Pod, timeout_s: float = 60.0) -> None:
         """As a runtime does: again while it is told to try again."""
 
         async def done() -> bool:
@@ -152,16 +152,18 @@ class Lab:
         async def empty() -> bool:
             return not journal(self.node)
 
-        await until(empty, 20, f"the journal of {self.node.name} is empty")
+        await until(empty, 60, f"the journal of {self.node.name} is empty")
 
     async def traces(self, *pods: Pod) -> list[str]:
         return await traces(self.world, self.node, *pods)
 
     async def assert_gone(self, *pods: Pod) -> None:
         """At once or, for what follows the datastore (nftables, status files), soon."""
-        with contextlib.suppress(AssertionError):
-            await until(lambda: self.is_gone(*pods), 15, "gone")
-        assert await self.traces(*pods) == self.untouched
+        try:
+            await until(lambda: self.is_gone(*pods), 60, "gone")
+        except AssertionError:
+            assert await self.traces(*pods) == self.untouched  # tells what is left
+            raise
 
     async def is_gone(self, *pods: Pod) -> bool:
         return await self.traces(*pods) == self.untouched
@@ -170,11 +172,15 @@ class Lab:
         """Has the pod an endpoint? Then `assert_there` tells whether everything else is."""
         return bool((await self.world.store.list(f"{WEPS}ns1/{self.node.name}-")).kvs)
 
+    async def is_told(self) -> bool:
+        return any(line.startswith("status ") for line in await self.traces())
+
     async def assert_there(self, pod: Pod, *others: Pod) -> None:
         """Everything of `pod` and nothing of the others; CHECK agrees; packets pass as policy says, and no others."""
         blocks = await IpamClient(self.world.store).ips_by_handle(f"{NETWORK}.{pod.container_id}")
         held = sorted(str(one.address) for one in blocks)
         if not pod.result:  # the answer got lost; ADD gives it again and changes nothing
+            await until(self.is_told, 60, f"the status of {pod.name}")  # it follows the last step
             before = await self.traces(pod)
             await self.insist("ADD", pod)
             assert await self.traces(pod) == before
@@ -196,10 +202,10 @@ class Lab:
         await self.insist("CHECK", pod)
         probe = Probe(pod.name, pod.netns, (OPEN, CLOSED), ())
         try:
-            flows = [
-                self.world.cluster.flow(self.client, pod, port, family=f) for port in (OPEN, CLOSED) for f in (4, 6)
-            ]
-            assert await asyncio.to_thread(check, flows, timeout_s=0.25) == [ALLOW, ALLOW, DENY, DENY]
+            await self.world.known(self.client.node)  # the way to a block that is new
+            for port, timeout_s, verdict in ((OPEN, 5.0, ALLOW), (CLOSED, 0.25, DENY)):
+                flows = [self.world.cluster.flow(self.client, pod, port, family=family) for family in (4, 6)]
+                assert await asyncio.to_thread(check, flows, timeout_s=timeout_s) == [verdict] * 2, port
         finally:
             probe.stop()
 
