@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
@@ -45,18 +46,30 @@ class ServerError(Exception):
 
 def free_port(address: str = "127.0.0.1") -> int:
     """A port nobody listens on, below the ephemeral range so that no outgoing connection takes it between kill and
-    restart.
+    restart. Each worker of a test run has ports of its own, and gives none twice that may not be bound yet.
     """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     for _ in range(200):
-        port = random.randint(10_000, 32_000)
+        port = _own_ports().popleft()
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             try:
                 probe.bind((address, port))
             except OSError:
                 continue
+            finally:
+                _own_ports().append(port)
             return port
     raise ServerError(f"no free port on {address}")
+
+
+@functools.cache
+def _own_ports() -> deque[int]:
+    """In an order of chance that no seed of a property test repeats."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")  # "gw3"; nothing outside such a run
+    first = 10_000 + (int(worker.removeprefix("gw")) % 7 if worker else 7) * 2_750
+    ports = list(range(first, first + 2_750))
+    random.SystemRandom().shuffle(ports)
+    return deque(ports)
 
 
 def listening_sockets(pid: int) -> dict[int, set[int]]:

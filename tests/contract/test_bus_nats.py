@@ -53,7 +53,7 @@ async def test_deaf_connection_is_replaced() -> None:
 
             client._ps.parse = explode
             bus.publish("t", b"lost")
-            await eventually(lambda: events == ["down", "up"], deadline_s=5)
+            await eventually(lambda: events == ["down", "up"])
             assert client.is_closed or client is not bus._client
             bus.publish("t", b"heard")
             await eventually(lambda: got == [b"heard"])
@@ -95,7 +95,7 @@ async def test_reconnect_hook_means_that_nothing_published_from_now_on_is_missed
                 got.clear()
                 assert reader._client is not None
                 reader._client._transport._io_writer.transport.abort()
-                await eventually(lambda: len(got) == 100, deadline_s=5)
+                await eventually(lambda: len(got) == 100)
 
 
 async def test_busy_reader_is_not_taken_for_a_deaf_one() -> None:
@@ -140,7 +140,7 @@ async def test_stopped_server_is_noticed_and_left() -> None:
             now = bus._client.connected_url
             assert now is not None
             assert now.port == spare.port
-        await eventually(lambda: asyncio.all_tasks() == before, deadline_s=3)
+        await eventually(lambda: asyncio.all_tasks() == before)
         used.resume()
 
 
@@ -151,7 +151,7 @@ async def test_connection_that_passes_nothing_on_is_noticed() -> None:
             bus = await connect(config_for(f"nats://127.0.0.1:{relay.port}"), name="silent", timeout_s=10)
             await stack.enter_async_context(bus)
             relay.stall()
-            await eventually(lambda: not bus.connected, deadline_s=5)
+            await eventually(lambda: not bus.connected)
             with pytest.raises(BusUnavailable):
                 await bus.request("t", b"", 10.0)
             relay.unstall()
@@ -239,7 +239,7 @@ async def test_nothing_is_left_running_after_close() -> None:
             await eventually(lambda: not bus.connected)
             await server.start_async()
             await bus.wait_connected(10)
-        await eventually(lambda: asyncio.all_tasks() == before, deadline_s=3)
+        await eventually(lambda: asyncio.all_tasks() == before)
 
 
 async def test_what_waited_and_the_next_server_does_not_take_is_dropped_and_the_rest_sent() -> None:

@@ -157,7 +157,7 @@ async def test_missing_nodes_are_asked_to_report_again_also_after_a_reconnect() 
     nodes.subscribe(subjects.TYPHA_MARK, mark)
     async with listening(broker.connect("ctl"), 5.0) as waiter:
         task = asyncio.create_task(waiter.until_applied([7]), name="wait")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await asked.wait()
         broker.disconnect("ctl")
         broker.reconnect("ctl")

@@ -137,9 +137,9 @@ async def test_limits_come_after_policy_and_before_routes_and_not_before_the_sna
         assert kernel.limited == {KEY: LIMITED}
         assert reports[-1].failures == {"bandwidth cali1": "no"}
         assert reports[-1].unlimited == {"bandwidth cali1"}
-        assert await plane.until(lambda: KEY in plane.workloads, 1)
+        assert await plane.until(lambda: KEY in plane.workloads, 30)
         kernel.refuse = {}
-        assert await plane.until(lambda: not plane.progress.failures, 5), "it is tried again unasked"
+        assert await plane.until(lambda: not plane.progress.failures, 30), "it is tried again unasked"
         assert reports[-1].unlimited == frozenset()
     finally:
         task.cancel()
@@ -160,10 +160,10 @@ async def test_interfaces_are_compared_without_routes_and_tunnels() -> None:
     task = asyncio.create_task(plane.run())
     try:
         plane.push(Apply(epoch=None, rev=7, seq=1, delta=Delta()))  # type: ignore[arg-type]
-        assert await plane.until(lambda: plane.passes == 1, 5)
+        assert await plane.until(lambda: plane.passes == 1, 30)
         kernel.did.clear()
         plane.resync_interfaces()
-        assert await plane.until(lambda: plane.passes == 2, 5), "it wakes the dataplane"
+        assert await plane.until(lambda: plane.passes == 2, 30), "it wakes the dataplane"
         assert kernel.did[:2] == ["resync interfaces", "interfaces changed"]
         assert "routes" in kernel.did
     finally:

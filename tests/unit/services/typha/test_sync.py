@@ -55,7 +55,7 @@ class Synced:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not condition():  # noqa: ASYNC110 - what is waited for has no event
             await asyncio.sleep(0)
 
@@ -146,9 +146,9 @@ async def test_etcd_restored_to_an_older_state_ends_the_sync(synced: Synced) -> 
     synced.writer.server.restore(image)
     assert synced.task is not None
     with pytest.raises((WentBack, StoreError)):
-        await asyncio.wait_for(synced.task, 5)
+        await asyncio.wait_for(synced.task, 30)
     with pytest.raises(WentBack):
-        await asyncio.wait_for(synced.sync.run(), 5)
+        await asyncio.wait_for(synced.sync.run(), 30)
     synced.task = None
     assert synced.policies() == {"web", "web2", "web8"}  # nothing of the older state was taken for news
 
