@@ -125,7 +125,7 @@ class Grid:
         wanted = [Verdict.DENY if question in picture.denied else Verdict.ALLOW for question in questions]
         return {q for q, seen, want in zip(questions, verdicts, wanted, strict=True) if seen != want}
 
-    async def becomes(self, picture: Picture, what: str, *, timeout_s: float = 30.0) -> None:
+    async def becomes(self, picture: Picture, what: str, *, timeout_s: float = 90.0) -> None:
         """Until both families look so. Raises AssertionError with what differs."""
         deadline = asyncio.get_running_loop().time() + timeout_s
         for family in (4, 6):

@@ -56,7 +56,7 @@ async def grid(kube: KubeCluster) -> AsyncIterator[Grid]:
     kube.kubectl.apply(yaml.safe_load(CRD.read_text()))
     made = Grid(kube, "np")
     await made.make()
-    await made.becomes(Picture(), "without policies", timeout_s=60)
+    await made.becomes(Picture(), "without policies")
     yield made
     await made.remove()
 
