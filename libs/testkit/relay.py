@@ -7,6 +7,8 @@ import contextlib
 from types import TracebackType
 from typing import Self
 
+from libs.testkit.servers import free_port
+
 
 class Relay:
     """Listens on 127.0.0.1:`port` and forwards to `target_port` there. `async with Relay(server.port) as relay: ...`"""
@@ -34,8 +36,8 @@ class Relay:
 
     async def mend(self) -> None:
         if self._server is None:
+            self.port = self.port or free_port()  # not an ephemeral one, which others would get while it is cut
             self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
-            self.port = self._server.sockets[0].getsockname()[1]
 
     def stall(self) -> None:
         """Keep connections open and pass nothing on, as a firewall that forgot them does."""

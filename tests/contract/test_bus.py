@@ -34,7 +34,7 @@ def nats_server() -> Iterator[NatsServer]:
 
 
 def config_for(server: NatsServer) -> BusConfig:
-    return BusConfig((server.url,), reconnect_min_s=0.01, reconnect_max_s=0.1, watchdog_s=0.3)
+    return BusConfig((server.url,), reconnect_min_s=0.01, reconnect_max_s=0.1, watchdog_s=1.0)
 
 
 @pytest.fixture(params=["memory", pytest.param("nats", marks=pytest.mark.servers)])

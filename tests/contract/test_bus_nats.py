@@ -33,7 +33,7 @@ authorization {
 
 
 def config_for(*urls: str) -> BusConfig:
-    return BusConfig(urls, reconnect_min_s=0.01, reconnect_max_s=0.1, watchdog_s=0.2)
+    return BusConfig(urls, reconnect_min_s=0.01, reconnect_max_s=0.1, watchdog_s=1.0)
 
 
 async def test_deaf_connection_is_replaced() -> None:
