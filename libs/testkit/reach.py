@@ -13,7 +13,6 @@ import os
 import selectors
 import socket
 import struct
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
@@ -21,13 +20,12 @@ from pathlib import Path
 from typing import Literal
 
 from libs.netlink.netns import in_netns
-from libs.testkit.patience import patient
+from libs.testkit.patience import Allowance, patient
 
 LATE_S = 5.0
-_TCP_INFO_RETRANSMITTED = slice(100, 104)  # tcpi_total_retrans of struct tcp_info, linux/tcp.h
+_RTT_AND_RETRANS = struct.Struct("=68xI28xI")  # tcpi_rtt, tcpi_total_retrans of struct tcp_info, linux/tcp.h
 
 Protocol = Literal["tcp", "udp", "icmp"]
-_STEP_S = 0.02
 
 
 class Verdict(enum.StrEnum):
@@ -75,6 +73,13 @@ def open_flow(flow: Flow) -> socket.socket:
             made = socket.socket(flow.family, socket.SOCK_RAW | socket.SOCK_CLOEXEC, proto)
     made.setblocking(False)
     return made
+
+
+def rtt_and_repeated(connection: socket.socket) -> tuple[int, int]:
+    """Of a TCP connection: the round trip in us, and how many packets the kernel has sent again."""
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RTT_AND_RETRANS.size)
+    rtt_us, repeated = _RTT_AND_RETRANS.unpack(info)
+    return rtt_us, repeated
 
 
 class _Try:
@@ -127,10 +132,7 @@ class _Try:
 
     def sent_again(self) -> bool:
         """Whether the kernel repeated the SYN."""
-        if self.flow.protocol != "tcp":
-            return False
-        told = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_RETRANSMITTED.stop)
-        return any(told[_TCP_INFO_RETRANSMITTED])
+        return self.flow.protocol == "tcp" and rtt_and_repeated(self.socket)[1] > 0
 
     def _datagram(self) -> bytes:
         if self.flow.protocol == "udp":
@@ -152,7 +154,7 @@ def check(
     tries: how often a silent flow is asked in that time, so that one lost packet does not look like a policy. Time in
     which this thread was held up does not count, as a machine that stands still looks like a policy too.
     wanted: what the caller expects. For an answer that has one and has not come, LATE_S more are waited, since a busy
-    server is no policy; only answers to packets of the first timeout_s count.
+    server is no policy; only answers to packets of the first timeout_s count, and to no SYN that the kernel repeated.
     Raises OSError for anything that is not a verdict (a namespace that is gone, no more files).
     """
     verdicts: dict[int, Verdict] = {}
@@ -168,12 +170,12 @@ def check(
                     continue
                 events = selectors.EVENT_WRITE if flow.protocol == "tcp" else selectors.EVENT_READ
                 selector.register(attempt.socket, events, attempt)
-            _collect(selector, verdicts, range(len(flows)), timeout_s / tries)
+            _collect(selector, verdicts, range(len(flows)), timeout_s / tries, repeated=wanted is None)
             if len(verdicts) == len(flows):
                 break
         if wanted is not None:
             answered = [index for index, verdict in enumerate(wanted) if verdict is not Verdict.DENY]
-            _collect(selector, verdicts, answered, patient(LATE_S), late=True)
+            _collect(selector, verdicts, answered, patient(LATE_S), repeated=False)
     return [verdicts.get(index, Verdict.DENY) for index in range(len(flows))]
 
 
@@ -181,19 +183,19 @@ def _collect(
     selector: selectors.BaseSelector,
     verdicts: dict[int, Verdict],
     wanted: Sequence[int],
-    left_s: float,
+    timeout_s: float,
     *,
-    late: bool = False,
+    repeated: bool,
 ) -> None:
     """Until each of the wanted flows has a verdict or the time is up. What had arrived by then counts.
 
-    late: the answer to a repeated SYN is none.
+    repeated: whether the answer to a SYN that the kernel repeated is one.
     """
-    seen_at = time.monotonic()
-    while left_s > 0 and any(index not in verdicts for index in wanted):
-        for key, events in selector.select(min(left_s, _STEP_S)):
+    allowance = Allowance(timeout_s)
+    while (step_s := allowance.step()) > 0 and any(index not in verdicts for index in wanted):
+        for key, events in selector.select(step_s):
             attempt: _Try = key.data
-            if late and attempt.sent_again():
+            if not repeated and attempt.sent_again():
                 selector.unregister(attempt.socket)
                 continue
             verdict = verdicts.get(attempt.index)
@@ -205,6 +207,3 @@ def _collect(
                 selector.unregister(attempt.socket)
             elif events & selectors.EVENT_WRITE:
                 selector.modify(attempt.socket, selectors.EVENT_READ, attempt)
-        now = time.monotonic()
-        left_s -= min(now - seen_at, _STEP_S)
-        seen_at = now

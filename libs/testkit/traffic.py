@@ -26,15 +26,14 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
 
-from libs.testkit.reach import Flow, open_flow
+from libs.testkit.patience import Allowance
+from libs.testkit.reach import Flow, open_flow, rtt_and_repeated
 
 _NUMBER = struct.Struct("!Q")
 _SLOW_S = 0.9  # the kernel repeats a lost SYN after 1 s: such a connection was made, but a packet was lost
 _GIVE_UP_S = 15.0
 _DRAIN_S = 3.0
-_STEP_S = 0.05
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h: beyond what net.core.rmem_max allows
-_RTT_AND_RETRANS = struct.Struct("=68xI28xI")  # us, and packets, of struct tcp_info (linux/tcp.h)
 _LONG_RTT_US = 300_000  # the kernels answer each other in microseconds, whatever their processes do
 
 
@@ -168,12 +167,9 @@ class Load:
             self._poll(max(0.0, min(due.values(), default=now + 0.1) - time.monotonic()))
         ended = time.monotonic()
         self.result.duration_s = ended - self._started
-        left_s, seen_at = _DRAIN_S, ended
-        while left_s > 0 and self._outstanding():
-            self._poll(min(left_s, _STEP_S))
-            now = time.monotonic()
-            left_s -= min(now - seen_at, _STEP_S)  # a machine that stood still meanwhile lost nothing
-            seen_at = now
+        allowance = Allowance(_DRAIN_S)
+        while (step_s := allowance.step()) > 0 and self._outstanding():
+            self._poll(step_s)
         self._account(ended)
 
     def _close_all(self) -> None:
@@ -342,6 +338,5 @@ class Load:
 
 def _held_up(connection: socket.socket) -> bool:
     """Did the network do it? A process that had no processor for a second makes a slow connection as well."""
-    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RTT_AND_RETRANS.size)
-    rtt_us, repeated = _RTT_AND_RETRANS.unpack(info)
-    return bool(repeated) or rtt_us > _LONG_RTT_US
+    rtt_us, repeated = rtt_and_repeated(connection)
+    return repeated > 0 or rtt_us > _LONG_RTT_US

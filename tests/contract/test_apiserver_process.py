@@ -101,9 +101,10 @@ async def told_of(bus: NatsBus, status: str) -> system.Row:
         while True:
             seen = system.Seen()
             await system.of_bus(bus, [], seen, timeout_s=1)
-            for row in system.rows(seen, []):
-                if row.component == "apiserver" and row.status.startswith(status):
-                    return row
+            rows = [row for row in system.rows(seen, []) if row.component == "apiserver"]
+            if rows and rows[0].status.startswith(status):
+                (row,) = rows
+                return row
 
 
 async def test_life_with_etcd_and_nats(process: Process, servers: tuple[EtcdServer, NatsServer]) -> None:
@@ -122,7 +123,7 @@ async def test_life_with_etcd_and_nats(process: Process, servers: tuple[EtcdServ
     child = process.start()
     await process.answers()
     row = await told_of(bus, "serves")
-    assert (row.where, row.version, row.good) == ("one", release.version(), True)
+    assert (row.where, row.status, row.version, row.good) == ("one", "serves", release.version(), True)
     status, text = await process.probe("/readiness")
     assert status == 200
     assert "Datastore" in text, "V03: the body lists reporters"
