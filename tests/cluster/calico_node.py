@@ -1,5 +1,5 @@
-"""A node of a real Calico cluster without its programs: what calico-node, calico-cni and calico-ipam write into etcd
-and make in the kernel, and BIRD configured as confd does. What its Felix would filter is not there.
+"""A node of a real Calico cluster: what calico-node, calico-cni and calico-ipam write into etcd and make in the kernel,
+and BIRD configured as confd does. `real_felix` adds the Felix that filters.
 """
 
 from __future__ import annotations
@@ -25,6 +25,13 @@ POOLS = {4: bootstrap.POOL_V4, 6: bootstrap.POOL_V6}
 VERSION = "v3.33.0"
 GATEWAY = "169.254.1.1"
 HOST_MAC, HOST_LINK_LOCAL = "ee:ee:ee:ee:ee:ee", "fe80::ecee:eeff:feee:eeee"
+TUNNELS = {
+    "vxlan": (4, "vxlanTunnelAddress", "ipv4VXLANTunnelAddr"),
+    "vxlan-v6": (6, "vxlanV6TunnelAddress", "ipv6VXLANTunnelAddr"),
+    "ipip": (4, "ipipTunnelAddress", "ipv4IPIPTunnelAddr"),
+}
+"""Family, type in IPAM's attributes, field of the Node, by the name in handles."""
+_SIZE = 64  # of a block
 
 
 class CalicoNode:
@@ -41,41 +48,54 @@ class CalicoNode:
         )  # fmt: skip
         self.bird = CalicoBird(node.name, node.namespace, router, node.directory / "bird")
         self.bird.pools = {"ipv4": POOLS[4], "ipv6": POOLS[6]}
+        self._tunnels: tuple[str, ...] = ()
 
     async def write(self, store: Store) -> None:
-        """Its Node, and its blocks without addresses."""
+        """Its Node, and its blocks without addresses of pods."""
         spec = bootstrap.node_spec(self.node) | {"orchRefs": [{"nodeName": self.node.name, "orchestrator": "k8s"}]}
+        for kind in self._tunnels:
+            version, _, field = TUNNELS[kind]
+            (spec["bgp"] if kind == "ipip" else spec)[field] = str(ip_network(BLOCKS[version])[_SIZE - 1])
         node = bootstrap.resource("Node", self.node.name, spec, labels={"kubernetes.io/hostname": self.node.name})
         await store.put(bootstrap.key("nodes", self.node.name), node)
         await self._write_blocks(store)
 
+    async def tunnels(self, store: Store, *kinds: str) -> None:
+        """Gives it tunnel addresses of these kinds (`TUNNELS`), as `allocate-tunnel-addrs` does: the last addresses of
+        its blocks. Those of other kinds go.
+        """
+        for kind in set(self._tunnels) - set(kinds):
+            await store.delete(f"/calico/ipam/v2/handle/{kind}-tunnel-addr-{self.node.name}")
+        self._tunnels = kinds
+        await self.write(store)
+
     async def _write_blocks(self, store: Store) -> None:
         """As calico-ipam leaves them after so many ADDs: order of fields, nulls and sequence numbers of its dump."""
         for version, cidr in BLOCKS.items():
-            size, count, first = 64, len(self.pods), 1795438075886646678
-            attributes = [
-                {
-                    "handle_id": f"k8s-pod-network.{pod.container_id}",
-                    "secondary": {
-                        "namespace": pod.namespace, "node": self.node.name, "pod": pod.name,
-                        "timestamp": "2026-11-23 12:47:55.77212135 +0000 UTC",
-                    },
-                }
-                for pod in self.pods.values()
+            first = 1795438075886646678
+            given = [(ordinal, *_of_pod(pod, self.node.name)) for ordinal, pod in enumerate(self.pods.values())]
+            given += [
+                (_SIZE - 1, f"{kind}-tunnel-addr-{self.node.name}", {"node": self.node.name, "type": TUNNELS[kind][1]})
+                for kind in self._tunnels if TUNNELS[kind][0] == version
             ]  # fmt: skip
+            index = {ordinal: number for number, (ordinal, *_) in enumerate(given)}
             block = {
                 "cidr": cidr, "affinity": f"host:{self.node.name}", "affinity_claim_time": "2026-11-23T12:47:55Z",
-                "allocations": [*range(count), *[None] * (size - count)], "unallocated": [*range(count, size)],
-                "attributes": attributes, "sequenceNumber": first + count,
-                "sequenceNumberForAllocation": {str(n): first + n for n in range(count)}, "deleted": False,
+                "allocations": [index.get(n) for n in range(_SIZE)],
+                "unallocated": [n for n in range(_SIZE) if n not in index],
+                "attributes": [{"handle_id": handle, "secondary": secondary} for _, handle, secondary in given],
+                "sequenceNumber": first + len(given),
+                "sequenceNumberForAllocation": {str(n): first + number for n, number in index.items()},
+                "deleted": False,
             }  # fmt: skip
             place = f"ipv{version}/block/{cidr.replace('/', '-')}"
             await store.put(f"/calico/ipam/v2/assignment/{place}", _json(block))
             affinity = {"state": "confirmed", "deleted": False}
             await store.put(f"/calico/ipam/v2/host/{self.node.name}/{place}", _json(affinity))
-        for pod in self.pods.values():
-            handle = {"block": dict.fromkeys(BLOCKS.values(), 1), "deleted": False}
-            await store.put(f"/calico/ipam/v2/handle/k8s-pod-network.{pod.container_id}", _json(handle))
+            for _, name, _ in given:
+                blocks = [cidr] if name.endswith(self.node.name) else BLOCKS.values()
+                handle = {"block": dict.fromkeys(blocks, 1), "deleted": False}
+                await store.put(f"/calico/ipam/v2/handle/{name}", _json(handle))
 
     async def plug(self, store: Store, name: str, labels: dict[str, str]) -> Pod:
         """What calico-cni does in Kubernetes."""
@@ -105,6 +125,14 @@ class CalicoNode:
         )  # fmt: skip
         await store.put(f"{bootstrap.key('workloadendpoints', 'default')}/{endpoint}", value)
         return pod
+
+
+def _of_pod(pod: Pod, node: str) -> tuple[str, dict[str, str]]:
+    """Handle and attributes of its addresses."""
+    return f"k8s-pod-network.{pod.container_id}", {
+        "namespace": pod.namespace, "node": node, "pod": pod.name,
+        "timestamp": "2026-11-23 12:47:55.77212135 +0000 UTC",
+    }  # fmt: skip
 
 
 def _wire(host: Namespace, pod: Namespace, device: str, v4: Any, v6: Any) -> None:

@@ -98,16 +98,20 @@ class World:
 
     async def clean(self) -> None:
         """Remove every policy, set and tier that a test left."""
-        revisions: list[int] = []
         async with listening(self.bus, patient(60.0)) as waiter:
-            for kind in (*POLICY_KINDS, "Tier"):
-                for resource in (await self.resources.list(kind)).items:
-                    if kind == "Tier" and resource.metadata.name in BUILT_IN_TIERS:
-                        continue
-                    meta = resource.metadata
-                    revisions.append((await self.resources.delete(kind, meta.name, meta.namespace or "")).revision)
-            if revisions:
+            if revisions := await self.removed():
                 await waiter.until_applied(revisions)
+
+    async def removed(self) -> list[int]:
+        """Removes the same, and waits for nobody; the revisions."""
+        revisions: list[int] = []
+        for kind in (*POLICY_KINDS, "Tier"):
+            for resource in (await self.resources.list(kind)).items:
+                if kind == "Tier" and resource.metadata.name in BUILT_IN_TIERS:
+                    continue
+                meta = resource.metadata
+                revisions.append((await self.resources.delete(kind, meta.name, meta.namespace or "")).revision)
+        return revisions
 
     async def check(
         self, wanted: Sequence[tuple[Pod, Pod, int, str, Verdict]], *, families: Sequence[int] = (4, 6)

@@ -70,19 +70,26 @@ def _has_tunnel(node: Node, overlay: Overlay) -> bool:
 
 
 async def set_mode(world: World, mode: str = "Never", overlay: Overlay = VXLAN, *, nat: bool = True) -> None:
+    await world.apply(pools(mode, overlay, nat=nat))
+    await tunnel_addresses(world, overlay, there=mode != "Never")
+
+
+def pools(mode: str, overlay: Overlay, *, nat: bool = True) -> str:
     """nat: natOutgoing; what pods send to pods must keep its source all the same. Pools of a family that the overlay
     does not carry are not encapsulated.
     """
+    documents = []
     for family, (name, cidr, size) in POOLS.items():
         modes = {one.kind: mode if one is overlay and family in one.families else "Never" for one in (VXLAN, IPIP)}
-        await world.apply(f"""
+        documents.append(f"""
+apiVersion: projectcalico.org/v3
 kind: IPPool
 metadata: {{name: {name}}}
 spec:
   {{cidr: "{cidr}", blockSize: {size}, vxlanMode: {modes["vxlan"]}, ipipMode: {modes["ipip"]},
     natOutgoing: {str(nat).lower()}}}
 """)
-    await tunnel_addresses(world, overlay, there=mode != "Never")
+    return "---".join(documents)
 
 
 async def reachable(
