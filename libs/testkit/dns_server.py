@@ -48,18 +48,12 @@ class DnsServer:
     def resolver(self) -> dns.asyncresolver.Resolver:
         """Asks this server alone."""
         found = dns.asyncresolver.Resolver(configure=False)
-        found.nameservers, found.port, found.timeout = [self.address], self.port, 0.5
+        found.nameservers, found.port, found.timeout = [self.address], self.port, 5.0
         return found
 
     async def __aenter__(self) -> Self:
-        family = socket.AF_INET6 if ":" in self.address else socket.AF_INET
-        with in_netns(self._netns):
-            stream, datagram = socket.socket(family, socket.SOCK_STREAM), socket.socket(family, socket.SOCK_DGRAM)
+        stream, datagram = self._sockets()
         try:
-            stream.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            stream.bind((self.address, self.port))
-            self.port = stream.getsockname()[1]
-            datagram.bind((self.address, self.port))
             loop = asyncio.get_running_loop()
             self._server = await asyncio.start_server(self._serve, sock=stream)
             self._transport, _ = await loop.create_datagram_endpoint(lambda: _Datagrams(self), sock=datagram)
@@ -68,6 +62,26 @@ class DnsServer:
             datagram.close()
             raise
         return self
+
+    def _sockets(self) -> tuple[socket.socket, socket.socket]:
+        """Of TCP and UDP, bound to one port: where any will do, to one that both have free."""
+        family = socket.AF_INET6 if ":" in self.address else socket.AF_INET
+        for attempt in range(20):
+            with in_netns(self._netns):
+                stream, datagram = socket.socket(family, socket.SOCK_STREAM), socket.socket(family, socket.SOCK_DGRAM)
+            try:
+                stream.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                stream.bind((self.address, self.port))
+                datagram.bind((self.address, stream.getsockname()[1]))
+            except OSError:
+                stream.close()
+                datagram.close()
+                if self.port or attempt == 19:
+                    raise
+                continue
+            self.port = stream.getsockname()[1]
+            return stream, datagram
+        raise AssertionError("the loop above returns or raises")
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None

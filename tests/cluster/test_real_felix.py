@@ -18,6 +18,7 @@ import yaml
 from libs.resources import codec
 from libs.store.api import Store
 from libs.testkit import bootstrap
+from libs.testkit.calico.felix import TOOLS, FelixMissing, RealFelix, program
 from libs.testkit.cluster import Cluster, Pod, Question
 from libs.testkit.netns import kernel_makes
 from libs.testkit.patience import patient
@@ -37,7 +38,6 @@ from tests.cluster.overlays.lab import (
     tunnel_addresses,
     ways,
 )
-from tests.cluster.real_felix import TOOLS, RealFelix, require
 from tests.cluster.test_node_supervised import Stage
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -188,12 +188,19 @@ async def fill(store: Store, cluster: Cluster) -> None:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def mixed() -> AsyncIterator[Mixed]:
-    require()
+    try:
+        program()
+    except FelixMissing as error:
+        pytest.skip(str(error))
     async with AsyncExitStack() as stack:
         cluster = Cluster.create(nodes=2, services=False, fill=fill)
         world = await open_world(stack, cluster)
         stage = Stage(world, CALICO_NETWORKING_BACKEND="vxlan", **TOOLS)
-        felix = RealFelix(cluster.node("node2"))
+        node2 = cluster.node("node2")
+        felix = RealFelix(
+            "node2", node2.namespace, etcd=node2.env["ETCD_ENDPOINTS"], directory=node2.directory,
+            address=str(node2.ipv4.ip),
+        )  # fmt: skip
         made = Mixed(stage, CalicoNode(cluster, cluster.node("node2")), felix)
         for process in stage.nodes.values():
             stack.callback(process.kill)

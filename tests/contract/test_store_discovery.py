@@ -156,7 +156,7 @@ async def test_closing_ends_a_lookup_under_way(dns_server: DnsServer) -> None:
     dns_server.silent |= {SECURE, PLAIN}
     store = found_by(dns_server)
     asking = asyncio.create_task(store.get("/closed"))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await eventually(lambda: dns_server.asked)
         await store.close()
         with pytest.raises(StoreUnavailable, match="closed"):

@@ -189,9 +189,13 @@ def test_watches_are_narrowed_to_the_tiers_that_one_may_read(stage: Stage) -> No
 def test_watches_end_when_a_tier_comes_so_that_clients_list_again(stage: Stage) -> None:
     with stage.way.kubectl.background("get", NP, "-A", "--watch", "-o", "name") as watch:
         watch.until(lambda lines: any("np-alpha" in line for line in lines), "what is there")
+        # A tier between kubectl's list and its watch would end nothing.
+        stage.way.kubectl.apply(network_policy("watched", "red", tier="alpha"))
+        watch.until(lambda lines: any("watched" in line for line in lines), "what came")
         stage.way.kubectl.apply(tier("gamma", 300))
         watch.wait()
     stage.way.kubectl("delete", "tier", "gamma")
+    stage.way.kubectl("delete", NP, "watched", "-n", "red")
 
 
 def test_a_role_that_is_taken_away_counts_no_longer(stage: Stage) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from libs.netlink.netns import in_netns
 from libs.testkit import netns
-from libs.testkit.kube.aggregation import Backend, register
+from libs.testkit.kube.aggregation import Backend, condition, register
 from libs.testkit.kube.control_plane import ControlPlane
 from libs.testkit.servers import ServerError
 from tests.kube.conftest import needs
@@ -105,8 +105,12 @@ def test_a_server_that_went_away_is_named_unavailable(control_plane: ControlPlan
     server, backend = toy_of(control_plane, "gone", group="gone.example.org")
     with server:
         register(control_plane, backend, group="gone.example.org", version=VERSION)
-    with pytest.raises(TimeoutError, match="failing or missing response from https://localhost"):
+    reason = "failing or missing response from https://localhost"
+    with pytest.raises(TimeoutError):
         register(control_plane, backend, group="never.example.org", timeout_s=3)
+    control_plane.until(lambda: reason in condition(control_plane, "v3.never.example.org").get("message", ""), reason)
+    with pytest.raises(TimeoutError, match=reason):
+        register(control_plane, backend, group="never.example.org", timeout_s=0.1)
     control_plane.kubectl("delete", "apiservice", "v1.gone.example.org", "v3.never.example.org")
 
 

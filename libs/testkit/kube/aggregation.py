@@ -47,9 +47,9 @@ def register(
     cp.kubectl.apply(*_service(backend), api_service(backend, group, version))
     name = f"{version}.{group}"
     try:
-        cp.until(lambda: _condition(cp, name).get("status") == "True", f"APIService {name} available", timeout_s)
+        cp.until(lambda: condition(cp, name).get("status") == "True", f"APIService {name} available", timeout_s)
     except TimeoutError as error:
-        raise TimeoutError(f"{_condition(cp, name).get('message', 'no condition yet')}\n{error}") from error
+        raise TimeoutError(f"{condition(cp, name).get('message', 'no condition yet')}\n{error}") from error
     # Available comes first; what kube-apiserver then tells of the group itself follows.
     cp.until(
         lambda: cp.kubectl("api-resources", f"--api-group={group}", "--output=name"),
@@ -58,7 +58,8 @@ def register(
     )
 
 
-def _condition(cp: ControlPlane, name: str) -> JsonObject:
+def condition(cp: ControlPlane, name: str) -> JsonObject:
+    """Whether that APIService is available, and why not; empty when kube-apiserver has not said yet."""
     status = cp.kubectl.json("get", "apiservice", name).get("status", {})
     return next((item for item in status.get("conditions", []) if item["type"] == "Available"), {})
 

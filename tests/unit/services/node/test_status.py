@@ -78,7 +78,8 @@ def test_a_silent_speaker_is_not_ready_and_nothing_else_is_claimed() -> None:
 
 
 class Stage:
-    def __init__(self) -> None:
+    def __init__(self, *, bgp_timeout_s: float = 0.2) -> None:
+        """bgp_timeout_s: how long a silent speaker is waited for."""
         self.store = MemoryStore(MemoryEtcd())
         self.resources = ResourceClient(self.store)
         self.broker = MemoryBroker()
@@ -90,7 +91,7 @@ class Stage:
             self.broker.connect("node"),
             "node1",
             Random(1),
-            bgp_timeout_s=0.2,
+            bgp_timeout_s=bgp_timeout_s,
         )
 
     def answer(self, state: State | bytes) -> None:
@@ -162,7 +163,7 @@ async def test_an_answer_that_cannot_be_read_is_no_answer() -> None:
 
 
 async def test_other_nodes_and_switched_off_objects_are_left_alone() -> None:
-    stage = Stage()
+    stage = Stage(bgp_timeout_s=30.0)  # an answer too late would be followed by the next try a day later
     stage.answer(STATE)
     await stage.want("theirs", 1, "Agent", node="node2")
     await stage.want("off", 0, "Agent")
