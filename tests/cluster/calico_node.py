@@ -1,5 +1,5 @@
 """A node of a real Calico cluster: what calico-node, calico-cni and calico-ipam write into etcd and make in the kernel,
-and BIRD configured as confd does. `real_felix` adds the Felix that filters.
+and BIRD configured as confd does. libs/testkit/calico/felix.py is the Felix that filters.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class CalicoNode:
             affinity = {"state": "confirmed", "deleted": False}
             await store.put(f"/calico/ipam/v2/host/{self.node.name}/{place}", _json(affinity))
             for _, name, _ in given:
-                blocks = [cidr] if name.endswith(self.node.name) else BLOCKS.values()
+                blocks = [cidr] if "-tunnel-addr-" in name else BLOCKS.values()
                 handle = {"block": dict.fromkeys(blocks, 1), "deleted": False}
                 await store.put(f"/calico/ipam/v2/handle/{name}", _json(handle))
 

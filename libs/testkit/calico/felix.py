@@ -54,6 +54,7 @@ class RealFelix:
         FelixMissing.
         """
         self._netns, self._health = netns, (address, port)
+        self._wanted = False
         given = {f"FELIX_{name.upper()}": value for name, value in settings.items()}
         self._process = Process(
             f"Calico's felix on {host}", (str(program()),), netns=netns, cwd=directory,
@@ -73,16 +74,18 @@ class RealFelix:
         )  # fmt: skip
 
     def start(self) -> None:
+        self._wanted = True
         self._process.start()
 
     def kill(self) -> None:
         """As the kubelet ends calico-node: no grace, and nothing is taken away."""
+        self._wanted = False
         self._process.kill()
 
     async def keep(self) -> None:
         """Starts it again as often as it asks for, without an end."""
         while True:
-            if self._process.status == _START_ME_AGAIN:
+            if self._wanted and self._process.status == _START_ME_AGAIN:
                 self._process.start()
             await asyncio.sleep(0.05)
 
