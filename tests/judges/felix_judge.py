@@ -20,7 +20,7 @@ from libs.store.api import Put
 from libs.store.config import StoreConfig
 from libs.store.etcd import EtcdStore
 from libs.testkit import bootstrap
-from libs.testkit.calico.felix import RealFelix
+from libs.testkit.calico.felix import RealFelix, program
 from libs.testkit.netns_relay import NetnsRelay
 from libs.testkit.servers import EtcdServer
 from tests.judges.draw import NODE, PODS, own
@@ -52,8 +52,10 @@ class FelixJudge(KernelJudge):
         self._stack.callback(lambda: self._loop.run_until_complete(self._store.close()))
 
     def stop(self) -> None:
-        self._stack.close()
-        super().stop()
+        try:
+            self._stack.close()
+        finally:
+            super().stop()
 
     def hold(self, resources: Iterable[model.Resource]) -> None:
         """Its Felix enforces these, and nothing from before."""
@@ -125,6 +127,7 @@ def honest(shot: Shot) -> bool:
 @contextlib.contextmanager
 def running_felix() -> Iterator[FelixJudge]:
     """Raises FelixMissing."""
+    program()  # before anything is made
     with tempfile.TemporaryDirectory(prefix="felix-judge-") as directory:
         judge = FelixJudge(Path(directory))
         try:
