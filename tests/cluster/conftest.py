@@ -103,7 +103,7 @@ class World:
                 await waiter.until_applied(revisions)
 
     async def removed(self) -> list[int]:
-        """Removes the same, and waits for nobody; the revisions."""
+        """Removes every policy, set and tier that a test left, and waits for no node; the revisions."""
         revisions: list[int] = []
         for kind in (*POLICY_KINDS, "Tier"):
             for resource in (await self.resources.list(kind)).items:

@@ -6,7 +6,7 @@ VXLAN and IP in IP, the same verdicts from both for the same policies, and the m
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from ipaddress import ip_network
 from itertools import permutations
@@ -23,7 +23,7 @@ from libs.testkit.cluster import Cluster, Pod, Question
 from libs.testkit.netns import kernel_makes
 from libs.testkit.patience import patient
 from libs.testkit.reach import Flow
-from libs.testkit.traffic import Load, LoadResult
+from libs.testkit.traffic import Load
 from tests.cluster.calico_node import POOLS, CalicoNode, write_cluster
 from tests.cluster.conftest import ALLOW, DENY, open_world, until
 from tests.cluster.overlays.lab import (
@@ -201,7 +201,7 @@ async def mixed() -> AsyncIterator[Mixed]:
             "node2", node2.namespace, etcd=node2.env["ETCD_ENDPOINTS"], directory=node2.directory,
             address=str(node2.ipv4.ip),
         )  # fmt: skip
-        made = Mixed(stage, CalicoNode(cluster, cluster.node("node2")), felix)
+        made = Mixed(stage, CalicoNode(cluster, node2), felix)
         for process in stage.nodes.values():
             stack.callback(process.kill)
         await made.calico.tunnels(world.store, "vxlan", "vxlan-v6")
@@ -260,7 +260,25 @@ async def test_both_decide_alike(mixed: Mixed, policy: str) -> None:
 ALLOWED = (("friend1", "web2"), ("friend2", "web1"), ("friend2", "web2"), ("web2", "other1"))
 DENIED = (("other1", "web2"), ("other2", "web1"), ("other2", "web2"))
 UNJUDGED = (("web2", "other1"), ("web1", "other2"))
-"""By policy `who`; UDP among the last ones."""
+"""By policy `who`; UDP flows among the last ones, whose receivers no policy selects."""
+
+
+async def unharmed_by(move: Callable[[], Awaitable[None]], mixed: Mixed) -> None:
+    """Under policy `who` and traffic node2 is moved: it decides the same before, meanwhile and after."""
+    load = mixed.load(*ALLOWED, denied=DENIED)
+    with load:
+        await another(load, 200)
+        await move()
+        await another(load, 200)
+    result = load.result
+    assert result.denied_tried > 100
+    assert result.streams == 2 * len(ALLOWED)
+    assert result.stream_messages > 50
+    assert result.lost_nothing, result
+    assert result.denied_passed == 0, result
+    await mixed.world.check(
+        [(*one, ALLOW) for one in mixed.questions(*ALLOWED)] + [(*one, DENY) for one in mixed.questions(*DENIED)]
+    )
 
 
 async def test_the_node_moves_to_ours_under_traffic(mixed: Mixed) -> None:
@@ -268,37 +286,14 @@ async def test_the_node_moves_to_ours_under_traffic(mixed: Mixed) -> None:
     await mixed.overlay(VXLAN)
     await mixed.decided("who")
     devices = mixed.world.run("node2", "ip", "-o", "link", "show", "type", "vxlan")
-    load = mixed.load(*ALLOWED, denied=DENIED)
-    with load:
-        await another(load, 200)
-        await mixed.be_ours()
-        await another(load, 200)
-    unharmed(load.result)
+    await unharmed_by(mixed.be_ours, mixed)
     assert mixed.world.run("node2", "ip", "-o", "link", "show", "type", "vxlan") == devices
-    await mixed.world.check(
-        [(*one, ALLOW) for one in mixed.questions(*ALLOWED)] + [(*one, DENY) for one in mixed.questions(*DENIED)]
-    )
 
 
 async def test_the_node_goes_back_under_traffic(mixed: Mixed) -> None:
     await mixed.be_ours()
     await mixed.overlay(VXLAN)
     await mixed.decided("who")
-    load = mixed.load(*ALLOWED, denied=DENIED)
-    with load:
-        await another(load, 200)
-        await mixed.be_calicos()
-        await another(load, 200)
-    unharmed(load.result)
+    await unharmed_by(mixed.be_calicos, mixed)
     assert mixed.felix.left()
     assert "calico" not in mixed.world.run("node2", "nft", "list", "tables")
-    await mixed.world.check(
-        [(*one, ALLOW) for one in mixed.questions(*ALLOWED)] + [(*one, DENY) for one in mixed.questions(*DENIED)]
-    )
-
-
-def unharmed(result: LoadResult) -> None:
-    assert result.denied_tried > 100
-    assert result.streams == 2 * len(ALLOWED)
-    assert result.lost_nothing, result
-    assert result.denied_passed == 0, result

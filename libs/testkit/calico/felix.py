@@ -6,7 +6,6 @@ It needs iptables, ipsets and what matches on them; tunnels and WireGuard as the
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
 from pathlib import Path
 
@@ -34,9 +33,7 @@ def program() -> Path:
     if not PROGRAM.exists():
         raise FelixMissing("a real Felix is not here")
     try:
-        listed = subprocess.run(
-            ["ipset", "list"], env={**os.environ, **TOOLS}, capture_output=True, text=True, check=False
-        )
+        listed = subprocess.run(["ipset", "list"], env=_FOUND, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         raise FelixMissing("a real Felix is not here: ipset is missing") from None
     if listed.returncode:
@@ -109,9 +106,7 @@ class RealFelix:
     def run(self, *command: str) -> str:
         """One of iptables' or ipset's programs on its host. Raises CalledProcessError."""
         with in_netns(self._netns.path):
-            return subprocess.run(
-                command, env={**os.environ, **TOOLS}, capture_output=True, text=True, check=True
-            ).stdout  # fmt: skip
+            return subprocess.run(command, env=_FOUND, capture_output=True, text=True, check=True).stdout
 
     def left(self) -> list[str]:
         """Lines of its rules and chains, and names of sets."""
