@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from libs.runtime import logs
+from libs.testkit.servers import CRASH_ETCD
 
 settings.register_profile(
     "gate", derandomize=True, max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -24,6 +25,14 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "gate"))
 
 SKIPS = Path(__file__).parent / "skips.txt"
 _unlisted: list[str] = []
+
+
+@pytest.fixture(scope="session")
+def crash_etcd() -> Path:
+    """A server that may be killed."""
+    if not CRASH_ETCD.exists():
+        pytest.skip("distribution's etcd is not here")
+    return CRASH_ETCD
 
 
 def allowed_skips() -> list[str]:

@@ -9,6 +9,7 @@ import asyncio
 import errno
 import socket
 import struct
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import addressof, create_string_buffer
@@ -52,7 +53,7 @@ from libs.nftables.messages import (
     family_number,
     nfgen,
 )
-from libs.nftables.model import Table
+from libs.nftables.model import Table, Verdict
 from libs.nftables.ops import (
     Committed,
     Drifted,
@@ -61,6 +62,7 @@ from libs.nftables.ops import (
     KernelRule,
     KernelTable,
     Op,
+    SetSpec,
     SpliceRules,
     TransactionRefused,
 )
@@ -134,9 +136,27 @@ class KernelRuleset:
                 found.sets[entry.name] = entry
         for entry in found.sets.values():
             if entry.spec is not None:
-                listing = self._netlink.dump(GETSETELEM, head + name + text(2, entry.name), f"elements of {entry.name}")
-                entry.elements, entry.verdicts = decode_elements((body for _, body in listing), entry.spec)
+                entry.elements, entry.verdicts = self._elements(head + name, entry.name, entry.spec, entry.count)
         return found
+
+    def _elements(
+        self, table: bytes, name: str, spec: SetSpec, count: int | None
+    ) -> tuple[set[bytes], dict[bytes, Verdict | None]]:
+        """All of them. After a commit the kernel moves a grown hash set to a larger table in its own time. A listing of
+        more than one message goes on by the number of elements told already (nft_rhash_walk), so while that lasts it
+        leaves out up to a quarter and no generation tells. It is taken if it has `count` elements, and where that is
+        not known, if the next one says the same.
+        """
+        before = None
+        for attempt in range(READ_ATTEMPTS):
+            listing = self._netlink.dump(GETSETELEM, table + text(2, name), f"elements of {name}")
+            found = decode_elements((body for _, body in listing), spec)
+            whole = found == before if count is None else len(found[0]) + len(found[1]) == count
+            if whole or spec.interval or len(listing) < 2:
+                return found
+            before = found
+            time.sleep(0.001 * 2**attempt)
+        raise DumpInterrupted(errno.EINTR, f"set {name}", f"was listed in part {READ_ATTEMPTS} times")
 
     def counters(self, table: Table, chain: str) -> dict[int, tuple[int, int]]:
         """handle -> (packets, octets) of those rules of a chain that count."""

@@ -73,6 +73,7 @@ SET_ANONYMOUS, SET_CONSTANT, SET_INTERVAL, SET_MAP, SET_TIMEOUT, SET_EVAL, SET_O
     1 << bit for bit in range(8)
 )
 _KNOWN_FLAGS = SET_CONSTANT | SET_INTERVAL | SET_MAP | SET_TIMEOUT | SET_CONCAT
+_UNCOUNTED = SET_INTERVAL | SET_TIMEOUT  # of intervals both ends count, and what has expired counts for a while
 _ELEM_INTERVAL_END = 1
 _DATA_VERDICT = 0xFFFFFF00
 _VERDICT_LEN = 16  # sizeof(struct nft_verdict); the kernel takes no other for maps of verdicts
@@ -339,7 +340,8 @@ def decode_set(body: bytes) -> KernelSet | None:
         return KernelSet(name, None)
     timeout_ms = int.from_bytes(found.get(11, b""), "big")
     spec = SetSpec(name, key, bool(flags & SET_INTERVAL), bool(flags & SET_CONSTANT), timeout_ms // 1000, is_map)
-    return KernelSet(name, spec)
+    told = found.get(20)  # NFTA_SET_COUNT, since Linux 6.16
+    return KernelSet(name, spec, count=to_be32(told) if told is not None and not flags & _UNCOUNTED else None)
 
 
 def decode_elements(bodies: Iterable[bytes], spec: SetSpec) -> tuple[set[bytes], dict[bytes, Verdict | None]]:

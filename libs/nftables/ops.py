@@ -138,6 +138,7 @@ class KernelSet:
     spec: SetSpec | None
     elements: set[bytes] = field(default_factory=set)
     verdicts: dict[bytes, Verdict | None] = field(default_factory=dict)  # None: a verdict that we never write
+    count: int | None = None  # of elements, where the kernel tells and it changes by commits alone
 
 
 @dataclass(slots=True)

@@ -359,8 +359,8 @@ class Cluster:
         if self._relay is not None:
             self._relay.close()
             self._relay = None
-        self.etcd.kill()
-        self.nats.kill()
+        self.etcd.close()
+        self.nats.close()
         remove([n for n in self._namespaces if n.exists()])
         release(self.directory)
         if not self._keep:

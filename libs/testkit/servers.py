@@ -15,6 +15,7 @@ import asyncio
 import functools
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -28,6 +29,11 @@ from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
+
+from libs.testkit.packages import CACHE
+
+CRASH_ETCD = CACHE / "etcd-server" / "usr" / "bin" / "etcd"
+"""The distribution's etcd, which keeps what it has confirmed; `./dev` fetches it."""
 
 _POLL_S = 0.01
 _LAUNCHER = """\
@@ -207,7 +213,7 @@ class Server(ABC):
             return True
         if time.monotonic() > deadline:
             tail = self.log_tail()
-            self.kill()
+            self._end()
             raise ServerError(f"{self.program} not ready within {self._ready_timeout_s} s:\n{tail}")
         return False
 
@@ -220,7 +226,7 @@ class Server(ABC):
         """What listens on our port must be our child: a server left over from elsewhere would answer just as well."""
         inodes = listening_sockets(self.pid).get(self.port, set())
         if not inodes & _owned_sockets(self.pid):
-            self.kill()
+            self._end()
             raise ServerError(f"port {self.port} is not served by the {self.program} that was started")
 
     def stop(self) -> None:
@@ -239,6 +245,9 @@ class Server(ABC):
 
     def kill(self) -> None:
         """SIGKILL, as power loss looks to everybody else."""
+        self._end()
+
+    def _end(self) -> None:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -253,7 +262,7 @@ class Server(ABC):
         os.kill(self.pid, signal.SIGCONT)
 
     def close(self) -> None:
-        self.kill()
+        self._end()
         if self._own_directory:
             shutil.rmtree(self.directory, ignore_errors=True)
 
@@ -281,6 +290,18 @@ class Server(ABC):
 
 
 @functools.cache
+def _forgets(binary: Path) -> bool:
+    """Whether a member that is alone answers a write before it is in its log, and forgets it when killed right then:
+    3.4 before 3.4.21 and 3.5 before 3.5.5 (etcd issue 14370).
+    """
+    shown = subprocess.run([str(binary), "--version"], capture_output=True, check=True, text=True, timeout=20).stdout
+    found = re.search(r"etcd Version: (\d+)\.(\d+)\.(\d+)", shown)
+    assert found is not None, shown
+    version = tuple(map(int, found.groups()))
+    return version < (3, 4, 21) or (3, 5, 0) <= version < (3, 5, 5)
+
+
+@functools.cache
 def _knows_flag(binary: Path, flag: str) -> bool:
     shown = subprocess.run([str(binary), "--help"], capture_output=True, check=False, timeout=20)
     return flag.encode() in shown.stdout + shown.stderr
@@ -289,10 +310,11 @@ def _knows_flag(binary: Path, flag: str) -> bool:
 class EtcdServer(Server):
     """One etcd member.
 
-    fsync: False saves the disk in tests where the machine survives (a SIGKILL loses nothing: the page cache stays);
-    tests of crashes say True. name, peers: member name and every member's peer URL by name, for a cluster (see
-    `etcd_cluster`). cert_file, key_file, ca_file: TLS for clients; with a CA their certificates are demanded too.
-    peer_files: directory of peer.crt, peer.key and peer-ca.crt, by which members know each other.
+    binary: the one of the locked packages, or one that may be killed (CRASH_ETCD). fsync: False saves the disk in tests
+    where the machine survives (a SIGKILL loses nothing: the page cache stays); tests of crashes say True. name, peers:
+    member name and every member's peer URL by name, for a cluster (see `etcd_cluster`). cert_file, key_file, ca_file:
+    TLS for clients; with a CA their certificates are demanded too. peer_files: directory of peer.crt, peer.key and
+    peer-ca.crt, by which members know each other.
     """
 
     program = "etcd"
@@ -368,6 +390,17 @@ class EtcdServer(Server):
         if not self._fsync and _knows_flag(self.binary, "unsafe-no-fsync"):
             flags["unsafe-no-fsync"] = "true"
         return [f"--{key}={value}" for key, value in flags.items()]
+
+    def kill(self) -> None:
+        """Raises ServerError for a release that does not keep its promises then."""
+        if _forgets(self.binary):
+            raise ServerError(f"{self.binary} may forget what it confirmed when it is killed; run CRASH_ETCD")
+        super().kill()
+
+    def forget(self) -> None:
+        """End it and remove all it knows; the next start makes another, empty one."""
+        self._end()
+        shutil.rmtree(self.directory / "data")
 
 
 def etcd_cluster(

@@ -27,7 +27,6 @@ from libs.testkit.reach import Flow, Verdict, check
 from tests.marks import by_module
 
 ALLOW, DENY = Verdict.ALLOW, Verdict.DENY
-CRASH_ETCD = Path(__file__).resolve().parents[2] / ".cache" / "etcd-server" / "usr" / "bin" / "etcd"
 POLICY_KINDS = (
     "NetworkPolicy", "GlobalNetworkPolicy", "StagedNetworkPolicy", "StagedGlobalNetworkPolicy",
     "NetworkSet", "GlobalNetworkSet",
@@ -156,13 +155,6 @@ async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float, what
 
 async def verdicts(flows: list[Flow], timeout_s: float = 0.6) -> list[Verdict]:
     return await asyncio.to_thread(check, flows, timeout_s=timeout_s, tries=2)
-
-
-@pytest.fixture(scope="session")
-def crash_etcd() -> Path:
-    if not CRASH_ETCD.exists():
-        pytest.skip("distribution's etcd is not here")
-    return CRASH_ETCD
 
 
 async def open_world(stack: AsyncExitStack, cluster: Cluster) -> World:

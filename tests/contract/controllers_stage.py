@@ -81,10 +81,10 @@ class Replica(Child):
 
 
 class Stage:
-    """An etcd, and what a user does with it. Leaving the block ends everything that was started on it."""
+    """An etcd that may be killed, and what a user does with it. Leaving the block ends all that was started on it."""
 
-    def __init__(self, directory: Path) -> None:
-        self.etcd = EtcdServer()
+    def __init__(self, directory: Path, etcd: Path) -> None:
+        self.etcd = EtcdServer(binary=etcd)
         self.store: EtcdStore
         self.resources: ResourceClient
         self._directory = directory

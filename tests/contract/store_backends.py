@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import shutil
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -121,8 +120,7 @@ class EtcdBackend:
 
     async def replace_history(self, *, same_id: bool = False) -> None:
         """same_id: as one restored from a backup with the settings of before."""
-        self.server.kill()
-        shutil.rmtree(self.server.directory / "data")
+        self.server.forget()
         if not same_id:
             self.server.cluster_token = uuid.uuid4().hex
         await self.server.start_async()

@@ -81,8 +81,8 @@ class World:
 
 
 @asynccontextmanager
-async def world_of(way: str) -> AsyncIterator[World]:
-    async with EtcdServer() as server:
+async def world_of(way: str, etcd: Path | None = None) -> AsyncIterator[World]:
+    async with EtcdServer(binary=etcd) as server:
         store = await connect(StoreConfig(endpoints=(server.endpoint,)))
         ctl = Ctl({"ETCD_ENDPOINTS": server.endpoint})
         try:
@@ -100,8 +100,8 @@ async def world_of(way: str) -> AsyncIterator[World]:
 
 
 @pytest.fixture(params=["etcd", "rest"])
-async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
-    async with world_of(request.param) as found:
+async def world(request: pytest.FixtureRequest, crash_etcd: Path) -> AsyncIterator[World]:
+    async with world_of(request.param, crash_etcd) as found:
         yield found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -19,8 +20,8 @@ Lead = Callable[[Compare], Awaitable[None]]
 
 
 @pytest.fixture(scope="module")
-def etcd_server() -> Iterator[EtcdServer]:
-    with EtcdServer(extra_args=FAST_LEASES) as server:
+def etcd_server(crash_etcd: Path) -> Iterator[EtcdServer]:
+    with EtcdServer(binary=crash_etcd, extra_args=FAST_LEASES) as server:
         yield server
 
 

@@ -22,8 +22,8 @@ pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module"), pyt
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
-    async with Stage(tmp_path) as made:
+async def stage(tmp_path: Path, crash_etcd: Path) -> AsyncIterator[Stage]:
+    async with Stage(tmp_path, crash_etcd) as made:
         yield made
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
+from pathlib import Path
 
 import pytest
 
@@ -15,8 +16,8 @@ from tests.contract.store_backends import FAST_LEASES, Backend, EtcdBackend, eve
 
 
 @pytest.fixture(scope="module")
-def etcd_server() -> Iterator[EtcdServer]:
-    with EtcdServer(extra_args=FAST_LEASES) as server:
+def etcd_server(crash_etcd: Path) -> Iterator[EtcdServer]:
+    with EtcdServer(binary=crash_etcd, extra_args=FAST_LEASES) as server:
         yield server
 
 

@@ -22,7 +22,6 @@ from libs.trust import etcd_auth, etcd_roles, identities
 from libs.trust.etcd_roles import RESOURCES
 
 pytestmark = pytest.mark.servers
-ETCD_3_4 = Path(__file__).resolve().parents[2] / ".cache" / "etcd-server" / "usr" / "bin" / "etcd"
 NODES = ("node1", "node2")
 
 
@@ -102,12 +101,10 @@ async def test_what_roles_of_etcd_cannot_keep_apart(stage: tuple[Trust, EtcdServ
         await may(store, writes=(f"{RESOURCES}workloadendpoints/default/node2-k8s-web-eth0", f"{RESOURCES}nodes/node2"))
 
 
-async def test_etcd_3_4_which_does_not_tell_whether_authentication_is_on(tmp_path: Path) -> None:
+async def test_etcd_3_4_which_does_not_tell_whether_authentication_is_on(crash_etcd: Path, tmp_path: Path) -> None:
     """The distribution's, which is in our image, too."""
-    if not ETCD_3_4.exists():
-        pytest.skip("distribution's etcd is not here")
     trust = Trust(tmp_path / "ca", NODES)
-    async with EtcdServer(binary=ETCD_3_4, **trust.etcd_files()) as server:
+    async with EtcdServer(binary=crash_etcd, **trust.etcd_files()) as server:
         steps = await trust.enable_auth(server.endpoint)
         assert steps[-1].method == "AuthEnable"
         assert await trust.enable_auth(server.endpoint) == []

@@ -10,11 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+from libs.testkit.servers import CRASH_ETCD
 from tests.jepsen.mutations import MUTATIONS
 from tests.jepsen.report import shortfalls, table
 from tests.jepsen.runner import Plan, run
-
-CRASH_ETCD = Path(__file__).resolve().parents[2] / ".cache" / "etcd-server" / "usr" / "bin" / "etcd"
 
 
 def main() -> int:

@@ -10,7 +10,6 @@ from random import Random
 
 import pytest
 
-from tests.jepsen.__main__ import CRASH_ETCD
 from tests.jepsen.mutations import MUTATIONS
 from tests.jepsen.points import Loss
 from tests.jepsen.report import shortfalls, table
@@ -21,13 +20,6 @@ pytestmark = pytest.mark.servers
 SEED = int(os.environ.get("JEPSEN_SEED", "1"))
 # In every run; the others need luck or time and belong to the hunt.
 QUICK = ("assign-without-block-revision", "create-without-absence", "release-ignores-sequence")
-
-
-@pytest.fixture(scope="module")
-def crash_etcd() -> Path:
-    if not CRASH_ETCD.exists():
-        pytest.skip("distribution's etcd is not here")
-    return CRASH_ETCD
 
 
 def show(outcome: Outcome) -> str:

@@ -212,8 +212,8 @@ async def test_a_machine_that_stands_still_is_neither_a_policy_nor_a_loss(monkey
         assert load.result.lost_nothing, load.result
 
 
-async def test_etcd_and_nats_answer_from_outside_and_come_back_after_a_kill() -> None:
-    async with Cluster.create(nodes=1, services=False) as cluster:
+async def test_etcd_and_nats_answer_from_outside_and_come_back_after_a_kill(crash_etcd: Path) -> None:
+    async with Cluster.create(nodes=1, services=False, etcd_binary=crash_etcd) as cluster:
         async with cluster.store() as store:
             nodes = await store.list("/calico/resources/v3/projectcalico.org/nodes/")
             assert [json.loads(kv.value)["metadata"]["name"] for kv in nodes.kvs] == ["node1"]
