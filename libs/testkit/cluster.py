@@ -580,6 +580,11 @@ class Cluster:
         flows = [self.flow(s, t, port, protocol, family=family) for s, t, port, protocol in questions]
         return await asyncio.to_thread(check, flows, timeout_s=timeout_s, wanted=wanted)
 
+    async def passes(self, questions: Sequence[Question], *, family: int = 4) -> bool:
+        """Whether all are allowed now; who answers may take a while (`check`)."""
+        want = [Verdict.ALLOW] * len(questions)
+        return await self.reach(questions, family=family, wanted=want) == want
+
     async def matrix(
         self,
         pods: Sequence[Pod] | None = None,

@@ -32,7 +32,7 @@ from libs.testkit.reach import Flow, open_flow, rtt_and_repeated
 _NUMBER = struct.Struct("!Q")
 _SLOW_S = 0.9  # the kernel repeats a lost SYN after 1 s: such a connection was made, but a packet was lost
 _GIVE_UP_S = 15.0
-_DRAIN_S = 3.0
+_DRAIN_S = 10.0  # what was lost does not come later either
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h: beyond what net.core.rmem_max allows
 _LONG_RTT_US = 300_000  # the kernels answer each other in microseconds, whatever their processes do
 

@@ -153,8 +153,11 @@ async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float, what
         await asyncio.sleep(0.02)
 
 
-async def verdicts(flows: list[Flow], timeout_s: float = 0.6) -> list[Verdict]:
-    return await asyncio.to_thread(check, flows, timeout_s=timeout_s, tries=2)
+async def verdicts(
+    flows: list[Flow], timeout_s: float = 0.6, *, tries: int = 2, wanted: Sequence[Verdict] | None = None
+) -> list[Verdict]:
+    """wanted: as of `check`."""
+    return await asyncio.to_thread(check, flows, timeout_s=timeout_s, tries=tries, wanted=wanted)
 
 
 async def open_world(stack: AsyncExitStack, cluster: Cluster) -> World:

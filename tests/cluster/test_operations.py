@@ -253,7 +253,9 @@ async def test_v09_log_level_of_a_felix_configuration_takes_effect_at_once_and_e
     mark = size("node1")
     other = await world.cluster.add_pod("node1", "noise", namespace="ns1")
     await world.cluster.remove_pod(other)
-    assert levels("node1", mark) == {"info"}
+    found = levels("node1", mark)
+    assert "info" in found
+    assert "debug" not in found
 
 
 CORRUPT = [
@@ -289,7 +291,7 @@ async def test_corrupt_value_is_logged_with_its_key_and_counts_as_absent(
         async def logged() -> bool:
             return key in typha.log_path.read_bytes()[mark:].decode()
 
-        await until(logged, 5, f"typha names {key}")
+        await until(logged, 30, f"typha names {key}")
         await world.check(pods.wanted())
         await changes_arrive(world, pods)  # the others go on
         assert typha.running

@@ -324,6 +324,6 @@ async def test_e08_host_reaches_its_own_pod_under_deny_all(world: World, pods: P
     for family in (4, 6):
         address = pods.web.address(family)
         url = f"http://{address}:8080/" if family == 4 else f"http://[{address}]:8080/"
-        code = f"import urllib.request as r; print(r.urlopen({url!r}, timeout=3).status)"
+        code = f"import urllib.request as r; print(r.urlopen({url!r}, timeout=20).status)"
         assert world.run("node1", "python3", "-c", code).strip() == "200"
     await world.check([(pods.client, pods.web, 8080, "tcp", DENY)])

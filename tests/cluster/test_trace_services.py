@@ -15,8 +15,8 @@ import pytest_asyncio
 
 from libs.model import keys
 from libs.testkit.cluster import Pod
-from libs.testkit.reach import Flow
-from tests.cluster.conftest import ALLOW, World, verdicts
+from libs.testkit.reach import Flow, Verdict
+from tests.cluster.conftest import ALLOW, DENY, World, verdicts
 from tests.cluster.test_explain import ctl, name, traced
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -160,7 +160,8 @@ async def test_each_backends_verdict_is_that_of_packets_straight_to_it_and_throu
                         one = by_address[backend.address(family)]
                         straight = world.cluster.flow(source, backend, number, family=family)
                         through = world.cluster.flow(source, CLUSTER_IPS[family], service_port)
-                        really = [verdict == ALLOW for verdict in await verdicts([straight, through])]
+                        found = await verdicts([straight, through], wanted=[told_verdict(one)] * 2)
+                        really = [verdict == ALLOW for verdict in found]
                         seen.add(really[0])
                         assert [one["verdict"] == "allow"] * 2 == really, one
                         assert all(hop["kernel"]["agrees"] for hop in one["hops"]), one
@@ -180,12 +181,16 @@ async def test_each_backend_has_the_counters_of_its_own_node(world: World, pods:
         before = await counted(family)
         assert before.keys() == {"node1", "node2"}
         flows = [world.cluster.flow(pods["client"], pods[one], 8080, family=family) for one in ("near", "near", "far")]
-        assert await verdicts(flows) == [ALLOW] * 3
+        assert await verdicts(flows, tries=1, wanted=[ALLOW] * 3) == [ALLOW] * 3
         assert await counted(family) == {"node1": before["node1"] + 2, "node2": before["node2"] + 1}
         done = await ctl(world, "trace", name(pods["client"]), CLUSTER_IPS[family], "--port", "http")
         assert done.exit_code == 0, done.output
         assert "one of 2 backends: 2 ALLOWED" in done.stdout
         assert done.stdout.count("kernel: agrees") == 3  # two hops to the one, one to the other on the sender's node
+
+
+def told_verdict(trace: dict[str, Any]) -> Verdict:
+    return ALLOW if trace["verdict"] == "allow" else DENY
 
 
 def _last(kernel: dict[str, Any]) -> int:
@@ -237,8 +242,8 @@ spec:
             for family in (4, 6):
                 for port, early in ((80, "allow"), (81, "deny")):
                     flow = Flow(fabric.path, ip_address(BALANCED[family]), port, "tcp")
-                    (really,) = await verdicts([flow])
                     (one,) = await traced(world, outside[family], BALANCED[family], "--port", str(port))
+                    (really,) = await verdicts([flow], wanted=[told_verdict(one)])
                     (hop,) = one["hops"]
                     said = [(step["stage"], step["decision"]["action"]) for step in hop["steps"]]
                     assert said == [("preDNAT", early), ("normal", "allow")]
@@ -294,7 +299,7 @@ spec:
                     for sender, flow in flows.items():
                         told = await traced(world, sender, gateways[family], "--port", "30080")
                         (one,) = [one for one in told if ip_address(one["packet"]["dst"]) == backend.address(family)]
-                        (really,) = await verdicts([flow])
+                        (really,) = await verdicts([flow], wanted=[told_verdict(one)])
                         assert (one["verdict"] == "allow") is (really == ALLOW), (sender, backend.name, one)
                         assert all(hop["kernel"]["agrees"] for hop in one["hops"]), one
                         seen.add((sender, backend.name, really))

@@ -81,9 +81,10 @@ class Replica(Child):
 
 
 class Stage:
-    """An etcd that may be killed, and what a user does with it. Leaving the block ends all that was started on it."""
+    """An etcd, and what a user does with it. Leaving the block ends everything that was started on it."""
 
-    def __init__(self, directory: Path, etcd: Path) -> None:
+    def __init__(self, directory: Path, etcd: Path | None = None) -> None:
+        """etcd: the server's program, for tests that kill it."""
         self.etcd = EtcdServer(binary=etcd)
         self.store: EtcdStore
         self.resources: ResourceClient

@@ -72,6 +72,7 @@ def _has_tunnel(node: Node, overlay: Overlay) -> bool:
 async def set_mode(world: World, mode: str = "Never", overlay: Overlay = VXLAN, *, nat: bool = True) -> None:
     await world.apply(pools(mode, overlay, nat=nat))
     await tunnel_addresses(world, overlay, there=mode != "Never")
+    await world.known()  # not in etcd alone
 
 
 def pools(mode: str, overlay: Overlay, *, nat: bool = True) -> str:

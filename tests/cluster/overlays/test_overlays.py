@@ -263,7 +263,7 @@ async def test_o08_policy_of_host_endpoints_does_not_meet_what_known_nodes_send(
     try:
         assert "tunnel-senders" in world.run("node2", "nft", "list", "chain", "ip", "calico", "hook-fh")
         pairs = (pods.one, pods.two), (pods.two, pods.far)
-        await reachable(world, *pairs, families=overlay.families, timeout_s=3)
+        await reachable(world, *pairs, families=overlay.families)
     finally:
         await world.delete("HostEndpoint", "all2")
 

@@ -8,10 +8,12 @@ a runtime makes there. The plugin and its network list are installed by the proj
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +113,17 @@ class Host:
 def remove_cgroups(name: str) -> None:
     """Empty control groups that a runtime leaves below its parent group, in either version of the hierarchy."""
     root = Path("/sys/fs/cgroup")
+    deadline = time.monotonic() + 10
     for group in (*root.glob(name), *root.glob(f"*/{name}")):
         for path, _, _ in os.walk(group, topdown=False):
-            os.rmdir(path)
+            while True:
+                try:
+                    os.rmdir(path)
+                except FileNotFoundError:
+                    pass
+                except OSError as error:  # its last process is about to end
+                    if error.errno == errno.EBUSY and time.monotonic() < deadline:
+                        time.sleep(0.05)
+                        continue
+                    raise
+                break
