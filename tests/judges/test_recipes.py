@@ -26,8 +26,8 @@ def judge() -> Iterator[KernelJudge]:
 
 def shot(flow: Flow, version: int) -> Shot:
     source, target, port, protocol = flow
-    ends = (ip_address(pod.address(version)) for pod in (source, target))
-    return Shot(Packet(*ends, NUMBERS[protocol], 40000, port), source.full, target.full)
+    from_, to = (ip_address(pod.address(version)) for pod in (source, target))
+    return Shot(Packet(from_, to, NUMBERS[protocol], 40000, port), source.full, target.full)
 
 
 @pytest.mark.parametrize("name", RECIPES)
