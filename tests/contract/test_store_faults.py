@@ -58,7 +58,7 @@ async def test_write_without_a_server_is_unavailable_within_its_time(backend: Ba
         await store.put(backend.prefix + "a", b"2")
     with pytest.raises(StoreUnavailable):
         await store.get(backend.prefix + "a")
-    assert loop.time() - begin < 12
+    assert loop.time() - begin < 25  # five seconds each, on a machine that may stand still
     await backend.mend()
     found = await eventually_get(store, backend.prefix + "a")
     assert found == b"1", "the write was sent later after all"
@@ -221,11 +221,11 @@ async def test_an_etcd_put_back_between_the_look_and_the_stream_is_noticed(
 
 async def test_lease_survives_a_short_outage(backend: Backend) -> None:
     store, other, key = backend.store(), backend.other(), backend.prefix + "a"
-    lease = await store.lease_grant(3)
+    lease = await store.lease_grant(8)
     await store.put(key, b"1", lease=lease)
     await backend.cut()
     await backend.mend()
-    await backend.pass_time(4.0)
+    await backend.pass_time(9.0)
     assert await eventually_get(other, key) == b"1"
 
 

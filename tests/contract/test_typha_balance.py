@@ -83,6 +83,7 @@ async def keep_reporting(agents: Sequence[Agent]) -> None:
         await asyncio.sleep(5)
 
 
+@pytest.mark.usefixtures("patient_readers")
 async def test_t05_counts_even_out_when_a_typha_joins_and_nothing_flaps(tmp_path: Path) -> None:
     async with Stage(tmp_path) as stage:
         await filled(stage)
@@ -110,6 +111,7 @@ async def test_t05_counts_even_out_when_a_typha_joins_and_nothing_flaps(tmp_path
             reporting.cancel()
 
 
+@pytest.mark.usefixtures("patient_readers")
 async def test_t05_rolling_restart_hands_readers_over_one_by_one(tmp_path: Path) -> None:
     """Each typha ends in order and another one starts; every reader follows all the time, and no two typhas' readers
     ask at once for snapshots."""

@@ -60,7 +60,7 @@ class Child:
         self.process.kill()
         self.process.wait()
 
-    async def status(self, timeout_s: float = 15.0) -> int:
+    async def status(self, timeout_s: float = 60.0) -> int:
         """Its exit status, once it has ended by itself."""
         await eventually(lambda: self.process.poll() is not None, timeout_s, "the process ends")
         return self.process.wait()

@@ -144,9 +144,13 @@ async def test_what_kubernetes_and_calico_say_of_a_pod_is_one(kube: KubeCluster)
     assert labels["projectcalico.org/serviceaccount"] == "default"
     assert spec["profiles"] == [f"kns.{SHOP}", f"ksa.{SHOP}.default"]
     assert [(one["name"], one["port"]) for one in spec["ports"]] == [("web", 8080)]
-    slices = (await kube.get("endpointslices", "-n", SHOP, "-l", "kubernetes.io/service-name=back"))["items"]
-    served = {address for one in slices for endpoint in one["endpoints"] for address in endpoint["addresses"]}
-    assert served == {str(pod.address(4)) for pod in await pods(kube, "back", 3)}
+    wanted = {str(pod.address(4)) for pod in await pods(kube, "back", 3)}
+
+    async def served() -> bool:
+        slices = (await kube.get("endpointslices", "-n", SHOP, "-l", "kubernetes.io/service-name=back"))["items"]
+        return wanted == {to for one in slices for end in one["endpoints"] or () for to in end["addresses"]}
+
+    await kube.until(served, f"the service leads to {wanted}")
 
 
 async def test_scaling_and_moving(kube: KubeCluster) -> None:
@@ -191,7 +195,13 @@ async def test_a_node_goes_and_comes(kube: KubeCluster) -> None:
 
 
 async def is_node(kube: KubeCluster, name: str) -> bool:
-    return (await asyncio.to_thread(kube.kubectl.run, "get", "node", name)).status == 0
+    """Known, ready and without a taint: pods may be placed there."""
+    done = await asyncio.to_thread(kube.kubectl.run, "get", "node", name, "-o", "json")
+    if done.status:
+        return False
+    node = json.loads(done.out)
+    conditions = {one["type"]: one["status"] for one in node.get("status", {}).get("conditions", [])}
+    return conditions.get("Ready") == "True" and not node["spec"].get("taints")
 
 
 async def test_the_controllers_restart(kube: KubeCluster) -> None:
@@ -207,7 +217,7 @@ async def test_the_controllers_restart(kube: KubeCluster) -> None:
     (stranger,) = await pods(kube, "stranger", 1, OTHER)
     front, back = await pods(kube, "front", 3), await pods(kube, "back", 3)
     questions: Any = [(a, b, 8080, "tcp") for a in (stranger, *front) for b in back]
-    await kube.cluster.eventually(questions, [ALLOW] * 3 + [DENY] * 9, timeout_s=60)
+    await kube.cluster.eventually(questions, [ALLOW] * 3 + [DENY] * 9, timeout_s=120)
     kube.kubectl.apply(policy("back", SHOP, FRONT_ONLY))
     await kubectl(kube, "delete", "networkpolicy", "welcome", "-n", SHOP)
     await settled(kube)
@@ -220,7 +230,7 @@ async def test_the_api_servers_restart(kube: KubeCluster) -> None:
     kube.control_plane.apiserver.kill()
     front, back = await pods_known(kube, "front"), await pods_known(kube, "back")
     questions: Any = [(a, b, 8080, "tcp") for a in front for b in back]
-    assert await kube.cluster.reach(questions) == [ALLOW] * len(questions)
+    assert await kube.cluster.passes(questions)
     kube.control_plane.apiserver.start()
     kube.apiserver.start()
 
@@ -279,6 +289,12 @@ async def test_a_permission_that_is_missing(kube: KubeCluster) -> None:
     """The plugin cannot read pods: a pod without its labels would be under other policies, so it is none."""
     binding = await kubectl(kube, "get", "clusterrolebinding", "test-felix", "-o", "json")
     await kubectl(kube, "delete", "clusterrolebinding", "test-felix")
+
+    async def counts() -> bool:
+        asked = ("auth", "can-i", "get", "pods", "-n", OTHER, "--as=test-felix")
+        return (await asyncio.to_thread(kube.kubectl.run, *asked)).out.strip() == "no"
+
+    await kube.until(counts, "felix may not read pods any more")
     async with refused(kube, "unread", ("CNI error 100", "pods", "forbidden", "test-felix")):
         await asyncio.to_thread(kube.kubectl, "create", "-f", "-", stdin=binding)
 

@@ -262,6 +262,10 @@ def answers_strangers(kube: KubeCluster, address: str, port: int) -> bool:
 
 
 async def test_nobody_is_refused_what_it_needs_and_kubectl_reads_calicos_objects(kube: KubeCluster) -> None:
+    async def served() -> bool:
+        return (await asyncio.to_thread(kube.kubectl.run, "get", "ippools.projectcalico.org")).status == 0
+
+    await kube.until(served, "kube-apiserver passes on what is asked of ours")
     read = await asyncio.to_thread(kube.kubectl, "get", "ippools.projectcalico.org", "-o", "name")
     assert "ippool.projectcalico.org/default-ipv4-ippool" in read.split()
     for component in COMPONENTS:
@@ -302,7 +306,8 @@ async def test_rolling_update_loses_no_connection(kube: KubeCluster, pods: dict[
             while not done.is_set():
                 await asyncio.to_thread(talk, connection)
                 flows = [Flow(space, ip_address(address), 8080)]
-                assert await asyncio.to_thread(check, flows, timeout_s=3, tries=1) == [Verdict.ALLOW]
+                want = [Verdict.ALLOW]
+                assert await asyncio.to_thread(check, flows, timeout_s=3, tries=1, wanted=want) == want
                 asked += 1
 
     talking = asyncio.create_task(traffic())

@@ -188,9 +188,6 @@ async def test_policy_on_services(kube: KubeCluster, places: Places) -> None:
     """Rows S01, S02: after kube-proxy's DNAT the pod's policy decides, for cluster addresses and node ports, whether
     it works with nftables (node1) or iptables (node2).
     """
-    assert "table ip kube-proxy" in kube.real["node1"].run("nft", "list", "tables").stdout
-    assert "table ip kube-proxy" not in kube.real["node2"].run("nft", "list", "tables").stdout
-    assert "KUBE-SVC" in kube.real["node2"].run("iptables-save", "-t", "nat").stdout
     cluster_ips = await service_addresses(kube)
     assert [ip_address(text).version for text in cluster_ips] == [4, 6]
     node_ports = [str(kube.node("node1").ipv4.ip), str(kube.node("node2").ipv6.ip)]
@@ -201,6 +198,9 @@ async def test_policy_on_services(kube: KubeCluster, places: Places) -> None:
         return rows + [("outside", ip, NODE_PORT, outside) for ip in node_ports]
 
     await become(places, picture(ALLOW, ALLOW))
+    assert "table ip kube-proxy" in kube.real["node1"].run("nft", "list", "tables").stdout
+    assert "table ip kube-proxy" not in kube.real["node2"].run("nft", "list", "tables").stdout
+    assert "KUBE-SVC" in kube.real["node2"].run("iptables-save", "-t", "nat").stdout
     kube.kubectl.apply(policy("friends", "web", **FRIENDS))
     await become(places, picture(DENY, DENY))
     kube.kubectl.apply(policy("service-port", "web", ingress=[{"ports": [{"port": 80}]}]))  # which is not the pod's

@@ -22,7 +22,7 @@ from tests.interop.test_errors import Opposite, opposite
 
 feature, needs = pytest.mark.feature, pytest.mark.needs
 
-RESTART_S, LONG_S = 3, 15
+RESTART_S, LONG_S = 3, 30
 LLGR_STALE, NO_LLGR = (65535, 6), (65535, 7)
 STAYS, FORBIDS, SHARED = "10.2.0.0/24", "10.3.0.0/24", "10.4.0.0/24"
 TOLD = (
@@ -63,18 +63,21 @@ class Four:
     def marked(peer: Peer, prefix: str) -> bool:
         return any(LLGR_STALE in route.communities for route in peer.routes(prefix))
 
-    def wait(self, condition: Callable[[], object], what: str, timeout_s: float = RESTART_S + LONG_S + 10.0) -> None:
+    def wait(self, condition: Callable[[], object], what: str, timeout_s: float = RESTART_S + LONG_S + 30.0) -> None:
         until(condition, timeout_s, lambda: f"{what}; {self.helper.routes(STAYS)}, {self.witness.routes(STAYS)}")
 
 
-def four(pairing: Pairing, leaver: type[Peer], helper: type[Peer], witness: type[Peer], stranger: type[Peer]) -> Four:
+def four(
+    pairing: Pairing, leaver: type[Peer], helper: type[Peer], witness: type[Peer], stranger: type[Peer],
+    long_s: int = LONG_S,
+) -> Four:  # fmt: skip
     """The witness has the shared prefix, too, by a longer path."""
     sites = {name: pairing.lab.site(name).ipv4 for name in ("leaver", "helper", "witness", "stranger")}
 
     def neighbour(name: str, asn: int, long_lived: bool = True) -> Neighbour:
         if not long_lived:
             return Neighbour(sites[name], asn)
-        return Neighbour(sites[name], asn, graceful_restart=RESTART_S, long_lived=LONG_S)
+        return Neighbour(sites[name], asn, graceful_restart=RESTART_S, long_lived=long_s)
 
     to_helper = neighbour("helper", THEIR_AS)
     longer = Route(SHARED, as_path=(65010, 65011, 65012))
@@ -155,7 +158,7 @@ def test_peer_is_away_for_long(pairing: Pairing, kind: type[Peer]) -> None:
 @feature("long-lived graceful restart (RFC 9494): the peer comes back in its long-lived stale time")
 @needs("llgr", "kernel")
 def test_peer_comes_back_late(pairing: Pairing, kind: type[Peer]) -> None:
-    check_comes_back(four(pairing, kind, subject(), kind, kind))
+    check_comes_back(four(pairing, kind, subject(), kind, kind, 120))
 
 
 @feature("long-lived graceful restart (RFC 9494): we do not come back in our restart time")
@@ -167,7 +170,7 @@ def test_we_are_away_for_long(pairing: Pairing, kind: type[Peer]) -> None:
 @feature("long-lived graceful restart (RFC 9494): we come back in our long-lived stale time")
 @needs("llgr", "kernel")
 def test_we_come_back_late(pairing: Pairing, kind: type[Peer]) -> None:
-    check_comes_back(four(pairing, subject(), kind, subject(), subject()))
+    check_comes_back(four(pairing, subject(), kind, subject(), subject(), 120))
 
 
 # -- by hand ----------------------------------------------------------------------------------------------------------
@@ -211,7 +214,7 @@ def test_what_was_stale_before_stays_over_another_restart(pairing: Pairing) -> N
         until(lambda: marks(here) == {STAYS: False, SHARED: True}, 20, lambda: f"one is told again: {marks(here)}")
     here.ours.wait_down(here.address)
     assert marks(here) == {STAYS: True, SHARED: True}
-    until(lambda: marks(here) == {}, LONG_S + 10, lambda: f"both go: {marks(here)}")
+    until(lambda: marks(here) == {}, LONG_S + 30, lambda: f"both go: {marks(here)}")
 
 
 @feature("long-lived graceful restart (RFC 9494): End-of-RIB ends it")
@@ -227,7 +230,7 @@ def test_end_of_rib_ends_it(pairing: Pairing) -> None:
 def test_flag_of_the_long_lived_capability_counts(pairing: Pairing) -> None:
     here = gone_for_long(pairing)
     with here.up(extra=capable(True, forwarding=True, long_forwarding=False)):
-        until(lambda: marks(here) == {}, 10, lambda: f"nothing stays: {marks(here)}")
+        until(lambda: marks(here) == {}, 20, lambda: f"nothing stays: {marks(here)}")
 
 
 @feature("long-lived graceful restart (RFC 9494): forwarding state kept, by that capability alone")

@@ -128,12 +128,12 @@ def test_no_packet_is_lost_when_we_are_stopped_and_started(pairing: Pairing, kin
 @feature("graceful restart: the peer does not come back")
 @needs("gr")
 def test_stale_routes_go_after_the_restart_time(pairing: Pairing, kind: type[Peer]) -> None:
-    pair = pairing.pair(kind, session={"graceful_restart": 5}, their_routes=(Route("10.2.0.0/24"),))
+    pair = pairing.pair(kind, session={"graceful_restart": 15}, their_routes=(Route("10.2.0.0/24"),))
     pair.ours.wait_route("10.2.0.0/24")
     pair.theirs.kill()
     pair.ours.wait_down(pair.at_ours)
     assert [route.stale for route in pair.ours.routes("10.2.0.0/24")] == [True]
-    pair.ours.wait_gone("10.2.0.0/24", timeout_s=40)
+    pair.ours.wait_gone("10.2.0.0/24", timeout_s=60)
     if "kernel" in pair.ours.can:
         pair.ours.wait_kernel("10.2.0.0/24", [])
 

@@ -117,7 +117,12 @@ class Services:
         for version in (4, 6):
             got = {
                 sender: self.lab.reach(
-                    sender, to[version], port, protocol=protocol, timeout_s=patient(0.6) if expected else 0.6
+                    sender,
+                    to[version],
+                    port,
+                    protocol=protocol,
+                    timeout_s=patient(0.6) if expected else 0.6,
+                    wanted=expected,
                 )
                 for sender, expected in wanted.items()
             }

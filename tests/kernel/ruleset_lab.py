@@ -197,10 +197,14 @@ class Lab:
         sock.bind((address(where, version), 0))
         return sock
 
-    def reach(self, sender: str, to: str, port: int, *, protocol: Protocol = "tcp", timeout_s: float = 0.6) -> bool:
-        """Whether it gets through to an address that is none of the lab's own."""
+    def reach(
+        self, sender: str, to: str, port: int, *, protocol: Protocol = "tcp", timeout_s: float = 0.6,
+        wanted: bool | None = None,
+    ) -> bool:  # fmt: skip
+        """Whether it gets through to an address that is none of the lab's own; wanted: as of `check`."""
         flow = Flow(self.spaces[sender].path, ip_address(to), port, protocol, None)
-        return check([flow], timeout_s=timeout_s, tries=2) == [Verdict.ALLOW]
+        hoped = None if wanted is None else [Verdict.ALLOW if wanted else Verdict.DENY]
+        return check([flow], timeout_s=timeout_s, tries=2, wanted=hoped) == [Verdict.ALLOW]
 
     def conntrack(self) -> str:
         """All entries of the node, in both families."""

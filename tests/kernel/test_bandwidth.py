@@ -215,7 +215,7 @@ def flood(node: Node, way: tuple[str, str], version: int, rate: int, seconds: fl
             took = time.monotonic() - started
             stood += max(0.0, took - before - PAUSE_S)
             before = took
-            if took >= seconds:
+            if took - stood >= seconds:
                 break
             if sent * packet_bytes(version, 1000) * 8 < rate * took:
                 source.sendto(bytes(1000), target.getsockname())
@@ -284,7 +284,7 @@ def test_a_burst_passes_at_once_and_no_more(node: Node, inbound: bool, version: 
         for _ in range(300):
             source.sendto(bytes(1000), target.getsockname())
         target.setblocking(False)
-        got, deadline = 0, time.monotonic() + 1
+        got, deadline = 0, time.monotonic() + 20
         packet = packet_bytes(version, 1000)
         least = burst // 8 // packet
         while time.monotonic() < deadline and got <= least + 20:

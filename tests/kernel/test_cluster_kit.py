@@ -146,6 +146,12 @@ async def test_plugin_gets_what_a_runtime_gives_and_its_error_is_raised() -> Non
         assert caught.value.code == 11
 
 
+async def sent(load: Load, number: int) -> None:
+    async with asyncio.timeout(30):
+        while load.snapshot().udp_sent < number:  # noqa: ASYNC110 - a thread's count
+            await asyncio.sleep(0.005)
+
+
 async def test_load_counts_losses_exactly_while_a_path_is_cut() -> None:
     async with plugged() as (cluster, _):
         a, b = await cluster.add_pod("node1", "a"), await cluster.add_pod("node2", "b")
@@ -156,7 +162,7 @@ async def test_load_counts_losses_exactly_while_a_path_is_cut() -> None:
         good = [cluster.flow(a, b, 8080, "udp"), cluster.flow(a, b, 8081, "udp", family=6)]
         tcp = [cluster.flow(a, b, 8080), cluster.flow(a, b, 8080, family=6)]
         with Load(udp=good, tcp=tcp, streams=tcp, denied=denied) as load:
-            await asyncio.sleep(1)
+            await sent(load, 1000)
         seen = load.result
         assert seen.lost_nothing, seen
         assert seen.denied_passed == 0
@@ -171,7 +177,7 @@ async def test_load_counts_losses_exactly_while_a_path_is_cut() -> None:
         with Load(udp=good, tcp=tcp, streams=tcp, denied=[cluster.flow(a, b, 8080)]) as load:
             await asyncio.sleep(0.3)
             cluster.fabric.ip(cut)
-            await asyncio.sleep(0.3)
+            await sent(load, load.snapshot().udp_sent + 300)
             cluster.fabric.ip(mend)
             await asyncio.sleep(0.5)
         seen = load.result

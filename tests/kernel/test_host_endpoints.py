@@ -181,7 +181,7 @@ def test_what_the_host_sends_to_a_translated_address_is_judged_by_the_real_one(l
             lab.builder.set_host("h", Host(name="eth0", tiers=both(key)))
             lab.apply()
             for version in (4, 6):
-                got = lab.reach("node", other[version], 8010)
+                got = lab.reach("node", other[version], 8010, wanted=allowed)
                 assert got is allowed, f"IPv{version}, {allowed=}"
     finally:
         for version in (4, 6):

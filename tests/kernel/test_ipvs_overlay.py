@@ -131,7 +131,8 @@ def test_the_source_is_the_senders_but_where_masquerading_is_configured(made: Se
         for version in (4, 6):
             for sender, source in (("a", wanted[version]), ("node", HERE[version])):
                 with Sniffer(lab.spaces["out"], "eth0") as wire:
-                    assert lab.reach(sender, VIP[version], OF_FAR, timeout_s=REACH_S), (version, sender, known, nat)
+                    there = lab.reach(sender, VIP[version], OF_FAR, timeout_s=REACH_S, wanted=True)
+                    assert there, (version, sender, known, nat)
                     seen = carried(wire, way, version)
                 assert {(str(outer.source), str(inner.source)) for outer, inner in seen} == {(NODE[version], source)}
 

@@ -188,7 +188,8 @@ def test_set_of_hosts_and_networks_matches_either_and_each_packet_once(lab):
     lab.pod("s", only("p"))
     lab.apply()
     lab.expect({("a", "s", 80, "tcp"): True, ("b", "s", 80, "tcp"): False, ("out", "s", 80, "tcp"): True})
-    assert lab.counted("np/ns1/p/0 log") == lab.counted("np/ns1/p/1 allow") == 2
+    # At least one of each sender: a late answer is asked for again.
+    assert lab.counted("np/ns1/p/0 log") == lab.counted("np/ns1/p/1 allow") >= 2
     ingress(lab, "p", Rule(action=Action.ALLOW, not_src_sets=("s:mixed",)))
     lab.apply()
     lab.expect({("a", "s", 80, "tcp"): False, ("b", "s", 80, "tcp"): True, ("out", "s", 80, "tcp"): False})
@@ -270,16 +271,17 @@ def test_source_that_is_not_the_pods_own_is_dropped(lab):
                 lab.flow(question, version, source=false),
                 lab.flow(question, version, source=address("a", version)),
             ]
-            assert check(flows, timeout_s=0.6) == [Verdict.DENY, Verdict.ALLOW]
+            want = [Verdict.DENY, Verdict.ALLOW]
+            assert check(flows, timeout_s=0.6, wanted=want) == want
             assert lab.counted("spoofed source", "ip" if version == 4 else "ip6") > 0
         lab.fresh(RulesetOptions(allow_source_spoofing=True))
         lab.pods()
         lab.pod("a", allowed_source_prefixes=("10.77.0.96/27", "fd77::90/124"))
         lab.apply()
         flows = [lab.flow(("a", "s", 80, "tcp"), v, source=s) for v, s in ((4, "10.77.0.99"), (6, "fd77::99"))]
-        assert check(flows, timeout_s=0.6) == [Verdict.ALLOW, Verdict.ALLOW]
-        flows = [lab.flow(("b", "s", 80, "tcp"), 4)]
-        assert check(flows, timeout_s=0.6) == [Verdict.ALLOW]
+        flows += [lab.flow(("b", "s", 80, "tcp"), 4)]
+        want = [Verdict.ALLOW] * 3
+        assert check(flows, timeout_s=0.6, wanted=want) == want
     finally:
         node.ip(["route del 10.77.0.99/32 dev cali-a", "route del fd77::99/128 dev cali-a"])
         pod.ip(["addr del 10.77.0.99/32 dev eth0", "addr del fd77::99/128 dev eth0"])
@@ -477,7 +479,8 @@ def test_floating_address_leads_to_its_pod_and_from_the_pod_to_itself(lab):
     try:
         to = [ip_address("192.0.2.50"), ip_address("2001:db8::50")]
         flows = [Flow(lab.spaces[sender].path, target, 80) for sender in ("out", "a", "s") for target in to]
-        assert check(flows) == [Verdict.ALLOW] * 6
+        want = [Verdict.ALLOW] * 6
+        assert check(flows, wanted=want) == want
     finally:
         out.ip([f"route del 192.0.2.50 via {NODE[4]}", f"route del 2001:db8::50 via {NODE[6]}"])
         node.ip(["route del 192.0.2.50 dev cali-s", "route del 2001:db8::50 dev cali-s"])

@@ -31,7 +31,7 @@ def ask(way: Way, path: str, headers: Mapping[str, str], client: KeyPair | None 
     context = ssl.create_default_context(cafile=str(way.apiserver.trusted))
     if client is not None:
         context.load_cert_chain(client.cert, client.key)
-    connection = http.client.HTTPSConnection(way.apiserver.address, way.apiserver.port, timeout=20, context=context)
+    connection = http.client.HTTPSConnection(way.apiserver.address, way.apiserver.port, timeout=60, context=context)
     try:
         connection.request("GET", path, headers=dict(headers))
         answer = connection.getresponse()

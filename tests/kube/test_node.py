@@ -101,6 +101,10 @@ def stage(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory)
     cp = control_plane
     cp.until(lambda: cp.kubectl.run("get", "namespace", "kube-system").status == 0, "the namespace kube-system")
     cp.kubectl("apply", "-f", "-", stdin=ROLE)
+    who = "--as=system:serviceaccount:kube-system:calico-node"
+    for what in (("get", "nodes"), ("get", "configmaps/kubeadm-config", "-n", "kube-system")):
+        asked = ("auth", "can-i", *what, who)
+        cp.until(lambda asked=asked: cp.kubectl.run(*asked).status == 0, f"{who} may {what}")  # type: ignore[misc]
     etcd = EtcdServer()
     try:
         etcd.start()

@@ -202,7 +202,8 @@ async def test_kube_controllers_that_may_write_nothing_say_so_and_delete_nothing
         }
         await stage.make(f"/api/v1/namespaces/{ns}/services", "v1", "Service", service, content)
     await stage.policy(ns, "p1", {"podSelector": {}})
-    replica = await stage.controllers(kubeconfig).until_leading()
+    # A lease that no pause ends: a new tenure would count anew.
+    replica = await stage.controllers(kubeconfig, KUBE_CONTROLLERS_LEASE_S="60").until_leading()
     await stage.until_stored("NetworkPolicy", "knp.default.p1", ns)  # what it may do it does
 
     async def named() -> bool:

@@ -50,12 +50,13 @@ def register(
         cp.until(lambda: condition(cp, name).get("status") == "True", f"APIService {name} available", timeout_s)
     except TimeoutError as error:
         raise TimeoutError(f"{condition(cp, name).get('message', 'no condition yet')}\n{error}") from error
+
     # Available comes first; what kube-apiserver then tells of the group itself follows.
-    cp.until(
-        lambda: cp.kubectl("api-resources", f"--api-group={group}", "--output=name"),
-        f"/apis tells of {group}",
-        timeout_s,
-    )
+    def told() -> bool:
+        done = cp.kubectl.run("api-resources", f"--api-group={group}", "--output=name")
+        return done.status == 0 and bool(done.out)
+
+    cp.until(told, f"/apis tells of {group}", timeout_s)
 
 
 def condition(cp: ControlPlane, name: str) -> JsonObject:

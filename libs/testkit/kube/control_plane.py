@@ -124,12 +124,14 @@ class ControlPlane:
     # --- life ------------------------------------------------------------------------------------------------------
 
     def start(self) -> Self:
-        """Blocks until requests are served and, with controllers, the namespace `default` has its service account.
+        """Blocks until requests are served, and the namespace `default` is there and, with controllers, has its service
+        account.
         Raises ServerError or TimeoutError with the end of the logs.
         """
         if self._own_etcd:
             self.etcd.start()
         self.apiserver.start()
+        self.until(lambda: self.kubectl.run("get", "namespace", "default").status == 0, "the namespace default")
         if self.manager is not None:
             self.manager.start()
             self.until(

@@ -77,7 +77,7 @@ class Frr(Peer):
 
     def wait_started(self, process: Process) -> None:
         if process is not self.speaker:
-            until(lambda: (self.directory / "zserv.sock").exists(), 15, lambda: f"zebra's socket\n{self.log_tail()}")
+            until(lambda: (self.directory / "zserv.sock").exists(), 60, lambda: f"zebra's socket\n{self.log_tail()}")
 
     def ready(self) -> bool:
         try:  # its socket has a name before anybody listens at it

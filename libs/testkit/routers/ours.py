@@ -115,7 +115,7 @@ class Ours(Peer):
         before = self._configured()
         self.write_config()
         self.speaker.signal(signal.SIGHUP)
-        until(lambda: self._configured() != before, 20, lambda: f"new settings are taken\n{self.log_tail()}")
+        until(lambda: self._configured() != before, 60, lambda: f"new settings are taken\n{self.log_tail()}")
 
     def _configured(self) -> int:
         text = self.log_path.read_text(errors="replace")

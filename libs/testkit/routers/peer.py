@@ -65,7 +65,7 @@ class Peer(ABC):
 
     daemon: ClassVar[str]
     can: ClassVar[frozenset[str]]
-    start_timeout_s: ClassVar[float] = 20.0
+    start_timeout_s: ClassVar[float] = 60.0
 
     def __init__(self, name: str, space: Namespace, router: Router, directory: Path) -> None:
         self.name = name
@@ -206,7 +206,7 @@ class Peer(ABC):
         )  # fmt: skip
         return self.session(neighbour)
 
-    def wait_down(self, neighbour: str, timeout_s: float = 20.0) -> Session:
+    def wait_down(self, neighbour: str, timeout_s: float = 40.0) -> Session:
         until(
             lambda: not self.session(neighbour).up, timeout_s,
             lambda: f"{self.daemon} {self.name} with {neighbour} down: {self.session(neighbour)}",
