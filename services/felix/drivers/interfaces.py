@@ -352,7 +352,7 @@ class InterfaceDriver:
                     return known is not None and known.index == link.index
                 return known is None or _standing(known) != _standing(link)
             case InterfaceAddress() as address:
-                return not address.interface.ip.is_link_local and address.index not in self._excluded
+                return _leads_somewhere(address) and address.index not in self._excluded
             case _:
                 return False
 
@@ -366,7 +366,7 @@ class InterfaceDriver:
             links = {link.name: link for link in list_links(netlink)}
             addresses = list_addresses(netlink)
         excluded = frozenset(link.index for name, link in links.items() if self._exclude.excludes(name))
-        counted = [address for address in addresses if address.index not in excluded]
+        counted = [address for address in addresses if _leads_somewhere(address) and address.index not in excluded]
         standing = {name: _standing(link) for name, link in links.items()}
         if counted != self._addresses or standing != {name: _standing(link) for name, link in self._links.items()}:
             self._stale = True
@@ -423,6 +423,11 @@ class InterfaceDriver:
             if address.interface.version == via.version and via in address.interface.network:
                 return address.index
         return None
+
+
+def _leads_somewhere(address: InterfaceAddress) -> bool:
+    """Not one that IPv6 gives each interface by itself, some time after it came up: no route goes by these."""
+    return address.interface.version == 4 or not address.interface.ip.is_link_local
 
 
 def _standing(link: Link) -> tuple[int, bool, bool, int]:
