@@ -24,7 +24,7 @@ from libs.store.api import Compacted, Compare, FenceLost, KeyExists, LeaseLost, 
 log = logging.getLogger(__name__)
 
 _RETRY_CAP_S = 5.0
-_GOODBYE_S = 2.0
+_GOODBYE_S = 5.0
 
 
 class Election:

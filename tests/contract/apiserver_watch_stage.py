@@ -116,6 +116,10 @@ class Api:
         return web.Response(body=head[:-1].encode() + b',"items":[' + items + b"]}", content_type="application/json")
 
 
+PATIENT = CacheSettings(first_wait_s=60.0, wait_s=30.0)
+"""So that a moment without etcd is none without an answer."""
+
+
 def api(
     store: Store,
     *,
@@ -125,7 +129,7 @@ def api(
     render: Render = whole,
     eager: bool = False,
 ) -> Api:
-    cache = EtcdCache(store, Random(), settings=settings, metrics=metrics, eager=eager)
+    cache = EtcdCache(store, Random(), settings=settings or PATIENT, metrics=metrics, eager=eager)
     return Api(store, cache, watching or WatchSettings(), render)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.contract.apiserver_process import POLICIES, SETS, Running, network_set, policy, running
 
 LIMIT = 3 * 1024 * 1024
-HEAD_S, BODY_S, IDLE_S = 2.0, 3.0, 120.0
+HEAD_S, BODY_S, IDLE_S = 8.0, 12.0, 120.0
 MB = 1024 * 1024
 GROWTH_MB = 120
 """By which the server may have grown after all of it: a body, decoded, checked and answered, takes several times its

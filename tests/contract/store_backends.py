@@ -87,7 +87,8 @@ class MemoryBackend:
 
 
 class EtcdBackend:
-    def __init__(self, server: EtcdServer) -> None:
+    def __init__(self, server: EtcdServer, *, request_timeout_s: float = 5.0) -> None:
+        self.request_timeout_s = request_timeout_s
         self.prefix = f"/{uuid.uuid4().hex}/"
         self.server = server
         self.relay = Relay(server.port)
@@ -103,7 +104,7 @@ class EtcdBackend:
         return self._make(self.server.endpoint)
 
     def _make(self, endpoint: str) -> EtcdStore:
-        self._stores.append(EtcdStore(StoreConfig((endpoint,), request_timeout_s=5.0)))
+        self._stores.append(EtcdStore(StoreConfig((endpoint,), request_timeout_s=self.request_timeout_s)))
         return self._stores[-1]
 
     async def cut(self) -> None:

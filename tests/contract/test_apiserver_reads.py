@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from libs.resources import codec
 from libs.store import StoreConfig
 from libs.store.etcd import connect
 from libs.testkit.servers import EtcdServer
+from services.apiserver.shell.cache import CacheSettings
 from tests.contract.verbs_stage import API_VERSION, Stage, open_stage
 
 pytestmark = pytest.mark.servers
@@ -46,7 +48,7 @@ async def test_list_shows_every_write_that_was_answered(stage: Stage) -> None:
         assert (await stage.call("GET", NETSETS)).names == []
 
 
-async def test_get_and_list_not_older_than(stage: Stage) -> None:
+async def test_get_and_list_not_older_than(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     made = await stage.make("networksets", "a", {}, "shop")
     version = made["metadata"]["resourceVersion"]
     got = await stage.call("GET", f"{NETSETS}/a", resourceVersion=version)
@@ -56,6 +58,7 @@ async def test_get_and_list_not_older_than(stage: Stage) -> None:
     assert int(listed.json["metadata"]["resourceVersion"]) >= int(version)
     assert (await stage.call("GET", f"{NETSETS}/a", resourceVersion=0)).status in (200, 404)
     assert (await stage.call("GET", NETSETS, resourceVersion=0)).status == 200
+    monkeypatch.setattr(stage.cache, "_settings", CacheSettings(wait_s=0.5))
     future = str(int(version) + 1_000_000)
     for path in (NETSETS, f"{NETSETS}/a"):
         answer = await stage.call("GET", path, resourceVersion=future)
@@ -337,10 +340,12 @@ async def test_head_has_no_body(stage: Stage) -> None:
 
 async def test_datastore_that_is_away_is_said_so(tmp_path: Path) -> None:
     async with EtcdServer() as etcd:
-        store = await connect(StoreConfig(endpoints=(etcd.endpoint,), request_timeout_s=1.0))
+        store = await connect(StoreConfig(endpoints=(etcd.endpoint,)))
         async with open_stage(store, tmp_path) as stage:
             made = await stage.make("networksets", "a", {}, "shop")
             assert (await stage.call("GET", NETSETS)).names == ["a"]
+            patient = store._connection.config
+            store._connection.config = replace(patient, request_timeout_s=1.0)
             etcd.pause()
             for method, path, body in (
                 ("GET", f"{NETSETS}/a", None),
@@ -355,6 +360,7 @@ async def test_datastore_that_is_away_is_said_so(tmp_path: Path) -> None:
             cached = await stage.call("GET", NETSETS, resourceVersion=0)
             assert (cached.status, cached.names) == (200, ["a"]), "what the cache knows it still tells"
             etcd.resume()
+            store._connection.config = patient
             async with asyncio.timeout(60):
                 while (answer := await stage.call("GET", "tiers")).status == 503:
                     pass

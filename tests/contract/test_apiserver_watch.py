@@ -8,6 +8,7 @@ import json
 import uuid
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -27,6 +28,7 @@ from services.apiserver.shell.cache import CacheSettings
 from services.apiserver.shell.watching import WatchSettings, metadata_only
 from tests.contract.apiserver_watch_stage import (
     DEADLINE_S,
+    PATIENT,
     SETS,
     Api,
     Reflector,
@@ -45,7 +47,7 @@ from tests.contract.apiserver_watch_stage import (
 pytestmark = pytest.mark.servers
 
 SET = "GlobalNetworkSet"
-QUICK = CacheSettings(progress_s=0.1, hold_s=0.1)
+QUICK = replace(PATIENT, progress_s=0.1, hold_s=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +274,7 @@ async def test_bookmarks_move_while_the_kind_is_at_rest_and_only_for_those_who_a
 async def test_bookmark_before_the_timeout_and_a_clean_end(store: EtcdStore, running: Api) -> None:
     start = await put(store, SET, "a")
     revision = await put(store, SET, "b")
-    query = {"allowWatchBookmarks": "true", "timeoutSeconds": "3", "resourceVersion": str(start)}
+    query = {"allowWatchBookmarks": "true", "timeoutSeconds": "8", "resourceVersion": str(start)}
     async with watching(running.url, **query) as frames:
         found = await frames.until_end()
     assert [frame["type"] for frame in found] == ["ADDED", "BOOKMARK"]
@@ -300,7 +302,7 @@ async def test_client_that_goes_is_not_kept(store: EtcdStore) -> None:
 
 async def test_client_that_does_not_read_is_closed_and_costs_little(store: EtcdStore) -> None:
     """It never reads; the server must give it up after its limit, with the window moved far past it."""
-    made = api(store, settings=CacheSettings(max_changes=50), watching=WatchSettings(write_limit_s=0.5))
+    made = api(store, settings=replace(PATIENT, max_changes=50), watching=WatchSettings(write_limit_s=0.5))
     async with made.serve():
         await put(store, SET, "a")
         reader, writer = await asyncio.open_connection("127.0.0.1", made.port, limit=1_000)
@@ -319,7 +321,7 @@ async def test_client_that_does_not_read_is_closed_and_costs_little(store: EtcdS
 
 
 async def test_slow_watcher_is_told_410_in_the_stream_and_others_are_not(store: EtcdStore) -> None:
-    made = api(store, settings=CacheSettings(max_changes=5))
+    made = api(store, settings=replace(PATIENT, max_changes=5))
     kind = _kind()
     async with made.serve():
         start = await put(store, SET, "a")
@@ -407,7 +409,7 @@ async def test_restarted_server_tells_what_was_missed_exactly(store: EtcdStore, 
         start = await put(store, SET, "a")
         await listed(made.url)
     missed = [await put(store, SET, "a", n="1"), await put(store, SET, "b"), await delete(store, SET, "a")]
-    async with api(store, settings=CacheSettings(replay_slack=slack)).serve() as made:
+    async with api(store, settings=replace(PATIENT, replay_slack=slack)).serve() as made:
         await listed(made.url)  # the new cache begins here
         async with watching(made.url, resourceVersion=str(start)) as frames:
             assert await frames.short(3) == [
@@ -422,18 +424,22 @@ async def test_restarted_server_tells_what_was_missed_exactly(store: EtcdStore, 
 async def test_many_who_come_back_after_a_restart_share_a_few_replays(store: EtcdStore) -> None:
     revisions = [await put(store, SET, "a", n=str(number)) for number in range(40)]
     async with api(store).serve() as made:
+
+        def replays() -> int:
+            return sum(len(held.replays) for held in made.cache._held.values())
+
         await listed(made.url)
         async with AsyncExitStack() as stack:
-            clients = []
+            clients, most = [], 0
             for revision in Random(4).sample(revisions, 40):
                 client = await stack.enter_async_context(watching(made.url, resourceVersion=str(revision)))
                 clients.append((revision, client))
-            (held,) = [held for held in made.cache._held.values() if held.replays]
-            assert len(held.replays) <= 3
+                most = max(most, replays())
+            assert 1 <= most <= 3
             for revision, client in clients:
                 expected = [other for other in revisions if other > revision]
                 assert [at for _, _, at in await client.short(len(expected))] == expected
-        await eventually(lambda: not held.replays)
+        await eventually(lambda: not replays())
 
 
 async def test_compaction_while_the_server_is_cut_off_is_no_end(server: EtcdServer, store: EtcdStore) -> None:
@@ -524,7 +530,7 @@ async def test_a_thousand_random_writes_and_watchers_that_break_end_with_the_sto
     random = Random(seed)
     port = free_port()
     url = f"http://127.0.0.1:{port}/apis/projectcalico.org/v3"
-    settings = CacheSettings(max_changes=40, progress_s=0.1, hold_s=0.05, replay_slack=20)
+    settings = replace(PATIENT, max_changes=40, progress_s=0.1, hold_s=0.05, replay_slack=20)
     watching_settings = WatchSettings(bookmark_s=0.05, min_timeout_s=0.5, poll_s=0.1)
     clients = [
         Reflector(lambda: url),

@@ -61,7 +61,7 @@ class Ctl:
 
     def on(self, work: Any) -> Any:
         async def inside() -> Any:
-            backend = EtcdBackend(self.server)
+            backend = EtcdBackend(self.server, request_timeout_s=30.0)
             await backend.open()
             try:
                 return await work(backend.store())

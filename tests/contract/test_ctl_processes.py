@@ -187,8 +187,10 @@ async def test_watch_as_json_of_some_names_only(on_etcd: World) -> None:
     process = await on_etcd.ctl.start("get", "tiers", "sec", "--watch", "-o", "json")
     await on_etcd.ctl.good("apply", "-f", "-", stdin=TIER % ("other", 1))
     await on_etcd.ctl.good("apply", "-f", "-", stdin=TIER % ("sec", 1))
+    lines = await lines_until(process, 1)  # so it watches, or has listed what is there
     await on_etcd.ctl.good("delete", "tier", "sec")
-    found = [json.loads(line) for line in await lines_until(process, 2)]
+    lines += await lines_until(process, 1)
+    found = [json.loads(line) for line in lines]
     assert [one["type"] for one in found] == ["ADDED", "DELETED"]
     assert {one["object"]["metadata"]["name"] for one in found} == {"sec"}
 

@@ -49,7 +49,7 @@ class Host:
 
     async def _prepare(self, store: Store) -> None:
         await ResourceClient(store).ensure_initialized()
-        backend = EtcdBackend(self.ctl.server)
+        backend = EtcdBackend(self.ctl.server, request_timeout_s=30.0)
         await backend.open()
         try:
             cluster = Cluster(backend)

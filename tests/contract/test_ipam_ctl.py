@@ -55,7 +55,7 @@ class Ctl:
 
     def on(self, work: Callable[[Cluster], Awaitable[T]]) -> T:
         async def inside() -> T:
-            backend = EtcdBackend(self.server)
+            backend = EtcdBackend(self.server, request_timeout_s=30.0)
             await backend.open()
             try:
                 return await work(Cluster(backend))

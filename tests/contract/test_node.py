@@ -135,11 +135,15 @@ async def test_o06_the_tunnel_address_moves_with_its_pool_and_goes_with_the_last
             return await stage.vxlan() == "" and held == []
 
         await until(gone, child, "no address any more, and none left allocated")
-        async with (
-            aiohttp.ClientSession() as session,
-            session.get(f"http://127.0.0.1:{port}/readiness") as answer,
-        ):
-            assert answer.status == 200, await answer.text()
+
+        async def ready() -> bool:
+            async with (
+                aiohttp.ClientSession() as session,
+                session.get(f"http://127.0.0.1:{port}/readiness") as answer,
+            ):
+                return answer.status == 200
+
+        await until(ready, child, "ready")
     finally:
         child.process.terminate()
     assert await child.status(60) == 0

@@ -43,10 +43,11 @@ class Host:
         self.netns, self.etcd, self.endpoint, self.directory = netns, etcd, endpoint, directory
 
     def begin(self, verb: str = "startup", *arguments: str, **env: str) -> subprocess.Popen[str]:
-        given = {"ETCD_ENDPOINTS": self.etcd.endpoint, "CALICO_NODENAME_FILE": str(self.directory / "nodename")} | env
+        nodename = str(self.directory / "nodename")
+        given = {"ETCD_ENDPOINTS": self.etcd.endpoint, "CALICO_NODENAME_FILE": nodename, "WAIT_FOR_DATASTORE": "true"}
         return subprocess.Popen(
             ["nsenter", f"--net={self.netns.path}", sys.executable, "-m", "services.node", verb, *arguments],
-            env=ENV | given, cwd=PROJECT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env=ENV | given | env, cwd=PROJECT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
     def startup(self, *arguments: str, **env: str) -> tuple[int, str]:
@@ -320,7 +321,7 @@ def test_each_start_renews_the_age_of_the_nodename_file(host: Host) -> None:
         ({"CALICO_IPV4POOL_BLOCK_SIZE": "19"}, 2, "CALICO_IPV4POOL_BLOCK_SIZE"),
         ({"IP": "autodetect", "IP_AUTODETECTION_METHOD": "interface=missing"}, 1, "interface=missing"),
         ({"NODENAME": "Bad_Name!"}, 1, "name"),
-        ({"ETCD_ENDPOINTS": "http://127.0.0.1:1"}, 1, "datastore does not answer"),
+        ({"ETCD_ENDPOINTS": "http://127.0.0.1:1", "WAIT_FOR_DATASTORE": ""}, 1, "datastore does not answer"),
     ],
 )
 def test_bad_settings_end_with_a_clear_word(host: Host, env: dict[str, str], status: int, word: str) -> None:

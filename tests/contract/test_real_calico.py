@@ -206,7 +206,7 @@ def test_m15_addresses_are_shared_with_a_real_calico_ipam(real: Real, ctl: Ctl, 
     real.ipam("DEL", "pod1", netns)
 
     async def assign(store: Store) -> list[str]:
-        backend = EtcdBackend(ctl.server)
+        backend = EtcdBackend(ctl.server, request_timeout_s=30.0)
         await backend.open()
         try:
             client: IpamClient = Cluster(backend).client()

@@ -256,6 +256,7 @@ async def test_ip_in_ip_is_made_changed_in_place_and_removed(world: World) -> No
 
 
 FALLBACK = Path("/proc/sys/net/core/fb_tunnels_only_for_init_net")
+tunl0_of_the_module = pytest.mark.xdist_group("tunl0")  # whether a new namespace gets one is a setting of the machine
 
 
 @pytest.fixture
@@ -272,6 +273,7 @@ def without_fallback() -> Iterator[World]:
         FALLBACK.write_text(before)
 
 
+@tunl0_of_the_module
 @pytest.mark.kernel
 @pytest.mark.stock_kernel
 async def test_the_modules_own_tunl0_is_left_idle(real: World) -> None:
@@ -283,6 +285,7 @@ async def test_the_modules_own_tunl0_is_left_idle(real: World) -> None:
     assert real.ns.run("ip", "-br", "addr", "show", "dev", IPIP).split() == ["tunl0@NONE", "DOWN"]
 
 
+@tunl0_of_the_module
 @pytest.mark.kernel
 @pytest.mark.stock_kernel
 async def test_a_tunl0_of_ours_goes(without_fallback: World) -> None:
@@ -295,6 +298,7 @@ async def test_a_tunl0_of_ours_goes(without_fallback: World) -> None:
     assert IPIP not in without_fallback.ns.run("ip", "-br", "link")
 
 
+@tunl0_of_the_module
 @pytest.mark.kernel
 @pytest.mark.stock_kernel
 async def test_a_tunnel_to_one_place_that_has_the_name_gives_way(without_fallback: World) -> None:
@@ -306,6 +310,7 @@ async def test_a_tunnel_to_one_place_that_has_the_name_gives_way(without_fallbac
     assert await without_fallback.tunnels.read() == {IPIP: device}
 
 
+@tunl0_of_the_module
 @pytest.mark.kernel
 @pytest.mark.stock_kernel
 async def test_a_device_of_another_name_that_takes_all_packets_is_told(real: World) -> None:

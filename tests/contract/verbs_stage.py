@@ -162,7 +162,7 @@ async def open_stage(store: Store, directory: Path, *, settings: CacheSettings |
     random = Random(7)
     stage: list[Stage] = []
     resources = ResourceClient(store, release=IpamRelease(store), sleep=at_once, now=lambda: stage[0].clock)
-    cache = EtcdCache(store, random, settings=settings, eager=True)
+    cache = EtcdCache(store, random, settings=settings or CacheSettings(first_wait_s=60.0, wait_s=30.0), eager=True)
     path = directory / "roles.yaml"
     path.write_text(_text(_ADMINISTRATOR))
     roles = RoleFile(path)

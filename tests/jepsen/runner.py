@@ -259,13 +259,14 @@ class Runner:
 
     async def _quiet(self) -> None:
         """No revision is added for a while, whichever member is asked: what was on its way has arrived."""
-        deadline, since, revision = time.monotonic() + 120, time.monotonic(), 0
-        while time.monotonic() - since < QUIET_S:
+        deadline, since, revision, looks = time.monotonic() + 120, time.monotonic(), 0, 0
+        while time.monotonic() - since < QUIET_S or looks < 3:
             if time.monotonic() > deadline:
                 raise TimeoutError("etcd does not come to rest")
             now = max([await asyncio.to_thread(_revision, endpoint) for endpoint in self._endpoints])
             if now != revision or now == 0:
-                revision, since = now, time.monotonic()
+                revision, since, looks = now, time.monotonic(), 0
+            looks += 1
             await asyncio.sleep(0.2)
 
     async def _read(self) -> Audit:

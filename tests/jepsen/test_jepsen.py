@@ -27,11 +27,18 @@ def show(outcome: Outcome) -> str:
     return table(outcome) + "\n" + "\n".join(f"{problem.kind}: {problem.text}" for problem in outcome.problems[:30])
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 def test_short_run_gives_no_address_twice_and_loses_none(crash_etcd: Path) -> None:
     print(f"JEPSEN_SEED={SEED}")
     plan = Plan(
-        seed=SEED, operations=600, at_most_s=60, kills=2, slots=6, life_s=(2.0, 5.0), calm_s=(0.5, 2.0), etcd=crash_etcd
+        seed=SEED,
+        operations=600,
+        at_most_s=150,
+        kills=2,
+        slots=6,
+        life_s=(2.0, 5.0),
+        calm_s=(0.5, 2.0),
+        etcd=crash_etcd,
     )
     outcome = run(plan)
     assert outcome.problems == [], show(outcome)

@@ -30,10 +30,10 @@ from libs.runtime.health import Aggregator
 from libs.runtime.service import Service
 from libs.store.api import Compare
 from libs.store.memory import MemoryEtcd, MemoryStore
+from libs.testkit import virtual_time
 from libs.testkit.kube.memory import MemoryKube
 from services.kube_controllers.app import ELECTION_KEY, KubeControllers
 from services.kube_controllers.config import KubeControllersConfig
-from tests.properties import virtual_time
 
 _CALM_S = 700.0  # two periods, and longer than any back-off
 NAMES, SPACES, LABELS = ("a", "b.c"), ("x", "y"), ({}, {"l": "1"}, {"l": "2", "m": "3"})

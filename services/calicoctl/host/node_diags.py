@@ -75,6 +75,7 @@ async def collect(bundle: Bundle, logs: Path) -> None:
     await asyncio.gather(*(run(name, command) for name, command in COMMANDS))
     await asyncio.gather(*(_containers(bundle, limit, *runtime) for runtime in RUNTIMES))
     await asyncio.to_thread(_files, bundle, logs)
+    await asyncio.gather(*(_service(bundle, limit, *found) for found in services()))
 
 
 async def _containers(bundle: Bundle, limit: asyncio.Semaphore, runtime: str, listing: str, logs: str) -> None:
@@ -98,13 +99,19 @@ def _files(bundle: Bundle, logs: Path) -> None:
         bundle.add(f"state{directory}.txt", "".join(f"{line}\n" for line in _listing(directory)))
     for path in BGP_PATHS:
         bundle.add(f"bgp{path}.json", _answer(UnixConnection(BGP_SOCKET), path))
-    for pid, name, arguments, environment in services():
-        about = [f"pid {pid}", " ".join(arguments), *sorted(f"{key}={value}" for key, value in environment.items())]
-        bundle.add(f"services/{name}-{pid}.txt", "\n".join(about) + "\n")
-        if port := health_port(arguments, environment):
-            for path in ("/readiness", "/liveness", "/metrics"):
-                connection = HTTPConnection("localhost", port, timeout=HTTP_S)
-                bundle.add(f"services/{name}-{pid}{path}.txt", _answer(connection, path))
+
+
+async def _service(
+    bundle: Bundle, limit: asyncio.Semaphore, pid: int, name: str, arguments: list[str], environment: dict[str, str]
+) -> None:
+    about = [f"pid {pid}", " ".join(arguments), *sorted(f"{key}={value}" for key, value in environment.items())]
+    bundle.add(f"services/{name}-{pid}.txt", "\n".join(about) + "\n")
+    if port := health_port(arguments, environment):
+        for path in ("/readiness", "/liveness", "/metrics"):
+            connection = HTTPConnection("localhost", port, timeout=HTTP_S)
+            async with limit:  # one that hangs holds up no other
+                answer = await asyncio.to_thread(_answer, connection, path)
+            bundle.add(f"services/{name}-{pid}{path}.txt", answer)
 
 
 def _listing(directory: Path) -> Iterator[str]:

@@ -10,6 +10,7 @@ import aiohttp
 from services.felix.core.cni.errors import CniError, Code
 
 PERIOD_S = 5.0
+ATTEMPT_S = 5.0
 LIMIT_S = 30.0
 
 
@@ -17,7 +18,7 @@ async def wait_for_gates(urls: tuple[str, ...]) -> None:
     """Until each answers with a status of 200 to 399, all at once. Raises CniError."""
     for url in urls:
         _check_url(url)
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PERIOD_S)) as session:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ATTEMPT_S)) as session:
         await asyncio.gather(*(_wait_for(session, url) for url in urls))
 
 

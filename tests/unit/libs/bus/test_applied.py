@@ -11,6 +11,8 @@ from libs.bus import Msg, subjects, wire
 from libs.bus.applied import Progress, WaitProblem, listening
 from libs.bus.memory import MemoryBroker, MemoryBus
 
+pytestmark = pytest.mark.virtual_time
+
 
 def applied(node: str, rev: int, **failures: str) -> wire.Applied:
     return wire.Applied(node=node, epoch=None, rev=rev, seq=1, failures=failures)

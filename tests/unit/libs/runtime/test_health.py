@@ -10,6 +10,7 @@ from prometheus_client import Counter
 
 from libs.runtime.health import Aggregator
 from libs.runtime.http import HttpServer, bind_all, new_registry
+from libs.testkit.servers import free_port
 
 
 class Clock:
@@ -148,8 +149,8 @@ async def test_localhost_is_served_on_both_families_at_one_port() -> None:
 
 
 async def test_taken_port_is_a_clear_error_and_leaves_no_socket() -> None:
-    (taken,) = bind_all("127.0.0.1", 0)
-    port = taken.getsockname()[1]
+    port = free_port()
+    (taken,) = bind_all("127.0.0.1", port)
     with taken, pytest.raises(OSError, match=f"cannot listen on 127.0.0.1 port {port}: Address already in use"):
         async with HttpServer(Aggregator(), new_registry(process=False), host="127.0.0.1", port=port):
             pass

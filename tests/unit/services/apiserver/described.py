@@ -19,6 +19,8 @@ from services.apiserver.core.status import ApiError, not_found, not_found_path
 from services.apiserver.shell.documents import Documents
 
 VERSION = "1.2.3"
+NOW = datetime(2026, 6, 1, tzinfo=UTC)
+"""What ages are counted from."""
 
 
 @dataclass
@@ -70,8 +72,7 @@ async def described(
             if not items:
                 raise not_found(kind.plural, name)
         if "as=Table" in request.headers.get("Accept", ""):
-            now = datetime.now(UTC)
-            return web.json_response(tables.table(kind, items, include="Object", revision="7", now=now))
+            return web.json_response(tables.table(kind, items, include="Object", revision="7", now=NOW))
         if name is not None:
             return web.json_response(codec.to_dict(items[0]))
         return web.json_response(

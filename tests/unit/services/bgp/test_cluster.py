@@ -148,8 +148,14 @@ async def test_settings_that_fail_half_way_are_replaced_by_the_last_good_ones(tm
     ids=["the same cluster", "another", "nobody tells", "saved by an older release"],
 )
 async def test_what_was_saved_of_another_cluster_is_not_used(
-    tmp_path: Path, saved: int, here: int | None, used: bool, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    saved: int,
+    here: int | None,
+    used: bool,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("services.bgp.shell.cluster.ANSWER_S", 30.0)
     side = Side(tmp_path)
     data = encode(Saved(node=NODE, rev=8, cluster=saved, tables=GOOD))
     side.file.write_bytes(data if saved else data.replace(b'"cluster":0,', b""))

@@ -154,7 +154,7 @@ def test_apply_wait_returns_when_all_nodes_have_applied(ctl: Ctl) -> None:
 def test_apply_wait_names_the_nodes_that_have_not(ctl: Ctl) -> None:
     ctl.broker = MemoryBroker()
     Nodes(ctl.broker, {"node1": 0, "node2": 1, "node3": None})
-    result = ctl("apply", "--wait", "--timeout", "200ms", "-f", "-", stdin=TIER)
+    result = ctl("apply", "--wait", "--timeout", "4s", "-f", "-", stdin=TIER)
     assert result.exit_code == 1
     assert result.stdout == "Successfully applied 1 'Tier' resource(s)\n"
     assert "node1" not in result.stderr

@@ -11,6 +11,8 @@ from libs.bus.bgp import Negotiated, Peer, PeerKind, PeerState, State, state_sub
 from libs.bus.memory import MemoryBroker
 from services.calicoctl.status import document, gather, gather_bgp, show, show_bgp
 
+pytestmark = pytest.mark.virtual_time
+
 
 def report(node: str, rev: int, *, warnings: tuple[str, ...] = (), **failures: str) -> wire.Applied:
     return wire.Applied(node=node, epoch=None, rev=rev, seq=1, failures=failures, warnings=warnings)

@@ -284,12 +284,12 @@ def test_silence_ends_with_error_11_at_the_deadline(shim: Path, felix: FakeFelix
     felix.respond = hang
     started = time.monotonic()
     try:
-        said = error(run(shim, felix, CALICO_CNI_TIMEOUT_S="0.3"))
+        said = error(run(shim, felix, CALICO_CNI_TIMEOUT_S="3"))
     finally:
         stop.set()
     assert said["code"] == 11
     assert "waiting for the Calico agent of this node: " in said["msg"]
-    assert 0.25 < time.monotonic() - started < 5
+    assert 2.9 < time.monotonic() - started < 15
 
 
 def test_deadline_is_of_the_whole_call_and_not_of_each_read(shim: Path, felix: FakeFelix) -> None:
@@ -305,7 +305,7 @@ def test_deadline_is_of_the_whole_call_and_not_of_each_read(shim: Path, felix: F
         assert error(run(shim, felix, CALICO_CNI_TIMEOUT_S="0.4"))["code"] == 11
     finally:
         stop.set()
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
 
 
 def test_stdin_that_never_ends_meets_the_deadline_too(shim: Path, felix: FakeFelix) -> None:

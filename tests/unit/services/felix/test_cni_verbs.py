@@ -214,7 +214,7 @@ async def test_what_a_plugin_says_when_it_fails(tmp_path: Path, text: str, code:
 
 
 async def test_a_plugin_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.felix.drivers.ipam_plugin.LIMIT_S", 3.0)
+    monkeypatch.setattr("services.felix.drivers.ipam_plugin.LIMIT_S", 8.0)
     script(tmp_path / "some-ipam", f"echo $$ > {tmp_path}/pid; exec sleep 600")
     with pytest.raises(CniError, match="did not answer ADD") as caught:
         await IpamPlugins().run("ADD", delegation(tmp_path))
@@ -599,6 +599,7 @@ async def test_c07_gates_are_waited_for(
 ) -> None:
     url, statuses = gate
     monkeypatch.setattr(gates, "PERIOD_S", 0.01)
+    monkeypatch.setattr(gates, "LIMIT_S", 60.0)
     statuses += [503, 404, 302]
     await node.plugin.handle(asked(readiness_gates=[url, url.replace("ready", "ready?second")]))
     assert len(statuses) <= 1  # a redirect is an answer

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable, Mapping
 from random import Random
 
+import pytest
+
 from libs.feed.delta import Delta
 from libs.feed.feed import Apply
 from libs.nftables.state import TableState
@@ -16,6 +18,7 @@ from services.felix.core.routing import Routing
 from services.felix.core.ruleset import RulesetBuilder
 from services.felix.shell.dataplane import Dataplane, Progress
 
+pytestmark = pytest.mark.virtual_time
 KEY = WorkloadKey("k8s", "ns/a", "eth0")
 LIMITED = Workload(name="cali1", qos=Qos(egress_bandwidth=1_000))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -21,19 +20,20 @@ from services.typha.shell.moving import Mover
 from tests.unit.services.typha.samples import EPOCH, Writer, endpoint
 
 OTHER = wire.Epoch("t2", 2, 7)
+pytestmark = pytest.mark.virtual_time
 
 
 class Typha:
     """Readers are nodes n0, n1, …; `follows` lets them move as soon as they are asked to."""
 
-    def __init__(self, readers: int, *, even: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, readers: int, *, even: bool = True, clock: Callable[[], float] | None = None) -> None:
         self.writer = Writer(endpoint("n0", "p1", "web", 1))
         self.broker = MemoryBroker()
         self.own, self.other = self.broker.connect("typha"), self.broker.connect("other")
         self.registry = CollectorRegistry()
         self.publisher = self.writer.publisher
-        self.clock = clock
-        self.mover = Mover(self.own, self.publisher, self.send, Metrics(self.registry), even=even, clock=clock)
+        self.clock = clock or asyncio.get_running_loop().time
+        self.mover = Mover(self.own, self.publisher, self.send, Metrics(self.registry), even=even, clock=self.clock)
         self.mover.start()
         self.sent: list[tuple[str, str]] = []
         self.follows = True

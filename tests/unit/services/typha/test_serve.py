@@ -43,7 +43,7 @@ class Typha:
 
     async def ask(self, request: wire.SnapshotRequest, subject: str = "") -> wire.SnapshotReply:
         subject = subject or subjects.own_snapshot(EPOCH.instance, request.node)
-        msg = await self.bus.request(subject, wire.encode(request), 1.0)
+        msg = await self.bus.request(subject, wire.encode(request), 30.0)
         reply: wire.SnapshotReply = wire.decoder(wire.SnapshotReply).decode(msg.data)
         return reply
 
@@ -137,11 +137,11 @@ async def test_chunk_of_an_answer_that_is_over_expired_or_unknown_is_refused(
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"node": 5}', b"\xff\xfe", b'{"rev": "x"}'])
 async def test_malformed_requests_are_answered_with_the_reason(typha: Typha, data: bytes) -> None:
     for subject in (subjects.any_snapshot("node1"), subjects.own_snapshot("t1", "node1")):
-        answer = await typha.bus.request(subject, data, 1.0)
+        answer = await typha.bus.request(subject, data, 30.0)
         reply = wire.decoder(wire.SnapshotReply).decode(answer.data)
         assert reply.refused
         assert "the request is not understood" in reply.error
-    answer = await typha.bus.request(subjects.TYPHA_CONCERNS, data, 1.0)
+    answer = await typha.bus.request(subjects.TYPHA_CONCERNS, data, 30.0)
     assert "not understood" in wire.decoder(wire.ConcernsReply).decode(answer.data).error
     assert typha.writer.publisher.readers == {}
     for subject in (subjects.applied("node1"), subjects.TYPHA_MARK):
@@ -159,7 +159,8 @@ async def test_reader_of_another_protocol_is_told_what_to_upgrade(
     assert reply.error == "felix on node1 (v9.0.0) speaks protocol 2, this typha protocol 1: upgrade this typha"
     assert reply.protocol == compat.PROTOCOL
     assert typha.writer.publisher.readers == {}
-    assert [record.message for record in caplog.records] == ["reader refused"]  # not each time
+    told = [record.message for record in caplog.records if record.name.startswith("services.")]
+    assert told == ["reader refused"]  # not each time
     older = wire.SnapshotRequest(node="node1", protocol=0)
     assert (await typha.ask(older)).error.endswith("upgrade felix on node1")
     assert not (await typha.ask(wire.SnapshotRequest(node="node1"))).error
@@ -167,7 +168,7 @@ async def test_reader_of_another_protocol_is_told_what_to_upgrade(
 
 @pytest.mark.parametrize("data", [b'{"node":5,"protocol":2,"version":"v9"}', b'{"protocol":2,"version":"v9","hi":1}'])
 async def test_request_of_a_protocol_that_cannot_be_decoded_is_told_the_protocol(typha: Typha, data: bytes) -> None:
-    answer = await typha.bus.request(subjects.any_snapshot("node1"), data, 1.0)
+    answer = await typha.bus.request(subjects.any_snapshot("node1"), data, 30.0)
     reply = wire.decoder(wire.SnapshotReply).decode(answer.data)
     assert reply.refused
     assert reply.error == "the sender (v9) speaks protocol 2, this typha protocol 1: upgrade this typha"

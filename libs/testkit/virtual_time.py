@@ -10,7 +10,9 @@ T = TypeVar("T")
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """For programs without sockets. Somebody must hold a timer, or a deadlock waits for ever."""
+    """For programs without sockets, processes and threads, which nobody would wait for. Somebody must hold a timer, or
+    a deadlock waits for ever.
+    """
 
     def __init__(self) -> None:
         super().__init__()
