@@ -29,10 +29,9 @@ RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 IFF_UP = 0x1
 IFF_LOWER_UP = 0x10000
 RTEXT_FILTER_SKIP_STATS = 8
-OPERSTATES = ("unknown", "notpresent", "down", "lowerlayerdown", "testing", "dormant", "up")
 
 _IFINFO = struct.Struct("=BxHiII")  # struct ifinfomsg: family, device type, index, flags, mask of flags to change
-_ADDRESS, _NAME, _MTU, _LINK, _MASTER, _OPERSTATE, _LINKINFO, _NETNS_FD = 1, 3, 4, 5, 10, 16, 18, 28
+_ADDRESS, _NAME, _MTU, _LINK, _MASTER, _LINKINFO, _NETNS_FD = 1, 3, 4, 5, 10, 18, 28
 _GROUP, _EXT_MASK, _TX_QUEUES, _RX_QUEUES, _ALT_NAME = 27, 29, 31, 32, 53
 _INFO_KIND, _INFO_DATA, _VETH_PEER = 1, 2, 1
 _NETKIT_PEER_INFO, _NETKIT_POLICY, _NETKIT_PEER_POLICY, _NETKIT_MODE = 1, 3, 4, 5
@@ -48,8 +47,7 @@ class Link:
     mac: str
     mtu_bytes: int
     up: bool  # wanted up by the administrator
-    operstate: str  # "up" when it can carry packets; loopback says "unknown"
-    lower_up: bool
+    lower_up: bool  # there is a carrier. IFLA_OPERSTATE follows it up to a second later
     master: int  # index of the bridge or bond above, 0 if none
     lower: int  # index of the device below or, for a veth, of its peer, which may be in another namespace; 0 if none
 
@@ -71,7 +69,6 @@ def decode_link(body: bytes) -> Link:
     _, _, index, flags, _ = _IFINFO.unpack_from(body)
     found = attrs(body, _IFINFO.size)
     info = attrs(found.get(_LINKINFO, b""))
-    state = found.get(_OPERSTATE, b"\0")[0]
     return Link(
         index=index,
         name=cstring(found.get(_NAME, b"")),
@@ -79,7 +76,6 @@ def decode_link(body: bytes) -> Link:
         mac=format_mac(found.get(_ADDRESS, b"")),
         mtu_bytes=to_u32(found.get(_MTU, bytes(4))),
         up=bool(flags & IFF_UP),
-        operstate=OPERSTATES[state] if state < len(OPERSTATES) else str(state),
         lower_up=bool(flags & IFF_LOWER_UP),
         master=to_u32(found.get(_MASTER, bytes(4))),
         lower=to_u32(found.get(_LINK, bytes(4))),

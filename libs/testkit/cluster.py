@@ -585,21 +585,6 @@ class Cluster:
         want = [Verdict.ALLOW] * len(questions)
         return await self.reach(questions, family=family, wanted=want) == want
 
-    async def matrix(
-        self,
-        pods: Sequence[Pod] | None = None,
-        *,
-        port: int = 8080,
-        protocol: Protocol = "tcp",
-        family: int = 4,
-        timeout_s: float = 1.0,
-    ) -> dict[tuple[str, str], Verdict]:
-        """(source name, target name) -> verdict for every ordered pair of different pods."""
-        pods = self.pods() if pods is None else pods
-        pairs = [(a, b) for a in pods for b in pods if a is not b]
-        verdicts = await self.reach([(a, b, port, protocol) for a, b in pairs], family=family, timeout_s=timeout_s)
-        return {(a.name, b.name): v for (a, b), v in zip(pairs, verdicts, strict=True)}
-
     async def eventually(
         self,
         questions: Sequence[Question],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import errno
+import itertools
 import os
 import selectors
 import socket
@@ -23,6 +24,8 @@ from libs.netlink.netns import in_netns
 from libs.testkit.patience import Allowance, patient
 
 LATE_S = 5.0
+_UDP_PORTS = itertools.cycle(range(20_000, 32_000))
+"""One of chance may be that of an earlier flow, whose connection the kernel still knows as an allowed one."""
 _RTT_AND_RETRANS = struct.Struct("=68xI28xI")  # tcpi_rtt, tcpi_total_retrans of struct tcp_info, linux/tcp.h
 
 Protocol = Literal["tcp", "udp", "icmp"]
@@ -92,7 +95,9 @@ class _Try:
 
     def begin(self) -> Verdict | None:
         try:
-            if self.flow.source is not None:
+            if self.flow.protocol == "udp":
+                self._bind_udp()
+            elif self.flow.source is not None:
                 self.socket.bind((str(self.flow.source), 0))
             code = self.socket.connect_ex((str(self.flow.address), self.flow.port))
             if code not in (0, errno.EINPROGRESS):
@@ -102,6 +107,15 @@ class _Try:
         except OSError as error:
             return verdict_of(error.errno or 0)
         return None
+
+    def _bind_udp(self) -> None:
+        while True:
+            try:
+                self.socket.bind((str(self.flow.source or ""), next(_UDP_PORTS)))
+                return
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
 
     def writable(self) -> Verdict | None:
         """A connection was made or failed."""

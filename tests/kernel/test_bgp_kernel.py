@@ -202,8 +202,8 @@ async def test_route_of_another_program_stays_and_ours_waits(space: netns.Namesp
         side.tell("10.65.2.0/26")
         place = (Family.IPV4, nlri(ip_network("10.65.2.0/26")))
         await until(lambda: "another program" in side.kernel.fib.blocked.get(place, ""), "reported")
+        await until(lambda: side.kernel.failures == {"kernel routes": "1 not installed"}, "told")
         assert "10.65.2.0/26" not in side.routes()
-        assert side.kernel.failures == {"kernel routes": "1 not installed"}
         space.run("ip", "route", "del", "10.65.2.0/26", "proto", "80", "metric", metric)
         await until(lambda: side.routes().get("10.65.2.0/26") == "10.9.0.2 va", "its turn has come")
         await until(lambda: not side.kernel.failures, "nothing to report any more")

@@ -100,7 +100,8 @@ async def test_pods_reach_each_other_and_verdicts_tell_why_not() -> None:
         a, b = await cluster.add_pod("node1", "a"), await cluster.add_pod("node2", "b")
         c = await cluster.add_pod("node1", "c")
         for family in (4, 6):
-            assert set((await cluster.matrix(family=family)).values()) == {Verdict.ALLOW}
+            pairs = [(one, other, 8080, "tcp") for one in (a, b, c) for other in (a, b, c) if one is not other]
+            assert await cluster.passes(pairs, family=family)
             questions: list[Question] = [
                 (a, b, 8081, "udp"),
                 (a, b, 0, "icmp"),
@@ -108,14 +109,14 @@ async def test_pods_reach_each_other_and_verdicts_tell_why_not() -> None:
                 (a, b, 9999, "udp"),
             ]
             allow, refused = Verdict.ALLOW, Verdict.REFUSED
-            assert await cluster.reach(questions, family=family) == [allow, allow, refused, refused]
+            wanted = [allow, allow, refused, refused]
+            assert await cluster.reach(questions, family=family, wanted=wanted) == wanted
         assert await cluster.reach([(a, "203.0.113.1", 80, "tcp")]) == [Verdict.DENY]  # routed away, nobody there
         drop(cluster.node("node1"), a, b)
         for family in (4, 6):
-            verdicts = await cluster.reach(
-                [(a, b, 8080, "tcp"), (a, b, 8080, "udp"), (a, b, 0, "icmp"), (c, b, 8080, "tcp")], family=family
-            )
-            assert verdicts == [Verdict.DENY, Verdict.DENY, Verdict.DENY, Verdict.ALLOW]
+            questions = [(a, b, 8080, "tcp"), (a, b, 8080, "udp"), (a, b, 0, "icmp"), (c, b, 8080, "tcp")]
+            wanted = [Verdict.DENY, Verdict.DENY, Verdict.DENY, Verdict.ALLOW]
+            assert await cluster.reach(questions, family=family, wanted=wanted) == wanted
         await cluster.eventually([(a, b, 8080, "tcp"), (c, b, 8080, "tcp")], [Verdict.DENY, Verdict.ALLOW])
         with pytest.raises(AssertionError, match="a -> b tcp/8080: deny, wanted allow"):
             await cluster.eventually([(a, b, 8080, "tcp")], Verdict.ALLOW, timeout_s=0.1)
@@ -163,6 +164,9 @@ async def test_load_counts_losses_exactly_while_a_path_is_cut() -> None:
         tcp = [cluster.flow(a, b, 8080), cluster.flow(a, b, 8080, family=6)]
         with Load(udp=good, tcp=tcp, streams=tcp, denied=denied) as load:
             await sent(load, 1000)
+            async with asyncio.timeout(30):
+                while load.snapshot().stream_messages <= 40:  # noqa: ASYNC110 - a thread's count
+                    await asyncio.sleep(0.005)
         seen = load.result
         assert seen.lost_nothing, seen
         assert seen.denied_passed == 0
@@ -171,9 +175,9 @@ async def test_load_counts_losses_exactly_while_a_path_is_cut() -> None:
         assert seen.tcp_ok == seen.tcp_opened
         assert seen.tcp_opened > 80
         assert seen.denied_tried > 40
-        assert seen.stream_messages > 40
 
-        cut, mend = (["link set node1 down"], ["link set node1 up"])
+        # Its carrier stays, or the kernel keeps packets until the neighbour is known again.
+        cut, mend = (["link set node1 nomaster"], ["link set node1 master br0"])
         with Load(udp=good, tcp=tcp, streams=tcp, denied=[cluster.flow(a, b, 8080)]) as load:
             await asyncio.sleep(0.3)
             cluster.fabric.ip(cut)
@@ -183,7 +187,7 @@ async def test_load_counts_losses_exactly_while_a_path_is_cut() -> None:
         seen = load.result
         assert not seen.lost_nothing
         assert seen.udp_lost + seen.udp_received == seen.udp_sent
-        assert seen.udp_lost > 200
+        assert seen.udp_lost > 280
         assert seen.longest_silence_s > 0.28
         assert seen.tcp_slow + seen.tcp_failed > 0
         assert seen.denied_passed > 0
@@ -196,17 +200,17 @@ async def test_a_machine_that_stands_still_is_neither_a_policy_nor_a_loss(monkey
         await cluster.eventually(questions, Verdict.ALLOW)
         assert b.probe is not None
         server = b.probe._child.pid
-        select, pauses = selectors.EpollSelector.select, [1.0]
+        select, pauses = selectors.EpollSelector.select, [6.0]
 
         def held_up(self: selectors.EpollSelector, timeout: float | None = None) -> object:
-            if pauses and threading.current_thread() is not threading.main_thread():
+            if pauses and threading.current_thread().name.startswith("asyncio_"):  # that of `to_thread`
                 time.sleep(pauses.pop())
                 os.kill(server, signal.SIGCONT)
             return select(self, timeout)
 
         monkeypatch.setattr(selectors.EpollSelector, "select", held_up)
         os.kill(server, signal.SIGSTOP)
-        assert await cluster.reach(questions, timeout_s=0.5) == [Verdict.ALLOW] * 2
+        assert await cluster.reach(questions, timeout_s=5.0) == [Verdict.ALLOW] * 2
         assert not pauses
         flows = [cluster.flow(a, b, 8080, protocol) for protocol in ("tcp", "udp")]
         with Load(tcp=flows[:1], udp=flows[1:], streams=flows[:1]) as load:
@@ -320,7 +324,7 @@ def test_leftovers_of_a_killed_owner_are_swept_and_a_living_ones_are_not(tmp_pat
     finally:
         owner.send_signal(signal.SIGKILL)
         owner.communicate()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while processes_in(spaces) and time.monotonic() < deadline:  # they die with their owner, without a sweep
         time.sleep(0.01)
     assert processes_in(spaces) == []

@@ -131,14 +131,14 @@ def test_unserved_service_address_does_not_loop(built):
         lookup.ip([f"addr add {address}/{32 if version == 4 else 128} dev eth0" + (" nodad" if version == 6 else "")])
         built.spaces["node"].ip([f"route add {address} via {'192.0.2.2' if version == 4 else '2001:db8::2'} dev eth0"])
         try:
-            assert built.reach("a", address, 80), "without protection the packet leaves by the default route"
+            assert built.reach("a", address, 80, wanted=True), "unprotected it leaves by the default route"
             built.builder.set_service_cidrs(["10.96.0.0/12", "fd96::/112"])
             built.apply()
-            assert not built.reach("a", address, 80)
+            assert not built.reach("a", address, 80, wanted=False)
             assert built.counted("no such service: would loop", "ip" if version == 4 else "ip6") > 0
             built.builder.set_options(RulesetOptions(loop_prevention="Disabled"))
             built.apply()
-            assert built.reach("a", address, 80)
+            assert built.reach("a", address, 80, wanted=True)
             built.builder.set_options(RulesetOptions())
             built.apply()
         finally:

@@ -15,7 +15,7 @@ from libs.policy.output import Action, Policy, PortRange, Rule, Tier
 from services.felix.core.options import RulesetOptions
 from tests.kernel.ruleset_lab import Lab, address, np, running_lab
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.xdist_group("kernel-log")]  # who may log is a setting of the machine
 
 ALL_NETNS = Path("/proc/sys/net/netfilter/nf_log_all_netns")  # else only the initial namespace may log
 LOGGED, ALLOWED = Rule(action=Action.LOG, protocol="udp", dst_ports=(PortRange(9, 9),)), Rule(action=Action.ALLOW)

@@ -113,7 +113,7 @@ async def test_counters_that_have_counted_are_no_difference(ns: netns.Namespace)
     chain = Chain("out", (rule(Match(Field.OIFNAME, "lo"), COUNTER, comment="c"),), Base(Hook.OUTPUT))
     ruleset = Ruleset(Table(Family.IP, "cal"), (chain,))
     await write(ns, ruleset)
-    ns.run("ping", "-c1", "-W1", "127.0.0.1")
+    ns.run("ping", "-c1", "-W20", "127.0.0.1")
     counted = json.loads(ns.run("nft", "-j", "list", "chain", "ip", "cal", "out"))
     (found,) = [entry["rule"] for entry in counted["nftables"] if "rule" in entry]
     assert any(expr.get("counter", {}).get("packets", 0) > 0 for expr in found["expr"])

@@ -123,7 +123,7 @@ def test_routes_are_calicos_and_a_change_relabels_them_without_a_moment_without(
     async def work(space: Namespace) -> None:
         async with felix(space) as node:
             await node.sees(family, pod, [("cali1", "3", 1024)])
-            assert node.shown(4, BLOCK) == [("", "80", 0)], "what is no workload's keeps its protocol and metric"
+            await node.sees(4, BLOCK, [("", "80", 0)])  # what is no workload's keeps its protocol and metric
             with history(pod) as seen:
                 node.configure(replace(DEFAULT, protocol=99))
                 await node.sees(family, pod, [("cali1", "99", 1024)])

@@ -13,6 +13,7 @@ from libs.testkit.stock_kernel import machine
 
 pytestmark = [
     pytest.mark.kernel,
+    pytest.mark.timeout(900),
     pytest.mark.skipif(bool(machine.missing()), reason="a distribution's kernel is not here"),
 ]
 PROJECT = Path(__file__).resolve().parents[2]
@@ -24,7 +25,7 @@ def test_a_command_runs_there_with_this_machines_files_and_changes_none() -> Non
     script = f"uname -r; pwd; touch {new} && ls {new}; ip link add w type wireguard && echo made; exit 7"
     done = subprocess.run(
         [sys.executable, "-m", "libs.testkit.stock_kernel", "sh", "-c", script],
-        cwd=PROJECT, capture_output=True, text=True, timeout=170, check=False,
+        cwd=PROJECT, capture_output=True, text=True, timeout=870, check=False,
     )  # fmt: skip
     said = done.stdout.replace("\r", "").splitlines()
     (release,) = [path.name.removeprefix("vmlinuz-") for path in (machine.PACKAGES / "boot").glob("vmlinuz-*")]

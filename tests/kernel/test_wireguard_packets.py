@@ -134,10 +134,10 @@ def test_packets_are_encrypted_while_it_is_on_and_after_another_key_and_not_once
     encrypted()
     for stage in pair.stages:
         stage.call(lambda stage=stage: stage.writer.remove(stage.name))  # type: ignore[misc]
+    for stage in pair.stages:
+        socket_gone(stage)
     in_clear, hidden = pair.seen()
     assert in_clear
     assert not hidden
-    for stage in pair.stages:
-        socket_gone(stage)
     pair.on()
     encrypted()

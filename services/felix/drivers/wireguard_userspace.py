@@ -13,6 +13,7 @@ import os
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
@@ -25,6 +26,7 @@ from services.felix.drivers.wireguard import Unsupported, WireguardError
 SOCKETS = Path("/var/run/wireguard")
 START_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 5.0
+BIND_TIMEOUT_S = 2.0  # another program may wait for its interface to be up, and have none by then
 _RECEIVE = 1 << 16
 
 
@@ -55,6 +57,15 @@ class UserspaceDevices:
         if done.returncode:
             said = " ".join(line for line in done.stderr.splitlines() if "│" not in line and "─" not in line).strip()
             raise WireguardError(f"{path} {name}: exit status {done.returncode}: {said[-500:]}")
+        self._until_bound(name)
+
+    def _until_bound(self, name: str) -> None:
+        """wireguard-go takes a port of chance by itself, a little after it has begun to answer. A port that is set
+        before is bound later, and nobody is told when another has it.
+        """
+        deadline = time.monotonic() + BIND_TIMEOUT_S
+        while not self.read(name).listen_port and time.monotonic() < deadline:
+            time.sleep(0.005)
 
     def read(self, name: str) -> WgDevice:
         try:

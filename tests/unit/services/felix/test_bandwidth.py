@@ -33,7 +33,7 @@ BUCKET = Limit(8_000_000, 800_000).bucket(1500)
 
 
 def link(index: int, name: str, kind: str = "veth", *, mtu: int = 1500, up: bool = True) -> Link:
-    return Link(index, name, kind, "", mtu, up, "up", up, 0, 0)
+    return Link(index, name, kind, "", mtu, up, up, 0, 0)
 
 
 def root(index: int, bucket: TokenBucket = BUCKET) -> Qdisc:

@@ -10,12 +10,19 @@ from services.felix.core.mtu import PATTERN, host_mtu_bytes, pod_mtu_bytes
 from services.felix.core.overlay import OverlaySettings
 
 
-def link(name: str, mtu_bytes: int, operstate: str = "up") -> Link:
-    return Link(1, name, "", "", mtu_bytes, True, operstate, operstate == "up", 0, 0)
+def link(name: str, mtu_bytes: int, *, up: bool = True, lower_up: bool = True) -> Link:
+    return Link(1, name, "", "", mtu_bytes, up, lower_up, 0, 0)
 
 
 def test_the_host_has_the_smallest_of_those_that_match_and_are_up() -> None:
-    links = [link("eth0", 1500), link("ens3", 9000), link("eth1", 1300, "down"), link("cali1", 1200), link("lo", 65536)]
+    links = [
+        link("eth0", 1500),
+        link("ens3", 9000),
+        link("eth1", 1300, lower_up=False),
+        link("eth2", 1300, up=False, lower_up=False),
+        link("cali1", 1200),
+        link("lo", 65536),
+    ]
     assert host_mtu_bytes(links, PATTERN) == 1500
     assert host_mtu_bytes(links, "^ens") == 9000
     assert host_mtu_bytes(links, "^bond") == 1460

@@ -316,7 +316,7 @@ async def test_the_devices_mtu_follows_the_hosts() -> None:
     made = stage(POOL4)
     await made.step()
     made.carriers.mtu_bytes = 1400
-    made.keeper._event(Changed(Link(2, "eth0", "", "", 1400, True, "up", True, 0, 0), gone=False))
+    made.keeper._event(Changed(Link(2, "eth0", "", "", 1400, True, True, 0, 0), gone=False))
     await made.step()
     assert made.kernel.devices[VXLAN].mtu_bytes == 1350
 
@@ -361,7 +361,7 @@ async def test_events_of_others_are_put_right_and_our_own_are_no_news() -> None:
 
     made.keeper._changed = tell
     index, device = made.kernel.indexes[VXLAN], made.kernel.devices[VXLAN]
-    link = Link(index, VXLAN, "vxlan", device.mac, 1450, True, "unknown", True, 0, 2)
+    link = Link(index, VXLAN, "vxlan", device.mac, 1450, True, True, 0, 2)
     entry = next(iter(made.kernel.fdb))
     neighbour = next(iter(made.kernel.neighbours.values()))
     own = InterfaceAddress(ip_interface("10.0.1.0/32"), index)
