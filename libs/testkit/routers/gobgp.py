@@ -59,7 +59,14 @@ class Gobgp(Peer):
         (self.directory / "gobgpd.json").write_text(json.dumps(render(self.router), indent=1))
 
     def ask(self, *words: str) -> str:
-        return self.run(str(program("gobgp")), "-u", "127.0.0.1", *words)
+        """`gobgp` gives up after some seconds, which a busy machine may take: asked up to three times."""
+        for last in (False, False, True):
+            try:
+                return self.run(str(program("gobgp")), "-u", "127.0.0.1", *words)
+            except CommandFailed as error:
+                if last or "context deadline exceeded" not in str(error):
+                    raise
+        raise AssertionError
 
     def json(self, *words: str) -> Any:
         return json.loads(self.ask("-j", *words) or "null")
