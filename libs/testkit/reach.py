@@ -24,7 +24,7 @@ from libs.netlink.netns import in_netns
 from libs.testkit.patience import Allowance, patient
 
 LATE_S = 5.0
-_UDP_PORTS = itertools.cycle(range(20_000, 32_000))
+_UDP_PORTS = itertools.cycle(range(20_000, 30_000))
 """One of chance may be that of an earlier flow, whose connection the kernel still knows as an allowed one."""
 _RTT_AND_RETRANS = struct.Struct("=68xI28xI")  # tcpi_rtt, tcpi_total_retrans of struct tcp_info, linux/tcp.h
 

@@ -25,6 +25,7 @@ from services.apiserver.shell.cache import CacheSettings, EtcdCache
 from services.apiserver.shell.front import encode_status
 from services.apiserver.shell.rolefile import RoleFile
 from services.apiserver.shell.verbs import Api
+from tests.contract.apiserver_watch_stage import PATIENT
 
 ADMIN = "admin"
 API_VERSION = "projectcalico.org/v3"
@@ -162,7 +163,7 @@ async def open_stage(store: Store, directory: Path, *, settings: CacheSettings |
     random = Random(7)
     stage: list[Stage] = []
     resources = ResourceClient(store, release=IpamRelease(store), sleep=at_once, now=lambda: stage[0].clock)
-    cache = EtcdCache(store, random, settings=settings or CacheSettings(first_wait_s=60.0, wait_s=30.0), eager=True)
+    cache = EtcdCache(store, random, settings=settings or PATIENT, eager=True)
     path = directory / "roles.yaml"
     path.write_text(_text(_ADMINISTRATOR))
     roles = RoleFile(path)

@@ -196,8 +196,8 @@ def packet_bytes(version: int, payload: int) -> int:
 
 
 def flood(node: Node, way: tuple[str, str], version: int, rate: int, seconds: float) -> tuple[int, int, float, float]:
-    """UDP at `rate` bit/s: packets of 1000 bytes sent, those received, for how long the machine did not stand still for
-    more than the burst and the queue make good for, and how long it all took.
+    """UDP at `rate` bit/s, in packets of 1000 bytes: (sent, received, seconds without pauses that are longer than burst
+    and queue make good for, seconds in all).
     """
     sender, receiver = (node.lab.spaces[name].path for name in way)
     with (

@@ -289,6 +289,30 @@ def test_what_comes_and_goes_on_an_excluded_interface_wakes_nobody() -> None:
         assert in_the_node(space, scenario()) == 1
 
 
+def test_an_ipv4_address_counts_also_where_it_is_link_local() -> None:
+    """A node may have no other; IPv6 gives each interface one."""
+    with namespace("ifc") as space:
+        run(space, ["ip", "link", "add", "eth0", "type", "veth", "peer", "name", "p0"])
+
+        async def scenario() -> None:
+            driver, woken = InterfaceDriver(("cali",)), asyncio.Event()
+            watch = asyncio.ensure_future(driver.watch(woken.set))
+            try:
+                await asyncio.sleep(0)  # it listens
+                assert driver.index_of(ip_address("169.254.7.7")) is None
+                run(space, ["ip", "addr", "add", "169.254.7.7/16", "dev", "eth0"])
+                async with asyncio.timeout(10):
+                    await woken.wait()
+                assert driver.index_of(ip_address("169.254.7.7")) == driver._links["eth0"].index
+            finally:
+                watch.cancel()
+                await asyncio.gather(watch, return_exceptions=True)
+                await driver.close()
+
+        with in_netns(f"/run/netns/{space.name}"):
+            asyncio.run(scenario())
+
+
 def test_interfaces_are_compared_without_reading_routes_unless_they_are_others() -> None:
     with a_pod() as (space, ip):
         ip("link", "set", "cali1", "up")

@@ -75,7 +75,8 @@ async def collect(bundle: Bundle, logs: Path) -> None:
     await asyncio.gather(*(run(name, command) for name, command in COMMANDS))
     await asyncio.gather(*(_containers(bundle, limit, *runtime) for runtime in RUNTIMES))
     await asyncio.to_thread(_files, bundle, logs)
-    await asyncio.gather(*(_service(bundle, limit, *found) for found in services()))
+    there = await asyncio.to_thread(lambda: list(services()))
+    await asyncio.gather(*(_service(bundle, limit, *found) for found in there))
 
 
 async def _containers(bundle: Bundle, limit: asyncio.Semaphore, runtime: str, listing: str, logs: str) -> None:
@@ -109,7 +110,7 @@ async def _service(
     if port := health_port(arguments, environment):
         for path in ("/readiness", "/liveness", "/metrics"):
             connection = HTTPConnection("localhost", port, timeout=HTTP_S)
-            async with limit:  # one that hangs holds up no other
+            async with limit:
                 answer = await asyncio.to_thread(_answer, connection, path)
             bundle.add(f"services/{name}-{pid}{path}.txt", answer)
 

@@ -8,6 +8,7 @@ packet crosses into the process and back.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -26,7 +27,7 @@ from services.felix.drivers.wireguard import Unsupported, WireguardError
 SOCKETS = Path("/var/run/wireguard")
 START_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 5.0
-BIND_TIMEOUT_S = 2.0  # another program may wait for its interface to be up, and have none by then
+BIND_TIMEOUT_S = 2.0  # a program that binds only once its interface is up never gets there
 _RECEIVE = 1 << 16
 
 
@@ -64,7 +65,10 @@ class UserspaceDevices:
         before is bound later, and nobody is told when another has it.
         """
         deadline = time.monotonic() + BIND_TIMEOUT_S
-        while not self.read(name).listen_port and time.monotonic() < deadline:
+        while time.monotonic() < deadline:
+            with contextlib.suppress(WireguardError):  # the device is made; who uses it next tells what it lacks
+                if self.read(name).listen_port:
+                    return
             time.sleep(0.005)
 
     def read(self, name: str) -> WgDevice:

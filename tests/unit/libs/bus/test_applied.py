@@ -93,6 +93,7 @@ async def test_a_change_that_concerns_nobody_returns_at_once() -> None:
     typha(broker, {})
     async with listening(broker.connect("ctl"), 5.0) as waiter:
         assert await waiter.until_applied([3]) == []
+    assert asyncio.get_running_loop().time() == 0.0
 
 
 async def test_nodes_that_do_not_report_are_named() -> None:

@@ -177,7 +177,7 @@ async def test_a_dead_server_in_front_leaves_time_for_the_next(dns_server: DnsSe
             found.timeout = 5.0
             return found
 
-        # 4 s are lost to two dead servers with one second for each name, 10 to one that has all its time.
+        # One second for each server and name loses 4 s at most; all of its time for the first would lose 10.
         found = Discovery(DOMAIN, secure=False, random=Random(1), resolver=resolver, timeout_s=9.0)
         assert await urls(found) == ["http://etcd-0.example.test:2379"]
 

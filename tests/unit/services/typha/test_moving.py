@@ -91,6 +91,7 @@ async def test_the_only_typha_ends_at_once_and_its_readers_are_asked_nothing() -
     typha = Typha(5)
     await typha.mover.hand_over(30.0)
     assert typha.sent == []
+    assert asyncio.get_running_loop().time() == 0.0
 
 
 @pytest.mark.parametrize("fields", [{"leaving": True}, {"protocol": 2}], ids=str)
@@ -99,6 +100,7 @@ async def test_typha_ends_at_once_when_the_others_can_take_nobody(fields: dict[s
     await typha.beat(**fields)
     await typha.mover.hand_over(30.0)
     assert typha.sent == []
+    assert asyncio.get_running_loop().time() == 0.0
 
 
 async def test_a_beat_that_is_not_understood_is_no_typha_and_does_no_harm() -> None:
