@@ -90,7 +90,8 @@ class Hosts:
     async def expect(self, wanted: dict[Where, Verdict], *, families: tuple[int, ...] = FAMILIES) -> None:
         """Each flow has its verdict now, in each family; no second chance."""
         asked = [(where, family) for where in wanted for family in families]
-        got = await verdicts([self.flow(where, family) for where, family in asked], 0.5)
+        flows, hoped = [self.flow(where, family) for where, family in asked], [wanted[where] for where, _ in asked]
+        got = await verdicts(flows, 0.5, wanted=hoped)
         wrong = [
             f"IPv{family} {' '.join(map(str, where))}: {is_}, wanted {wanted[where]}"
             for (where, family), is_ in zip(asked, got, strict=True)
