@@ -51,6 +51,11 @@ class Link:
     master: int  # index of the bridge or bond above, 0 if none
     lower: int  # index of the device below or, for a veth, of its peer, which may be in another namespace; 0 if none
 
+    @property
+    def carries(self) -> bool:
+        """Whether packets can go through it."""
+        return self.up and self.lower_up
+
 
 def parse_mac(text_mac: str) -> bytes:
     """Six bytes of aa:bb:cc:dd:ee:ff. Raises ValueError."""

@@ -244,7 +244,7 @@ def test_no_file_descriptor_and_no_namespace_is_kept(lab: Lab) -> None:
             return before, len(os.listdir("/proc/self/fd")), home
 
     before, after, _ = lab.host.call(many)
-    assert after < before + 20  # threads of other tests may still open and close some
+    assert after <= before  # less where something of other tests closed meanwhile
 
 
 def test_thread_comes_back_when_the_block_raises(lab: Lab) -> None:

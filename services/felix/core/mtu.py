@@ -18,7 +18,7 @@ def host_mtu_bytes(links: Iterable[Link], pattern: str) -> int:
     """The smallest of the interfaces that can carry packets and whose name matches."""
     matches = re.compile(pattern)
     return min(
-        (link.mtu_bytes for link in links if link.up and link.lower_up and matches.search(link.name)),
+        (link.mtu_bytes for link in links if link.carries and matches.search(link.name)),
         default=DEFAULT_BYTES,
     )
 

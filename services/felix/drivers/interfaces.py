@@ -295,7 +295,7 @@ class InterfaceDriver:
 
     def _runs(self, name: str) -> bool:
         link = self._links.get(name)
-        return link is not None and link.up and link.lower_up
+        return link is not None and link.carries
 
     def _is_renamed(self, link: Link) -> bool:
         return link.name not in self._links and any(known.index == link.index for known in self._links.values())

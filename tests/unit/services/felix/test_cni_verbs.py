@@ -599,7 +599,6 @@ async def test_c07_gates_are_waited_for(
 ) -> None:
     url, statuses = gate
     monkeypatch.setattr(gates, "PERIOD_S", 0.01)
-    monkeypatch.setattr(gates, "LIMIT_S", 60.0)
     statuses += [503, 404, 302]
     await node.plugin.handle(asked(readiness_gates=[url, url.replace("ready", "ready?second")]))
     assert len(statuses) <= 1  # a redirect is an answer
